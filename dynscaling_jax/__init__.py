@@ -1,0 +1,3 @@
+"""Verifier-free inference scaling of language models, native to JAX."""
+
+__version__ = "0.1.0"

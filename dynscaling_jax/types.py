@@ -1,0 +1,146 @@
+"""The words that all parts share. Dimension letters are those of the docs:
+Q queries, N sample slots of a query, G prompt groups, R rows of a group,
+L sequence, P prefix, S suffix, H heads, K key/value heads, D head width,
+V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Message(NamedTuple):
+    """One turn of a conversation; role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class Query(NamedTuple):
+    """A question to be answered. It holds no reference answer."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+
+class Request(NamedTuple):
+    """One sample that a strategy asks a model for.
+
+    messages is what the model reads; where its last turn is the assistant's,
+    the model goes on with that turn. parents are the indices of the earlier
+    samples of the query that the messages hold. shared says that an earlier
+    request of the same round has the same messages, so that reading them was
+    paid for already; the loop sets it.
+    """
+
+    query: Query
+    messages: tuple[Message, ...]
+    index: int
+    round: int = 0
+    parents: tuple[int, ...] = ()
+    shared: bool = False
+
+
+class Sample(NamedTuple):
+    """One generated candidate: one row of the sample log, never changed.
+
+    answer is canonical text, None where none could be read. prompt_tokens
+    counts all that the model read, cached_tokens the part of it that an
+    earlier sample of the same query had already paid for. logprob is the mean
+    log-probability of the new tokens under the sampled distribution at
+    temperature 1, confidence the mean over tokens of minus the mean
+    log-probability of the 20 likeliest tokens (DeepConf, arXiv 2508.15260);
+    both None where the source offers none. signals holds further measures
+    of confidence by name: tail, bottom, lowest (DeepConf), certainty
+    (self-certainty, arXiv 2502.18581).
+    """
+
+    query_id: str
+    index: int
+    round: int
+    parents: tuple[int, ...]
+    text: str
+    answer: str | None
+    finish_reason: str  # stop, length, or error: what failed
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int
+    flops: float
+    logprob: float | None = None
+    confidence: float | None = None
+    signals: dict[str, float] = {}
+
+
+class Candidates(NamedTuple):
+    """The packed samples of all queries: what policies and votes see.
+
+    Slots at or past count_Q are padding. An answer of -1 before it is a
+    sample without a readable answer: it costs budget and has no vote. Answer
+    ids are numbered within their query in the order first seen, from 0.
+    """
+
+    answer_QN: jax.Array  # int32
+    weight_QN: jax.Array  # float32; what it measures is the reader's choice
+    tokens_QN: jax.Array  # int32, new tokens of each sample
+    count_Q: jax.Array  # int32
+
+
+class Budget(NamedTuple):
+    """Caps on what a run may spend; None is no cap."""
+
+    samples: int | None = None
+    new_tokens: int | None = None
+    total_tokens: int | None = None  # prompt (less cached) + new
+    flops: float | None = None
+    seconds: float | None = None
+
+
+class Ledger(NamedTuple):
+    """What has been spent."""
+
+    samples: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, sample: Sample, seconds: float = 0.0) -> "Ledger":
+        return Ledger(
+            self.samples + 1,
+            self.prompt_tokens + sample.prompt_tokens,
+            self.cached_tokens + sample.cached_tokens,
+            self.new_tokens + sample.new_tokens,
+            self.flops + sample.flops,
+            self.seconds + seconds,
+        )
+
+
+State = Any  # a pytree of a policy's own
+
+
+class Policy(NamedTuple):
+    """Turns candidates and a budget into grants, int32 [Q].
+
+    All three are pure and jittable; budget is a traced int32 scalar. Grants
+    are whole, not negative and within the free slots N - count_Q. They sum to
+    the budget, unless every query is full or the policy stops by its own
+    rule. weight names the field or signal of Sample that the policy reads as
+    weight_QN; None where it reads none.
+    """
+
+    init: Callable[[int], State]  # number of queries -> state
+    allocate: Callable[[jax.Array, State, Candidates, jax.Array], jax.Array]
+    update: Callable[[State, Candidates, jax.Array], State]
+    weight: str | None = None
+
+
+SampleFn = Callable[[Sequence[Request]], Iterator[Sample]]
+"""Draws what is asked for and yields each sample as soon as it is whole, in
+any order. What ends early yields fewer samples."""
+
+Strategy = Callable[
+    [Query, Sequence[Sample], int, int, jax.Array], Iterable[Request]
+]
+"""(query, its samples so far, samples granted, round, key) -> requests."""
