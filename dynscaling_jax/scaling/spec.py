@@ -1,0 +1,111 @@
+"""Names with arguments, as a flag or a config writes them, to functions:
+"majority", "weighted(tau=0.5)", "integrated(which=distinct, k=4)".
+
+One grammar serves the tables of strategies, policies and votes. Text is
+parsed and never evaluated.
+"""
+
+import ast
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def parse(
+    text: str,
+    table: Mapping[str, Callable[..., Any]],
+    what: str = "method",
+    **context: Any,
+) -> Any:
+    """Calls the factory of a table that a text such as "ucb(c=0.5)" names.
+
+    Arguments are given by keyword. Values are numbers, quoted strings, True,
+    False, None or tuples of these; a bare word is a string. context holds
+    what no text can say, such as a tokenizer: an entry goes to the factories
+    that have an argument of its name, and to no other.
+
+    Raises ValueError, with the known names or the allowed arguments, where
+    the text is malformed, the name unknown, an argument unknown or missing,
+    or a value not of the kind that the factory declares.
+    """
+    name, given = _read(text, what)
+    if name not in table:
+        known = ", ".join(sorted(table))
+        raise ValueError(f"unknown {what} {name!r}; known: {known}")
+    factory = table[name]
+    parameters = inspect.signature(factory).parameters
+    allowed = [p for p in parameters if p not in context]
+    listed = ", ".join(allowed) or "none"
+    for argument, value in given.items():
+        if argument not in allowed:
+            raise ValueError(
+                f"{what} {name!r} has no argument {argument!r}; "
+                f"allowed: {listed}"
+            )
+        kind = parameters[argument].annotation
+        if not _fits(value, kind):
+            raise ValueError(
+                f"{what} {name!r}: {argument}={value!r} is not "
+                f"{inspect.formatannotation(kind)}"
+            )
+    given |= {p: v for p, v in context.items() if p in parameters}
+    for argument, parameter in parameters.items():
+        if argument not in given and parameter.default is parameter.empty:
+            raise ValueError(f"{what} {name!r} needs {argument}=...")
+    return factory(**given)
+
+
+def _read(text: str, what: str) -> tuple[str, dict[str, Any]]:
+    malformed = ValueError(
+        f"{what} {text!r} is malformed; "
+        "expected NAME or NAME(argument=value, ...)"
+    )
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise malformed from None
+    if isinstance(node, ast.Name):
+        return node.id, {}
+    if (
+        not isinstance(node, ast.Call)
+        or not isinstance(node.func, ast.Name)
+        or node.args
+    ):
+        raise malformed
+    given = {}
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            raise malformed
+        try:
+            given[keyword.arg] = _value(keyword.value)
+        except ValueError:
+            raise malformed from None
+    return node.func.id, given
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Tuple):
+        return tuple(map(_value, node.elts))
+    return ast.literal_eval(node)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated kind; True where nothing is said."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, k) for k in typing.get_args(kind))
+    if origin is typing.Literal:
+        return value in typing.get_args(kind)
+    if kind is None:
+        return value is None
+    if not isinstance(kind, type) or kind is inspect.Parameter.empty:
+        return True
+    if kind is float:
+        return type(value) in (int, float)
+    if kind is int:
+        return type(value) is int  # True is no number here
+    return isinstance(value, kind)
