@@ -1,0 +1,5 @@
+"""Checkpoints to parameters and a pure forward pass."""
+
+from dynscaling_jax.models.config import ModelConfig as ModelConfig
+from dynscaling_jax.models.model import Model as Model
+from dynscaling_jax.models.model import load_model as load_model

@@ -1,0 +1,71 @@
+"""Attention over keys that lie in parts, and their exact merge.
+
+A query attends to parts that are kept apart: the prompt that a whole group
+shares, what a row wrote earlier, what it wrote since. Each part is reduced to
+(max score, sum of exponentials, weighted values); the parts merge exactly
+(online softmax, Milakov and Gimelshein 2018).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite: a part with no visible key must not give NaN
+
+
+class Part(NamedTuple):
+    """Attention over some of the keys, not yet normalised. float32."""
+
+    peak: jax.Array  # [..., M, 1], greatest score
+    total: jax.Array  # [..., M, 1], sum of exp(score - peak)
+    value: jax.Array  # [..., M, D], the same sum, weighting the values
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
+    """Attends to one part.
+
+    Args:
+        q: [..., M, D], scaled already.
+        k: [..., S, D]; v: [..., S, D].
+        mask: bool, broadcasts to [..., M, S]; True where a key is visible.
+    """
+    scores = jnp.einsum(
+        "...md,...sd->...ms", q, k, preferred_element_type=jnp.float32
+    )
+    scores = jnp.where(mask, scores, MASKED)
+    peak = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - peak)
+    value = jnp.einsum(
+        "...ms,...sd->...md",
+        weights.astype(v.dtype),
+        v,
+        preferred_element_type=jnp.float32,
+    )
+    return Part(peak, weights.sum(-1, keepdims=True), value)
+
+
+def merge(*parts: Part) -> jax.Array:
+    """Joins parts with the same leading shape into the output [..., M, D].
+
+    Some part must hold a visible key.
+    """
+    peak = parts[0].peak
+    for part in parts[1:]:
+        peak = jnp.maximum(peak, part.peak)
+    scales = [jnp.exp(part.peak - peak) for part in parts]
+    total = sum(s * p.total for s, p in zip(scales, parts, strict=True))
+    value = sum(s * p.value for s, p in zip(scales, parts, strict=True))
+    return value / total
+
+
+def visible(query_pos: jax.Array, key_pos: jax.Array, window: int) -> jax.Array:
+    """Causal mask [M, S] from positions [M] and [S].
+
+    A window of 3 lets the query at position 4 see keys 2, 3 and 4:
+        keys    0 1 2 3 4 5
+        query 4 . . x x x .
+    """
+    ahead = query_pos[..., :, None] - key_pos[..., None, :]
+    seen = ahead >= 0
+    return seen & (ahead < window) if window else seen

