@@ -1,0 +1,92 @@
+"""Where the pulls of one round go: the best scores first, all at once."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dynscaling_jax.types import Candidates, Policy
+
+
+def place(
+    key: jax.Array,
+    score_QN: jax.Array,
+    free_Q: jax.Array,
+    budget: jax.Array,
+) -> jax.Array:
+    """Hands out a round's pulls; equals one argmax over queries a pull.
+
+    score_QN[q, v] is the score of query q once v pulls of this round went to
+    it, float32 and never NaN; it must not rise with v, and only its first
+    free_Q[q] entries count. The sequential rule pulls the query of the
+    highest present score, again and again; since scores fall, what it pulls
+    are the budget highest entries of the table. So their lowest value is
+    found by bisection on the bits of a float, all above it is granted, and
+    what is left goes to entries equal to it, query by query in an order
+    drawn from key. This costs 32 passes over the table for any budget.
+
+    Args:
+      key: breaks ties.
+      score_QN: as above.
+      free_Q: int32, slots that are still empty; 0 where a query is done.
+      budget: int32 scalar, may be traced.
+
+    Returns:
+      grants_Q: int32, sums to min(budget, sum of free_Q).
+    """
+    open_QN = jnp.arange(score_QN.shape[1])[None, :] < free_Q[:, None]
+    level_QN = _ordered(score_QN)
+    budget = jnp.minimum(budget, jnp.sum(free_Q))
+
+    def reaching(level: jax.Array) -> jax.Array:
+        return jnp.sum(open_QN & (level_QN >= level), axis=1, dtype=jnp.int32)
+
+    def halve(_, bounds):
+        # low is reached by at least budget entries, high by fewer.
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = jnp.sum(reaching(middle)) >= budget
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low, _ = jax.lax.fori_loop(
+        0, 32, halve, (jnp.uint32(0), jnp.uint32(0xFFFFFFFF))
+    )
+    above_Q = reaching(low + 1)
+    tied_Q = reaching(low) - above_Q
+    order_Q = jax.random.permutation(key, score_QN.shape[0])
+    before_Q = jnp.cumsum(tied_Q[order_Q]) - tied_Q[order_Q]
+    rest = budget - jnp.sum(above_Q)
+    share_Q = jnp.clip(rest - before_Q, 0, tied_Q[order_Q])
+    return above_Q.at[order_Q].add(share_Q)
+
+
+def _ordered(score: jax.Array) -> jax.Array:
+    """Floats -> uint32 in the same order, from 1 (the top is NaN's)."""
+    score = jnp.where(score == 0, 0.0, score)  # -0 and 0 are one score
+    bits = jax.lax.bitcast_convert_type(score, jnp.uint32)
+    negative = score < 0
+    return jnp.where(negative, ~bits, bits | jnp.uint32(0x80000000))
+
+
+def free_slots(candidates: Candidates) -> jax.Array:
+    """Slots still empty, int32 [Q]."""
+    return candidates.answer_QN.shape[1] - candidates.count_Q
+
+
+def pulls(candidates: Candidates) -> jax.Array:
+    """Samples of a query once v of this round's pulls went to it, [Q, N]."""
+    slots = candidates.answer_QN.shape[1]
+    virtual_N = jnp.arange(slots, dtype=jnp.int32)
+    return candidates.count_Q[:, None] + virtual_N[None, :]
+
+
+def stateless(
+    allocate: Callable[..., jax.Array], weight: str | None = None
+) -> Policy:
+    """A policy that needs nothing but the candidates themselves."""
+    return Policy(
+        init=lambda queries: (),
+        allocate=allocate,
+        update=lambda state, candidates, grants_Q: state,
+        weight=weight,
+    )

@@ -1,0 +1,188 @@
+"""The bandits: each query an arm, each pull one more sample.
+
+Each function gives a Policy that spends all it is asked to while a slot is
+free. A score is written for one query, as a row over the pulls of this
+round, and vmapped; allocation.place turns the rows into grants. A pull that
+was granted in this round has no outcome yet: it is virtual, and each policy
+says what it lowers.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import betaln
+
+from dynscaling_jax.scaling.allocation import (
+    free_slots,
+    place,
+    pulls,
+    stateless,
+)
+from dynscaling_jax.scaling.uncertainty import (
+    answer_counts,
+    leaders,
+    measure_by_name,
+)
+from dynscaling_jax.types import Candidates, Policy
+
+
+def uniform() -> Policy:
+    """The control: the query with the fewest samples comes first."""
+
+    def allocate(key, state, candidates: Candidates, budget):
+        del state
+        score_QN = -pulls(candidates).astype(jnp.float32)
+        return place(key, score_QN, free_slots(candidates), budget)
+
+    return stateless(allocate)
+
+
+def random() -> Policy:
+    """The control: each pull goes to a query drawn at random.
+
+    The pulls of each query arrive by a Poisson process of rate 1, so that
+    the next arrival of all is equally likely to be any query's.
+    """
+
+    def allocate(key, state, candidates: Candidates, budget):
+        del state
+        draw, ties = jax.random.split(key)
+        wait_QN = jax.random.exponential(draw, candidates.answer_QN.shape)
+        score_QN = -jnp.cumsum(wait_QN, axis=1)
+        return place(ties, score_QN, free_slots(candidates), budget)
+
+    return stateless(allocate)
+
+
+def ucb(
+    uncertainty: str = "entropy", c: float = 0.5, unreadable: str = "dilute"
+) -> Policy:
+    """u_q + c sqrt(2 ln T / n_q), the score of DynScaling as we read it.
+
+    The idea is the paper's (arXiv 2506.16043), measure and c are ours; the
+    bonus is UCB1's (Auer et al. 2002). T counts the samples of all queries
+    when the round begins; a virtual pull adds one to n_q. A query without a
+    sample comes before all others.
+    """
+    at_least("c", c, 0)
+    measure = measure_by_name(uncertainty, unreadable)
+
+    def allocate(key, state, candidates: Candidates, budget):
+        del state
+        total = jnp.maximum(jnp.sum(candidates.count_Q), 1)
+        width = c * jnp.sqrt(2 * jnp.log(total.astype(jnp.float32)))
+
+        def score(answer_N, count, pull_N):
+            bonus_N = width / jnp.sqrt(pull_N.astype(jnp.float32))
+            return jnp.where(
+                pull_N == 0, jnp.inf, measure(answer_N, count) + bonus_N
+            )
+
+        score_QN = jax.vmap(score)(
+            candidates.answer_QN, candidates.count_Q, pulls(candidates)
+        )
+        return place(key, score_QN, free_slots(candidates), budget)
+
+    return stateless(allocate)
+
+
+def thompson(prior: float = 1.0) -> Policy:
+    """Margin uncertainty of one draw from the posterior of the shares.
+
+    The shares of the leader, the runner-up and all other answers are drawn
+    from Dirichlet(c_1 + prior, c_2 + prior, rest + prior) (Thompson 1933);
+    the score is 1 - |p_1 - p_2| of the draw. A virtual pull is taken as a
+    vote that widens the gap: with m the mass of the posterior, v of them
+    leave m / (m + v) of the uncertainty.
+    """
+    above("prior", prior, 0)
+
+    def allocate(key, state, candidates: Candidates, budget):
+        del state
+        draw, ties = jax.random.split(key)
+        queries, slots = candidates.answer_QN.shape
+
+        def score(key, answer_N, count):
+            counts_N, _ = answer_counts(answer_N, count)
+            first, second = leaders(counts_N)
+            rest = jnp.sum(counts_N) - first - second
+            mass_3 = jnp.stack([first, second, rest]).astype(jnp.float32)
+            share_3 = jax.random.dirichlet(key, mass_3 + prior)
+            mass = jnp.sum(mass_3) + 3 * prior
+            left_N = mass / (mass + jnp.arange(slots, dtype=jnp.float32))
+            return (1 - jnp.abs(share_3[0] - share_3[1])) * left_N
+
+        score_QN = jax.vmap(score)(
+            jax.random.split(draw, queries),
+            candidates.answer_QN,
+            candidates.count_Q,
+        )
+        return place(ties, score_QN, free_slots(candidates), budget)
+
+    return stateless(allocate)
+
+
+def pets() -> Policy:
+    """Optimistic knowledge gradient on leader against runner-up.
+
+    With h = P(the leader is the likelier of the two | Beta posterior), the
+    score is the largest rise of h that one more sample can bring (Chen, Lin
+    and Zhou 2013, ICML; applied to self-consistency by PETS), which is a
+    vote for the leader and has the closed form
+    2^-(a + b) / (a B(a, b)), a = c_1 + 1, b = c_2 + 1.
+    A virtual pull counts as that vote. Unreadable samples leave h as it is.
+    """
+
+    def allocate(key, state, candidates: Candidates, budget):
+        del state
+
+        def score(answer_N, count):
+            first, second = leaders(answer_counts(answer_N, count)[0])
+            a_N = (first + 1 + jnp.arange(answer_N.shape[0])).astype(
+                jnp.float32
+            )
+            b = second.astype(jnp.float32) + 1
+            return jnp.exp(
+                -(a_N + b) * jnp.log(2.0) - betaln(a_N, b) - jnp.log(a_N)
+            )
+
+        score_QN = jax.vmap(score)(candidates.answer_QN, candidates.count_Q)
+        return place(key, score_QN, free_slots(candidates), budget)
+
+    return stateless(allocate)
+
+
+def uab() -> Policy:
+    """p (1 - p)^n: the chance that the next sample is the first success.
+
+    p is the geometric mean probability of a token, exp of the mean
+    log-probability of the samples so far (1/2 before there are any), taken
+    as the chance that a sample succeeds; n counts virtual pulls too. Reads
+    the field logprob of Sample.
+    """
+
+    def allocate(key, state, candidates: Candidates, budget):
+        del state
+
+        def score(weight_N, count, pull_N):
+            drawn_N = jnp.arange(weight_N.shape[0]) < count
+            n = jnp.maximum(count, 1).astype(jnp.float32)
+            mean = jnp.sum(jnp.where(drawn_N, weight_N, 0.0)) / n
+            p = jnp.where(count == 0, 0.5, jnp.exp(jnp.minimum(mean, 0.0)))
+            return p * (1 - p) ** pull_N.astype(jnp.float32)
+
+        score_QN = jax.vmap(score)(
+            candidates.weight_QN, candidates.count_Q, pulls(candidates)
+        )
+        return place(key, score_QN, free_slots(candidates), budget)
+
+    return stateless(allocate, weight="logprob")
+
+
+def at_least(name: str, value: float, bound: float) -> None:
+    if not value >= bound:
+        raise ValueError(f"{name}={value}: expected at least {bound}.")
+
+
+def above(name: str, value: float, bound: float) -> None:
+    if not value > bound:
+        raise ValueError(f"{name}={value}: expected more than {bound}.")
