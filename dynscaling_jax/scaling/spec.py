@@ -31,10 +31,7 @@ def parse(
     or a value not of the kind that the factory declares.
     """
     name, given = _read(text, what)
-    if name not in table:
-        known = ", ".join(sorted(table))
-        raise ValueError(f"unknown {what} {name!r}; known: {known}")
-    factory = table[name]
+    factory = choose(what, name, table)
     parameters = inspect.signature(factory).parameters
     allowed = [p for p in parameters if p not in context]
     listed = ", ".join(allowed) or "none"
@@ -55,6 +52,14 @@ def parse(
         if argument not in given and parameter.default is parameter.empty:
             raise ValueError(f"{what} {name!r} needs {argument}=...")
     return factory(**given)
+
+
+def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
+    """table[name]; raises ValueError with the names that there are."""
+    if name not in table:
+        known = ", ".join(sorted(table))
+        raise ValueError(f"unknown {what} {name!r}; known: {known}")
+    return table[name]
 
 
 def _read(text: str, what: str) -> tuple[str, dict[str, Any]]:

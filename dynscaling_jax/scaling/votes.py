@@ -120,7 +120,8 @@ def deepconf(
 
     def filtered(answer_N: jax.Array, confidence_N: jax.Array) -> jax.Array:
         readable_N = answer_N >= 0
-        kept = jnp.ceil(top_share * readable_N.sum() - 1e-4)
+        n = readable_N.sum().astype(jnp.float32)
+        kept = jnp.ceil(top_share * n - 1e-4).astype(jnp.int32)
         heard_N = _rank(confidence_N, readable_N) <= kept
         return jnp.where(heard_N, confidence_N, 0.0)
 
@@ -234,7 +235,7 @@ def _tally(answer_N: jax.Array, weight_N: jax.Array) -> jax.Array:
     """
     readable_N = answer_N >= 0
     same_NN = answer_N[:, None] == answer_N[None, :]
-    total_N = jnp.where(same_NN & readable_N, weight_N, 0.0).sum(axis=-1)
+    total_N = jnp.where(same_NN, weight_N[None, :], 0.0).sum(axis=-1)
     first = jnp.argmax(jnp.where(readable_N, total_N, -jnp.inf))
     return jnp.where(readable_N.any(), answer_N[first], -1)
 

@@ -1,0 +1,324 @@
+"""The round loop: queries, a model and a budget -> one answer for each query.
+
+Each round asks the policy where the next samples go and the strategy what to
+ask the model; the vote has the last word. Everything comes in as a function,
+so that an engine, an endpoint, a replay or a test's stub can be the model.
+"""
+
+import operator
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynscaling_jax.scaling.strategies import reads_texts
+from dynscaling_jax.scaling.table import Table
+from dynscaling_jax.scaling.uncertainty import measure_by_name
+from dynscaling_jax.scaling.votes import Vote
+from dynscaling_jax.types import (
+    Budget,
+    Ledger,
+    Policy,
+    Query,
+    Request,
+    Sample,
+    SampleFn,
+    Strategy,
+)
+
+ENTROPY = measure_by_name("entropy")
+
+
+class Round(NamedTuple):
+    """What one round did. grants_Q, int32, are the samples asked for;
+    uncertainty_Q, float32, is from before the round, ledger from its end."""
+
+    number: int
+    grants_Q: np.ndarray
+    uncertainty_Q: np.ndarray
+    ledger: Ledger
+
+
+class Result(NamedTuple):
+    """What came of a run; answers and samples in the order of the queries.
+
+    answers are canonical, None where nothing was readable. samples have the
+    first text of their class as answer, and no text where neither strategy
+    nor vote reads any. stopped names the cap that was reached, or says what
+    else ended the run. vote_ledger is what the vote itself asked of the
+    model; it comes on top of the budget.
+    """
+
+    answers: tuple[str | None, ...]
+    samples: tuple[tuple[Sample, ...], ...]
+    ledger: Ledger
+    rounds: tuple[Round, ...]
+    stopped: str
+    vote_ledger: Ledger
+
+
+def scale(
+    queries: Sequence[Query],
+    sample_fn: SampleFn,
+    strategy: Strategy,
+    policy: Policy,
+    vote: Vote,
+    budget: Budget,
+    key: jax.Array,
+    *,
+    capacity: int | None = None,
+    round_size: int | None = None,
+    first_round: int | None = None,
+    max_cost: Budget = Budget(),  # noqa: B008, immutable
+    same: Callable[[str, str], bool] = operator.eq,
+    measure: Callable[[jax.Array, jax.Array], jax.Array] = ENTROPY,
+    observe: Callable[[Round], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Result:
+    """Spends a budget on samples of the queries, and votes on the answers.
+
+    No cap is passed by more than one sample. A round grants what fits the
+    caps even if each of its samples costs what max_cost says, or the costliest
+    so far; when not even one surely fits, samples are drawn one at a time.
+    Should a cap be passed within a round all the same, for which max_cost
+    must have been unknown or wrong, the rest of the round is not drawn. So,
+    with a true max_cost, what is drawn does not depend on the order in which
+    samples arrive; the cap on seconds alone depends on the machine.
+
+    Args:
+      capacity: N, the most samples of one query; by default four times the
+        even share of budget.samples, and at least 64.
+      round_size: samples in a round; by default one for each query.
+      first_round: samples in the first round; by default round_size.
+      max_cost: the most that one sample can cost.
+      same: whether two canonical answers are one answer to the vote.
+      measure: (answer ids [N], count []) of a query -> the uncertainty [] that
+        rounds report.
+      observe: called after each round.
+      clock: the time in seconds, for the ledger and the cap on seconds.
+
+    Raises:
+      ValueError: no queries, or two of one id; a budget without any cap, with
+        a cap not above 0, or of fewer samples than queries; a policy or vote
+        that reads a measure which the samples lack; grants, requests or
+        samples that break the contract of their function.
+    """
+    _check(queries, budget)
+    begin = clock()
+    share = -(-(budget.samples or 0) // len(queries))
+    weights = {w for w in (policy.weight, vote.weight) if w}
+    texts = reads_texts(strategy) or vote.weigh is not None
+    table = Table(queries, capacity or max(64, 4 * share), same, weights, texts)
+    allocate, update = jax.jit(policy.allocate), jax.jit(policy.update)
+    uncertain = jax.jit(jax.vmap(measure))
+
+    state, ledger, rounds = policy.init(len(queries)), Ledger(), []
+    dearest = _spent(Ledger(samples=1)) | _caps(max_cost)
+    size = first_round or round_size or len(queries)
+    while True:
+        fits, stopped = _affordable(budget, ledger, dearest)
+        if stopped:
+            break
+        asked, index = min(fits, size), len(rounds)
+        seen = table.candidates(policy.weight)
+        grants_Q = allocate(
+            jax.random.fold_in(key, index), state, seen, jnp.int32(asked)
+        )
+        grants_Q = _checked_grants(grants_Q, table.free_Q, asked)
+        requests = _requests(queries, table, strategy, grants_Q, index, key)
+        if not requests:
+            stopped = _why_nothing(grants_Q, table.free_Q)
+            break
+        drawn = []
+        for sample in _stream(sample_fn, requests):
+            drawn.append(sample)
+            cost = _spent(Ledger().add(sample))
+            dearest = {axis: max(dearest[axis], cost[axis]) for axis in cost}
+            ledger = ledger.add(sample)._replace(seconds=clock() - begin)
+            if _passed(budget, ledger):
+                break
+        table.add(drawn)
+        taken_Q = _per_query(queries, requests)
+        state = update(state, table.candidates(policy.weight), taken_Q)
+        uncertainty_Q = np.asarray(uncertain(seen.answer_QN, seen.count_Q))
+        rounds.append(Round(index, taken_Q, uncertainty_Q, ledger))
+        if observe:
+            observe(rounds[-1])
+        if len(drawn) < len(requests):
+            stopped = _passed(budget, ledger) or "the model ended early"
+            break
+        size = round_size or len(queries)
+
+    answers, vote_ledger = _vote(vote, queries, table, sample_fn)
+    samples = tuple(map(tuple, table.samples))
+    return Result(answers, samples, ledger, tuple(rounds), stopped, vote_ledger)
+
+
+def _check(queries: Sequence[Query], budget: Budget) -> None:
+    if not queries:
+        raise ValueError("there are no queries")
+    if len({query.id for query in queries}) < len(queries):
+        ids = [query.id for query in queries]
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise ValueError(f"two queries have the id {twice!r}; make ids unique")
+    caps = _caps(budget)
+    if not caps:
+        raise ValueError(f"the budget has no cap; set one of {Budget._fields}")
+    for name, cap in caps.items():
+        if not cap > 0:
+            raise ValueError(f"budget.{name}={cap} is not above 0")
+    if caps.get("samples", len(queries)) < len(queries):
+        raise ValueError(
+            f"budget.samples={budget.samples} is less than one for each of "
+            f"{len(queries)} queries; raise it or ask fewer queries"
+        )
+
+
+def _spent(ledger: Ledger) -> dict[str, float]:
+    """A ledger along the axes of a budget."""
+    return {
+        "samples": ledger.samples,
+        "new_tokens": ledger.new_tokens,
+        "total_tokens": (
+            ledger.prompt_tokens - ledger.cached_tokens + ledger.new_tokens
+        ),
+        "flops": ledger.flops,
+        "seconds": ledger.seconds,
+    }
+
+
+def _caps(budget: Budget) -> dict[str, float]:
+    return {n: cap for n, cap in budget._asdict().items() if cap is not None}
+
+
+def _affordable(
+    budget: Budget, ledger: Ledger, dearest: dict[str, float]
+) -> tuple[int, str]:
+    """(samples that fit each cap for sure, at least 1; the cap reached)."""
+    most, spent = sys.maxsize, _spent(ledger)
+    for name, cap in _caps(budget).items():
+        if spent[name] >= cap:
+            return 0, name
+        if name != "seconds":  # watched as samples arrive
+            one = dearest[name]
+            most = min(most, int((cap - spent[name]) // one) if one else 1)
+    return max(1, most), ""
+
+
+def _passed(budget: Budget, ledger: Ledger) -> str:
+    """The name of a cap that is passed, or nothing."""
+    spent = _spent(ledger)
+    return next((n for n, cap in _caps(budget).items() if spent[n] > cap), "")
+
+
+def _checked_grants(
+    grants: jax.Array, free_Q: np.ndarray, asked: int
+) -> np.ndarray:
+    grants_Q = np.asarray(grants)
+    if grants_Q.shape != free_Q.shape or grants_Q.dtype.kind != "i":
+        raise ValueError(
+            f"the policy's grants are {grants_Q.dtype}{grants_Q.shape}; "
+            f"expected int32{free_Q.shape}"
+        )
+    wrong = (grants_Q < 0) | (grants_Q > free_Q)
+    if wrong.any():
+        q = int(wrong.argmax())
+        raise ValueError(
+            f"the policy grants {grants_Q[q]} samples to query {q}, which has "
+            f"{free_Q[q]} free slots"
+        )
+    if grants_Q.sum() > asked:
+        raise ValueError(
+            f"the policy grants {grants_Q.sum()} samples of {asked}"
+        )
+    return grants_Q
+
+
+def _requests(
+    queries: Sequence[Query],
+    table: Table,
+    strategy: Strategy,
+    grants_Q: np.ndarray,
+    round: int,
+    key: jax.Array,
+) -> list[Request]:
+    """What the strategy asks for, with `shared` set."""
+    requests: list[Request] = []
+    for q in np.flatnonzero(grants_Q).tolist():
+        samples, granted = table.samples[q], int(grants_Q[q])
+        asked = list(strategy(queries[q], samples, granted, round, key))
+        first = len(samples)
+        indices = [request.index for request in asked]
+        if len(asked) > granted or indices != list(
+            range(first, first + len(asked))
+        ):
+            raise ValueError(
+                f"the strategy asks for samples {indices} of query "
+                f"{queries[q].id!r}; expected up to {granted} from {first} on"
+            )
+        read = set()
+        for request in asked:
+            shared = request.messages in read
+            read.add(request.messages)
+            requests.append(request._replace(shared=shared))
+    return requests
+
+
+def _why_nothing(grants_Q: np.ndarray, free_Q: np.ndarray) -> str:
+    if not free_Q.any():
+        return "every query is full"
+    if not grants_Q.any():
+        return "the policy stopped"
+    return "the strategy stopped"
+
+
+def _stream(sample_fn: SampleFn, requests: Sequence[Request]):
+    """The samples asked for as they come, each checked; closed when left."""
+    missing = {(r.query.id, r.index) for r in requests}
+    samples = sample_fn(requests)
+    try:
+        for sample in samples:
+            try:
+                missing.remove((sample.query_id, sample.index))
+            except KeyError:
+                raise ValueError(
+                    f"the model gave sample {sample.index} of query "
+                    f"{sample.query_id!r}, which was not asked for, or twice"
+                ) from None
+            yield sample
+    finally:
+        close = getattr(samples, "close", None)
+        if close:
+            close()
+
+
+def _per_query(
+    queries: Sequence[Query], requests: Sequence[Request]
+) -> np.ndarray:
+    count = dict.fromkeys((query.id for query in queries), 0)
+    for request in requests:
+        count[request.query.id] += 1
+    return np.fromiter(count.values(), np.int32, len(count))
+
+
+def _vote(
+    vote: Vote, queries: Sequence[Query], table: Table, sample_fn: SampleFn
+) -> tuple[tuple[str | None, ...], Ledger]:
+    """The answers, and what it cost to decide on them."""
+    ledger = Ledger()
+
+    def metered(requests: Sequence[Request]):
+        nonlocal ledger
+        for sample in _stream(sample_fn, requests):
+            ledger = ledger.add(sample)
+            yield sample
+
+    weight = vote.weight
+    if vote.weigh is not None:
+        weight = vote.weigh(queries, table.samples, metered)
+    answer_Q = jax.jit(vote.decide)(table.candidates(weight))
+    return table.texts(answer_Q), ledger

@@ -1,0 +1,346 @@
+"""Strategies: a grant of n samples for a query -> n requests to a model.
+
+All are settings of, or short functions over, the chain builder of chains.py.
+A round is one batch, so a chain holds samples of earlier rounds alone. Where
+what is asked for next rests on samples of this very round, a strategy takes
+up fewer samples than it was granted; the loop grants the rest again later.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import jax
+
+from dynscaling_jax.scaling import chains
+from dynscaling_jax.scaling.chains import (
+    Chain,
+    Content,
+    Layout,
+    Order,
+    Reader,
+    Which,
+)
+from dynscaling_jax.types import Message, Query, Request, Sample, Strategy
+
+
+def reads_texts(strategy: Strategy) -> bool:
+    """Whether the loop must keep the texts of samples for a strategy: yes,
+    unless it says no (`strategy.reads_texts = False`)."""
+    return getattr(strategy, "reads_texts", True)
+
+
+def parallel() -> Strategy:
+    """Independent samples (self-consistency, arXiv 2203.11171)."""
+
+    def plan(
+        query: Query,
+        samples: Sequence[Sample],
+        n: int,
+        round: int,
+        key: jax.Array,
+    ) -> Iterator[Request]:
+        for index in range(len(samples), len(samples) + n):
+            yield _alone(query, index, round)
+
+    return _with_texts(plan, False)
+
+
+def integrated(
+    explore: int = 4,
+    schedule: Literal["explore", "alternate"] = "explore",
+    k: int = 4,
+    which: Which = "distinct",
+    order: Order = "shuffled",
+    content: Content = "answer_and_reasoning",
+    layout: Layout = "transcript",
+    tail: int = 128,
+    reader: Reader = Reader(),  # noqa: B008, immutable
+) -> Strategy:
+    """Parallel samples, then samples that continue a chain of earlier ones
+    (DynScaling, arXiv 2506.16043; options and defaults are ours).
+
+    The first `explore` samples of a query are parallel. After them every
+    sample is integrated, or, with schedule="alternate", every other one. The
+    other options are those of chains.Chain.
+    """
+    _at_least("integrated", 1, explore=explore)
+    if schedule not in ("explore", "alternate"):
+        raise ValueError(
+            f"integrated: schedule={schedule!r} is not explore or alternate"
+        )
+    chain = Chain(k, which, order, content, layout, tail).checked()
+
+    def plan(
+        query: Query,
+        samples: Sequence[Sample],
+        n: int,
+        round: int,
+        key: jax.Array,
+    ) -> Iterator[Request]:
+        start = len(samples)
+        if start < explore:
+            n = min(n, explore - start)
+        for index in range(start, start + n):
+            late = index - explore
+            if late < 0 or (schedule == "alternate" and late % 2):
+                yield _alone(query, index, round)
+            else:
+                yield _chained(chain, reader, query, samples, index, round, key)
+
+    return _with_texts(plan, content != "answer_only")
+
+
+def revision(
+    depth: int = 4,
+    content: Content = "answer_and_reasoning",
+    layout: Layout = "transcript",
+    tail: int = 128,
+    reader: Reader = Reader(),  # noqa: B008
+) -> Strategy:
+    """Sequential revision: the chain is the last attempt alone.
+
+    Attempts form lines of up to `depth`. Each sample goes on with the end of
+    the latest line that no other sample goes on with; where there is none, or
+    its last attempt is unreadable, it starts a new line.
+    """
+    _at_least("revision", 1, depth=depth)
+    chain = Chain(1, "recent", "shuffled", content, layout, tail).checked()
+
+    def plan(
+        query: Query,
+        samples: Sequence[Sample],
+        n: int,
+        round: int,
+        key: jax.Array,
+    ) -> Iterator[Request]:
+        ends = _line_ends(samples, depth)
+        for index in range(len(samples), len(samples) + n):
+            last = next(ends, [])
+            yield _chained(chain, reader, query, last[-1:], index, round, key)
+
+    return _with_texts(plan, content != "answer_only")
+
+
+def rsa(
+    population: int = 16,
+    k: int = 4,
+    loops: int = 10,
+    content: Content = "answer_and_reasoning",
+    layout: Layout = "context",
+    tail: int = 128,
+    reader: Reader = Reader(),  # noqa: B008
+) -> Strategy:
+    """Recursive self-aggregation (arXiv 2509.26626).
+
+    Each of a population is drawn from k members, taken at random, of the
+    population before it; the first is parallel. After `loops` populations a
+    new one is started.
+    """
+    _at_least("rsa", 1, population=population, loops=loops)
+    chain = Chain(k, "random", "shuffled", content, layout, tail).checked()
+
+    def plan(
+        query: Query,
+        samples: Sequence[Sample],
+        n: int,
+        round: int,
+        key: jax.Array,
+    ) -> Iterator[Request]:
+        for index, before in _generations(samples, n, population, loops):
+            yield _chained(chain, reader, query, before, index, round, key)
+
+    return _with_texts(plan, content != "answer_only")
+
+
+def debate(
+    agents: int = 3,
+    turns: int = 2,
+    content: Content = "answer_and_reasoning",
+    tail: int = 128,
+    reader: Reader = Reader(),  # noqa: B008
+) -> Strategy:
+    """Each agent reads the others' last answers and answers again (Du et al.,
+    arXiv 2305.14325). After `turns` turns a new debate is started."""
+    _at_least("debate", 1, turns=turns)
+    _at_least("debate", 2, agents=agents)
+    chain = Chain(agents, "all", content=content, tail=tail).checked()
+
+    def plan(
+        query: Query,
+        samples: Sequence[Sample],
+        n: int,
+        round: int,
+        key: jax.Array,
+    ) -> Iterator[Request]:
+        for index, before in _generations(samples, n, agents, turns):
+            last = {
+                s.index: chains.shown(chain, reader, s)
+                for s in before
+                if s.answer is not None
+            }
+            mine = index - agents
+            said = last.pop(mine, None)
+            messages, parents = chains.fit(
+                reader, query, list(last.items()), _debate_turn(said)
+            )
+            if said is not None and parents:
+                parents = (mine, *parents)
+            yield Request(query, messages, index, round, parents)
+
+    return _with_texts(plan, content != "answer_only")
+
+
+def budget_forcing(
+    forces: int = 2,
+    word: str = "Wait",
+    reader: Reader = Reader(),  # noqa: B008
+) -> Strategy:
+    """A finished attempt is made to think on (s1, arXiv 2501.19393).
+
+    The assistant's turn is the attempt, hidden thought included and cut at
+    its end-of-thinking tag, then `word`; up to `forces` times for each
+    attempt. Where that is longer than the reader's limit, a new attempt is
+    started.
+    """
+    _at_least("budget_forcing", 1, forces=forces)
+
+    def plan(
+        query: Query,
+        samples: Sequence[Sample],
+        n: int,
+        round: int,
+        key: jax.Array,
+    ) -> Iterator[Request]:
+        lines = _line_ends(samples, forces + 1)
+        for index in range(len(samples), len(samples) + n):
+            line = next(lines, [])
+            thought = "".join(
+                f"{_thought(s.text, reader.end_of_thinking)}\n\n{word}"
+                for s in line
+            )
+            messages = (*query.messages, Message("assistant", thought))
+            if not line or (
+                reader.limit is not None
+                and reader.count_tokens(messages) > reader.limit
+            ):
+                yield _alone(query, index, round)
+            else:
+                parents = tuple(s.index for s in line)
+                yield Request(query, messages, index, round, parents)
+
+    return plan
+
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    "parallel": parallel,
+    "integrated": integrated,
+    "revision": revision,
+    "rsa": rsa,
+    "debate": debate,
+    "budget_forcing": budget_forcing,
+}
+
+
+def _with_texts(plan: Strategy, reads: bool) -> Strategy:
+    plan.__dict__["reads_texts"] = reads
+    return plan
+
+
+def _at_least(strategy: str, least: int, **options: int) -> None:
+    for name, value in options.items():
+        if value < least:
+            raise ValueError(
+                f"{strategy}: {name}={value} is not at least {least}"
+            )
+
+
+def _alone(query: Query, index: int, round: int) -> Request:
+    return Request(query, query.messages, index, round)
+
+
+def _chained(
+    chain: Chain,
+    reader: Reader,
+    query: Query,
+    pool: Sequence[Sample],
+    index: int,
+    round: int,
+    key: jax.Array,
+) -> Request:
+    """A request for a chain of samples of the pool, if any is readable."""
+    if not pool:
+        return _alone(query, index, round)
+    draws = chains.keyed_draws(key, query, index)
+    messages, parents = chains.build(chain, reader, query, pool, draws)
+    return Request(query, messages, index, round, parents)
+
+
+def _line_ends(samples: Sequence[Sample], depth: int) -> Iterator[list[Sample]]:
+    """The lines of attempts that can go on, the latest first.
+
+    A line is an attempt, its continuation, and so on. It can go on if it is
+    shorter than depth and its last attempt is readable.
+    """
+    at = {s.index: s for s in samples}
+    continued = {s.parents[-1] for s in samples if s.parents}
+    for sample in reversed(samples):
+        line = [sample]
+        while line[0].parents:
+            line.insert(0, at[line[0].parents[-1]])
+        if (
+            sample.index not in continued
+            and sample.answer is not None
+            and len(line) < depth
+        ):
+            yield line
+
+
+def _generations(
+    samples: Sequence[Sample], n: int, size: int, turns: int
+) -> Iterator[tuple[int, Sequence[Sample]]]:
+    """Indices of the next samples, each with the generation before its own.
+
+    The samples of a query are generations of `size`, each drawn from the one
+    before; every `turns`-th starts afresh, from nothing. A grant ends with a
+    generation, since the next one needs all of it.
+    """
+    start = len(samples)
+    generation, place = divmod(start, size)
+    before = (
+        samples[(generation - 1) * size : generation * size]
+        if generation % turns
+        else ()
+    )
+    for index in range(start, start + min(n, size - place)):
+        yield index, before
+
+
+def _debate_turn(said: str | None) -> chains.Render:
+    """Renders what the other agents said, after what this one said."""
+
+    def render(query: Query, others: Sequence[str]) -> chains.Messages:
+        ask = (
+            "Other agents answered this question; any of them may be wrong."
+            f"\n\n{chains.listed(others, 'Agent')}\n\nWeigh their reasoning "
+            "against your own, and give your complete, updated solution with "
+            "its final answer in the form asked for."
+        )
+        before = query.messages
+        if said is not None:
+            before = chains.with_turn(before, Message("assistant", said))
+        return chains.with_turn(before, Message("user", ask))
+
+    return render
+
+
+def _thought(text: str, end_of_thinking: str | None) -> str:
+    """A response up to the end of its thought, inert but for the tag that
+    opens the thought."""
+    if end_of_thinking is None:
+        return chains.inert(text).strip()
+    thought = text.partition(end_of_thinking)[0].strip()
+    opening = chains.opening_tag(end_of_thinking)
+    if thought.startswith(opening):
+        inside = thought.removeprefix(opening)
+        return opening + chains.inert(inside, end_of_thinking)
+    return chains.inert(thought, end_of_thinking)

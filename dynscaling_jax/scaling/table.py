@@ -1,0 +1,107 @@
+"""All samples of a run as arrays of one fixed shape, filled round by round.
+
+The arrays have capacity N from the start, so that what reads them compiles
+once.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynscaling_jax.scaling.votes import weight_of
+from dynscaling_jax.types import Candidates, Query, Sample
+
+
+class Table:
+    """The samples of each query, in the order of their indices.
+
+    same tells whether two canonical answers are one answer; it is asked once
+    for each new text and known class, and exact repeats never. weights names
+    the measures of samples that readers will ask for.
+    """
+
+    def __init__(
+        self,
+        queries: Sequence[Query],
+        capacity: int,
+        same: Callable[[str, str], bool],
+        weights: Iterable[str],
+        keep_texts: bool,
+    ):
+        shape = (len(queries), capacity)
+        self.count_Q = np.zeros(len(queries), np.int32)
+        self.samples: list[list[Sample]] = [[] for _ in queries]
+        self._place = {query.id: q for q, query in enumerate(queries)}
+        self._answer_QN = np.full(shape, -1, np.int32)
+        self._tokens_QN = np.zeros(shape, np.int32)
+        self._weights = {name: np.zeros(shape, np.float32) for name in weights}
+        self._classes: list[dict[str, int]] = [{} for _ in queries]
+        self._answers: list[list[str]] = [[] for _ in queries]
+        self._same = same
+        self._keep_texts = keep_texts
+
+    @property
+    def free_Q(self) -> np.ndarray:
+        return self._answer_QN.shape[1] - self.count_Q
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Adds the samples of a round, whatever order they came in.
+
+        What is kept of a sample has the first text of its class as answer,
+        and no text if none is needed.
+        """
+        order = [(self._place[s.query_id], s.index) for s in samples]
+        for i in sorted(range(len(order)), key=order.__getitem__):
+            q, sample = order[i][0], samples[i]
+            n = self.count_Q[q]
+            self.count_Q[q] += 1
+            for name, weight_QN in self._weights.items():
+                weight_QN[q, n] = weight_of(sample, name)
+            self._tokens_QN[q, n] = sample.new_tokens
+            if sample.answer is not None:
+                answer = self._class_of(q, sample.answer)
+                self._answer_QN[q, n] = answer
+                sample = sample._replace(answer=self._answers[q][answer])
+            if not self._keep_texts:
+                sample = sample._replace(text="")
+            self.samples[q].append(sample)
+
+    def candidates(
+        self, weight: str | Sequence[Sequence[float]] | None = None
+    ) -> Candidates:
+        """The packed arrays, with weight_QN as its reader wants it: one of
+        the named measures, a row of values for each query, or zeros."""
+        if isinstance(weight, str):
+            weight_QN = self._weights[weight]
+        else:
+            weight_QN = np.zeros(self._answer_QN.shape, np.float32)
+            for q, row in enumerate(weight or ()):
+                weight_QN[q, : len(row)] = row
+        # jnp.array copies; jnp.asarray may alias what add() writes to.
+        return Candidates(
+            jnp.array(self._answer_QN),
+            jnp.array(weight_QN),
+            jnp.array(self._tokens_QN),
+            jnp.array(self.count_Q),
+        )
+
+    def texts(self, answer_Q: jax.Array) -> tuple[str | None, ...]:
+        """Answer ids, one for each query, as texts; None for -1."""
+        return tuple(
+            self._answers[q][answer] if answer >= 0 else None
+            for q, answer in enumerate(np.asarray(answer_Q).tolist())
+        )
+
+    def _class_of(self, q: int, answer: str) -> int:
+        known, answers = self._classes[q], self._answers[q]
+        if answer not in known:
+            for i, first in enumerate(answers):
+                if self._same(first, answer):
+                    known[answer] = i
+                    break
+            else:
+                known[answer] = len(answers)
+                answers.append(answer)
+        return known[answer]
