@@ -1,0 +1,105 @@
+"""The state of decoding: keys and values of prefixes, suffixes and rows.
+
+A group is one prompt with R rows that continue it. Its keys and values are
+held once, each row's own apart. Rows start at the beginning of a chunk of C
+steps and take one step together, so the place of a row's newest key within
+its chunk is the same for all rows: within a chunk keys go to a small recent
+buffer at one common slot, and at its end to each row's own place.
+
+    row started 2 chunks ago   suffix [aaaa bbbb .... ....]   recent [cc..]
+    row started in this chunk  suffix [.... .... .... ....]   recent [aa..]
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dynscaling_jax.models.config import ModelConfig
+
+Layers = tuple[tuple[jax.Array, jax.Array], ...]  # (keys, values) a layer
+
+
+class Prefix(NamedTuple):
+    """A prompt, read: what rows that continue it need."""
+
+    layers: Layers  # each [K, P, D]
+    length: jax.Array  # int32, tokens that are not padding
+    logits: jax.Array  # float32 [V], of the token after the last
+
+
+class Rows(NamedTuple):
+    """What each row is doing. Ghost rows are computed and ignored."""
+
+    token: jax.Array  # int32 [GR], drawn last, not yet read
+    drawn: jax.Array  # int32 [GR], tokens drawn so far
+    live: jax.Array  # bool [GR]
+    limit: jax.Array  # int32 [GR], tokens to draw at most
+    key: jax.Array  # uint32 [GR, 2], key data of the sample
+
+
+class State(NamedTuple):
+    """All that a decode step changes; donated from chunk to chunk."""
+
+    prefix: Layers  # each [G, K, P, D]
+    length: jax.Array  # int32 [G]
+    logits: jax.Array  # float32 [G, V]
+    suffix: Layers  # each [GR, K, S, D]
+    rows: Rows
+
+
+def empty(
+    config: ModelConfig,
+    groups: int,
+    rows: int,
+    prompt: int,
+    new: int,
+    dtype: Any,
+) -> State:
+    """A state of ghosts. Zeros, since 0 x NaN would leak through a mask."""
+    batch = groups * rows
+
+    def layers(*shape: int) -> Layers:
+        return tuple(
+            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+            for _ in range(config.layers)
+        )
+
+    return State(
+        layers(groups, config.kv_heads, prompt, config.head_dim),
+        jnp.ones(groups, jnp.int32),
+        jnp.zeros((groups, config.vocab_size), jnp.float32),
+        layers(batch, config.kv_heads, new, config.head_dim),
+        Rows(
+            jnp.zeros(batch, jnp.int32),
+            jnp.ones(batch, jnp.int32),
+            jnp.zeros(batch, bool),
+            jnp.zeros(batch, jnp.int32),
+            jnp.zeros((batch, 2), jnp.uint32),
+        ),
+    )
+
+
+def place(state: State, prefix: Prefix, group: jax.Array) -> State:
+    """Puts a prompt into a group's slot; its rows must be ghosts."""
+
+    def put(whole: jax.Array, part: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(whole, part, group, 0)
+
+    return state._replace(
+        prefix=jax.tree.map(put, state.prefix, prefix.layers),
+        length=put(state.length, prefix.length),
+        logits=put(state.logits, prefix.logits),
+    )
+
+
+def append(suffix: Layers, recent: Layers, start: jax.Array) -> Layers:
+    """Moves a chunk of keys [GR, K, C, D] to each row's own place, from
+    slot start [GR] on."""
+
+    def put(row: jax.Array, chunk: jax.Array, at: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(row, chunk, at, 1)
+
+    return jax.tree.map(
+        lambda s, r: jax.vmap(put)(s, r, start), suffix, recent
+    )

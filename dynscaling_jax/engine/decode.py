@@ -1,0 +1,273 @@
+"""The jitted functions: read a prompt, start rows, decode a chunk."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dynscaling_jax.engine import cache, sampling
+from dynscaling_jax.engine.cache import Layers, Prefix, State
+from dynscaling_jax.engine.sampling import Draw, Settings
+from dynscaling_jax.models import attention, transformer
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.transformer import Params
+
+CHUNK = 16  # steps between two looks of the host
+
+
+class Chunk(NamedTuple):
+    """What a chunk drew. A row's tokens count while live; finished rows
+    and ghosts go on drawing what nobody reads."""
+
+    draws: Draw  # each [C, GR]
+    live: jax.Array  # bool [C, GR]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def prefill(
+    params: Params, config: ModelConfig, tokens: jax.Array, length: jax.Array
+) -> Prefix:
+    """Reads a prompt, right-padded: tokens [P], of which length count.
+
+    Padding comes after all that count and so is never seen by it.
+    """
+    positions = jnp.arange(tokens.shape[0])
+    hidden, layers = transformer.hidden_states(
+        params,
+        config,
+        tokens,
+        positions,
+        transformer.causal(config, positions),
+        [None] * config.layers,
+    )
+    logits = transformer.head(params, hidden[length - 1][None])[0]
+    return Prefix(tuple(layers), length, logits)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def extend(
+    params: Params,
+    config: ModelConfig,
+    base: Layers,
+    kept: jax.Array,
+    tokens: jax.Array,
+    length: jax.Array,
+    size: jax.Array,
+) -> Prefix:
+    """Reads on from a prompt that was read already.
+
+    Args:
+        base: keys and values of the earlier prompt, [K, P, D] a layer, of
+            which the first `kept` stand at the beginning of this one too.
+        tokens: [E], the rest, right-padded, of which length count.
+        size: an array of the length [P'] that the result is padded to.
+    """
+    positions = kept + jnp.arange(tokens.shape[0])
+    rep = config.heads // config.kv_heads
+    where = jnp.repeat(positions, rep)
+
+    def attend(old, q, k, v):
+        q = transformer.group_heads(q, config.kv_heads)
+        k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
+        at = jnp.arange(old[0].shape[1])
+        before = attention.visible(where, at, config.window) & (at < kept)
+        within = attention.visible(where, positions, config.window)
+        out = attention.merge(
+            attention.attend(q, *old, before), attention.attend(q, k, v, within)
+        )
+        kv = tuple(_join(o, n, kept, size) for o, n in zip(old, (k, v)))
+        return transformer.ungroup_heads(out, rep), kv
+
+    hidden, layers = transformer.hidden_states(
+        params, config, tokens, positions, attend, list(base)
+    )
+    logits = transformer.head(params, hidden[length - 1][None])[0]
+    return Prefix(tuple(layers), kept + length, logits)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def place(state: State, prefix: Prefix, group: jax.Array) -> State:
+    """cache.place, jitted."""
+    return cache.place(state, prefix, group)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def start(
+    state: State,
+    seed: jax.Array,
+    fresh: jax.Array,
+    name: jax.Array,
+    limit: jax.Array,
+    live: jax.Array,
+    stops: jax.Array,
+    settings: Settings,
+) -> tuple[State, Draw]:
+    """Draws the first token of fresh rows from their group's logits.
+
+    Args:
+        seed: uint32, of the run.
+        fresh: bool [GR], rows that begin a sample.
+        name: uint32 [GR, 3], as sampling.row_key; limit: int32 [GR], tokens
+            to draw at most; both of fresh rows.
+        live: bool [GR], which other rows go on.
+        stops: int32 [E], token ids that end a sample, padded with -1.
+    """
+    rows = state.rows
+    repeat = rows.token.shape[0] // state.length.shape[0]
+    key = jax.vmap(sampling.row_key, (None, 0))(seed, name)
+    drawn = _draw(
+        key,
+        jnp.zeros_like(limit),
+        jnp.repeat(state.logits, repeat, 0, total_repeat_length=len(limit)),
+        settings,
+    )
+    rows = cache.Rows(
+        jnp.where(fresh, drawn.token, rows.token),
+        jnp.where(fresh, 1, rows.drawn),
+        jnp.where(fresh, ~_ends(drawn.token, stops) & (limit > 1), live),
+        jnp.where(fresh, limit, rows.limit),
+        jnp.where(fresh[:, None], key, rows.key),
+    )
+    return state._replace(rows=rows), drawn
+
+
+@functools.partial(jax.jit, static_argnums=(1,), donate_argnums=2)
+def decode(
+    params: Params,
+    config: ModelConfig,
+    state: State,
+    stops: jax.Array,
+    settings: Settings,
+) -> tuple[State, Chunk]:
+    """Takes CHUNK steps with all rows, fewer when no row is left live."""
+    batch = state.rows.token.shape[0]
+    start = state.rows.drawn - 1
+    recent = tuple(
+        tuple(jnp.zeros((*s.shape[:2], CHUNK, s.shape[3]), s.dtype) for s in kv)
+        for kv in state.suffix
+    )
+    float_rows = jnp.zeros((CHUNK, batch), jnp.float32)
+    chunk = Chunk(
+        Draw(float_rows.astype(jnp.int32), float_rows, float_rows, float_rows),
+        jnp.zeros((CHUNK, batch), bool),
+    )
+
+    def step(carry):
+        at, rows, recent, chunk = carry
+        attend = _grouped(config, state, start, at)
+        groups = state.length.shape[0]
+        ahead = jnp.repeat(
+            state.length, batch // groups, total_repeat_length=batch
+        )
+        hidden, recent = transformer.hidden_states(
+            params,
+            config,
+            rows.token,
+            ahead + rows.drawn - 1,
+            attend,
+            list(zip(state.prefix, state.suffix, recent, strict=True)),
+        )
+        logits = transformer.head(params, hidden)
+        drawn = _draw(rows.key, rows.drawn, logits, settings)
+        chunk = jax.tree.map(
+            lambda whole, new: whole.at[at].set(new),
+            chunk,
+            Chunk(drawn, rows.live),
+        )
+        rows = rows._replace(
+            token=drawn.token,
+            drawn=rows.drawn + 1,
+            live=rows.live
+            & ~_ends(drawn.token, stops)
+            & (rows.drawn + 1 < rows.limit),
+        )
+        return at + 1, rows, tuple(recent), chunk
+
+    _, rows, recent, chunk = jax.lax.while_loop(
+        lambda carry: (carry[0] < CHUNK) & carry[1].live.any(),
+        step,
+        (0, state.rows, recent, chunk),
+    )
+    suffix = cache.append(state.suffix, recent, start)
+    return state._replace(rows=rows, suffix=suffix), chunk
+
+
+def _grouped(config: ModelConfig, state: State, start, at):
+    """Attention of one new token a row: prefix, suffix and recent keys.
+
+    Queries of a group meet its prefix in one product, [R * rep, D] against
+    [P, D] for each key head.
+    """
+    batch, groups = start.shape[0], state.length.shape[0]
+    per, rep = batch // groups, config.heads // config.kv_heads
+    kv_heads, dim = config.kv_heads, config.head_dim
+    ahead = jnp.repeat(state.length, per, total_repeat_length=batch)
+
+    def seen(slots, first, filled):
+        """[GR, 1, 1, slots]: written, and inside the window."""
+        slot = jnp.arange(slots)[None]
+        mask = slot < filled[:, None]
+        if config.window:
+            now = ahead + start + at
+            mask &= now[:, None] - (first[:, None] + slot) < config.window
+        return mask[:, None, None]
+
+    def attend(kept, q, k, v):
+        (pk, pv), (sk, sv), recent = kept
+        recent = tuple(
+            jax.lax.dynamic_update_index_in_dim(r, new, at, 2)
+            for r, new in zip(recent, (k, v), strict=True)
+        )
+        prefix_mask = seen(pk.shape[2], jnp.zeros_like(start), ahead)
+        shared = q.reshape(groups, per, kv_heads, rep, dim).swapaxes(1, 2)
+        mask = jnp.repeat(
+            prefix_mask.reshape(groups, 1, per, -1), rep, 2,
+            total_repeat_length=per * rep,
+        )
+        prefix = attention.attend(
+            shared.reshape(groups, kv_heads, per * rep, dim), pk, pv, mask
+        )
+        prefix = jax.tree.map(
+            lambda x: x.reshape(groups, kv_heads, per, rep, -1)
+            .swapaxes(1, 2)
+            .reshape(batch, kv_heads, rep, -1),
+            prefix,
+        )
+        own = q.reshape(batch, kv_heads, rep, dim)
+        suffix = attention.attend(
+            own, sk, sv, seen(sk.shape[2], ahead, start)
+        )
+        newest = attention.attend(
+            own,
+            *recent,
+            seen(CHUNK, ahead + start, jnp.full_like(start, at + 1)),
+        )
+        out = attention.merge(prefix, suffix, newest)
+        return out.reshape(batch, config.heads, dim), recent
+
+    return attend
+
+
+def _draw(key, position, logits, settings) -> Draw:
+    """One token a row; the position in the sample ends the chain of keys."""
+
+    def one(key, position, logits):
+        key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
+        return sampling.draw(key, logits, settings)
+
+    return jax.vmap(one)(key, position, logits)
+
+
+def _ends(token: jax.Array, stops: jax.Array) -> jax.Array:
+    return (token[:, None] == stops).any(-1)
+
+
+def _join(old, new, kept, size):
+    """[K, P', D]: `kept` slots of old, then new."""
+    room = size.shape[0]
+    old = old[:, :room]
+    old = jnp.pad(old, ((0, 0), (0, room - old.shape[1]), (0, 0)))
+    extra = jnp.pad(old, ((0, 0), (0, new.shape[1]), (0, 0)))
+    # room for the padding of `new` behind what counts
+    return jax.lax.dynamic_update_slice_in_dim(extra, new, kept, 1)[:, :room]

@@ -1,0 +1,377 @@
+"""Requests in, samples out: prompts, groups, rows and their refilling."""
+
+import collections
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynscaling_jax.engine import cache, decode, sampling
+from dynscaling_jax.engine.cache import Prefix
+from dynscaling_jax.models.flops import sample_flops
+from dynscaling_jax.models.model import Model
+from dynscaling_jax.types import Message, Query, Request, Sample
+
+SHORTEST = 128  # least length a prompt is padded to; doubled as needed
+WINDOW = 2048  # tokens of a window of confidence (DeepConf)
+REUSE = 16  # a common beginning shorter than this is read anew
+
+
+class Prompt(NamedTuple):
+    """What a request makes the model read, as ids."""
+
+    ids: tuple[int, ...]
+    base: tuple[int, ...]  # of the query alone; ids may begin like it
+    common: int  # length of that beginning, where it is worth reusing
+
+
+class Row(NamedTuple):
+    """A sample that is being drawn."""
+
+    request: Request
+    prompt: Prompt
+    limit: int
+    draws: list  # sampling.Draw of numpy arrays, [steps] each
+
+
+class Engine:
+    """Draws samples from a model. Calling it is a types.SampleFn.
+
+    Sample i of a query is the same however many samples are drawn, whatever
+    else runs beside it, and in whichever order.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        rows: int = 32,
+        rows_per_group: int = 8,
+        prefix_bytes: float = 2e9,
+    ):
+        """Args:
+            max_new_tokens: of one sample, its end-of-turn token included.
+            temperature, top_k, top_p, min_p: 0, 0, 1 and 0 switch them off.
+            stop: strings that end a sample and are cut from its text.
+            rows: samples that are drawn at the same time.
+            rows_per_group: of these, how many share the keys of one prompt.
+            prefix_bytes: memory for prompts that may be read on from.
+
+        Raises:
+            ValueError: a value outside its range.
+        """
+        for name, value in (
+            ("max_new_tokens", max_new_tokens),
+            ("rows", rows),
+            ("rows_per_group", rows_per_group),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if rows % rows_per_group:
+            raise ValueError(
+                f"rows ({rows}) must be a multiple of rows_per_group "
+                f"({rows_per_group})"
+            )
+        if max_new_tokens >= model.config.context:
+            raise ValueError(
+                f"max_new_tokens ({max_new_tokens}) leaves no room for a "
+                f"prompt in a context of {model.config.context} tokens"
+            )
+        if any(not s for s in stop):
+            raise ValueError("stop strings must not be empty")
+        self.model = model
+        self.max_new_tokens = max_new_tokens
+        self.stop = tuple(stop)
+        self.settings = sampling.settings(temperature, top_k, top_p, min_p)
+        self.seed = np.uint32(seed)
+        self.rows = rows
+        self.rows_per_group = rows_per_group
+        self.row_steps = 0  # rows x steps computed
+        self.live_steps = 0  # of these, steps that drew a token of a sample
+        ids = model.config.eos_ids
+        size = max(8, len(ids))
+        self.stop_ids = np.full(size, -1, np.int32)
+        self.stop_ids[: len(ids)] = ids
+        self._prefixes: collections.OrderedDict = collections.OrderedDict()
+        per_token = 2 * model.config.layers * model.config.kv_heads
+        per_token *= model.config.head_dim
+        per_token *= jnp.dtype(self._dtype).itemsize
+        self._prefix_tokens = int(prefix_bytes // per_token)
+
+    def __call__(self, requests: Sequence[Request]) -> Iterator[Sample]:
+        """Draws the samples asked for; yields each when it is whole.
+
+        Raises:
+            ValueError: a prompt that leaves no room in the context, before
+                anything is drawn.
+        """
+        streams = collections.defaultdict(dict)
+        for request in requests:
+            prompt = self._prompt(request)
+            by_prompt = streams[self._bucket(len(prompt.ids))]
+            by_prompt.setdefault(prompt, []).append(request)
+        for size, by_prompt in sorted(streams.items()):
+            shared = {
+                p: r
+                for p, r in by_prompt.items()
+                if 2 * len(r) >= self.rows_per_group
+            }
+            alone = {p: r for p, r in by_prompt.items() if p not in shared}
+            yield from self._stream(size, self.rows_per_group, shared)
+            yield from self._stream(size, 1, alone)
+
+    def generate(
+        self, prompts: Sequence[str], n: int = 1
+    ) -> list[list[Sample]]:
+        """n samples of each prompt, given as user turns."""
+        queries = [
+            Query(text, (Message("user", text),)) for text in prompts
+        ]
+        drawn = {
+            (s.query_id, s.index): s
+            for s in self(
+                [
+                    Request(q, q.messages, i)
+                    for q in dict.fromkeys(queries)
+                    for i in range(n)
+                ]
+            )
+        }
+        return [[drawn[q.id, i] for i in range(n)] for q in queries]
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Length of a prompt, in tokens."""
+        return len(self.model.tokenizer.encode_chat(messages))
+
+    @property
+    def _dtype(self):
+        return self.model.params["embed"].dtype
+
+    def _bucket(self, length: int) -> int:
+        size = SHORTEST
+        while size < length:
+            size *= 2
+        return size
+
+    def _prompt(self, request: Request) -> Prompt:
+        encode = self.model.tokenizer.encode_chat
+        base = ids = tuple(encode(request.query.messages))
+        common = len(base)
+        if request.messages != request.query.messages:
+            ids = tuple(encode(request.messages))
+            pairs = zip(base, ids[:-1], strict=False)
+            common = next(
+                (i for i, (a, b) in enumerate(pairs) if a != b),
+                min(len(base), len(ids) - 1),
+            )
+        context = self.model.config.context
+        if not ids or len(ids) >= context:
+            raise ValueError(
+                f"query {request.query.id!r}: its prompt has {len(ids)} "
+                f"tokens; the context of the model holds {context}, one of "
+                "them for the answer. Shorten the prompt"
+            )
+        return Prompt(ids, base, common if common >= REUSE else 0)
+
+    def _prefix(self, prompt: Prompt) -> Prefix:
+        """Reads a prompt; its query's part is read, or kept, on its own.
+
+        The split depends on the two prompts alone, never on what is in the
+        cache, and so neither does any bit of the result.
+        """
+        if prompt.ids == prompt.base or not prompt.common:
+            return self._read(prompt.ids)
+        base = self._read(prompt.base)
+        rest = prompt.ids[prompt.common :]
+        return decode.extend(
+            self.model.params,
+            self.model.config,
+            base.layers,
+            np.int32(prompt.common),
+            _padded(rest, self._bucket(len(rest))),
+            np.int32(len(rest)),
+            np.zeros(self._bucket(len(prompt.ids)), bool),
+        )
+
+    def _read(self, ids: tuple[int, ...]) -> Prefix:
+        if ids in self._prefixes:
+            self._prefixes.move_to_end(ids)
+            return self._prefixes[ids]
+        prefix = decode.prefill(
+            self.model.params,
+            self.model.config,
+            _padded(ids, self._bucket(len(ids))),
+            np.int32(len(ids)),
+        )
+        self._prefixes[ids] = prefix
+        held = sum(self._bucket(len(i)) for i in self._prefixes)
+        while held > self._prefix_tokens and len(self._prefixes) > 1:
+            oldest, _ = self._prefixes.popitem(last=False)
+            held -= self._bucket(len(oldest))
+        return prefix
+
+    def _stream(
+        self, size: int, per: int, work: dict[Prompt, list[Request]]
+    ) -> Iterator[Sample]:
+        """Draws all of one prompt length and group size; keeps rows busy."""
+        if not work:
+            return
+        config, groups = self.model.config, self.rows // per
+        pending = {p: collections.deque(r) for p, r in work.items()}
+        waiting = collections.deque(pending)  # prompts not placed yet
+        placed: list[Prompt | None] = [None] * groups
+        rows: list[Row | None] = [None] * self.rows
+        slots = -(-self.max_new_tokens // decode.CHUNK) * decode.CHUNK
+        state = cache.empty(config, groups, per, size, slots, self._dtype)
+        while waiting or any(pending.values()) or any(rows):
+            fresh = np.zeros(self.rows, bool)
+            name = np.zeros((self.rows, 3), np.uint32)
+            limit = np.zeros(self.rows, np.int32)
+            for g in range(groups):
+                own = range(g * per, (g + 1) * per)
+                prompt = placed[g]
+                idle = not any(rows[i] for i in own)
+                if idle and not (prompt and pending[prompt]):
+                    prompt = placed[g] = _next(waiting, pending)
+                    if prompt:
+                        state = decode.place(
+                            state, self._prefix(prompt), np.int32(g)
+                        )
+                for i in own:
+                    if rows[i] or not (prompt and pending[prompt]):
+                        continue
+                    rows[i] = self._row(pending[prompt].popleft(), prompt)
+                    fresh[i], limit[i] = True, rows[i].limit
+                    name[i] = (
+                        *sampling.query_words(rows[i].request.query.id),
+                        rows[i].request.index,
+                    )
+            if fresh.any():
+                live = np.array([r is not None for r in rows])
+                state, first = decode.start(
+                    state,
+                    self.seed,
+                    fresh,
+                    name,
+                    limit,
+                    live,
+                    self.stop_ids,
+                    self.settings,
+                )
+                first = jax.tree.map(np.asarray, first)
+                for i in np.flatnonzero(fresh):
+                    rows[i].draws.append(
+                        jax.tree.map(lambda x, i=i: x[i : i + 1], first)
+                    )
+            state, chunk = decode.decode(
+                self.model.params, config, state, self.stop_ids, self.settings
+            )
+            chunk = jax.tree.map(np.asarray, chunk)
+            self.row_steps += chunk.live.any(1).sum() * self.rows
+            self.live_steps += chunk.live.sum()
+            for i, row in enumerate(rows):
+                if row is None:
+                    continue
+                steps = int(chunk.live[:, i].sum())
+                row.draws.append(
+                    jax.tree.map(
+                        lambda x, i=i, n=steps: x[:n, i], chunk.draws
+                    )
+                )
+                sample = self._finished(row)
+                if sample:
+                    rows[i] = None
+                    yield sample
+
+    def _row(self, request: Request, prompt: Prompt) -> Row:
+        room = self.model.config.context - len(prompt.ids)
+        return Row(request, prompt, min(self.max_new_tokens, room), [])
+
+    def _finished(self, row: Row) -> Sample | None:
+        """The sample, if it is whole: by a stop id, a stop string or its
+        limit."""
+        draws = jax.tree.map(lambda *parts: np.concatenate(parts), *row.draws)
+        row.draws[:] = [draws]
+        ids = draws.token.tolist()
+        decode_text = self.model.tokenizer.decode
+        reason, text = None, ""
+        if ids[-1] in self.model.config.eos_ids:
+            reason, text = "stop", decode_text(ids[:-1])
+        elif len(ids) >= row.limit:
+            reason, text = "length", decode_text(ids)
+        elif self.stop:
+            text = decode_text(ids)
+        found = [at for at in map(text.find, self.stop) if at >= 0]
+        if found:
+            # the tokens that spell the first stop string, and no more
+            hit = lambda n: any(s in decode_text(ids[:n]) for s in self.stop)
+            count = next(n for n in range(1, len(ids) + 1) if hit(n))
+            draws = jax.tree.map(lambda x: x[:count], draws)
+            reason, text = "stop", text[: min(found)]
+        if reason is None:
+            return None
+        request, prompt = row.request, row.prompt
+        cached = prompt.common if request.index else 0
+        if request.shared:
+            cached = len(prompt.ids)
+        new = len(draws.token)
+        return Sample(
+            query_id=request.query.id,
+            index=request.index,
+            round=request.round,
+            parents=request.parents,
+            text=text,
+            answer=None,
+            finish_reason=reason,
+            prompt_tokens=len(prompt.ids),
+            cached_tokens=cached,
+            new_tokens=new,
+            flops=sample_flops(
+                self.model.config, len(prompt.ids), cached, new
+            ),
+            logprob=float(draws.logprob.mean()),
+            confidence=float(draws.confidence.mean()),
+            signals=_signals(draws),
+        )
+
+
+def _next(waiting, pending) -> Prompt | None:
+    """A prompt for an idle group: a new one, else the one that has most
+    samples left to draw."""
+    if waiting:
+        return waiting.popleft()
+    prompt = max(pending, key=lambda p: len(pending[p]))
+    return prompt if pending[prompt] else None
+
+
+def _padded(ids: Sequence[int], size: int) -> np.ndarray:
+    out = np.zeros(size, np.int32)
+    out[: len(ids)] = ids
+    return out
+
+
+def _signals(draws: sampling.Draw) -> dict[str, float]:
+    """DeepConf's measures (arXiv 2508.15260, section 3) and self-certainty.
+
+    Windows slide by one token; a sample shorter than a window is one window.
+    """
+    trace = draws.confidence.astype(np.float64)
+    size = min(WINDOW, len(trace))
+    sums = np.concatenate([[0.0], trace.cumsum()])
+    means = (sums[size:] - sums[:-size]) / size
+    lowest = np.sort(means)[: max(1, len(means) // 10)]
+    return {
+        "tail": float(trace[-WINDOW:].mean()),
+        "bottom": float(lowest.mean()),
+        "lowest": float(means.min()),
+        "certainty": float(draws.certainty.mean()),
+    }
