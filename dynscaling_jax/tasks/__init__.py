@@ -1,0 +1,50 @@
+"""What is asked, and what counts as right.
+
+task = load_task({"name": "gsm8k", "path": "test.jsonl", "limit": 16})
+answer = extract(text, task.kind)
+with Comparer() as compare:
+    ids = classify(answers, task.kind, compare)
+    verdict = grade(answer, problem.reference, task.kind, compare)
+"""
+
+from dynscaling_jax.tasks.answers import extract
+from dynscaling_jax.tasks.benchmarks import BENCHMARKS
+from dynscaling_jax.tasks.datasets import (
+    Problem,
+    Task,
+    TaskConfig,
+    load_task,
+)
+from dynscaling_jax.tasks.equivalence import (
+    Compare,
+    Comparer,
+    Outcome,
+    classify,
+)
+from dynscaling_jax.tasks.forms import KINDS, canonical
+from dynscaling_jax.tasks.generator import (
+    ArithmeticProblem,
+    arithmetic_problem,
+)
+from dynscaling_jax.tasks.grading import Score, Verdict, grade, tally
+
+__all__ = [
+    "BENCHMARKS",
+    "KINDS",
+    "ArithmeticProblem",
+    "Compare",
+    "Comparer",
+    "Outcome",
+    "Problem",
+    "Score",
+    "Task",
+    "TaskConfig",
+    "Verdict",
+    "arithmetic_problem",
+    "canonical",
+    "classify",
+    "extract",
+    "grade",
+    "load_task",
+    "tally",
+]

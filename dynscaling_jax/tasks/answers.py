@@ -1,0 +1,110 @@
+r"""Where in a model's text the answer stands.
+
+Looked for in this order, and of each sort the last one that can be read:
+
+1. \boxed{...} with balanced braces; of nested boxes the inner one
+2. #### ..., the mark of GSM8K's solutions
+3. "the answer is ...", "Answer: ..."
+4. where nothing is announced, by kind: the last number; the last option
+   letter in parentheses or alone on its line; the last true, false, yes or
+   no; the last line of a free text; for mathematics nothing
+
+The text is untrusted: nothing here raises on it, and every step takes time
+linear in its length.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterator
+
+from dynscaling_jax.tasks.forms import (
+    INLINE,
+    LONGEST,
+    NUMBER,
+    TRUTH,
+    canonical,
+    check_kind,
+)
+
+_TRIED = 20  # announcements of one sort, from the last one back
+
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
+_HASHES = re.compile(r"(?<!#)#### *+(?=[^A-Za-z\s#]|[A-Za-z]\b)")
+_ANSWER = re.compile(
+    r"\banswer\b[^\n.:=]{0,60}?(?::|=|\bis\b:?)[\s*]*+", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(r"[.!?][*\"')\]]*+(?:\s|$)")
+_TEXT_MACRO = re.compile(r"\\text\s*+\{[^{}]*\}")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}")
+_OPTION = re.compile(r"\(([A-Z])\)|^[ *]*+([A-Z])[ *.:)]*+$", re.MULTILINE)
+
+
+def extract(text: str, kind: str) -> str | None:
+    """The canonical answer that `text` gives; None where none can be read.
+
+    What stands before the last `</think>` is not searched.
+
+    Raises:
+      ValueError: an unknown kind.
+    """
+    check_kind(kind)
+    text = text.rpartition("</think>")[2]
+    for segment in _announced(text):
+        answer = _read(segment, kind)
+        if answer is not None:
+            return answer
+    return _unannounced(text, kind)
+
+
+def _announced(text: str) -> Iterator[str]:
+    yield from reversed(_boxed(text))
+    for mark in (_HASHES, _ANSWER):
+        ends = deque((m.end() for m in mark.finditer(text)), maxlen=_TRIED)
+        for end in reversed(ends):
+            line = text[end : end + LONGEST].partition("\n")[0]
+            yield _SENTENCE_END.split(line, maxsplit=1)[0]
+
+
+def _boxed(text: str) -> list[str]:
+    """The contents of balanced boxes, ordered by where they open."""
+    spans: list[tuple[int, int]] = []
+    opened: list[int | None] = []  # None is a brace that opens no box
+    for match in _BRACES.finditer(text):
+        token = match[0]
+        if token == "{":
+            opened.append(None)
+        elif token == "}":
+            start = opened.pop() if opened else None
+            if start is not None:
+                spans.append((start, match.start()))
+        elif token.startswith((r"\boxed", r"\fbox")):
+            opened.append(match.end())
+    # A nest of boxes repeats its text once a level: copy only what is tried.
+    return [text[i:j] for i, j in sorted(spans)[-_TRIED:] if j - i <= LONGEST]
+
+
+def _read(segment: str, kind: str) -> str | None:
+    """The answer at the head of an announced segment. Where that is a whole
+    sentence about mathematics, its formula, or else its number."""
+    if kind == "math":
+        formula = INLINE.search(segment)
+        if formula:
+            segment = formula[1] or formula[2] or formula[3]
+        elif _PROSE.search(_TEXT_MACRO.sub("", segment)):
+            number = canonical(segment, "number")
+            return number or canonical(segment, kind)
+    return canonical(segment, kind)
+
+
+def _unannounced(text: str, kind: str) -> str | None:
+    if kind == "number":
+        found = [match[0] for match in NUMBER.finditer(text)]
+    elif kind == "choice":
+        found = [match[1] or match[2] for match in _OPTION.finditer(text)]
+    elif kind == "boolean":
+        found = TRUTH.findall(text)
+    elif kind == "text":
+        found = [text.strip().rpartition("\n")[2]]
+    else:
+        found = []
+    return canonical(found[-1], kind) if found else None

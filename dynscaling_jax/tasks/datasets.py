@@ -1,0 +1,249 @@
+"""The benchmarks: configuration -> queries with their reference answers."""
+
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+from dynscaling_jax.tasks.benchmarks import (
+    BENCHMARKS,
+    FIELDS,
+    Benchmark,
+    Item,
+)
+from dynscaling_jax.tasks.forms import TRUTH, canonical, check_kind
+from dynscaling_jax.tasks.generator import arithmetic_problem
+from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
+from dynscaling_jax.tasks.sources import download, read_rows
+from dynscaling_jax.types import Message, Query
+
+
+class Problem(NamedTuple):
+    """A query with its reference answer, in canonical form."""
+
+    query: Query
+    reference: str
+
+
+class Task(NamedTuple):
+    """The problems of a benchmark and the kind of answer they ask for."""
+
+    name: str
+    kind: str
+    problems: tuple[Problem, ...]
+
+
+class TaskConfig(NamedTuple):
+    """What `load_task` reads; every field may be left out."""
+
+    name: str = "gsm8k"  # arithmetic, or one of BENCHMARKS
+    path: str = ""  # a local file; "" is the hub
+    revision: str = ""  # a commit on the hub; "" is the pinned one
+    split: str = ""  # "" is the usual one; bbh: the subtask; aime: the year
+    offset: int = 0  # problems to leave out at the start
+    limit: int = 0  # problems to take; 0 is all
+    kind: str = ""  # of answer; "" is the task's own
+    system_prompt: str = ""  # "" is no system message
+    template: str = ""  # holds {question}; "" is the one of the kind
+    few_shot: int = 0  # worked examples before the question
+    seed: int = 0  # order of gpqa's options; the arithmetic problems
+    steps: int = 4  # arithmetic: difficulty runs from 1 to this
+    fields: Mapping[str, str] = {}  # jsonl: question, answer, id, choices
+
+
+ARITHMETIC_SIZE = 1_000  # problems where no limit is given
+
+
+def load_task(config: Mapping[str, Any]) -> Task:
+    """Reads a benchmark.
+
+    Problem i of the file is the query "NAME/i", whatever the offset and the
+    limit; a file with ids of its own keeps them. Options are shuffled by
+    (seed, query id) alone.
+
+    Args:
+      config: the fields of TaskConfig, as a mapping or a ConfigDict.
+
+    Raises:
+      ValueError: an unknown task, field or kind, a malformed file, a missing
+        column, a reference that cannot be read, ids that occur twice, an
+        offset or a limit past the end.
+      OSError: a file that is not there, or that the hub does not give.
+    """
+    settings = _settings(config)
+    if settings.name == "arithmetic":
+        return _arithmetic(settings)
+    benchmark = BENCHMARKS[settings.name]
+    path, subset = _locate(settings, benchmark)
+    name = "/".join(filter(None, (settings.name, subset)))
+    rows = read_rows(path)
+    chosen = rows[_slice(settings, len(rows), str(path))]
+    items = [benchmark.read(row, settings.fields) for row in chosen]
+    kind = settings.kind or benchmark.kind or _kind(items)
+    problems: dict[str, Problem] = {}
+    for number, (row, item) in enumerate(
+        zip(chosen, items, strict=True), settings.offset
+    ):
+        id = f"{name}/{item.id or number}"
+        if id in problems:
+            raise ValueError(f"{row.place}: the id {id!r} occurs twice")
+        question, answer = item.question, item.answer
+        if item.options:
+            order = _order(item, f"{settings.seed}/{id}", benchmark.shuffled)
+            question, answer = _lettered(item, order)
+        reference = canonical(answer, kind)
+        if reference is None:
+            raise ValueError(
+                f"{row.place}: the answer {answer!r} cannot be read as "
+                f"{kind}; set config.task.kind"
+            )
+        query = Query(id, _messages(question, kind, settings))
+        problems[id] = Problem(query, reference)
+    return Task(name, kind, tuple(problems.values()))
+
+
+def _settings(config: Mapping[str, Any]) -> TaskConfig:
+    defaults = TaskConfig()._asdict()
+    given = dict(config.items())
+    unknown = sorted(given.keys() - defaults.keys())
+    if unknown:
+        raise ValueError(
+            f"unknown field config.task.{unknown[0]}; known: "
+            f"{', '.join(defaults)}"
+        )
+    for field, value in given.items():
+        expected = Mapping if field == "fields" else type(defaults[field])
+        if field == "fields":
+            given[field] = value = dict(value.items())
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise ValueError(
+                f"config.task.{field}: expected {expected.__name__}, got "
+                f"{value!r}"
+            )
+    settings = TaskConfig(**given)
+    if settings.name not in BENCHMARKS and settings.name != "arithmetic":
+        raise ValueError(
+            f"unknown task {settings.name!r}; known: arithmetic, "
+            f"{', '.join(BENCHMARKS)}"
+        )
+    for field in ("offset", "limit", "few_shot"):
+        if getattr(settings, field) < 0:
+            raise ValueError(f"config.task.{field} must not be negative")
+    if settings.kind:
+        check_kind(settings.kind)
+    strange = sorted(settings.fields.keys() - set(FIELDS))
+    if strange or (settings.fields and settings.name != "jsonl"):
+        raise ValueError(
+            "config.task.fields names the columns of a jsonl task: "
+            f"{', '.join(FIELDS)}; got {dict(settings.fields)} for "
+            f"{settings.name}"
+        )
+    if settings.template and "{question}" not in settings.template:
+        raise ValueError("config.task.template must hold {question}")
+    return settings
+
+
+def _locate(settings: TaskConfig, benchmark: Benchmark) -> tuple[Path, str]:
+    """The file, and the part of the task's name that tells subsets apart."""
+    if settings.path:
+        if settings.revision:
+            raise ValueError(
+                "config.task.revision names a commit on the hub, and "
+                "config.task.path a local file: give one of them"
+            )
+        path = Path(settings.path)
+        # BBH's files are named after their subtasks.
+        subtask = path.stem if settings.name == "bbh" else ""
+        return path, settings.split or subtask if benchmark.subset else ""
+    if not benchmark.hub:
+        raise ValueError(f"{settings.name} needs a file in config.task.path")
+    split = settings.split or benchmark.split
+    source = benchmark.hub.get(split) or benchmark.hub.get("*")
+    if not split or source is None:
+        known = ", ".join(sorted(benchmark.hub.keys() - {"*"}))
+        raise ValueError(
+            f"config.task.split of {settings.name} is {split!r}; expected "
+            f"{known or 'the name of a subtask'}"
+        )
+    path = download(source, split, settings.revision)
+    return path, split if benchmark.subset else ""
+
+
+def _slice(settings: TaskConfig, size: int, source: str) -> slice:
+    stop = settings.offset + settings.limit if settings.limit else size
+    if settings.offset >= size or stop > size:
+        raise ValueError(
+            f"{source} holds {size} problems; config.task.offset="
+            f"{settings.offset} with limit={settings.limit} passes its end"
+        )
+    return slice(settings.offset, stop)
+
+
+def _messages(
+    question: str, kind: str, settings: TaskConfig
+) -> tuple[Message, ...]:
+    template = settings.template or TEMPLATES[kind]
+    examples = EXAMPLES[kind]
+    if settings.few_shot > len(examples):
+        raise ValueError(
+            f"config.task.few_shot={settings.few_shot}: there are "
+            f"{len(examples)} examples of kind {kind}"
+        )
+    turns = []
+    if settings.system_prompt:
+        turns.append(Message("system", settings.system_prompt))
+    for asked, answered in examples[: settings.few_shot]:
+        turns.append(Message("user", template.replace("{question}", asked)))
+        turns.append(Message("assistant", answered))
+    turns.append(Message("user", template.replace("{question}", question)))
+    return tuple(turns)
+
+
+def _order(item: Item, key: str, shuffled: bool) -> list[int]:
+    """The options' order; shuffled by a hash, the same in every Python."""
+    order = list(range(len(item.options)))
+    if shuffled:
+        order.sort(key=lambda i: sha256(f"{key}/{i}".encode()).digest())
+    return order
+
+
+def _lettered(item: Item, order: Sequence[int]) -> tuple[str, str]:
+    """The question with its options, and the letter of the right one."""
+    letters = ascii_uppercase[: len(order)]
+    lines = [
+        f"({letter}) {item.options[i]}"
+        for letter, i in zip(letters, order, strict=True)
+    ]
+    right = letters[order.index(int(item.answer))]
+    return "\n".join([item.question, "", *lines]), right
+
+
+def _kind(items: Sequence[Item]) -> str:
+    """The kind that reads every reference as it stands."""
+    answers = [item.answer.strip() for item in items]
+    if items[0].options or all(re.fullmatch(r"\([A-Z]\)", a) for a in answers):
+        return "choice"
+    if all(TRUTH.fullmatch(a) for a in answers):
+        return "boolean"
+    if all(re.fullmatch(r"-?\d[\d,]*(\.\d+)?", a) for a in answers):
+        return "number"
+    return "text"
+
+
+def _arithmetic(settings: TaskConfig) -> Task:
+    if settings.path or settings.revision:
+        raise ValueError("arithmetic is generated: it has no path or revision")
+    kind = settings.kind or "number"
+    split = settings.split or "test"
+    size = settings.limit or ARITHMETIC_SIZE
+    problems = []
+    for index in range(settings.offset, settings.offset + size):
+        steps = 1 + index % max(settings.steps, 1)
+        made = arithmetic_problem(settings.seed, index, steps, split)
+        query = Query(
+            f"arithmetic/{index}", _messages(made.question, kind, settings)
+        )
+        problems.append(Problem(query, str(made.answer)))
+    return Task("arithmetic", kind, tuple(problems))
