@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import betainc, gammainc, gammaln, xlogy
+import numpy as np
+from jax.scipy.special import betainc, gammainc, gammaincc, xlogy
 
 Measure = Callable[[jax.Array], jax.Array]
 
@@ -93,21 +94,24 @@ def dirichlet(counts_N: jax.Array) -> jax.Array:
     all that was not seen. Its normalised Gammas turn the probability that
     the leader is the largest into one integral over the leader's Gamma,
         integral of f(x; c_1 + 1) * product over others of F(x; c_a + 1) dx,
-    taken by the trapezoid rule in sqrt(x), where every factor is smooth on
-    one scale whatever its count.
+    taken by Gauss-Legendre quadrature in sqrt(x), where every factor is
+    smooth on one scale whatever its count.
     """
     slots = counts_N.shape[0]
     top = math.sqrt(slots + 1) + 5  # ten standard deviations: beyond float32
-    root_X = jnp.linspace(0.0, top, 8 * math.ceil(top) + 1)
-    # log F(x; c + 1) for every count that can be; the clip keeps 0 * log 0
-    # out of the product below.
-    shape_C = jnp.arange(1, slots + 2, dtype=jnp.float32)
-    log_cdf_CX = jnp.log(
-        jnp.maximum(gammainc(shape_C[:, None], root_X[None, :] ** 2), 1e-37)
+    node_X, weight_X = np.polynomial.legendre.leggauss(12 * math.ceil(top))
+    root_X = jnp.asarray(top / 2 * (node_X + 1), jnp.float32)
+    # log F(x; c + 1) for every count that can be: by the upper tail where F
+    # is near 1, clipped where it underflows so that 0 * log 0 stays 0.
+    shape_C1 = jnp.arange(1, slots + 2, dtype=jnp.float32)[:, None]
+    x_1X = root_X[None, :] ** 2
+    log_cdf_CX = jnp.where(
+        x_1X > shape_C1,
+        jnp.log1p(-gammaincc(shape_C1, x_1X)),
+        jnp.log(jnp.maximum(gammainc(shape_C1, x_1X), 1e-37)),
     )
     seen_C = tally(jnp.where(counts_N > 0, counts_N, slots + 1), slots + 1)
     first = jnp.max(counts_N)
-    lead = first.astype(jnp.float32)
     # The others: all seen but the leader, and the unseen one with count 0.
     others_C = seen_C.at[first].add(-1).at[0].add(1)
     log_others_X = jnp.dot(
@@ -115,12 +119,17 @@ def dirichlet(counts_N: jax.Array) -> jax.Array:
         log_cdf_CX,
         precision=jax.lax.Precision.HIGHEST,
     )
-    # d x = 2 root d root
-    log_density_X = (
-        xlogy(2 * lead + 1, root_X) - root_X**2 - gammaln(lead + 1)
-    ) + math.log(2.0)
-    ahead = jnp.trapezoid(jnp.exp(log_density_X + log_others_X), root_X)
-    return jnp.where(first == 0, 1.0, jnp.clip(1 - ahead, 0.0, 1.0))
+    # The leader's density in the root, 2 root f(root^2), about its peak, so
+    # that no large terms cancel; one minus the product, not one minus the
+    # integral, keeps small probabilities exact.
+    peak = jnp.sqrt(first.astype(jnp.float32) + 0.5)
+    density_X = jnp.exp(
+        2 * peak**2 * jnp.log(root_X / peak) + (peak - root_X) * (peak + root_X)
+    )
+    density_X *= jnp.asarray(weight_X, jnp.float32)
+    behind_X = density_X * -jnp.expm1(log_others_X)
+    value = jnp.sum(behind_X) / jnp.sum(density_X)
+    return jnp.where(first == 0, 1.0, jnp.clip(value, 0.0, 1.0))
 
 
 MEASURES: dict[str, Measure] = {
