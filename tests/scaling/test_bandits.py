@@ -37,16 +37,16 @@ def packed(rows, slots, logprobs=None) -> Candidates:
 
 def grants(policy, candidates, budget, key=KEY):
     queries = len(candidates.count_Q)
-    return policy.allocate(
-        key, policy.init(queries), candidates, jnp.int32(budget)
-    ).tolist()
+    allocate = jax.jit(policy.allocate)
+    state = policy.init(queries)
+    return allocate(key, state, candidates, jnp.int32(budget)).tolist()
 
 
 def test_uniform_levels_the_counts():
     candidates = packed([[0] * 5, [0], [0, 1], []], 8)
     assert grants(uniform(), candidates, 1) == [0, 0, 0, 1]
     assert grants(uniform(), candidates, 9) == [0, 3, 2, 4]
-    assert grants(uniform(), candidates, 13) == [0, 4, 3, 5]
+    assert grants(uniform(), candidates, 12) == [0, 4, 3, 5]
     assert grants(uniform(), candidates, 100) == [3, 7, 6, 8]
 
 
@@ -160,6 +160,7 @@ def test_pets_by_hand():
     tops = [(0, 0), (2, 1), (2, 2), (5, 0)]
     candidates = packed(rows, 16)
     checked = 0
+    policy = pets()
     for budget in range(1, 16):
         rises = sorted(
             (
@@ -173,7 +174,7 @@ def test_pets_by_hand():
             continue  # a tie, which the key decides
         taken = [q for _, q in rises[:budget]]
         expected = [taken.count(q) for q in range(4)]
-        assert grants(pets(), candidates, budget) == expected
+        assert grants(policy, candidates, budget) == expected
         checked += 1
     assert checked >= 6
 
