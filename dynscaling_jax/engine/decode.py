@@ -71,7 +71,8 @@ def extend(
         q = transformer.group_heads(q, config.kv_heads)
         k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
         at = jnp.arange(old[0].shape[1])
-        before = attention.visible(where, at, config.window) & (at < kept)
+        before = attention.visible(where, at, config.window)
+        before &= (at < kept)[None]
         within = attention.visible(where, positions, config.window)
         out = attention.merge(
             attention.attend(q, *old, before), attention.attend(q, k, v, within)
@@ -260,7 +261,7 @@ def _draw(key, position, logits, settings) -> Draw:
 
 
 def _ends(token: jax.Array, stops: jax.Array) -> jax.Array:
-    return (token[:, None] == stops).any(-1)
+    return (token[:, None] == stops[None]).any(-1)
 
 
 def _join(old, new, kept, size):

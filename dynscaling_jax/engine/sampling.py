@@ -47,7 +47,7 @@ def settings(
         ValueError: a value outside its range.
     """
     for name, value, low, high in (
-        ("temperature", temperature, 0, float("inf")),
+        ("temperature", temperature, 0, 1e6),
         ("top_k", top_k, 0, 2**31 - 1),
         ("top_p", top_p, 1e-6, 1),
         ("min_p", min_p, 0, 1),
@@ -95,7 +95,7 @@ def draw(key: jax.Array, logits: jax.Array, settings: Settings) -> Draw:
     )
     token = jax.lax.cond(
         settings.temperature > 0,
-        lambda: _invert(key, filtered / settings.temperature),
+        lambda: _invert(key, (filtered - logits.max()) / settings.temperature),
         lambda: logits.argmax().astype(jnp.int32),
     )
     log_total = jax.nn.logsumexp(logits)
@@ -109,7 +109,8 @@ def draw(key: jax.Array, logits: jax.Array, settings: Settings) -> Draw:
 
 
 def _invert(key: jax.Array, logits: jax.Array) -> jax.Array:
-    """The token at a uniform point of the distribution function.
+    """The token at a uniform point of the distribution function; the
+    greatest of the logits [V] is 0.
 
     One uniform chooses a block of tokens, a second one a token within the
     block, so that each search runs over a few hundred float32 sums and no
@@ -118,19 +119,21 @@ def _invert(key: jax.Array, logits: jax.Array) -> jax.Array:
     blocks = -(-logits.shape[0] // BLOCK)
     padding = blocks * BLOCK - logits.shape[0]
     padded = jnp.pad(logits, (0, padding), constant_values=-jnp.inf)
-    weights = jnp.exp(padded - logits.max()).reshape(blocks, BLOCK)
+    weights = jnp.exp(padded).reshape(blocks, BLOCK)
     u, v = jax.random.uniform(key, (2,))
     block = _pick(u, weights.sum(1))
     return block * BLOCK + _pick(v, weights[block])
 
 
 def _pick(uniform: jax.Array, weights: jax.Array) -> jax.Array:
-    """The first index whose running sum passes uniform x the whole."""
+    """The first index of weight whose running sum passes uniform x the
+    whole."""
     sums = weights.cumsum()
-    passed = sums > uniform * sums[-1]
-    # rounding may let no sum pass; the last token of weight then stands
+    # The sums are added up as a tree, so that rounding may lift one at an
+    # index without weight, or let none pass: the last of weight then stands.
+    passed = (sums > uniform * sums[-1]) & (weights > 0)
     last = weights.shape[0] - 1 - jnp.argmax(weights[::-1] > 0)
-    return jnp.where(passed[-1], passed.argmax(), last).astype(jnp.int32)
+    return jnp.where(passed.any(), passed.argmax(), last).astype(jnp.int32)
 
 
 def _filter(logits: jax.Array, settings: Settings) -> jax.Array:

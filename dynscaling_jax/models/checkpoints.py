@@ -4,6 +4,7 @@ A source is a mapping from the file's tensor names to functions that read one
 tensor, so that the host holds one tensor at a time beside the model.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from dynscaling_jax.models.config import ModelConfig, RopeScaling
 from dynscaling_jax.models.transformer import Params, param_shapes
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of float types
 
 
 class Tensor(NamedTuple):
@@ -41,29 +43,8 @@ def load_hf(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
     config = configs.from_hf(
         raw, read_json(generation) if generation.exists() else None
     )
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        pickled = [p.name for p in directory.iterdir() if p.suffix in PICKLED]
-        if pickled:
-            raise ValueError(
-                f"{directory}: {pickled[0]} is a pickle, which can run code "
-                "when it is read, and is refused. Convert it where you trust "
-                "it: AutoModelForCausalLM.from_pretrained(DIR)"
-                ".save_pretrained(OUT, safe_serialization=True)"
-            )
-        raise FileNotFoundError(f"{directory}: no *.safetensors file in it")
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        named = set(read_json(index).get("weight_map", {}).values())
-        missing = sorted(named - {f.name for f in files})
-        if missing:
-            raise FileNotFoundError(
-                f"{directory}: {index.name} names {missing[0]}, which is "
-                "missing; fetch the remaining files"
-            )
-        files = [f for f in files if f.name in named]
     source: dict[str, Tensor] = {}
-    for file in files:
+    for file in _weight_files(directory):
         source.update(_safetensors(file))
     # buffers that early files carry; the decoder computes them
     source = {k: v for k, v in source.items() if "rotary_emb.inv_freq" not in k}
@@ -80,6 +61,36 @@ def load_hf(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
     return config, place(str(directory), config, source, hf_name, dtype)
 
 
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that the index names, else model.safetensors, else all."""
+    files = sorted(directory.glob("*.safetensors"))
+    index = directory / "model.safetensors.index.json"
+    whole = directory / "model.safetensors"
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{index}: its weight_map names no file")
+        named = set(map(str, weight_map.values()))
+        missing = sorted(named - {f.name for f in files})
+        if missing:
+            raise FileNotFoundError(
+                f"{directory}: {index.name} names {missing[0]}, which is "
+                "missing; fetch the remaining files"
+            )
+        return [f for f in files if f.name in named]
+    if not files:
+        pickled = [p.name for p in directory.iterdir() if p.suffix in PICKLED]
+        if pickled:
+            raise ValueError(
+                f"{directory}: {pickled[0]} is a pickle, which can run code "
+                "when it is read, and is refused. Convert it where you trust "
+                "it: AutoModelForCausalLM.from_pretrained(DIR)"
+                ".save_pretrained(OUT, safe_serialization=True)"
+            )
+        raise FileNotFoundError(f"{directory}: no *.safetensors file in it")
+    return [whole] if whole in files else files
+
+
 def load_gguf(file: Path, dtype: Any) -> tuple[ModelConfig, Params, dict]:
     """Reads a GGUF file and dequantises it; also returns its metadata.
 
@@ -91,7 +102,7 @@ def load_gguf(file: Path, dtype: Any) -> tuple[ModelConfig, Params, dict]:
     source = {
         name: Tensor(
             tuple(int(n) for n in reversed(t.shape)),
-            lambda t=t: gguf.dequantize(t.data, t.tensor_type),
+            lambda t=t: _dequantize(file, t),
         )
         for name, t in tensors.items()
     }
@@ -101,7 +112,7 @@ def load_gguf(file: Path, dtype: Any) -> tuple[ModelConfig, Params, dict]:
         if factors
         else config.rope_scaling
     )
-    config = configs.dataclasses.replace(
+    config = dataclasses.replace(
         config, tied="output.weight" not in source, rope_scaling=scaling
     )
 
@@ -229,16 +240,35 @@ def read_json(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{file.parent}: {file.name} is missing")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{file}: expected a JSON object")
     return value
 
 
+def _dequantize(file: Path, tensor: Any) -> np.ndarray:
+    try:
+        return gguf.dequantize(tensor.data, tensor.tensor_type)
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"{file}: {tensor.name} is stored as {tensor.tensor_type.name}, "
+            f"which cannot be dequantised ({error}); take another file of "
+            "this model, such as Q8_0"
+        ) from error
+
+
 def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
         handle = safe_open(file, framework="numpy")
+        for name in handle.keys():  # noqa: SIM118, not a mapping
+            kind = handle.get_slice(name).get_dtype()
+            if kind not in FLOATS:
+                raise ValueError(
+                    f"{file}: {name} is stored as {kind}; expected one of "
+                    f"{', '.join(FLOATS)}, that is weights that are not "
+                    "quantised"
+                )
         return {
             name: Tensor(
                 tuple(handle.get_slice(name).get_shape()),

@@ -46,8 +46,15 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in (
-            "vocab_size width layers heads kv_heads head_dim ffn context"
-        ).split():
+            "vocab_size",
+            "width",
+            "layers",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "ffn",
+            "context",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(
@@ -58,6 +65,16 @@ class ModelConfig:
             raise ValueError(
                 f"model config: heads ({self.heads}) must be a multiple of "
                 f"kv_heads ({self.kv_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"model config: head_dim must be even, got {self.head_dim}"
+            )
+        factors = self.rope_scaling.factors if self.rope_scaling else ()
+        if factors and len(factors) != self.head_dim // 2:
+            raise ValueError(
+                f"model config: {self.head_dim // 2} rope factors expected, "
+                f"got {len(factors)}"
             )
 
 
@@ -111,6 +128,7 @@ def from_hf(
     for flag in ("attention_bias", "mlp_bias"):
         if raw.get(flag):
             raise ValueError(f"config.json: {flag}=true is not supported")
+    mistral = family == "mistral"  # its fields have defaults of their own
     try:
         width, heads = raw["hidden_size"], raw["num_attention_heads"]
         rope = {**_rope_defaults(raw), **(raw.get("rope_parameters") or {})}
@@ -120,7 +138,8 @@ def from_hf(
             width=width,
             layers=raw["num_hidden_layers"],
             heads=heads,
-            kv_heads=raw.get("num_key_value_heads") or heads,
+            kv_heads=raw.get("num_key_value_heads", 8 if mistral else None)
+            or heads,
             head_dim=raw.get("head_dim") or width // heads,
             ffn=raw["intermediate_size"],
             context=raw["max_position_embeddings"],
@@ -128,7 +147,7 @@ def from_hf(
             tied=bool(raw.get("tie_word_embeddings", False)),
             rope_theta=float(rope.get("rope_theta", 10_000.0)),
             rope_scaling=_rope_scaling(rope, raw["max_position_embeddings"]),
-            window=raw.get("sliding_window") or 0,
+            window=raw.get("sliding_window", 4096) or 0 if mistral else 0,
             bos_id=_first_id(raw.get("bos_token_id")),
             eos_ids=_ids(
                 (generation or {}).get("eos_token_id", raw.get("eos_token_id"))
@@ -136,10 +155,21 @@ def from_hf(
         )
     except KeyError as error:
         raise ValueError(f"config.json: field {error} is missing") from None
+    except (AttributeError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"config.json: a field is wrong ({error})") from None
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The config.json that describes this decoder."""
+    """The config.json that describes this decoder.
+
+    Raises:
+        ValueError: rope factors, for which config.json has no field.
+    """
+    if config.rope_scaling and config.rope_scaling.factors:
+        raise ValueError(
+            "config.json cannot hold the rope factors of this GGUF file; "
+            "start from the model's Hugging Face directory"
+        )
     raw = {
         "architectures": [
             {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}[
@@ -162,8 +192,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "bos_token_id": config.bos_id,
         "eos_token_id": list(config.eos_ids) or None,
     }
-    if config.window:
-        raw["sliding_window"] = config.window
+    if config.family == "mistral":
+        raw["sliding_window"] = config.window or None
     if config.rope_scaling:
         scaling = config.rope_scaling
         raw["rope_scaling"] = {
@@ -209,8 +239,9 @@ def from_gguf(metadata: Mapping[str, Any]) -> ModelConfig:
         metadata.get("tokenizer.ggml.eos_token_id"),
         metadata.get("tokenizer.ggml.eot_token_id"),
     ]
+    window = int(get("attention.sliding_window", 0))
     return ModelConfig(
-        family=arch,
+        family="mistral" if window else arch,
         vocab_size=int(metadata.get(f"{arch}.vocab_size", len(tokens))),
         width=width,
         layers=get("block_count"),
@@ -222,7 +253,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> ModelConfig:
         norm_eps=float(get("attention.layer_norm_rms_epsilon")),
         rope_theta=float(get("rope.freq_base", 10_000.0)),
         rope_scaling=RopeScaling("linear", factor) if factor != 1.0 else None,
-        window=int(metadata.get(f"{arch}.attention.sliding_window", 0)),
+        window=window,
         bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_ids=tuple(dict.fromkeys(i for i in eos if i is not None)),
     )

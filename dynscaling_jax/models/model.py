@@ -86,8 +86,10 @@ def load_model(path: str | Path, dtype: str = "float32") -> Model:
     file = resolve(str(path))
     if file.is_dir():
         config, params = checkpoints.load_hf(file, jnp.dtype(dtype))
-        return Model(
-            config, params, lambda: tokenizer.from_directory(file)
+        return Model(config, params, lambda: tokenizer.from_directory(file))
+    if file.suffix == ".safetensors":
+        raise ValueError(
+            f"{file}: give its directory, which holds config.json too"
         )
     if file.suffix in checkpoints.PICKLED:
         raise ValueError(

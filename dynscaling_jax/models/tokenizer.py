@@ -7,12 +7,23 @@ from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from dynscaling_jax.models.checkpoints import read_json
 from dynscaling_jax.types import Message
 
 CONTROL, USER_DEFINED = 3, 4  # GGUF token types
+TEMPLATE_FAULTS = (  # what a template's expressions can raise
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class Tokenizer:
@@ -25,6 +36,8 @@ class Tokenizer:
         variables: Mapping[str, Any],
     ):
         """variables are what the template may read, e.g. bos_token."""
+        backend.no_truncation()  # tokenizer.json may ask for either
+        backend.no_padding()
         self.backend = backend
         self._variables = dict(variables)
         self._specials = [
@@ -75,7 +88,7 @@ class Tokenizer:
             text = self._template.render(
                 messages=turns, add_generation_prompt=True, **self._variables
             )
-        except (jinja2.TemplateError, TypeError, OverflowError) as error:
+        except TEMPLATE_FAULTS as error:
             raise ValueError(f"chat template: {error}") from error
         return text + opened
 
@@ -113,13 +126,12 @@ def from_directory(directory: Path) -> Tokenizer:
         backend = Backend.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise ValueError(f"{file}: not a tokenizer ({error})") from error
-    raw = {}
-    if (directory / "tokenizer_config.json").is_file():
-        text = (directory / "tokenizer_config.json").read_text("utf-8")
-        raw = json.loads(text)
+    extra = directory / "tokenizer_config.json"
+    raw = read_json(extra) if extra.is_file() else {}
     template = raw.get("chat_template")
     if isinstance(template, list):  # several by name
-        template = {t["name"]: t["template"] for t in template}["default"]
+        by_name = {t.get("name"): t.get("template") for t in template}
+        template = by_name.get("default")
     if (directory / "chat_template.jinja").is_file():
         template = (directory / "chat_template.jinja").read_text("utf-8")
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -132,7 +144,8 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """Builds the tokenizer that GGUF metadata describes.
 
     Raises:
-        ValueError: a vocabulary of a kind that is not supported.
+        ValueError: a vocabulary of a kind that is not supported, or a part
+            that is missing or does not fit the others.
     """
     kind = metadata.get("tokenizer.ggml.model")
     pre = metadata.get("tokenizer.ggml.pre", "default")
@@ -141,13 +154,27 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
             f"GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} is not "
             f"supported; known: gpt2 with {', '.join(PRE_TOKENIZERS)}"
         )
-    tokens = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(m.split(" ")) for m in metadata["tokenizer.ggml.merges"]]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    backend = Backend(models.BPE(vocab, merges))
+    try:
+        tokens = metadata["tokenizer.ggml.tokens"]
+        merges = metadata["tokenizer.ggml.merges"]
+    except KeyError as error:
+        raise ValueError(f"GGUF: metadata key {error} is missing") from None
+    try:
+        bpe = models.BPE(
+            {token: i for i, token in enumerate(tokens)},
+            [tuple(m.split(" ")) for m in merges],
+            ignore_merges=pre == "llama-bpe",
+        )
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"GGUF: vocabulary and merges: {error}") from error
+    backend = Backend(bpe)
     backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
     backend.decoder = decoders.ByteLevel()
     types = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    if len(types) != len(tokens):
+        raise ValueError(
+            f"GGUF: {len(tokens)} tokens, yet {len(types)} token types"
+        )
     added = [
         AddedToken(token, special=t == CONTROL, normalized=False)
         for token, t in zip(tokens, types, strict=True)
@@ -175,7 +202,25 @@ def _smollm() -> pre_tokenizers.PreTokenizer:
     )
 
 
-PRE_TOKENIZERS = {"default": _gpt2, "gpt-2": _gpt2, "smollm": _smollm}
+def _llama3() -> pre_tokenizers.PreTokenizer:
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+PRE_TOKENIZERS = {
+    "default": _gpt2,
+    "gpt-2": _gpt2,
+    "llama-bpe": _llama3,
+    "smollm": _smollm,
+}
 
 
 def _content(token: Any) -> str:

@@ -79,10 +79,10 @@ def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm in float32 (arXiv 1910.07467)."""
+    """Root-mean-square norm of [T, width] in float32 (arXiv 1910.07467)."""
     wide = x.astype(jnp.float32)
     wide *= jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + eps)
-    return (wide.astype(x.dtype)) * weight
+    return wide.astype(x.dtype) * weight[None]
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
@@ -109,7 +109,7 @@ def hidden_states(
     `attend` knows the difference.
     """
     freqs = jnp.asarray(rope_frequencies(config))
-    angles = positions[:, None].astype(jnp.float32) * freqs
+    angles = jnp.outer(positions.astype(jnp.float32), freqs)
     x = params["embed"][tokens]
     kept = []
     for layer, cache in zip(params["layers"], caches, strict=True):
