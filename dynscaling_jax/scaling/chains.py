@@ -176,7 +176,7 @@ def opening_tag(end_of_thinking: str) -> str:
 _TOKEN = re.compile(r"<(?=[|｜])|<(?=/?[^\W\d][\w-]*>)|\[(?=/?[A-Z][A-Z_]*\])")
 # A line that would open another turn, or another attempt: quoted.
 _TURN = re.compile(
-    r"^(?=\s*(?:user|human|assistant|system|(?:attempt|agent)\s+\d+)\s*:)",
+    r"^(?=\s*(?:user|human|assistant|system|(?:attempt|agent|response)\s+\d+)\s*:)",
     re.IGNORECASE | re.MULTILINE,
 )
 

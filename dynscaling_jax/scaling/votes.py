@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynscaling_jax.scaling import chains
+from dynscaling_jax.scaling.chains import Chain, Reader
 from dynscaling_jax.types import (
     Candidates,
     Message,
@@ -144,13 +146,14 @@ def medoid(n: int = 2) -> Vote:
     return Vote(_heaviest, weigh=weigh)
 
 
-def universal() -> Vote:
+def universal(reader: Reader = Reader()) -> Vote:  # noqa: B008, immutable
     """The model itself names the most consistent response (universal
     self-consistency, arXiv 2311.17311; the prompt is ours).
 
     One further request for each query that has more than one distinct answer,
-    to the query id + "#universal". Where the reply names no response, the
-    majority decides.
+    to the query id + "#universal"; its parents are the samples that it shows,
+    less the longest where they do not fit. Where the reply names none of
+    them, the majority decides.
     """
 
     def weigh(
@@ -159,13 +162,17 @@ def universal() -> Vote:
         sample_fn: SampleFn,
     ) -> list[list[float]]:
         asked = {
-            _judge_id(query): _judge(query, row)
+            query.id: _question(reader, query, row)
             for query, row in zip(queries, samples, strict=True)
             if len({s.answer for s in row} - {None}) > 1
         }
         replies = {s.query_id: s.text for s in sample_fn([*asked.values()])}
+        chosen = {
+            id: _chosen(replies.get(request.query.id, ""), request.parents)
+            for id, request in asked.items()
+        }
         return [
-            _chosen(replies.get(_judge_id(query), ""), row)
+            _only(chosen.get(query.id), row)
             for query, row in zip(queries, samples, strict=True)
         ]
 
@@ -292,36 +299,43 @@ def _ngrams(text: str, n: int) -> frozenset[tuple[str, ...]]:
     )
 
 
-def _judge_id(query: Query) -> str:
-    return f"{query.id}#universal"
-
-
-def _judge(query: Query, samples: Sequence[Sample]) -> Request:
-    readable = [s for s in samples if s.answer is not None]
-    listed = "\n\n".join(
-        f"Response {i}:\n{s.text}" for i, s in enumerate(readable, 1)
+def _question(
+    reader: Reader, query: Query, samples: Sequence[Sample]
+) -> Request:
+    messages, parents = chains.fit(
+        reader,
+        query,
+        [
+            (s.index, chains.shown(Chain(), reader, s))
+            for s in samples
+            if s.answer is not None
+        ],
+        _ask,
     )
-    ask = Message(
-        "user",
-        f"Here are {len(readable)} responses to the question above.\n\n"
-        f"{listed}\n\nWhich one agrees best with the others? Begin your reply "
-        'with "Response" and its number.',
+    asked = query._replace(id=f"{query.id}#universal")
+    return Request(asked, messages, 0, parents=parents)
+
+
+def _ask(query: Query, responses: Sequence[str]) -> tuple[Message, ...]:
+    ask = (
+        f"Here are {len(responses)} responses to the question above.\n\n"
+        f"{chains.listed(responses, 'Response')}\n\nWhich one agrees best "
+        'with the others? Begin your reply with "Response" and its number.'
     )
-    head = query.messages[:-1]
-    last = query.messages[-1]
-    if last.role == "user":  # two user turns in a row break some templates
-        ask = Message("user", f"{last.content}\n\n{ask.content}")
-    else:
-        head = query.messages
-    return Request(Query(_judge_id(query), query.messages), (*head, ask), 0)
+    return chains.with_turn(query.messages, Message("user", ask))
 
 
-def _chosen(reply: str, samples: Sequence[Sample]) -> list[float]:
-    """1 for the response that the reply names first; else votes counted."""
-    readable = [s for s in samples if s.answer is not None]
+def _chosen(reply: str, shown: Sequence[int]) -> int | None:
+    """The index of the sample that the reply names first."""
     named = re.search(r"\bresponse\s*#?(\d{1,9})\b", reply, re.IGNORECASE)
-    if named and 1 <= int(named[1]) <= len(readable):
-        best = readable[int(named[1]) - 1].index
-        return [float(s.index == best) for s in samples]
-    count = Counter(s.answer for s in readable)
+    if named and 1 <= int(named[1]) <= len(shown):
+        return shown[int(named[1]) - 1]
+    return None
+
+
+def _only(chosen: int | None, samples: Sequence[Sample]) -> list[float]:
+    """1 for the chosen sample; the votes of its answer for each, if none."""
+    if chosen is not None:
+        return [float(s.index == chosen) for s in samples]
+    count = Counter(s.answer for s in samples)
     return [float(count[s.answer]) for s in samples]

@@ -1,0 +1,84 @@
+from typing import Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynscaling_jax.scaling.spec import parse
+
+
+def plain():
+    return "plain"
+
+
+def tuned(
+    tau: float = 1.0,
+    kind: Literal["a", "b"] = "a",
+    k: int | None = None,
+    deep: bool = False,
+    reader: object = None,
+):
+    return tau, kind, k, deep, reader
+
+
+def demanding(n: int):
+    return n
+
+
+TABLE = {"plain": plain, "tuned": tuned, "demanding": demanding}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("plain", "plain"),
+        (" plain() ", "plain"),
+        ("tuned", (1.0, "a", None, False, None)),
+        ("tuned(tau=-2, kind=b)", (-2, "b", None, False, None)),
+        ("tuned(kind='b', k=3, deep=True)", (1.0, "b", 3, True, None)),
+        ("demanding(n=2)", 2),
+    ],
+)
+def test_names_and_arguments(text, value):
+    assert parse(text, TABLE) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("foo", "unknown vote 'foo'; known: demanding, plain, tuned"),
+        ("tuned(t=1)", "no argument 't'; allowed: tau, kind, k, deep$"),
+        ("plain(x=1)", "no argument 'x'; allowed: none"),
+        ("tuned(tau=x)", "tau='x' is not float"),
+        ("tuned(k=True)", "k=True is not"),
+        ("tuned(kind=c)", "kind='c' is not Literal"),
+        ("tuned(reader=1)", "no argument 'reader'"),
+        ("demanding", r"needs n=\.\.\."),
+        ("tuned(1)", "malformed"),
+        ("tuned(", "malformed"),
+        ("", "malformed"),
+        ("tuned(**{})", "malformed"),
+        ("tuned(tau=__import__('os'))", "malformed"),
+        ("a.b(c=1)", "malformed"),
+        ("plain; plain", "malformed"),
+        ("(" * 5000, "malformed"),
+        ("\0", "malformed"),
+    ],
+)
+def test_what_is_wrong_is_said(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(text, TABLE, "vote", reader="a tokenizer")
+
+
+def test_context_goes_where_it_is_known():
+    assert parse("tuned", TABLE, reader=7)[-1] == 7
+    assert parse("plain", TABLE, reader=7) == "plain"
+
+
+@settings(deadline=None)
+@given(st.text(max_size=40))
+def test_no_text_does_more_than_call_a_factory(text):
+    try:
+        parse(text, TABLE)
+    except ValueError as error:
+        assert str(error)
