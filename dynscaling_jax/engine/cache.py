@@ -100,6 +100,4 @@ def append(suffix: Layers, recent: Layers, start: jax.Array) -> Layers:
     def put(row: jax.Array, chunk: jax.Array, at: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(row, chunk, at, 1)
 
-    return jax.tree.map(
-        lambda s, r: jax.vmap(put)(s, r, start), suffix, recent
-    )
+    return jax.tree.map(lambda s, r: jax.vmap(put)(s, r, start), suffix, recent)

@@ -77,7 +77,9 @@ def extend(
         out = attention.merge(
             attention.attend(q, *old, before), attention.attend(q, k, v, within)
         )
-        kv = tuple(_join(o, n, kept, size) for o, n in zip(old, (k, v)))
+        kv = tuple(
+            _join(o, n, kept, size) for o, n in zip(old, (k, v), strict=True)
+        )
         return transformer.ungroup_heads(out, rep), kv
 
     hidden, layers = transformer.hidden_states(
@@ -223,22 +225,24 @@ def _grouped(config: ModelConfig, state: State, start, at):
         prefix_mask = seen(pk.shape[2], jnp.zeros_like(start), ahead)
         shared = q.reshape(groups, per, kv_heads, rep, dim).swapaxes(1, 2)
         mask = jnp.repeat(
-            prefix_mask.reshape(groups, 1, per, -1), rep, 2,
+            prefix_mask.reshape(groups, 1, per, -1),
+            rep,
+            2,
             total_repeat_length=per * rep,
         )
         prefix = attention.attend(
             shared.reshape(groups, kv_heads, per * rep, dim), pk, pv, mask
         )
         prefix = jax.tree.map(
-            lambda x: x.reshape(groups, kv_heads, per, rep, -1)
-            .swapaxes(1, 2)
-            .reshape(batch, kv_heads, rep, -1),
+            lambda x: (
+                x.reshape(groups, kv_heads, per, rep, -1)
+                .swapaxes(1, 2)
+                .reshape(batch, kv_heads, rep, -1)
+            ),
             prefix,
         )
         own = q.reshape(batch, kv_heads, rep, dim)
-        suffix = attention.attend(
-            own, sk, sv, seen(sk.shape[2], ahead, start)
-        )
+        suffix = attention.attend(own, sk, sv, seen(sk.shape[2], ahead, start))
         newest = attention.attend(
             own,
             *recent,

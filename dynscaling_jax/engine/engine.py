@@ -77,6 +77,8 @@ class Engine:
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
         if rows % rows_per_group:
             raise ValueError(
                 f"rows ({rows}) must be a multiple of rows_per_group "
@@ -137,9 +139,7 @@ class Engine:
         self, prompts: Sequence[str], n: int = 1
     ) -> list[list[Sample]]:
         """n samples of each prompt, given as user turns."""
-        queries = [
-            Query(text, (Message("user", text),)) for text in prompts
-        ]
+        queries = [Query(text, (Message("user", text),)) for text in prompts]
         drawn = {
             (s.query_id, s.index): s
             for s in self(
@@ -292,9 +292,7 @@ class Engine:
                     continue
                 steps = int(chunk.live[:, i].sum())
                 row.draws.append(
-                    jax.tree.map(
-                        lambda x, i=i, n=steps: x[:n, i], chunk.draws
-                    )
+                    jax.tree.map(lambda x, i=i, n=steps: x[:n, i], chunk.draws)
                 )
                 sample = self._finished(row)
                 if sample:
@@ -310,6 +308,11 @@ class Engine:
         limit."""
         draws = jax.tree.map(lambda *parts: np.concatenate(parts), *row.draws)
         row.draws[:] = [draws]
+        if not np.isfinite(draws.logprob).all():
+            raise ValueError(
+                f"query {row.request.query.id!r}: the model gives logits that "
+                "are not finite; its weights are damaged or overflow its dtype"
+            )
         ids = draws.token.tolist()
         decode_text = self.model.tokenizer.decode
         reason, text = None, ""
@@ -344,9 +347,7 @@ class Engine:
             prompt_tokens=len(prompt.ids),
             cached_tokens=cached,
             new_tokens=new,
-            flops=sample_flops(
-                self.model.config, len(prompt.ids), cached, new
-            ),
+            flops=sample_flops(self.model.config, len(prompt.ids), cached, new),
             logprob=float(draws.logprob.mean()),
             confidence=float(draws.confidence.mean()),
             signals=_signals(draws),

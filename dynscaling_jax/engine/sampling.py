@@ -53,9 +53,7 @@ def settings(
         ("min_p", min_p, 0, 1),
     ):
         if not low <= value <= high:
-            raise ValueError(
-                f"{name} must lie in [{low}, {high}], got {value}"
-            )
+            raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
     return Settings(
         np.float32(temperature),
         np.int32(top_k),
