@@ -75,7 +75,8 @@ def extend(
         before &= (at < kept)[None]
         within = attention.visible(where, positions, config.window)
         out = attention.merge(
-            attention.attend(q, *old, before), attention.attend(q, k, v, within)
+            attention.attend(q, old[0], old[1], before),
+            attention.attend(q, k, v, within),
         )
         kv = tuple(
             _join(o, n, kept, size) for o, n in zip(old, (k, v), strict=True)
@@ -146,9 +147,9 @@ def decode(
     """Takes CHUNK steps with all rows, fewer when no row is left live."""
     batch = state.rows.token.shape[0]
     start = state.rows.drawn - 1
-    recent = tuple(
-        tuple(jnp.zeros((*s.shape[:2], CHUNK, s.shape[3]), s.dtype) for s in kv)
-        for kv in state.suffix
+    recent = jax.tree.map(
+        lambda s: jnp.zeros((*s.shape[:2], CHUNK, s.shape[3]), s.dtype),
+        state.suffix,
     )
     float_rows = jnp.zeros((CHUNK, batch), jnp.float32)
     chunk = Chunk(

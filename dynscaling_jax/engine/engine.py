@@ -258,12 +258,11 @@ class Engine:
                 for i in own:
                     if rows[i] or not (prompt and pending[prompt]):
                         continue
-                    rows[i] = self._row(pending[prompt].popleft(), prompt)
-                    fresh[i], limit[i] = True, rows[i].limit
-                    name[i] = (
-                        *sampling.query_words(rows[i].request.query.id),
-                        rows[i].request.index,
-                    )
+                    request = pending[prompt].popleft()
+                    row = rows[i] = self._row(request, prompt)
+                    fresh[i], limit[i] = True, row.limit
+                    words = sampling.query_words(request.query.id)
+                    name[i] = (*words, request.index)
             if fresh.any():
                 live = np.array([r is not None for r in rows])
                 state, first = decode.start(
@@ -277,10 +276,11 @@ class Engine:
                     self.settings,
                 )
                 first = jax.tree.map(np.asarray, first)
-                for i in np.flatnonzero(fresh):
-                    rows[i].draws.append(
-                        jax.tree.map(lambda x, i=i: x[i : i + 1], first)
-                    )
+                for i, row in enumerate(rows):
+                    if row and fresh[i]:
+                        row.draws.append(
+                            jax.tree.map(lambda x, i=i: x[i : i + 1], first)
+                        )
             state, chunk = decode.decode(
                 self.model.params, config, state, self.stop_ids, self.settings
             )

@@ -55,10 +55,10 @@ def settings(
         if not low <= value <= high:
             raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
     return Settings(
-        np.float32(temperature),
-        np.int32(top_k),
-        np.float32(top_p),
-        np.float32(min_p),
+        jnp.float32(temperature),
+        jnp.int32(top_k),
+        jnp.float32(top_p),
+        jnp.float32(min_p),
     )
 
 

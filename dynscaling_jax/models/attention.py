@@ -6,6 +6,7 @@ shares, what a row wrote earlier, what it wrote since. Each part is reduced to
 (online softmax, Milakov and Gimelshein 2018).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -50,12 +51,10 @@ def merge(*parts: Part) -> jax.Array:
 
     Some part must hold a visible key.
     """
-    peak = parts[0].peak
-    for part in parts[1:]:
-        peak = jnp.maximum(peak, part.peak)
-    scales = [jnp.exp(part.peak - peak) for part in parts]
-    total = sum(s * p.total for s, p in zip(scales, parts, strict=True))
-    value = sum(s * p.value for s, p in zip(scales, parts, strict=True))
+    peak = functools.reduce(jnp.maximum, [part.peak for part in parts])
+    scaled = [(jnp.exp(part.peak - peak), part) for part in parts]
+    total = functools.reduce(jnp.add, [s * part.total for s, part in scaled])
+    value = functools.reduce(jnp.add, [s * part.value for s, part in scaled])
     return value / total
 
 

@@ -215,7 +215,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ValueError: an unknown architecture or a missing key.
     """
-    arch = metadata.get("general.architecture")
+    arch = str(metadata.get("general.architecture"))
     if arch not in FAMILIES.values():
         raise ValueError(
             f"GGUF: architecture {arch!r} is not supported; known: "

