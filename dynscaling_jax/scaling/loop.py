@@ -5,6 +5,7 @@ ask the model; the vote has the last word. Everything comes in as a function,
 so that an engine, an endpoint, a replay or a test's stub can be the model.
 """
 
+import functools
 import operator
 import sys
 import time
@@ -21,6 +22,7 @@ from dynscaling_jax.scaling.uncertainty import measure_by_name
 from dynscaling_jax.scaling.votes import Vote
 from dynscaling_jax.types import (
     Budget,
+    Candidates,
     Ledger,
     Policy,
     Query,
@@ -112,9 +114,8 @@ def scale(
     share = -(-(budget.samples or 0) // len(queries))
     weights = {w for w in (policy.weight, vote.weight) if w}
     texts = reads_texts(strategy) or vote.weigh is not None
-    table = Table(queries, capacity or max(64, 4 * share), same, weights, texts)
+    table = Table(queries, capacity or max(64, 4 * share), same, weights)
     allocate, update = jax.jit(policy.allocate), jax.jit(policy.update)
-    uncertain = jax.jit(jax.vmap(measure))
 
     state, ledger, rounds = policy.init(len(queries)), Ledger(), []
     dearest = _spent(Ledger(samples=1)) | _caps(max_cost)
@@ -135,16 +136,16 @@ def scale(
             break
         drawn = []
         for sample in _stream(sample_fn, requests):
-            drawn.append(sample)
-            cost = _spent(Ledger().add(sample))
+            drawn.append(sample if texts else sample._replace(text=""))
+            cost = _cost(sample, budget)
             dearest = {axis: max(dearest[axis], cost[axis]) for axis in cost}
             ledger = ledger.add(sample)._replace(seconds=clock() - begin)
             if _passed(budget, ledger):
                 break
         table.add(drawn)
-        taken_Q = _per_query(queries, requests)
+        taken_Q = _requested(queries, requests)
         state = update(state, table.candidates(policy.weight), taken_Q)
-        uncertainty_Q = np.asarray(uncertain(seen.answer_QN, seen.count_Q))
+        uncertainty_Q = np.asarray(_per_query(measure, seen))
         rounds.append(Round(index, taken_Q, uncertainty_Q, ledger))
         if observe:
             observe(rounds[-1])
@@ -189,6 +190,15 @@ def _spent(ledger: Ledger) -> dict[str, float]:
         "flops": ledger.flops,
         "seconds": ledger.seconds,
     }
+
+
+def _cost(sample: Sample, budget: Budget) -> dict[str, float]:
+    if budget.flops is not None and sample.new_tokens and not sample.flops:
+        raise ValueError(
+            "the budget has a cap on FLOPs, but the model reports no FLOPs; "
+            "set a cap on tokens instead"
+        )
+    return _spent(Ledger().add(sample))
 
 
 def _caps(budget: Budget) -> dict[str, float]:
@@ -268,6 +278,13 @@ def _requests(
     return requests
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _per_query(
+    measure: Callable[[jax.Array, jax.Array], jax.Array], seen: Candidates
+) -> jax.Array:
+    return jax.vmap(measure)(seen.answer_QN, seen.count_Q)
+
+
 def _why_nothing(grants_Q: np.ndarray, free_Q: np.ndarray) -> str:
     if not free_Q.any():
         return "every query is full"
@@ -296,7 +313,7 @@ def _stream(sample_fn: SampleFn, requests: Sequence[Request]):
             close()
 
 
-def _per_query(
+def _requested(
     queries: Sequence[Query], requests: Sequence[Request]
 ) -> np.ndarray:
     count = dict.fromkeys((query.id for query in queries), 0)

@@ -28,7 +28,6 @@ class Table:
         capacity: int,
         same: Callable[[str, str], bool],
         weights: Iterable[str],
-        keep_texts: bool,
     ):
         shape = (len(queries), capacity)
         self.count_Q = np.zeros(len(queries), np.int32)
@@ -40,18 +39,14 @@ class Table:
         self._classes: list[dict[str, int]] = [{} for _ in queries]
         self._answers: list[list[str]] = [[] for _ in queries]
         self._same = same
-        self._keep_texts = keep_texts
 
     @property
     def free_Q(self) -> np.ndarray:
         return self._answer_QN.shape[1] - self.count_Q
 
     def add(self, samples: Sequence[Sample]) -> None:
-        """Adds the samples of a round, whatever order they came in.
-
-        What is kept of a sample has the first text of its class as answer,
-        and no text if none is needed.
-        """
+        """Adds the samples of a round, whatever order they came in; each is
+        kept with the first text of its class as answer."""
         order = [(self._place[s.query_id], s.index) for s in samples]
         for i in sorted(range(len(order)), key=order.__getitem__):
             q, sample = order[i][0], samples[i]
@@ -64,8 +59,6 @@ class Table:
                 answer = self._class_of(q, sample.answer)
                 self._answer_QN[q, n] = answer
                 sample = sample._replace(answer=self._answers[q][answer])
-            if not self._keep_texts:
-                sample = sample._replace(text="")
             self.samples[q].append(sample)
 
     def candidates(

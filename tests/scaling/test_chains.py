@@ -106,9 +106,7 @@ def test_random_parents_are_uniform():
         for i in range(2000)
     )
     expected = 2000 / 5
-    assert (
-        sum((count[i] - expected) ** 2 / expected for i in range(5)) < 18.47
-    )
+    assert sum((count[i] - expected) ** 2 / expected for i in range(5)) < 18.47
 
 
 def test_recent_all_and_by_confidence():

@@ -21,8 +21,17 @@ def run(strategy, grants, answer=str, text="try {}"):
             said = answer(r.index)
             samples.append(
                 Sample(
-                    "q", r.index, r.round, r.parents, text.format(r.index),
-                    said, "stop", 1, 0, 1, 1.0,
+                    "q",
+                    r.index,
+                    r.round,
+                    r.parents,
+                    text.format(r.index),
+                    said,
+                    "stop",
+                    1,
+                    0,
+                    1,
+                    1.0,
                 )  # fmt: skip
             )
     return samples, asked
@@ -156,9 +165,7 @@ def test_budget_forcing_makes_an_attempt_think_on():
     assert parents(samples) == [(), (0,), (0, 1), ()]
     turn = asked[2][0].messages[-1]
     assert turn.role == "assistant"
-    assert turn.content == (
-        "<think>thought 0\n\nWait<think>thought 1\n\nWait"
-    )
+    assert turn.content == ("<think>thought 0\n\nWait<think>thought 1\n\nWait")
 
 
 def test_budget_forcing_that_does_not_fit_starts_anew():

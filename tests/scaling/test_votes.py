@@ -237,9 +237,7 @@ def judge(reply, asked):
     def sample_fn(requests):
         for request in requests:
             asked.append(request)
-            yield sample(
-                request.index, None, reply, query_id=request.query.id
-            )
+            yield sample(request.index, None, reply, query_id=request.query.id)
 
     return sample_fn
 
@@ -267,7 +265,9 @@ def test_universal_asks_the_model_once_a_disputed_query():
     assert "hm" not in content
 
 
-@pytest.mark.parametrize("reply", ["", "none of them", "Response 9", "Response 0"])
+@pytest.mark.parametrize(
+    "reply", ["", "none of them", "Response 9", "Response 0"]
+)
 def test_universal_without_a_choice_is_the_majority(reply):
     row = [sample(0, "7"), sample(1, "8"), sample(2, "8")]
     [weights] = votes.universal().weigh([query()], [row], judge(reply, []))

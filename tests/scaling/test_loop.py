@@ -1,0 +1,490 @@
+import random
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynscaling_jax.scaling import votes
+from dynscaling_jax.scaling.loop import scale
+from dynscaling_jax.scaling.policies import POLICIES
+from dynscaling_jax.scaling.strategies import integrated, parallel
+from dynscaling_jax.scaling.votes import Vote, majority
+from dynscaling_jax.types import Budget, Message, Policy, Query, Sample
+
+KEY = jax.random.key(0)
+UNIFORM = POLICIES["uniform"]()
+
+
+def queries(n):
+    return [Query(f"q{i}", (Message("user", f"{i}?"),)) for i in range(n)]
+
+
+def draws(request, seed=0):
+    """Random draws that a request alone decides."""
+    return random.Random(f"{seed}/{request.query.id}/{request.index}")
+
+
+def reply(request, answer="1", new=10, prompt=5, **rest):
+    fields = dict(
+        query_id=request.query.id,
+        index=request.index,
+        round=request.round,
+        parents=request.parents,
+        text=f"It is {answer}.",
+        answer=answer,
+        finish_reason="stop",
+        prompt_tokens=prompt,
+        cached_tokens=prompt if request.shared else 0,
+        new_tokens=new,
+        flops=100.0 * new,
+    )
+    return Sample(**fields | rest)
+
+
+def noisy(requests):
+    """A model whose samples differ in answer and cost."""
+    for request in requests:
+        drawn = draws(request)
+        answer = drawn.choice(["1", "1", "2", "3", None])
+        yield reply(request, answer, drawn.randint(0, 40), drawn.randint(1, 9))
+
+
+def run(sample_fn=noisy, n=3, **arguments):
+    defaults = dict(
+        strategy=parallel(),
+        policy=UNIFORM,
+        vote=majority(),
+        budget=Budget(samples=4 * n),
+        key=KEY,
+        capacity=32,
+    )
+    return scale(queries(n), sample_fn, **defaults | arguments)
+
+
+def test_self_consistency_by_hand():
+    script = {"q0": ["7", "8", "8"], "q1": [None, "5", "4"], "q2": [None] * 3}
+
+    def model(requests):
+        for r in requests:
+            yield reply(r, script[r.query.id][r.index])
+
+    result = run(model, budget=Budget(samples=9))
+    assert result.answers == ("8", "5", None)
+    assert result.stopped == "samples"
+    assert [r.grants_Q.tolist() for r in result.rounds] == [[1, 1, 1]] * 3
+    # before the first round nothing is known; after two, q0 says 7 and 8
+    assert result.rounds[0].uncertainty_Q.tolist() == [1, 1, 1]
+    assert result.rounds[2].uncertainty_Q[0] == pytest.approx(1)
+    assert result.ledger[:4] == (9, 45, 0, 90)
+    assert result.ledger.flops == 9000
+    assert [s.index for s in result.samples[0]] == [0, 1, 2]
+    assert result.vote_ledger.samples == 0
+
+
+AXES = {
+    "samples": lambda s: 1,
+    "new_tokens": lambda s: s.new_tokens,
+    "total_tokens": lambda s: s.prompt_tokens - s.cached_tokens + s.new_tokens,
+    "flops": lambda s: s.flops,
+}
+DEAREST = Budget(samples=1, new_tokens=40, total_tokens=49, flops=4000.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    axis=st.sampled_from(sorted(AXES)),
+    cap=st.integers(3, 500),
+    known=st.booleans(),
+    round_size=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_no_cap_is_passed_by_more_than_one_sample(
+    axis, cap, known, round_size, seed
+):
+    """With the cost of the dearest sample told or not, in rounds of any size,
+    whatever order samples come in: without the last one that came, spending
+    is below the cap; and nothing is left that is worth another sample."""
+    order = []
+    cap = cap * 100.0 if axis == "flops" else cap
+
+    def model(requests):
+        samples = list(noisy(requests))
+        random.Random(seed).shuffle(samples)
+        for sample in samples:
+            order.append(sample)
+            yield sample
+
+    result = run(
+        model,
+        budget=Budget(**{axis: cap}),
+        max_cost=DEAREST if known else Budget(),
+        round_size=round_size,
+        capacity=200,
+    )
+    cost = [AXES[axis](s) for s in order]
+    assert result.stopped == axis
+    assert sum(cost[:-1]) < cap or cost[-1] == 0
+    assert sum(cost) >= cap
+    if axis == "samples":
+        assert sum(cost) == cap
+    counted = sum(map(len, result.samples))
+    assert counted == len(order) == result.ledger.samples
+
+
+def test_the_order_of_arrival_changes_nothing():
+    def shuffled(seed):
+        def model(requests):
+            samples = list(noisy(requests))
+            random.Random(seed).shuffle(samples)
+            yield from samples
+
+        return model
+
+    def outcome(sample_fn):
+        result = run(
+            sample_fn,
+            n=5,
+            strategy=integrated(explore=2),
+            policy=POLICIES["ucb"](),
+            budget=Budget(new_tokens=900),
+            max_cost=DEAREST,
+        )
+        grants = [r.grants_Q.tolist() for r in result.rounds]
+        return result.answers, result.samples, grants, result.stopped
+
+    assert outcome(shuffled(1)) == outcome(shuffled(2)) == outcome(noisy)
+
+
+def test_the_cap_on_seconds_ends_a_round_and_closes_the_model():
+    now, closed = [0.0], []
+
+    def model(requests):
+        try:
+            for request in requests:
+                now[0] += 1
+                yield reply(request)
+        finally:
+            closed.append(True)
+
+    result = run(model, n=4, budget=Budget(seconds=9.5), clock=lambda: now[0])
+    assert (result.stopped, result.ledger.samples) == ("seconds", 10)
+    assert result.ledger.seconds == 10
+    assert len(closed) == 3
+
+
+def test_a_failed_sample_is_a_row_and_the_run_goes_on():
+    def model(requests):
+        for r in requests:
+            if r.index == 1:
+                yield reply(r, None, finish_reason="error: HTTP 500: oops")
+            else:
+                yield reply(r, "7")
+
+    result = run(model)
+    assert result.answers == ("7",) * 3
+    assert result.ledger.samples == 12
+    assert result.samples[0][1].finish_reason.startswith("error")
+
+
+def test_a_model_that_ends_early_ends_the_run():
+    def model(requests):
+        yield from list(noisy(requests))[:2]
+
+    result = run(model)
+    assert result.stopped == "the model ended early"
+    assert result.ledger.samples == 2
+
+
+def test_no_readable_answer_at_all():
+    def model(requests):
+        for r in requests:
+            yield reply(r, None)
+
+    for policy in ("uniform", "posterior_gain"):
+        result = run(
+            model, policy=POLICIES[policy](), strategy=integrated(explore=1)
+        )
+        assert result.answers == (None,) * 3
+        assert result.ledger.samples == 12
+
+
+def test_full_queries_and_strategies_that_stop():
+    assert run(capacity=2).stopped == "every query is full"
+    result = run(strategy=lambda q, s, n, r, k: [])
+    assert result.stopped == "the strategy stopped"
+    stops = UNIFORM._replace(
+        allocate=lambda key, state, seen, budget: jnp.zeros_like(seen.count_Q)
+    )
+    assert run(policy=stops).stopped == "the policy stopped"
+
+
+def test_a_stopping_rule_leaves_budget_unspent():
+    """A public implementation of such a rule never stopped where every sample
+    agreed, since it compared the leader with a runner-up that was not there.
+    """
+
+    def model(requests):
+        for r in requests:
+            yield reply(r, "7")
+
+    for name in ("adaptive_consistency", "mmc"):
+        result = run(model, policy=POLICIES[name](), budget=Budget(samples=60))
+        assert result.stopped == "the policy stopped", name
+        assert result.ledger.samples < 60
+        assert result.answers == ("7",) * 3
+
+
+def test_requests_with_the_same_messages_share_them():
+    seen = []
+
+    def model(requests):
+        seen.extend(requests)
+        yield from noisy(requests)
+
+    run(model, n=2, round_size=6)
+    shared = [(r.query.id, r.index, r.shared) for r in seen]
+    assert shared[:6] == [
+        ("q0", 0, False), ("q0", 1, True), ("q0", 2, True),
+        ("q1", 0, False), ("q1", 1, True), ("q1", 2, True),
+    ]  # fmt: skip
+    assert not seen[6].shared  # a new round reads again
+
+
+def test_rounds_are_observed_as_they_end():
+    seen = []
+    result = run(
+        first_round=6, round_size=3, observe=lambda r: seen.append(r.number)
+    )
+    assert seen == [0, 1, 2]
+    assert [r.grants_Q.sum() for r in result.rounds] == [6, 3, 3]
+
+
+def test_strategies_see_classes_and_not_spellings():
+    """Two spellings of one answer were two `distinct` parents."""
+    shown = []
+
+    def model(requests):
+        for r in requests:
+            shown.append(r.messages[-1].content)
+            yield reply(r, ["1/2", "0.5", "3"][r.index % 3], text="so")
+
+    strategy = integrated(explore=3, k=2, content="answer_only")
+    run(
+        model, n=1, strategy=strategy, budget=Budget(samples=9),
+        same=lambda a, b: eval(a) == eval(b),
+    )  # fmt: skip
+    for content in shown[3:]:
+        assert "is 1/2." in content and "is 3." in content
+
+
+def test_texts_are_kept_only_where_they_are_read():
+    def texts(**arguments):
+        return {s.text for row in run(**arguments).samples for s in row}
+
+    assert texts() == {""}
+    assert texts(strategy=integrated(content="answer_only")) == {""}
+    assert "It is 1." in texts(strategy=integrated())
+    assert "It is 1." in texts(vote=votes.medoid())
+
+
+def test_a_vote_may_ask_the_model_and_pays_for_it():
+    def model(requests):
+        for r in requests:
+            if r.query.id.endswith("#universal"):
+                yield reply(r, None, text="Response 2", new=3)
+            else:
+                yield reply(r, str(r.index))
+
+    result = run(model, vote=votes.universal())
+    assert result.answers == ("1",) * 3
+    assert result.ledger.samples == 12
+    assert (result.vote_ledger.samples, result.vote_ledger.new_tokens) == (3, 9)
+
+
+def test_policy_and_vote_each_read_their_own_measure():
+    seen = []
+
+    def allocate(key, state, candidates, budget):
+        jax.debug.callback(seen.append, candidates.weight_QN[0, 0])
+        return UNIFORM.allocate(key, state, candidates, budget)
+
+    def decide(candidates):
+        jax.debug.callback(seen.append, candidates.weight_QN[0, 0])
+        return jnp.zeros(1, jnp.int32)
+
+    def model(requests):
+        for r in requests:
+            yield reply(r, logprob=-2.0, signals={"tail": 4.0})
+
+    run(
+        model,
+        n=1,
+        policy=UNIFORM._replace(allocate=allocate, weight="logprob"),
+        vote=Vote(decide, "tail"),
+        budget=Budget(samples=2),
+    )
+    jax.effects_barrier()
+    assert [float(x) for x in seen] == [0, -2, 4]
+
+
+def test_the_policy_compiles_once_a_run_and_for_every_budget():
+    traced = []
+
+    def allocate(key, state, candidates, budget):
+        traced.append(1)
+        return UNIFORM.allocate(key, state, candidates, budget)
+
+    policy = UNIFORM._replace(allocate=allocate)
+    for samples in (6, 12, 18):
+        run(policy=policy, budget=Budget(samples=samples))
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0, "budget": Budget(samples=1)}, "no queries"),
+        ({"budget": Budget()}, "no cap"),
+        ({"budget": Budget(samples=0)}, "samples=0 is not above 0"),
+        ({"budget": Budget(new_tokens=-5)}, "new_tokens=-5 is not above 0"),
+        ({"budget": Budget(samples=2)}, "less than one for each of 3 queries"),
+        ({"policy": POLICIES["uab"]()}, "no 'logprob'"),
+        ({"vote": votes.weighted()}, "no 'logprob'"),
+        ({"vote": votes.borda()}, "no 'certainty'"),
+        ({"vote": votes.deepconf()}, "no 'confidence'"),
+    ],
+)
+def test_bad_input_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(**arguments)
+
+
+def test_two_queries_of_one_id():
+    with pytest.raises(ValueError, match="two queries have the id 'q0'"):
+        scale(
+            queries(2) + queries(1), noisy, parallel(), UNIFORM, majority(),
+            Budget(samples=9), KEY,
+        )  # fmt: skip
+
+
+def test_no_flops_from_the_model_and_a_cap_on_them():
+    def model(requests):
+        for r in requests:
+            yield reply(r, flops=0.0)
+
+    with pytest.raises(ValueError, match="no FLOPs"):
+        run(model, budget=Budget(flops=1e3))
+
+
+@pytest.mark.parametrize(
+    ("grants", "message"),
+    [
+        (lambda c, b: c.count_Q - 1, "grants -1 samples to query 0"),
+        (lambda c, b: c.count_Q + 33, "33 samples to query 0, which has 32"),
+        (lambda c, b: c.count_Q + 2, "grants 6 samples of 3"),
+        (lambda c, b: c.count_Q + 0.5, "float32"),
+        (lambda c, b: c.count_Q[:2], r"int32\(2,\); expected int32\(3,\)"),
+    ],
+)
+def test_a_policy_that_breaks_its_contract(grants, message):
+    policy = UNIFORM._replace(allocate=lambda k, s, c, b: grants(c, b))
+    with pytest.raises(ValueError, match=message):
+        run(policy=policy)
+
+
+def test_a_strategy_that_breaks_its_contract():
+    def again(query, samples, n, round, key):
+        return list(parallel()(query, [], n, round, key))
+
+    def more(query, samples, n, round, key):
+        return list(parallel()(query, samples, n + 1, round, key))
+
+    for strategy in (again, more):
+        with pytest.raises(ValueError, match="strategy asks for samples"):
+            run(strategy=strategy)
+
+
+def test_a_model_that_gives_a_sample_twice():
+    def model(requests):
+        for sample in noisy(requests):
+            yield sample
+            yield sample
+
+    with pytest.raises(ValueError, match="not asked for, or twice"):
+        run(model)
+
+
+def test_a_policy_of_ones_own_in_ten_lines():
+    def allocate(key, state, seen, budget):
+        open_Q = seen.count_Q < seen.answer_QN.shape[1]
+        first = jnp.argmax(open_Q)
+        return jnp.where(jnp.arange(len(open_Q)) == first, budget, 0)
+
+    mine = Policy(lambda q: None, allocate, lambda state, seen, grants: state)
+    result = run(policy=mine, budget=Budget(samples=6), round_size=3)
+    assert [len(row) for row in result.samples] == [6, 0, 0]
+    assert result.answers[1:] == (None, None)
+
+
+def test_many_queries_stay_in_memory():
+    """2,000 queries of 2 samples with 50,000 characters each are 200 MB of
+    text, which nothing needs."""
+
+    def model(requests):
+        for r in requests:
+            yield reply(r, "7", text="x" * 50_000 + str(r.index))
+
+    n = 2000
+    tracemalloc.start()
+    result = run(model, n=n, budget=Budget(samples=2 * n), capacity=4)
+    assert tracemalloc.get_traced_memory()[1] < 30e6
+    tracemalloc.stop()
+    assert result.answers == ("7",) * n
+
+
+def accuracy(gain, strategy):
+    """Of 400 queries with 8 samples each, from a model that is right with
+    probability 0.4 + gain * (share of its parents that are right); else it
+    gives one of two wrong answers."""
+    truth = {}
+
+    def model(requests):
+        for r in requests:
+            drawn = draws(r)
+            seen = [truth[r.query.id, i] for i in r.parents]
+            p = 0.4 + gain * sum(seen) / max(1, len(seen))
+            right = truth[r.query.id, r.index] = drawn.random() < p
+            yield reply(
+                r, "right" if right else f"wrong {drawn.random() < 0.5}"
+            )
+
+    result = run(
+        model,
+        n=400,
+        strategy=strategy,
+        budget=Budget(samples=3200),
+        first_round=1600,
+        round_size=800,
+    )
+    assert result.ledger.samples == 3200
+    assert result.ledger.new_tokens == 32_000  # at equal cost
+    return sum(a == "right" for a in result.answers) / 400
+
+
+def test_integrated_beats_parallel_where_parents_help():
+    """By more than three standard errors of a difference of two proportions
+    over 400 queries (at most 0.035)."""
+    chain = integrated(explore=4, k=4)
+    assert accuracy(0.6, chain) > accuracy(0.6, parallel()) + 0.106
+
+
+def test_integrated_is_no_better_where_parents_do_not_help():
+    """With no gain from parents both methods draw the same answers, and
+    agree to the last query; where parents mislead, integrated loses."""
+    chain = integrated(explore=4, k=4)
+    apart = accuracy(0.0, parallel())
+    assert accuracy(0.0, chain) == apart
+    assert accuracy(-0.6, chain) < apart - 0.106
