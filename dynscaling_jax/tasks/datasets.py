@@ -50,9 +50,10 @@ class TaskConfig(NamedTuple):
     few_shot: int = 0  # worked examples before the question
     seed: int = 0  # order of gpqa's options; the arithmetic problems
     steps: int = 4  # arithmetic: difficulty runs from 1 to this
-    fields: Mapping[str, str] = {}  # jsonl: question, answer, id, choices
+    fields: dict[str, str] = {}  # jsonl: question, answer, id, choices
 
 
+_LEAST = {"offset": 0, "limit": 0, "few_shot": 0, "steps": 1}
 ARITHMETIC_SIZE = 1_000  # problems where no limit is given
 
 
@@ -114,10 +115,10 @@ def _settings(config: Mapping[str, Any]) -> TaskConfig:
             f"{', '.join(defaults)}"
         )
     for field, value in given.items():
-        expected = Mapping if field == "fields" else type(defaults[field])
-        if field == "fields":
+        if hasattr(value, "items"):  # a ConfigDict is no Mapping
             given[field] = value = dict(value.items())
-        if not isinstance(value, expected) or isinstance(value, bool):
+        expected = type(defaults[field])
+        if type(value) is not expected:
             raise ValueError(
                 f"config.task.{field}: expected {expected.__name__}, got "
                 f"{value!r}"
@@ -128,9 +129,9 @@ def _settings(config: Mapping[str, Any]) -> TaskConfig:
             f"unknown task {settings.name!r}; known: arithmetic, "
             f"{', '.join(BENCHMARKS)}"
         )
-    for field in ("offset", "limit", "few_shot"):
-        if getattr(settings, field) < 0:
-            raise ValueError(f"config.task.{field} must not be negative")
+    for field, least in _LEAST.items():
+        if getattr(settings, field) < least:
+            raise ValueError(f"config.task.{field} must be at least {least}")
     if settings.kind:
         check_kind(settings.kind)
     strange = sorted(settings.fields.keys() - set(FIELDS))
@@ -240,7 +241,7 @@ def _arithmetic(settings: TaskConfig) -> Task:
     size = settings.limit or ARITHMETIC_SIZE
     problems = []
     for index in range(settings.offset, settings.offset + size):
-        steps = 1 + index % max(settings.steps, 1)
+        steps = 1 + index % settings.steps
         made = arithmetic_problem(settings.seed, index, steps, split)
         query = Query(
             f"arithmetic/{index}", _messages(made.question, kind, settings)

@@ -241,11 +241,7 @@ class _Worker:
         # A plain program over pipes: unlike a spawned multiprocessing child
         # it neither runs the caller's main module again nor imports JAX.
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                str(Path(__file__).with_name("symbolic.py")),
-            ],
+            [sys.executable, "-P", str(_PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

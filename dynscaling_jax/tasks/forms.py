@@ -63,7 +63,7 @@ _FRAC = re.compile(
     rf"\s*+\{{\s*+(-?{_DECIMAL})\s*+\}}"
 )
 NUMBER = re.compile(  # a sign after a digit or a bracket is a subtraction
-    r"(?:(?<![\w)\]}])[-\N{MINUS SIGN}]\s?)?\\?\$?\s?-?"
+    r"(?:(?<![\w)\]}])[-\N{MINUS SIGN}]\s?)?(?:\\?\$\s?-?)?"
     rf"(?:{_FRAC.pattern}|{_SLASH.pattern}|{_PLAIN.pattern})"
 )
 

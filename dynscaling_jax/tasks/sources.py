@@ -105,7 +105,7 @@ def _csv_rows(path: Path) -> _Found:
                 yield values, place
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(
-                f"{path}:{reader.line_num}: not valid CSV: {error}"
+                f"{path}: after line {reader.line_num}: not valid CSV: {error}"
             ) from error
 
 

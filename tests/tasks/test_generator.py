@@ -1,0 +1,57 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynscaling_jax.tasks import arithmetic_problem, extract
+
+SPLITS = st.sampled_from(["train", "test"])
+
+
+@given(st.integers(0, 2**31), st.integers(0, 10**6), st.integers(1, 12), SPLITS)
+def test_solutions_are_sound(seed, index, steps, split):
+    """Each written step is true, they chain, and the last one is read back."""
+    problem = arithmetic_problem(seed, index, steps, split)
+    lines = re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)\.", problem.solution)
+    assert len(lines) == problem.steps == steps
+    before = int(re.search(r"begins with (\d+)", problem.solution)[1])
+    assert str(before) in problem.question
+    for left, sign, right, result in lines:
+        a, b, c = int(left), int(right), int(result)
+        assert a == before and b >= 2 and 1 <= c <= 999
+        assert {"+": a + b == c, "-": a - b == c, "*": a * b == c}.get(
+            sign, a == b * c
+        )
+        assert re.search(rf"\b{b}\b", problem.question)
+        before = c
+    assert before == problem.answer
+    assert extract(problem.solution, "number") == str(problem.answer)
+
+
+def test_a_problem_depends_on_its_arguments_alone():
+    first = [arithmetic_problem(3, i, 2) for i in range(20)]
+    assert first == [arithmetic_problem(3, i, 2) for i in range(20)]
+    other = [arithmetic_problem(4, i, 2) for i in range(20)]
+    assert not set(first) & set(other)
+
+
+def test_the_splits_share_no_question():
+    train = {arithmetic_problem(0, i, 1, "train")[0] for i in range(2000)}
+    test = {arithmetic_problem(0, i, 1, "test")[0] for i in range(2000)}
+    assert not train & test
+    assert min(len(train), len(test)) > 1800  # and they are varied
+
+
+def test_wording_varies():
+    openings = {
+        re.sub(r"\d+", "n", arithmetic_problem(0, i, 3).question)
+        for i in range(200)
+    }
+    assert len(openings) > 190
+
+
+@pytest.mark.parametrize("arguments", [(0, 0, 0), (0, -1, 1), (0, 0, 1, "dev")])
+def test_bad_arguments(arguments):
+    with pytest.raises(ValueError, match="expected steps >= 1"):
+        arithmetic_problem(*arguments)
