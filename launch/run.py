@@ -6,6 +6,7 @@ Started again with the same command, a run that was stopped goes on.
 """
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,10 @@ WORKDIR = flags.DEFINE_string(
 
 
 def main(_) -> None:
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
+    # absl shows what JAX logs on looking for devices that are not there
+    logging.getLogger("jax").setLevel(logging.WARNING)
     # JAX is imported after the flags are read, so that --help and a mistyped
     # field answer at once.
     from launch import experiment

@@ -1,0 +1,55 @@
+"""A tiny model with a real tokenizer, as a Hugging Face directory."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from dynscaling_jax.models import config as configs
+from dynscaling_jax.models.checkpoints import hf_name
+from dynscaling_jax.models.transformer import init_params
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(
+        [AddedToken("<|im_start|>"), AddedToken("<|im_end|>")]
+    )
+    backend.save(str(directory / "tokenizer.json"))
+    config = configs.ModelConfig(
+        family="llama",
+        vocab_size=258,
+        width=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        ffn=48,
+        context=1024,
+        eos_ids=(257,),
+    )
+    params = init_params(jax.random.key(0), config)
+    tensors = {
+        hf_name(tuple(getattr(step, "key", getattr(step, "idx", None))
+                      for step in path)): np.asarray(value)
+        for path, value in jax.tree_util.tree_leaves_with_path(params)
+    }
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(configs.to_hf(config)))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": TEMPLATE})
+    )
+    return directory

@@ -1,0 +1,235 @@
+"""The command as a user runs it: real processes, a tiny model."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PER_QUERY, QUERIES = 12, 6
+
+
+def command(tiny_model, workdir, *more):
+    return [
+        sys.executable,
+        "-m",
+        "launch.run",
+        f"--config={ROOT}/configs/smollm2_arithmetic.py",
+        f"--config.model={tiny_model}",
+        f"--config.task.limit={QUERIES}",
+        f"--config.budget.samples_per_query={PER_QUERY}",
+        "--config.engine.max_new_tokens=48",
+        "--config.engine.rows=8",
+        "--config.engine.rows_per_group=4",
+        f"--workdir={workdir}",
+        *more,
+    ]
+
+
+def run(tiny_model, workdir, *more):
+    return subprocess.run(
+        command(tiny_model, workdir, *more),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    done = run(tiny_model, workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def rows(workdir):
+    file = workdir / "samples.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_writes_the_files_of_a_run(undisturbed):
+    workdir, done = undisturbed
+    summary = json.loads((workdir / "summary.json").read_text())
+    wanted = """task model strategy policy vote queries samples prompt_tokens
+    cached_tokens new_tokens flops seconds new_tokens_per_second accuracy
+    accuracy_ci95 pass_at_1 unparsed""".split()
+    assert set(wanted) <= set(summary)
+    drawn = rows(workdir)
+    keys = [(r["query_id"], r["index"]) for r in drawn]
+    assert len(set(keys)) == len(keys) == PER_QUERY * QUERIES
+    assert summary["samples"] == len(keys)
+    for field in ("new_tokens", "prompt_tokens", "cached_tokens", "flops"):
+        assert summary[field] == pytest.approx(sum(r[field] for r in drawn))
+    low, high = summary["accuracy_ci95"]
+    assert low <= summary["accuracy"] <= high
+    assert "the vote" in done.stdout
+    granted = [
+        json.loads(line)["grants"]
+        for line in (workdir / "rounds.jsonl").read_text().splitlines()
+    ]
+    assert sum(sum(g.values()) for g in granted) == len(keys)
+
+
+def test_quiet_when_not_a_terminal(undisturbed):
+    _, done = undisturbed
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("moments", [(1, 20), (37,), (5, 50, 71)])
+def test_killed_and_started_again_it_ends_with_the_same_bytes(
+    tiny_model, undisturbed, tmp_path, moments
+):
+    """A kill -9 once that many rows are written, wherever the run is then."""
+    delay = random.Random(str(moments))
+    for moment in moments:
+        process = subprocess.Popen(
+            command(tiny_model, tmp_path),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        file = tmp_path / "samples.jsonl"
+        while process.poll() is None:
+            if file.exists() and file.read_bytes().count(b"\n") >= moment:
+                time.sleep(delay.uniform(0, 0.05))
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.002)
+    done = run(tiny_model, tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole = undisturbed[0]
+    for name in ("samples.jsonl", "rounds.jsonl"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    ours, theirs = (
+        json.loads((d / "summary.json").read_text()) for d in (tmp_path, whole)
+    )
+    for clock in ("seconds", "new_tokens_per_second"):
+        ours.pop(clock), theirs.pop(clock)
+    assert ours == theirs
+
+
+def test_started_again_when_whole_it_draws_nothing(tiny_model, undisturbed):
+    workdir, _ = undisturbed
+    before = (workdir / "samples.jsonl").read_bytes()
+    done = run(tiny_model, workdir)
+    assert done.returncode == 0
+    assert (workdir / "samples.jsonl").read_bytes() == before
+    last = (workdir / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["samples"] == 0
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_says_how_to_go_on(tiny_model, tmp_path, stop):
+    process = subprocess.Popen(
+        command(tiny_model, tmp_path),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "samples.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(stop)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "the same command goes on" in error
+    assert "Traceback" not in error
+
+
+def one_line(done):
+    assert done.returncode != 0
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.model=nowhere.gguf", "no such file"),
+        ("--config.task.name=riddles", "unknown task 'riddles'"),
+        ("--config.method=guess", "unknown method 'guess'"),
+        ("--config.policy=greedy", "unknown policy 'greedy'"),
+        ("--config.policy=ucb(d=1)", "no argument 'd'"),
+        ("--config.budget.samples_per_query=0.5", "less than one"),
+        ("--config.engine.temperature=-1.0", "temperature must lie in"),
+        ("--config.dtype=float8", "dtype must be one of"),
+        ("--config.task.system_prompt=" + "word " * 1200, "context"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_half_written(
+    tiny_model, tmp_path, flag, message
+):
+    workdir = tmp_path / "run"
+    assert message in one_line(run(tiny_model, workdir, flag))
+    assert not workdir.exists()
+
+
+def test_an_unknown_field_is_named(tiny_model, tmp_path):
+    done = run(tiny_model, tmp_path / "run", "--config.task.limits=3")
+    assert done.returncode != 0
+    assert "limits" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_another_config_is_refused(tiny_model, undisturbed):
+    workdir, _ = undisturbed
+    before = (workdir / "config.json").read_bytes()
+    error = one_line(run(tiny_model, workdir, "--config.seed=7"))
+    assert "seed" in error
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def test_two_runs_on_one_workdir(tiny_model, tmp_path):
+    first = subprocess.Popen(
+        command(tiny_model, tmp_path),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not (tmp_path / "samples.jsonl").exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)
+        assert "another run" in one_line(run(tiny_model, tmp_path))
+    finally:
+        first.send_signal(signal.SIGCONT)
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk(tiny_model, undisturbed, tmp_path):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(mount)],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        workdir = mount / "run"
+        error = one_line(run(tiny_model, workdir))
+        assert "No space left" in error
+        subprocess.run(
+            ["mount", "-o", "remount,size=8m", str(mount)], check=True
+        )
+        done = run(tiny_model, workdir)
+        assert done.returncode == 0, done.stderr
+        whole = (undisturbed[0] / "samples.jsonl").read_bytes()
+        assert (workdir / "samples.jsonl").read_bytes() == whole
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], check=True)
