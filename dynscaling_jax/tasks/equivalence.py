@@ -5,7 +5,8 @@ differ as text, math-verify decides, in a worker process with a hard limit.
 The relation is symmetric and reflexive. It is transitive up to three
 conventions of mathematical writing: a list without brackets equals the tuple
 and the set of the same items; 1 and x = 1 are the same answer; a numeral in
-a stated base equals the one that leaves the base to the question.
+a stated base equals the one that leaves the base to the question. Lists
+that differ as text in more than 16 items are different.
 """
 
 import json
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -36,6 +38,7 @@ Compare = Callable[[str, str, str], Outcome]  # (answer, answer, kind)
 _PROGRAM = Path(__file__).with_name("symbolic.py")
 _STARTUP = 120.0  # seconds that a worker may take to import sympy
 _SLACK = 10.0  # wall seconds allowed for each second of processor time
+_MOST_FORMULAS = 16  # items of two lists that are compared as formulas
 
 
 def classify(
@@ -140,24 +143,35 @@ class Comparer:
             return "different"
         if brackets <= {"", r"\{\}"}:
             return self._sets(a.items, b.items)
-        return _all(map(self._formulas, a.items, b.items))
+        return self._tuples(a.items, b.items)
+
+    def _tuples(self, a: Sequence[str], b: Sequence[str]) -> Outcome:
+        pairs = [pair for pair in zip(a, b, strict=True) if pair[0] != pair[1]]
+        if len(pairs) > _MOST_FORMULAS:
+            return "different"
+        for pair in pairs:
+            outcome = self._formulas(*pair)
+            if outcome != "equal":
+                return outcome
+        return "equal"
 
     def _sets(self, a: Sequence[str], b: Sequence[str]) -> Outcome:
-        rest = list(b)
-        timeout = False
-        for item in a:
-            outcomes = []
-            for other in rest:
-                outcomes.append(self._formulas(item, other))
-                if outcomes[-1] == "equal":
+        """Every item of one list finds its own match in the other."""
+        left = list((Counter(a) - Counter(b)).elements())
+        right = list((Counter(b) - Counter(a)).elements())
+        if len(left) > _MOST_FORMULAS:
+            return "different"
+        for item in left:
+            for other in right:
+                outcome = self._formulas(item, other)
+                if outcome == "equal":
+                    right.remove(other)
                     break
-            if outcomes[-1] == "equal":
-                del rest[len(outcomes) - 1]
-            elif "timeout" in outcomes:
-                timeout = True
+                if outcome == "timeout":
+                    return outcome
             else:
                 return "different"
-        return "timeout" if timeout else "equal"
+        return "equal"
 
     def _symbolic(self, a: str, b: str) -> Outcome:
         pair = (a, b) if a < b else (b, a)
@@ -194,27 +208,17 @@ class Comparer:
         self.close()
 
 
-_BASE = re.compile(r"(-?[0-9A-F.]+)_(?:\d|\{\d+\})")
+_BASE = re.compile(r"(-?[0-9][0-9A-F.]*)_(?:\d|\{\d+\})")
+_PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
 
 
 def _expand(parts: Listing) -> Listing:
     """a \\pm b is the two items a + b and a - b."""
-    items = (
-        (item.replace(r"\pm", "+"), item.replace(r"\pm", "-"))
-        if r"\pm" in item
-        else (item,)
-        for item in parts.items
-    )
-    return parts._replace(items=tuple(x for pair in items for x in pair))
-
-
-def _all(outcomes: Iterable[Outcome]) -> Outcome:
-    timeout = False
-    for outcome in outcomes:
-        if outcome == "different":
-            return "different"
-        timeout = timeout or outcome == "timeout"
-    return "timeout" if timeout else "equal"
+    items: list[str] = []
+    for item in parts.items:
+        both = (_PLUS_MINUS.sub(sign, item) for sign in "+-")
+        items += dict.fromkeys(both)  # without the sign both are the same
+    return parts._replace(items=tuple(items))
 
 
 class _Worker:

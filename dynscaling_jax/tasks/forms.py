@@ -19,10 +19,12 @@ from collections.abc import Callable
 from datetime import datetime
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 LONGEST = 2_000  # characters; what is longer is no answer
 _LONGEST_NUMBER = 300
+_DEEPEST = 20  # brackets within brackets
 _ROUNDS = 8  # layers of markup, brackets and units that are peeled off
 
 
@@ -219,6 +221,9 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z .'-]*")
 _SPACE = re.compile(r"(\\[A-Za-z]+)\s++(?=[A-Za-z])|\s++")
 
 
+_BRACKET = re.compile(r"\\[{}]|\\(?:begin|end)\b|[][(){},;]")
+
+
 class Listing(NamedTuple):
     """A list "1, 2", a tuple or interval "(1, 2]", a set "\\{1, 2\\}"."""
 
@@ -230,7 +235,7 @@ class Listing(NamedTuple):
 def listing(text: str) -> Listing:
     """The parts between the commas at the top level of `text` and the
     brackets around them all. A single value is a bare list of one."""
-    tokens = list(re.finditer(r"\\[{}]|\\(?:begin|end)\b|[][(){},;]", text))
+    tokens = list(_BRACKET.finditer(text))
     depth, closes_at = 0, len(text)
     for token in tokens:  # where does the first bracket close?
         depth += _depth(token[0])
@@ -274,6 +279,9 @@ def _math(text: str) -> str | None:
         return _show(value)
     if is_word(text):
         return _phrase(text)
+    depths = accumulate(map(_depth, _BRACKET.findall(text)))
+    if max(depths, default=0) > _DEEPEST:
+        return None
     text = _MEMBER.sub("", text, count=1) if _MEMBER.match(text) else text
     opening, items, closing = listing(_CONJUNCTION.sub(", ", text))
     if len(items) == 1 and (opening, closing) in (("", ""), ("(", ")")):
