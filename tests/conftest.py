@@ -1,0 +1,87 @@
+"""Strict JAX, and the models that tests share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from dynscaling_jax.models import Model, ModelConfig, load_model, transformer
+from dynscaling_jax.models.tokenizer import Tokenizer
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """What torch and transformers gave; see make_goldens.py."""
+    home = os.environ.get("DYNSCALING_GOLDENS")
+    return Path(home) if home else Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Model:
+    """The real model, once a session."""
+    try:
+        return load_model("smollm2-135m-instruct")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, ids 0 to 255, then SPECIALS; ChatML turns."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(
+        [AddedToken(s, special=True, normalized=False) for s in SPECIALS]
+    )
+    return Tokenizer(backend, CHATML, {})
+
+
+@pytest.fixture(scope="session")
+def tiny(byte_tokenizer) -> Callable[..., Model]:
+    """Makes a random model of 2 layers; takes fields of ModelConfig.
+
+    The vocabulary, 261, is no multiple of a sampling block and larger than
+    the tokenizer's 259. Weights are so large that tokens depend on what the
+    model attends to.
+    """
+
+    def make(seed: int = 0, scale: float = 0.25, **fields) -> Model:
+        defaults = dict(
+            family="llama",
+            vocab_size=261,
+            width=32,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            head_dim=8,
+            ffn=48,
+            context=512,
+        )
+        config = ModelConfig(**{**defaults, **fields})
+        params = transformer.init_params(jax.random.key(seed), config)
+        params = jax.tree.map(
+            lambda w: w if w.ndim == 1 else w * np.float32(scale / 0.02),
+            params,
+        )
+        return Model(config, params, lambda: byte_tokenizer)
+
+    return make

@@ -1,0 +1,229 @@
+"""Makes the golden files: what torch and transformers give.
+
+    python tests/make_goldens.py             writes tests/goldens anew
+    python tests/make_goldens.py --compare   makes others, from a fresh seed,
+                                             and runs the tests on them
+
+Needs torch, transformers and the package of SmolLM2 beside what the tests
+need (`make parity` installs them in an environment of their own). Takes two
+minutes, most of them greedy text at one token a step.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+
+from dynscaling_jax.models.model import resolve
+
+HERE = Path(__file__).parent
+TESTS = (
+    HERE / "models" / "test_transformer.py",
+    HERE / "test_smollm2.py",
+)
+LENGTH = 24  # tokens of a sequence
+NEW = 64  # tokens of greedy text
+TOP = 8  # logits kept of each position
+PROBES = 4  # random sums over all logits kept of each position
+
+LLAMA = dict(
+    vocab_size=48,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+MISTRAL = {**LLAMA, "head_dim": 8, "sliding_window": 5}
+LLAMA3_ROPE = dict(
+    rope_type="llama3",
+    rope_theta=100.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
+LINEAR_ROPE = dict(rope_type="linear", rope_theta=1000.0, factor=4.0)
+Llama, Mistral = transformers.LlamaConfig, transformers.MistralConfig
+TINY = {
+    "llama_grouped": Llama(**LLAMA),
+    "llama_multi_query": Llama(
+        **{**LLAMA, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    ),
+    "llama_full_heads_bf16": Llama(
+        **{**LLAMA, "num_key_value_heads": 4, "dtype": "bfloat16"}
+    ),
+    "llama_rope_llama3": Llama(**LLAMA, rope_parameters=LLAMA3_ROPE),
+    "llama_rope_linear": Llama(**LLAMA, rope_parameters=LINEAR_ROPE),
+    "mistral_window": Mistral(**MISTRAL),
+    "mistral_no_window": Mistral(**{**MISTRAL, "sliding_window": None}),
+    "mistral_multi_query_sharded": Mistral(
+        **{**MISTRAL, "num_key_value_heads": 1}
+    ),
+}
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "It's what they'd said: we'll DON'T you're I'VE.",
+    "  two spaces\tone tab\n\n\nthree lines   ",
+    "1234567890 3.14159 1,000,000 -7 2^10 0x1F",
+    "１２３ ٣٤٥ ½ ² Ⅳ 第3章",
+    "¿Dónde está el niño? Élève naïf, Straße, žluťoučký kůň",
+    "Быстрая коричневая лиса",
+    "敏捷的棕色狐狸跳过了懒狗。素早い茶色の狐。빠른 갈색 여우",
+    "الثعلب البني السريع שועל חום नमस्ते दुनिया ภาษาไทย",
+    "😀👍🏽👨‍👩‍👧‍👦🇩🇪 ✨",
+    "def f(x):\n    return [i ** 2 for i in range(x) if i % 3 != 0]\n",
+    "\\boxed{\\frac{1}{2}} $x_1^2 + \\sqrt{3}$ <b>&amp;</b>",
+    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|><repo_name>",
+    "e\u0301 \u200b \ufeff \x00\x7f \u2028",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "",
+]
+CHATS = [
+    [("user", "What is 12 + 30?")],
+    [("system", "Answer in French."), ("user", "Hello 👋\n")],
+    [("user", "  padded  "), ("assistant", "yes"), ("user", "再见 <b>")],
+    [("system", ""), ("user", "")],
+]
+PROMPTS = [
+    "What is the capital of France?",
+    "Natalia sold 48 clips in April and half as many in May. How many "
+    "did she sell altogether?",
+    "Write a haiku about the sea.",
+    "Explain in one sentence why the sky is blue.",
+    "List three prime numbers greater than 10.",
+    "Translate to Spanish: The house is red.",
+    "def fibonacci(n): # complete this Python function",
+    "If a train goes 60 miles in 1.5 hours, what is its speed?",
+    "Quelle est la couleur du cheval blanc d'Henri IV ?",
+    "Give me a recipe for pancakes 🥞.",
+]
+
+
+def tiny_goldens(out: Path, seed: int) -> None:
+    """A directory as transformers saves it, and its logits, for each case."""
+    for at, (name, config) in enumerate(TINY.items()):
+        generator = torch.Generator().manual_seed(seed + at)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for weight in model.parameters():
+                # as large as makes attention matter; norms away from one
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.copy_(1 + 0.3 * noise if noise.ndim == 1 else 0.5 * noise)
+        shards = {"max_shard_size": "8KB"} if "sharded" in name else {}
+        model.save_pretrained(out / name, **shards)
+        read = transformers.AutoModelForCausalLM.from_pretrained(
+            out / name, dtype=torch.float32, attn_implementation="eager"
+        )
+        shape = (2, LENGTH)
+        ids = torch.randint(config.vocab_size, shape, generator=generator)
+        with torch.no_grad():
+            logits = read(ids).logits
+        np.savez_compressed(
+            out / name / "expected.npz",
+            ids=ids.numpy().astype(np.int32),
+            logits=logits.numpy(),
+        )
+
+
+def smollm2_goldens(out: Path, seed: int) -> None:
+    """Tokens, chats, logits and greedy text of the real model."""
+    file = resolve("smollm2-135m-instruct")
+    where = dict(
+        pretrained_model_name_or_path=str(file.parent), gguf_file=file.name
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    # transformers drops the pre-tokenizer that the file names, "smollm",
+    # which parts digits as SmolLM2's own tokenizer.json does.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.float32
+    ).eval()
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    def render(turns) -> str:
+        return tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in turns],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+
+    random = np.random.RandomState(seed)
+    texts = [t for t in TEXTS if len(encode(t)) >= LENGTH]
+    ids = [encode(t)[:LENGTH] for t in texts]
+    ids.append(random.randint(0, model.config.vocab_size, LENGTH).tolist())
+    with torch.no_grad():
+        logits = model(torch.tensor(ids)).logits
+    top = logits.topk(TOP)
+    probe = random.standard_normal((logits.shape[-1], PROBES)).astype("f")
+    np.savez_compressed(
+        out / "smollm2.npz",
+        ids=np.asarray(ids, np.int32),
+        largest=logits.abs().max().numpy(),
+        top_ids=top.indices.numpy().astype(np.int32),
+        top=top.values.numpy(),
+        # Gaussian weights of unit length: a sum moves as one logit does
+        probe_seed=seed,
+        probes=(logits.numpy() @ probe) / np.sqrt(len(probe)),
+    )
+
+    greedy = []
+    for prompt in PROMPTS:
+        text = render([("user", prompt)])
+        start = torch.tensor([encode(text)])
+        with torch.no_grad():
+            whole = model.generate(
+                start,
+                attention_mask=torch.ones_like(start),
+                do_sample=False,
+                max_new_tokens=NEW,
+            )[0, start.shape[1] :].tolist()
+        greedy.append({"prompt": prompt, "ids": whole})
+    golden = {
+        "texts": [{"text": t, "ids": encode(t)} for t in TEXTS],
+        "chats": [{"turns": c, "text": render(c)} for c in CHATS],
+        "greedy": greedy,
+    }
+    text = json.dumps(golden, ensure_ascii=False, indent=None)
+    (out / "smollm2.json").write_text(text + "\n", encoding="utf-8")
+
+
+def make(out: Path, seed: int) -> None:
+    tiny_goldens(out, seed)
+    smollm2_goldens(out, seed)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--seed", type=int)
+    options = parser.parse_args()
+    if not options.compare:
+        make(HERE / "goldens", options.seed or 0)
+    else:
+        seed = options.seed
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0]) >> 1
+        print(f"seed {seed}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            make(Path(folder), seed)
+            os.environ["DYNSCALING_GOLDENS"] = folder
+            raise SystemExit(pytest.main(["-v", *map(str, TESTS)]))

@@ -1,0 +1,112 @@
+"""The decoder against transformers, on tiny models that it saved."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynscaling_jax.models import load_model, transformer
+from dynscaling_jax.models.config import ModelConfig
+
+CASES = (
+    "llama_grouped",
+    "llama_multi_query",
+    "llama_full_heads_bf16",
+    "llama_rope_llama3",
+    "llama_rope_linear",
+    "mistral_window",
+    "mistral_no_window",
+    "mistral_multi_query_sharded",
+)
+
+
+def relative_error(got, expected) -> float:
+    """Greatest difference, relative to the largest expected logit."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def golden(goldens):
+    return lambda name: np.load(goldens / name / "expected.npz")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_those_of_transformers(goldens, golden, name):
+    model = load_model(goldens / name)
+    logits = model.logits(golden(name)["ids"])
+    assert logits.dtype == jnp.float32
+    assert relative_error(logits, golden(name)["logits"]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("mistral_window", {"window": 0}),
+        ("mistral_window", {"window": 4}),
+        ("mistral_window", {"window": 6}),
+        ("mistral_no_window", {"window": 5}),
+        ("llama_rope_llama3", {"rope_scaling": None}),
+        ("llama_rope_linear", {"rope_scaling": None}),
+        ("llama_grouped", {"rope_theta": 9_000.0}),
+        ("llama_grouped", {"norm_eps": 1e-2}),
+    ],
+)
+def test_goldens_notice_a_wrong_config(goldens, golden, name, change):
+    """A golden file that any decoder meets would prove nothing."""
+    model = load_model(goldens / name)
+    wrong = dataclasses.replace(model.config, **change)
+    logits = jax.vmap(
+        lambda ids: transformer.forward(model.params, wrong, ids)
+    )(golden(name)["ids"])
+    assert relative_error(logits, golden(name)["logits"]) > 1e-3
+
+
+def test_bfloat16_is_near_float32(goldens, golden):
+    name = "llama_full_heads_bf16"
+    model = load_model(goldens / name, dtype="bfloat16")
+    assert model.params["embed"].dtype == jnp.bfloat16
+    logits = model.logits(golden(name)["ids"])
+    assert logits.dtype == jnp.float32
+    assert 0 < relative_error(logits, golden(name)["logits"]) < 0.05
+
+
+def test_later_tokens_do_not_change_earlier_logits(tiny):
+    model = tiny()
+    ids = np.arange(20, dtype=np.int32)
+    changed = np.where(ids < 12, ids, 7)
+    a, b = model.logits(np.stack([ids, changed]))
+    np.testing.assert_array_equal(a[:12], b[:12])
+    assert np.abs(a[12:] - b[12:]).max() > 1e-3
+
+
+def test_a_window_forgets_what_lies_before_it(tiny):
+    """Each layer sees 3 tokens, so two layers see 5."""
+    model = tiny(family="mistral", window=3)
+    ids = np.arange(20, dtype=np.int32)
+    changed = np.where(ids == 4, 99, ids)
+    a, b = model.logits(np.stack([ids, changed]))
+    difference = np.abs(a - b).max(-1)
+    assert (difference[:4] == 0).all() and (difference[9:] == 0).all()
+    assert (difference[4:9] > 0).all()
+
+
+def test_rows_of_a_batch_are_independent(tiny):
+    model = tiny()
+    ids = np.asarray(jax.random.randint(jax.random.key(0), (3, 16), 0, 261))
+    whole = model.logits(ids)
+    for row in range(3):
+        alone = model.logits(ids[row : row + 1])[0]
+        np.testing.assert_allclose(whole[row], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_random_parameters_have_the_shapes_of_the_config():
+    config = ModelConfig("llama", 50, 16, 2, 4, 2, 4, 24, 64)
+    params = transformer.init_params(jax.random.key(1), config)
+    shapes = jax.tree.map(lambda w: w.shape, params)
+    assert shapes == transformer.param_shapes(config)
+    assert float(params["head"].std()) == pytest.approx(0.02, rel=0.1)
+    tied = dataclasses.replace(config, tied=True)
+    assert "head" not in transformer.param_shapes(tied)
