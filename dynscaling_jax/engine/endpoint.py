@@ -301,18 +301,12 @@ def _read(request: Request, content: bytes) -> Sample:
         reason = "stop"
     logprob_T, confidence_T = _logprobs(choice)
     prompt, cached, new = _usage(request, reply, text, len(logprob_T))
-    return Sample(
-        query_id=request.query.id,
-        index=request.index,
-        round=request.round,
-        parents=request.parents,
+    return _empty(request)._replace(
         text=text,
-        answer=None,
         finish_reason=reason,
         prompt_tokens=prompt,
         cached_tokens=cached,
         new_tokens=new,
-        flops=0.0,
         logprob=float(logprob_T.mean()) if len(logprob_T) else None,
         confidence=float(confidence_T.mean()) if len(confidence_T) else None,
         signals=windowed(confidence_T) if len(confidence_T) else {},
@@ -379,7 +373,7 @@ def _estimate(text: str) -> int:
     return -(-len(text.encode("utf-8", "replace")) // 4)
 
 
-def _failed(request: Request, failure: str) -> Sample:
+def _empty(request: Request) -> Sample:
     return Sample(
         query_id=request.query.id,
         index=request.index,
@@ -387,12 +381,16 @@ def _failed(request: Request, failure: str) -> Sample:
         parents=request.parents,
         text="",
         answer=None,
-        finish_reason=f"error: {failure}",
+        finish_reason="",
         prompt_tokens=0,
         cached_tokens=0,
         new_tokens=0,
         flops=0.0,
     )
+
+
+def _failed(request: Request, failure: str) -> Sample:
+    return _empty(request)._replace(finish_reason=f"error: {failure}")
 
 
 def _message(content: bytes) -> str:

@@ -69,7 +69,8 @@ def sample(index=0, answer="1", text="", parents=(), query_id="q", **measures):
         ("borda(power=1)", [-1, 0, 1], [9.0, 0.5, 0.6], 1),
         ("deepconf", [0, 1, 1], [12.0, 5, 6], 0),
         ("deepconf", [0, 1, 1], [10.0, 5, 6], 1),
-        ("deepconf(measure=tail, top_share=0.5)", [1, 1, 1, 0], [1.0, 2, 3, 9], 0),
+        ("deepconf(measure=tail, top_share=0.5)", [1, 1, 1, 0], [1.0, 2, 3, 9],
+         0),
     ],
 )  # fmt: skip
 def test_hand_worked(spec, answers, weights, expected):
