@@ -120,7 +120,9 @@ def tiny_goldens(out: Path, seed: int) -> None:
             for weight in model.parameters():
                 # as large as makes attention matter; norms away from one
                 noise = torch.randn(weight.shape, generator=generator)
-                weight.copy_(1 + 0.3 * noise if noise.ndim == 1 else 0.5 * noise)
+                weight.copy_(
+                    1 + 0.3 * noise if noise.ndim == 1 else 0.5 * noise
+                )
         shards = {"max_shard_size": "8KB"} if "sharded" in name else {}
         model.save_pretrained(out / name, **shards)
         read = transformers.AutoModelForCausalLM.from_pretrained(

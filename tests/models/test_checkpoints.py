@@ -1,0 +1,318 @@
+"""Files to parameters: what is read, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import gguf
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from dynscaling_jax.models import checkpoints, load_model
+from dynscaling_jax.models.checkpoints import gguf_name, hf_name
+from dynscaling_jax.models.transformer import param_shapes
+
+
+@pytest.fixture
+def hf(goldens, tmp_path):
+    """Copies a golden model to where it may be damaged."""
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(goldens / name, tmp_path / name))
+
+    return copy
+
+
+def resave(directory: Path, change) -> None:
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def edit_config(directory: Path, **fields) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def write_gguf(file: Path, directory: Path, dtype=np.float32, **extra) -> Path:
+    """A golden Llama as llama.cpp's converter would write it.
+
+    extra are further tensors.
+    """
+    raw = json.loads((directory / "config.json").read_text())
+    config, _ = checkpoints.load_hf(directory, jnp.float32)
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(config.layers)
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.width)
+    writer.add_feed_forward_length(config.ffn)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(raw["rope_parameters"]["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    tensors = load_file(directory / "model.safetensors")
+    for path, _ in checkpoints._leaves(param_shapes(config)):
+        value = tensors[hf_name(path)]
+        if path[-1] in ("q", "k"):  # to neighbouring pairs
+            heads = config.heads if path[-1] == "q" else config.kv_heads
+            halves = value.reshape(heads, 2, -1, value.shape[-1])
+            value = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(
+                value.shape
+            )
+        wide = np.float32 if value.ndim == 1 else dtype
+        writer.add_tensor(gguf_name(path), value.astype(wide))
+    for name, value in extra.items():
+        writer.add_tensor(f"{name}.weight", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def golden_error(directory: Path, model) -> float:
+    golden = np.load(directory / "expected.npz")
+    difference = np.abs(
+        np.asarray(model.logits(golden["ids"])) - golden["logits"]
+    )
+    return difference.max() / np.abs(golden["logits"]).max()
+
+
+# What is read
+
+
+def test_every_tensor_of_the_file_is_placed(goldens):
+    directory = goldens / "llama_grouped"
+    model = load_model(directory)
+    with safe_open(directory / "model.safetensors", "numpy") as file:
+        names = set(file.keys())
+        for path, shape in checkpoints._leaves(param_shapes(model.config)):
+            node = model.params
+            for step in path:
+                node = node[step]
+            names.remove(hf_name(path))
+            assert node.shape == shape
+            np.testing.assert_array_equal(node, file.get_tensor(hf_name(path)))
+    assert not names
+
+
+def test_gguf_gives_the_logits_of_the_same_safetensors(goldens, tmp_path):
+    source = goldens / "llama_grouped"
+    model = load_model(write_gguf(tmp_path / "model.gguf", source))
+    assert golden_error(source, model) < 1e-4
+
+
+def test_gguf_rope_factors_are_llama3_scaling(goldens, tmp_path):
+    """llama.cpp stores the divisor of each frequency as a tensor."""
+    source = goldens / "llama_rope_llama3"
+    rope = json.loads((source / "config.json").read_text())["rope_parameters"]
+    freqs = rope["rope_theta"] ** -(np.arange(0, 4, 2) / 4)
+    turns = rope["original_max_position_embeddings"] * freqs / (2 * np.pi)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    keep = np.clip((turns - low) / (high - low), 0, 1)
+    factors = 1 / (keep + (1 - keep) / rope["factor"])
+    file = write_gguf(
+        tmp_path / "model.gguf", source, rope_freqs=factors.astype(np.float32)
+    )
+    assert golden_error(source, load_model(file)) < 1e-4
+
+
+def test_gguf_half_precision_is_dequantised(goldens, tmp_path):
+    source = goldens / "llama_grouped"
+    file = write_gguf(tmp_path / "half.gguf", source, np.float16)
+    assert 0 < golden_error(source, load_model(file)) < 0.01
+
+
+def test_a_tied_head_may_be_repeated_but_not_differ(hf):
+    directory = hf("llama_multi_query")
+
+    def repeat(tensors):
+        embed = tensors["model.embed_tokens.weight"]
+        tensors["lm_head.weight"] = embed.copy()
+
+    resave(directory, repeat)
+    assert golden_error(directory, load_model(directory)) < 1e-4
+
+    def alter(tensors):
+        tensors["lm_head.weight"] += 1
+
+    resave(directory, alter)
+    with pytest.raises(ValueError, match="lm_head.weight differs"):
+        load_model(directory)
+
+
+def test_model_safetensors_goes_before_other_files(hf):
+    """Mistral's repositories hold the same weights a second time, in
+    consolidated.safetensors and under other names."""
+    directory = hf("llama_grouped")
+    other = {"layers.0.attention.wq.weight": np.zeros((2, 2), np.float32)}
+    save_file(other, directory / "consolidated.safetensors")
+    assert golden_error(directory, load_model(directory)) < 1e-4
+
+
+def test_buffers_of_early_files_are_skipped(hf):
+    directory = hf("llama_grouped")
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    resave(directory, lambda t: t.update({buffer: np.ones(2, np.float32)}))
+    assert golden_error(directory, load_model(directory)) < 1e-4
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.pop("model.norm.weight"),
+            "missing model.norm.weight",
+        ),
+        (
+            lambda t: t.update({"model.extra": np.zeros(3, np.float32)}),
+            "unknown model.extra",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": np.zeros(3, np.float32)}),
+            r"model.norm.weight: expected shape \[16\], got \[3\]",
+        ),
+        (
+            lambda t: t.update({"lm_head.weight": np.zeros((48, 16), np.int8)}),
+            "lm_head.weight is stored as I8; expected one of F64, F32",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(hf, change, message):
+    directory = hf("llama_grouped")
+    resave(directory, change)
+    with pytest.raises(ValueError, match=message):
+        load_model(directory)
+
+
+def test_all_faults_are_counted(hf):
+    directory = hf("llama_grouped")
+    edit_config(directory, num_hidden_layers=4)
+    with pytest.raises(ValueError, match="missing model.layers.2.*10 more"):
+        load_model(directory)
+
+
+def test_pickled_weights_are_refused(hf):
+    directory = hf("llama_grouped")
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    message = "pytorch_model.bin is a pickle.*safe_serialization=True"
+    with pytest.raises(ValueError, match=message):
+        load_model(directory)
+    with pytest.raises(ValueError, match="pickled weights can run code"):
+        load_model(directory / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("config.json", "config.json is missing"),
+        ("model.safetensors", r"no \*.safetensors file"),
+    ],
+)
+def test_a_missing_file_is_named(hf, file, message):
+    directory = hf("llama_grouped")
+    (directory / file).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        load_model(directory)
+
+
+def test_a_missing_shard_is_named(hf):
+    directory = hf("mistral_multi_query_sharded")
+    (directory / "model-00003-of-00004.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="00003.*is missing"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": ["a"]}'])
+def test_an_index_without_files_is_refused(hf, index):
+    directory = hf("mistral_multi_query_sharded")
+    (directory / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match="weight_map names no file"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\udcff", "[" * 100_000])
+def test_a_corrupt_config_is_refused(hf, text):
+    directory = hf("llama_grouped")
+    file = directory / "config.json"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match="config.json: .*JSON"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b[:-1],
+        lambda b: b[:100],
+        lambda b: b[:4],
+        lambda b: b"",
+        lambda b: b"\xff" * 8 + b[8:],  # a header longer than the file
+        lambda b: b[:8] + b"x" + b[9:],  # a header that is not JSON
+        lambda b: b.replace(b'"F32"', b'"F99"', 1),
+        lambda b: b.replace(b'"data_offsets":[', b'"data_offsets":[9', 1),
+    ],
+)
+def test_a_corrupt_safetensors_file_is_refused(hf, damage):
+    directory = hf("llama_grouped")
+    file = directory / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        load_model(directory)
+
+
+@pytest.fixture(scope="module")
+def gguf_bytes(goldens, tmp_path_factory) -> bytes:
+    folder = tmp_path_factory.mktemp("gguf")
+    file = write_gguf(folder / "model.gguf", goldens / "llama_grouped")
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize("part", [0, 3, 20, 300, 0.2, 0.5, 0.9, 0.999])
+def test_a_truncated_gguf_file_is_refused(gguf_bytes, tmp_path, part):
+    size = int(part * len(gguf_bytes)) if 0 < part < 1 else part
+    file = tmp_path / "model.gguf"
+    file.write_bytes(gguf_bytes[:size])
+    with pytest.raises(ValueError, match="not a whole GGUF file"):
+        load_model(file)
+
+
+def test_a_damaged_gguf_header_loads_or_is_refused(gguf_bytes, tmp_path):
+    """Whatever a flipped byte does to the reader, a ValueError comes out."""
+    random = np.random.RandomState(0)
+    file = tmp_path / "model.gguf"
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(gguf_bytes)
+        damaged[random.randint(1_000)] ^= 1 << random.randint(8)
+        file.write_bytes(damaged)
+        try:
+            load_model(file)
+        except ValueError:
+            refused += 1
+    assert refused > 20
+
+
+def test_other_files_are_no_gguf(goldens, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file or directory"):
+        load_model(tmp_path / "absent.gguf")
+    with pytest.raises(ValueError, match="give its directory"):
+        load_model(goldens / "llama_grouped" / "model.safetensors")
+    with pytest.raises(ValueError, match="not a whole GGUF file"):
+        load_model(goldens / "llama_grouped" / "config.json")
+
+
+def test_a_gguf_tensor_that_is_missing_is_named(goldens, tmp_path):
+    extra = {"blk.0.attn_q_norm": np.ones(4, np.float32)}
+    file = write_gguf(tmp_path / "a.gguf", goldens / "llama_grouped", **extra)
+    with pytest.raises(ValueError, match="unknown blk.0.attn_q_norm.weight"):
+        load_model(file)
