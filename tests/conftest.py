@@ -65,17 +65,17 @@ def tiny(byte_tokenizer) -> Callable[..., Model]:
     """
 
     def make(seed: int = 0, scale: float = 0.25, **fields) -> Model:
-        defaults = dict(
-            family="llama",
-            vocab_size=261,
-            width=32,
-            layers=2,
-            heads=4,
-            kv_heads=2,
-            head_dim=8,
-            ffn=48,
-            context=512,
-        )
+        defaults = {
+            "family": "llama",
+            "vocab_size": 261,
+            "width": 32,
+            "layers": 2,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_dim": 8,
+            "ffn": 48,
+            "context": 512,
+        }
         config = ModelConfig(**{**defaults, **fields})
         params = transformer.init_params(jax.random.key(seed), config)
         params = jax.tree.map(

@@ -33,27 +33,27 @@ NEW = 64  # tokens of greedy text
 TOP = 8  # logits kept of each position
 PROBES = 4  # random sums over all logits kept of each position
 
-LLAMA = dict(
-    vocab_size=48,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+LLAMA = {
+    "vocab_size": 48,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 MISTRAL = {**LLAMA, "head_dim": 8, "sliding_window": 5}
-LLAMA3_ROPE = dict(
-    rope_type="llama3",
-    rope_theta=100.0,
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_position_embeddings=16,
-)
-LINEAR_ROPE = dict(rope_type="linear", rope_theta=1000.0, factor=4.0)
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
 Llama, Mistral = transformers.LlamaConfig, transformers.MistralConfig
 TINY = {
     "llama_grouped": Llama(**LLAMA),
@@ -142,9 +142,10 @@ def tiny_goldens(out: Path, seed: int) -> None:
 def smollm2_goldens(out: Path, seed: int) -> None:
     """Tokens, chats, logits and greedy text of the real model."""
     file = resolve("smollm2-135m-instruct")
-    where = dict(
-        pretrained_model_name_or_path=str(file.parent), gguf_file=file.name
-    )
+    where = {
+        "pretrained_model_name_or_path": str(file.parent),
+        "gguf_file": file.name,
+    }
     tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
     # transformers drops the pre-tokenizer that the file names, "smollm",
     # which parts digits as SmolLM2's own tokenizer.json does.

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
 from dynscaling_jax.models import checkpoints, tokenizer, transformer
 from dynscaling_jax.models.config import ModelConfig
@@ -51,15 +53,30 @@ class Model:
                 f"vocabulary of {self.config.vocab_size}: they do not belong "
                 "together"
             )
+        for i in self.config.eos_ids:
+            if i >= loaded.size:
+                raise ValueError(
+                    f"in the model {i} ends a turn, the tokenizer has ids up "
+                    f"to {loaded.size - 1}: they do not belong together"
+                )
         return loaded
 
-    def logits(self, token_ids: jax.Array) -> jax.Array:
+    def logits(self, token_ids: ArrayLike) -> jax.Array:
         """Logits float32 [B, L, V] of whole sequences [B, L], without a
-        cache."""
-        ids = jnp.asarray(token_ids, jnp.int32)
+        cache.
+
+        Raises:
+            ValueError: another shape, or ids outside the vocabulary, which
+                XLA would clamp to others without a word.
+        """
+        ids = np.asarray(token_ids)
         if ids.ndim != 2:
             raise ValueError(f"token_ids must be [B, L], got {ids.shape}")
-        return _logits(self.params, self.config, ids)
+        high = self.config.vocab_size
+        known = ids.dtype.kind in "iu" and ((ids >= 0) & (ids < high)).all()
+        if not known:
+            raise ValueError(f"token_ids must be integers in [0, {high})")
+        return _logits(self.params, self.config, ids.astype(np.int32))
 
 
 @functools.partial(jax.jit, static_argnums=1)

