@@ -160,9 +160,9 @@ def endpoint(
 
 
 def parse_url(text: str) -> tuple[str, str]:
-    """ "openai://model@base_url" -> (model, base_url).
+    """(model, base_url) of a text openai://MODEL@BASE_URL.
 
-    Raises ValueError for anything else.
+    Raises ValueError for any other.
     """
     model, at, base_url = text.removeprefix("openai://").partition("@")
     if not (text.startswith("openai://") and model and at and base_url):
@@ -216,12 +216,13 @@ def _sample(
         except httpx2.TransportError as error:
             failure = f"{type(error).__name__}: {error}"
             fatal = isinstance(error, httpx2.ConnectError)
-        if tries == settings.retries or stopped.is_set():
+        if tries == settings.retries:
             break
         wait = _seconds(after)
         if wait is None:
             wait = min(settings.backoff * 2**tries, LONGEST_WAIT)
-        stopped.wait(wait)
+        if stopped.wait(wait):  # no failure of this request: leave no row
+            raise ConnectionError("the run has stopped")
         tries += 1
     if fatal:
         raise ConnectionError(

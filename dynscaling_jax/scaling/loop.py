@@ -105,11 +105,12 @@ def scale(
 
     Raises:
       ValueError: no queries, or two of one id; a budget without any cap, with
-        a cap not above 0, or of fewer samples than queries; a policy or vote
-        that reads a measure which the samples lack; grants, requests or
-        samples that break the contract of their function.
+        a cap not above 0, or of fewer samples than queries; a capacity or
+        round of no samples; a policy or vote that reads a measure which the
+        samples lack; grants, requests or samples that break the contract of
+        their function.
     """
-    _check(queries, budget)
+    _check(queries, budget, capacity, round_size, first_round)
     begin = clock()
     share = -(-(budget.samples or 0) // len(queries))
     weights = {w for w in (policy.weight, vote.weight) if w}
@@ -120,12 +121,12 @@ def scale(
     state, ledger, rounds = policy.init(len(queries)), Ledger(), []
     dearest = _spent(Ledger(samples=1)) | _caps(max_cost)
     size = first_round or round_size or len(queries)
+    seen = table.candidates(policy.weight)
     while True:
         fits, stopped = _affordable(budget, ledger, dearest)
         if stopped:
             break
         asked, index = min(fits, size), len(rounds)
-        seen = table.candidates(policy.weight)
         grants_Q = allocate(
             jax.random.fold_in(key, index), state, seen, jnp.int32(asked)
         )
@@ -142,11 +143,12 @@ def scale(
             ledger = ledger.add(sample)._replace(seconds=clock() - begin)
             if _passed(budget, ledger):
                 break
-        table.add(drawn)
         taken_Q = _requested(queries, requests)
-        state = update(state, table.candidates(policy.weight), taken_Q)
         uncertainty_Q = np.asarray(_per_query(measure, seen))
         rounds.append(Round(index, taken_Q, uncertainty_Q, ledger))
+        table.add(drawn)
+        seen = table.candidates(policy.weight)
+        state = update(state, seen, taken_Q)
         if observe:
             observe(rounds[-1])
         if len(drawn) < len(requests):
@@ -159,13 +161,20 @@ def scale(
     return Result(answers, samples, ledger, tuple(rounds), stopped, vote_ledger)
 
 
-def _check(queries: Sequence[Query], budget: Budget) -> None:
+def _check(
+    queries: Sequence[Query], budget: Budget, *sizes: int | None
+) -> None:
     if not queries:
         raise ValueError("there are no queries")
     if len({query.id for query in queries}) < len(queries):
         ids = [query.id for query in queries]
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"two queries have the id {twice!r}; make ids unique")
+    if any(size is not None and size < 1 for size in sizes):
+        raise ValueError(
+            "capacity, round_size and first_round must be at least 1, not "
+            f"{', '.join(map(str, sizes))}"
+        )
     caps = _caps(budget)
     if not caps:
         raise ValueError(f"the budget has no cap; set one of {Budget._fields}")

@@ -358,6 +358,21 @@ def test_what_fails_for_all_stops_the_run(serve, status, error, message):
         list(samples)
 
 
+def test_a_run_that_stops_leaves_no_row_of_what_was_to_be_tried_again(serve):
+    """A request that waited for its next try as the run stopped has not
+    failed: a row would keep it from being drawn when the run goes on."""
+
+    def behave(question, number):
+        time.sleep(0.2 if question == "wrong key" else 0)
+        return failure(401 if question == "wrong key" else 500)
+
+    server = serve(behave)
+    sample_fn = endpoint("m", server.url, backoff=30.0)
+    samples = sample_fn([request("flaky"), request("wrong key")])
+    with pytest.raises(PermissionError):
+        next(samples)
+
+
 def test_no_key_no_header(serve, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     server = serve(lambda question, number: completion())

@@ -352,6 +352,8 @@ def test_the_policy_compiles_once_a_run_and_for_every_budget():
         ({"budget": Budget(samples=0)}, "samples=0 is not above 0"),
         ({"budget": Budget(new_tokens=-5)}, "new_tokens=-5 is not above 0"),
         ({"budget": Budget(samples=2)}, "less than one for each of 3 queries"),
+        ({"capacity": 0}, "at least 1, not 0, None, None"),
+        ({"round_size": -1}, "at least 1, not 32, -1, None"),
         ({"policy": POLICIES["uab"]()}, "no 'logprob'"),
         ({"vote": votes.weighted()}, "no 'logprob'"),
         ({"vote": votes.borda()}, "no 'certainty'"),
