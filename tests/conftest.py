@@ -12,6 +12,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from dynscaling_jax.engine import Engine
 from dynscaling_jax.models import Model, ModelConfig, load_model, transformer
 from dynscaling_jax.models.tokenizer import Tokenizer
 
@@ -85,3 +86,24 @@ def tiny(byte_tokenizer) -> Callable[..., Model]:
         return Model(config, params, lambda: byte_tokenizer)
 
     return make
+
+
+class RecordingEngine(Engine):
+    """Keeps what it drew: (query id, index) -> (prompt ids, Draw [T])."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.drawn = {}
+
+    def _finished(self, row):
+        sample = super()._finished(row)
+        if sample:
+            draws = jax.tree.map(lambda x: x[: sample.new_tokens], row.draws[0])
+            key = sample.query_id, sample.index
+            self.drawn[key] = (row.prompt.ids, draws)
+        return sample
+
+
+@pytest.fixture(scope="session")
+def recording_engine() -> type[RecordingEngine]:
+    return RecordingEngine
