@@ -27,7 +27,7 @@ from dynscaling_jax.models.flops import sample_flops
 from dynscaling_jax.records.log import Log, recorded
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.scaling.chains import Reader
-from dynscaling_jax.scaling.loop import Result, Round, scale
+from dynscaling_jax.scaling.loop import Result, Round, check, scale
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
 from dynscaling_jax.scaling.votes import VOTES
@@ -65,6 +65,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     policy = spec.parse(axes["policy"], POLICIES, "policy")
     vote = spec.parse(axes["vote"], VOTES, "vote")
     budget, rounds = budget_of(config, len(queries), axes)
+    check(queries, budget, config.budget.capacity, *rounds.values())
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(Log(workdir, config.to_dict(), about()))
         compare = stack.enter_context(Comparer())
@@ -98,7 +99,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             "model": config.model,
             "method": config.method,
             **axes,
-            **spent(result, metrics.seconds()),
+            **spent(result, metrics),
             **graded(task, result, compare),
         }
     write_json(workdir / "summary.json", summary)
@@ -126,10 +127,10 @@ def open_source(config: ml_collections.ConfigDict) -> Source:
     """A local model behind an engine, or an endpoint."""
     thinking = config.end_of_thinking or None
     if config.model.startswith("openai://"):
-        from dynscaling_jax.engine.endpoint import from_address
+        from dynscaling_jax.engine.endpoint import endpoint, parse_url
 
-        sample_fn = from_address(
-            config.model,
+        sample_fn = endpoint(
+            *parse_url(config.model),
             seed=config.seed,
             max_new_tokens=config.engine.max_new_tokens,
             temperature=config.engine.temperature,
@@ -154,7 +155,7 @@ def open_source(config: ml_collections.ConfigDict) -> Source:
 def budget_of(
     config: ml_collections.ConfigDict, queries: int, axes: dict[str, str]
 ) -> tuple[Budget, dict[str, int | None]]:
-    """The caps of a run, less that on seconds, and the sizes of its rounds.
+    """The caps of a run and the sizes of its rounds.
 
     Where nothing is learnt from one round for the next, as in parallel x
     uniform, all samples are one round.
@@ -166,6 +167,8 @@ def budget_of(
         new_tokens=fields.new_tokens,
         total_tokens=fields.total_tokens,
         flops=fields.flops,
+        # Metrics.until ends the drawing: what the log holds takes no time
+        seconds=None if fields.seconds is None else math.inf,
     )
     blind = axes["strategy"] == "parallel" and axes["policy"] == "uniform"
     whole = budget.samples if blind else None
@@ -205,6 +208,7 @@ class Metrics:
         self._file = path.open("a", encoding="utf-8")
         self._begin = self._written = time.monotonic()
         self._drawn = self._tokens = 0
+        self.timed_out = False
         self._bar = tqdm(
             total=budget.samples,
             unit="sample",
@@ -229,8 +233,13 @@ class Metrics:
     def until(self, seconds: float | None, sample_fn: SampleFn) -> SampleFn:
         """Counts what is drawn now, and ends when time is up."""
 
+        def out_of_time() -> bool:
+            late = seconds is not None and self.seconds() >= seconds
+            self.timed_out |= late
+            return late
+
         def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-            if seconds is not None and self.seconds() >= seconds:
+            if out_of_time():
                 return
             with contextlib.closing(sample_fn(requests)) as samples:
                 for sample in samples:
@@ -238,7 +247,7 @@ class Metrics:
                     self._tokens += sample.new_tokens
                     self._tick()
                     yield sample
-                    if seconds is not None and self.seconds() >= seconds:
+                    if out_of_time():
                         return
 
         return draw
@@ -296,15 +305,16 @@ def round_row(queries: Sequence[Query], done: Round) -> dict[str, Any]:
     }
 
 
-def spent(result: Result, seconds: float) -> dict[str, Any]:
+def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
     """The ledger of a run, what a vote asked of the model included."""
+    seconds = metrics.seconds()
     ledger, extra = result.ledger, result.vote_ledger
     tokens = ledger.new_tokens + extra.new_tokens
     return {
         "queries": len(result.answers),
         "samples": ledger.samples,
         "rounds": len(result.rounds),
-        "stopped": result.stopped,
+        "stopped": "seconds" if metrics.timed_out else result.stopped,
         "prompt_tokens": ledger.prompt_tokens + extra.prompt_tokens,
         "cached_tokens": ledger.cached_tokens + extra.cached_tokens,
         "new_tokens": tokens,

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynscaling_jax.engine import cache, decode, sampling
+from dynscaling_jax.engine import cache, confidence, decode, sampling
 from dynscaling_jax.engine.cache import Prefix
 from dynscaling_jax.models.flops import sample_flops
 from dynscaling_jax.models.model import Model
 from dynscaling_jax.types import Message, Query, Request, Sample
 
 SHORTEST = 128  # least length a prompt is padded to; doubled as needed
-WINDOW = 2048  # tokens of a window of confidence (DeepConf)
 REUSE = 16  # a common beginning shorter than this is read anew
 
 
@@ -350,7 +349,10 @@ class Engine:
             flops=sample_flops(self.model.config, len(prompt.ids), cached, new),
             logprob=float(draws.logprob.mean()),
             confidence=float(draws.confidence.mean()),
-            signals=_signals(draws),
+            signals={
+                **confidence.windowed(draws.confidence),
+                "certainty": float(draws.certainty.mean()),
+            },
         )
 
 
@@ -367,21 +369,3 @@ def _padded(ids: Sequence[int], size: int) -> np.ndarray:
     out = np.zeros(size, np.int32)
     out[: len(ids)] = ids
     return out
-
-
-def _signals(draws: sampling.Draw) -> dict[str, float]:
-    """DeepConf's measures (arXiv 2508.15260, section 3) and self-certainty.
-
-    Windows slide by one token; a sample shorter than a window is one window.
-    """
-    trace = draws.confidence.astype(np.float64)
-    size = min(WINDOW, len(trace))
-    sums = np.concatenate([[0.0], trace.cumsum()])
-    means = (sums[size:] - sums[:-size]) / size
-    lowest = np.sort(means)[: max(1, len(means) // 10)]
-    return {
-        "tail": float(trace[-WINDOW:].mean()),
-        "bottom": float(lowest.mean()),
-        "lowest": float(means.min()),
-        "certainty": float(draws.certainty.mean()),
-    }

@@ -110,7 +110,7 @@ def scale(
         samples lack; grants, requests or samples that break the contract of
         their function.
     """
-    _check(queries, budget, capacity, round_size, first_round)
+    check(queries, budget, capacity, round_size, first_round)
     begin = clock()
     share = -(-(budget.samples or 0) // len(queries))
     weights = {w for w in (policy.weight, vote.weight) if w}
@@ -161,9 +161,11 @@ def scale(
     return Result(answers, samples, ledger, tuple(rounds), stopped, vote_ledger)
 
 
-def _check(
+def check(
     queries: Sequence[Query], budget: Budget, *sizes: int | None
 ) -> None:
+    """Raises ValueError, as scale does, for queries, caps, or a capacity and
+    sizes of rounds that cannot be."""
     if not queries:
         raise ValueError("there are no queries")
     if len({query.id for query in queries}) < len(queries):
