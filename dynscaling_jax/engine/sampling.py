@@ -127,8 +127,8 @@ def _pick(uniform: jax.Array, weights: jax.Array) -> jax.Array:
     """The first index of weight whose running sum passes uniform x the
     whole."""
     sums = weights.cumsum()
-    # The sums are added up as a tree, so that rounding may lift one at an
-    # index without weight, or let none pass: the last of weight then stands.
+    # Rounding may let no sum pass, and, where sums are added up as a tree,
+    # may lift one at an index without weight.
     passed = (sums > uniform * sums[-1]) & (weights > 0)
     last = weights.shape[0] - 1 - jnp.argmax(weights[::-1] > 0)
     return jnp.where(passed.any(), passed.argmax(), last).astype(jnp.int32)
