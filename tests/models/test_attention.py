@@ -1,0 +1,79 @@
+"""Attention in parts: the merge is exact."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynscaling_jax.models import attention
+
+
+def softmax_attention(q, k, v, mask):
+    scores = np.where(mask, np.einsum("md,sd->ms", q, k), -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v
+
+
+@pytest.fixture
+def qkv():
+    random = np.random.RandomState(0)
+    shapes = (5, 8), (12, 8), (12, 4)
+    return [random.standard_normal(s).astype("f") for s in shapes]
+
+
+@pytest.mark.parametrize("cuts", [(), (7,), (1, 3), (4, 4, 11)])
+def test_parts_merge_to_the_whole(qkv, cuts):
+    q, k, v = qkv
+    mask = np.random.RandomState(1).random_sample((5, 12)) < 0.7
+    mask[:, 5] = True
+    bounds = [0, *cuts, 12]
+    parts = [
+        attention.attend(q, k[a:b], v[a:b], mask[:, a:b])
+        for a, b in zip(bounds, bounds[1:], strict=False)
+        if a < b
+    ]
+    expected = softmax_attention(q, k, v, mask)
+    np.testing.assert_allclose(
+        attention.merge(*parts), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_part_without_visible_keys_adds_nothing(qkv):
+    q, k, v = qkv
+    seen = attention.attend(q, k, v, np.ones((5, 12), bool))
+    hidden = attention.attend(q, 9 * k, 9 * v, np.zeros((5, 12), bool))
+    alone = attention.merge(seen)
+    for merged in (
+        attention.merge(hidden, seen),
+        attention.merge(seen, hidden, hidden),
+    ):
+        np.testing.assert_array_equal(merged, alone)
+
+
+def test_great_scores_do_not_overflow(qkv):
+    q, k, v = qkv
+    parts = [
+        attention.attend(q * 1e4, k[:6], v[:6], True),
+        attention.attend(q * 1e4, k[6:], v[6:], True),
+    ]
+    out = attention.merge(*parts)
+    winner = np.einsum("md,sd->ms", q, k).argmax(-1)
+    np.testing.assert_allclose(out, v[winner], rtol=1e-5)
+
+
+def test_a_window_of_three_by_hand():
+    mask = attention.visible(jnp.array([0, 4]), jnp.arange(6), 3)
+    assert mask.astype(int).tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0]]
+    whole = attention.visible(jnp.array([2]), jnp.arange(4), 0)
+    assert whole.astype(int).tolist() == [[1, 1, 1, 0]]
+
+
+def test_gradients_are_finite(qkv):
+    """Training differentiates through a mask of -1e30, not of -inf."""
+    q, k, v = qkv
+    mask = np.tri(5, 12, dtype=bool)
+
+    def loss(q):
+        return attention.merge(attention.attend(q, k, v, mask)).sum()
+
+    assert np.isfinite(jax.grad(loss)(q)).all()
