@@ -237,12 +237,14 @@ def _over_queries(
 def _tally(answer_N: jax.Array, weight_N: jax.Array) -> jax.Array:
     """The answer with the largest sum of weights; the first seen of equals.
 
-    Sums are taken at every slot, not by answer id: then argmax itself breaks
-    ties by the order of the samples, however the ids are numbered.
+    Sums are compared slot by slot, not by answer id: then argmax itself
+    breaks ties by the order of the samples, however the ids are numbered.
     """
     readable_N = answer_N >= 0
-    same_NN = answer_N[:, None] == answer_N[None, :]
-    total_N = jnp.where(same_NN, weight_N[None, :], 0.0).sum(axis=-1)
+    slots = answer_N.shape[0]
+    at_N = jnp.where(readable_N, answer_N, slots)
+    total_A = jnp.zeros(slots).at[at_N].add(weight_N, mode="drop")
+    total_N = total_A[answer_N]
     first = jnp.argmax(jnp.where(readable_N, total_N, -jnp.inf))
     return jnp.where(readable_N.any(), answer_N[first], -1)
 
