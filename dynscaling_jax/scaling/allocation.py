@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from dynscaling_jax.types import Candidates, Policy
 
+LOWEST, HIGHEST = -(2**31), 2**31 - 1  # beyond all scores, in _ordered's terms
+
 
 def place(
     key: jax.Array,
@@ -35,21 +37,23 @@ def place(
       grants_Q: int32, sums to min(budget, sum of free_Q).
     """
     open_QN = jnp.arange(score_QN.shape[1])[None, :] < free_Q[:, None]
-    level_QN = _ordered(score_QN)
+    level_QN = jnp.where(open_QN, _ordered(score_QN), LOWEST)
     budget = jnp.minimum(budget, jnp.sum(free_Q))
 
     def reaching(level: jax.Array) -> jax.Array:
-        return jnp.sum(open_QN & (level_QN >= level), axis=1, dtype=jnp.int32)
+        # XLA's CPU compiler vectorises sums of floats; a row's is exact.
+        high_QN = jnp.where(level_QN >= level, 1.0, 0.0)
+        return jnp.sum(high_QN, axis=1).astype(jnp.int32)
 
     def halve(_, bounds):
         # low is reached by at least budget entries, high by fewer.
         low, high = bounds
-        middle = low + (high - low) // 2
+        middle = (low & high) + ((low ^ high) >> 1)
         enough = jnp.sum(reaching(middle)) >= budget
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     low, _ = jax.lax.fori_loop(
-        0, 32, halve, (jnp.uint32(0), jnp.uint32(0xFFFFFFFF))
+        0, 32, halve, (jnp.int32(LOWEST), jnp.int32(HIGHEST))
     )
     above_Q = reaching(low + 1)
     tied_Q = reaching(low) - above_Q
@@ -61,11 +65,13 @@ def place(
 
 
 def _ordered(score: jax.Array) -> jax.Array:
-    """Floats -> uint32 in the same order, from 1 (the top is NaN's)."""
-    score = jnp.where(score == 0, 0.0, score)  # -0 and 0 are one score
-    bits = jax.lax.bitcast_convert_type(score, jnp.uint32)
-    negative = score < 0
-    return jnp.where(negative, ~bits, bits | jnp.uint32(0x80000000))
+    """Floats -> int32 in the same order, both zeros to 0.
+
+    The bits of a float rise with its size; of a negative one they fall.
+    """
+    score = jnp.where(score == 0, 0.0, score)
+    bits = jax.lax.bitcast_convert_type(score, jnp.int32)
+    return jnp.where(score < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def free_slots(candidates: Candidates) -> jax.Array:
