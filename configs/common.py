@@ -28,7 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.budget.seconds = config_dict.placeholder(float)
     config.budget.capacity = config_dict.placeholder(int)  # of one query
     # samples of a round and of the first one, on average over the queries;
-    # by default 1, or all at once where the method learns nothing in between
+    # by default what the method says, or all at once for parallel x uniform,
+    # which learns nothing in between
     config.budget.round_per_query = config_dict.placeholder(float)
     config.budget.first_round_per_query = config_dict.placeholder(float)
 

@@ -6,21 +6,34 @@
 with arguments where wanted: --config.strategy='integrated(k=2)'.
 """
 
+from typing import NamedTuple
+
+
+class Method(NamedTuple):
+    """first is the share of a query in the first round, in samples; later
+    rounds hold one sample a query, on average."""
+
+    strategy: str
+    policy: str
+    vote: str = "majority"
+    first: int = 1
+
+
 METHODS = {
     # independent samples, as many for each query
-    "self_consistency": ("parallel", "uniform", "majority"),
-    # the paper: chains of earlier attempts, budget to uncertain queries
-    "dynscaling": ("integrated", "ucb", "majority"),
+    "self_consistency": Method("parallel", "uniform"),
+    # chains of earlier attempts, budget to uncertain queries
+    "dynscaling": Method("integrated", "ucb", first=4),
     # each half of it alone
-    "integrated_only": ("integrated", "uniform", "majority"),
-    "dynamic_only": ("parallel", "ucb", "majority"),
-    # revision: each attempt reads the last one
-    "sequential": ("revision", "uniform", "majority"),
+    "integrated_only": Method("integrated", "uniform", first=4),
+    "dynamic_only": Method("parallel", "ucb", first=4),
+    # each attempt reads the last one
+    "sequential": Method("revision(depth=16)", "uniform"),
     # recursive self-aggregation
-    "rsa": ("rsa", "uniform", "majority"),
-    # agents that read each other's last answers
-    "debate": ("debate", "uniform", "majority"),
+    "rsa": Method("rsa(population=4, k=2)", "uniform", first=4),
+    # three agents that read each other's last answers
+    "debate": Method("debate(agents=3)", "uniform", first=3),
     # parallel samples until the answer is settled
-    "adaptive_consistency": ("parallel", "adaptive_consistency", "majority"),
-    "esc": ("parallel", "esc", "majority"),
+    "adaptive_consistency": Method("parallel", "adaptive_consistency"),
+    "esc": Method("parallel", "esc", first=5),
 }

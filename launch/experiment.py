@@ -110,10 +110,7 @@ def method_axes(config: ml_collections.ConfigDict) -> dict[str, str]:
     """The strategy, policy and vote that a config asks for, as text."""
     preset = spec.choose("method", config.method, METHODS)
     names = ("strategy", "policy", "vote")
-    return {
-        name: config[name] or default
-        for name, default in zip(names, preset, strict=True)
-    }
+    return {name: config[name] or getattr(preset, name) for name in names}
 
 
 def task_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -171,14 +168,17 @@ def budget_of(
         seconds=None if fields.seconds is None else math.inf,
     )
     blind = axes["strategy"] == "parallel" and axes["policy"] == "uniform"
-    whole = budget.samples if blind else None
+    first = METHODS[config.method].first
 
-    def size(per_query: float | None) -> int | None:
-        return whole if per_query is None else math.ceil(per_query * queries)
+    def size(per_query: float | None, default: float) -> int | None:
+        if per_query is None and blind:
+            return budget.samples
+        share = default if per_query is None else per_query
+        return math.ceil(share * queries)
 
     return budget, {
-        "round_size": size(fields.round_per_query),
-        "first_round": size(fields.first_round_per_query),
+        "round_size": size(fields.round_per_query, 1),
+        "first_round": size(fields.first_round_per_query, first),
     }
 
 
