@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -78,10 +79,16 @@ def tiny(byte_tokenizer) -> Callable[..., Model]:
             "context": 512,
         }
         config = ModelConfig(**{**defaults, **fields})
-        params = transformer.init_params(jax.random.key(seed), config)
+        random = np.random.RandomState(seed)  # compiles nothing
         params = jax.tree.map(
-            lambda w: w if w.ndim == 1 else w * np.float32(scale / 0.02),
-            params,
+            lambda shape: jnp.asarray(
+                np.ones(shape)
+                if len(shape) == 1
+                else scale * random.standard_normal(shape),
+                jnp.float32,
+            ),
+            transformer.param_shapes(config),
+            is_leaf=lambda node: isinstance(node, tuple),
         )
         return Model(config, params, lambda: byte_tokenizer)
 

@@ -1,0 +1,212 @@
+"""Grouped decoding against plain full attention without a cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynscaling_jax.engine import cache, decode
+from dynscaling_jax.models import transformer
+from dynscaling_jax.models.tokenizer import Tokenizer
+from dynscaling_jax.types import Message, Query, Request
+
+LONGEST = 320  # tokens of the longest prompt and sample here
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def plain_logprobs(params, config, ids):
+    """Log-probabilities float32 [LONGEST, V] by transformer.forward."""
+    return jax.nn.log_softmax(transformer.forward(params, config, ids))
+
+
+def check_against_plain(engine) -> int:
+    """Compares every drawn token; returns how many."""
+    model, count = engine.model, 0
+    for prompt, draws in engine.drawn.values():
+        ids = np.zeros(LONGEST, np.int32)
+        whole = [*prompt, *draws.token]
+        ids[: len(whole)] = whole
+        table = plain_logprobs(model.params, model.config, ids)
+        rows = np.asarray(table)[len(prompt) - 1 : len(whole) - 1]
+        chosen = np.take_along_axis(rows, draws.token[:, None], 1)[:, 0]
+        np.testing.assert_allclose(draws.logprob, chosen, rtol=0, atol=1e-4)
+        top = np.sort(rows, axis=1)[:, -20:].mean(1)
+        np.testing.assert_allclose(draws.confidence, -top, rtol=0, atol=1e-4)
+        count += len(rows)
+    return count
+
+
+def query(name: str, length: int) -> Query:
+    """length characters; the template adds 19 tokens."""
+    text = "".join(chr(97 + (i * i + len(name)) % 26) for i in range(length))
+    return Query(name, (Message("user", text),))
+
+
+def requests(queries, count):
+    return [Request(q, q.messages, i) for q in queries for i in range(count)]
+
+
+MODELS = {
+    "grouped": {"layers": 2},
+    "multi-query": {"kv_heads": 1},
+    "full heads, tied": {"kv_heads": 4, "tied": True, "head_dim": 6},
+    "window within the recent keys": {"window": 5},
+    "window across prompt and sample": {"window": 30},
+}
+
+
+@pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
+def test_drawn_tokens_have_their_plain_probabilities(
+    tiny, recording_engine, fields
+):
+    """Prompts of mixed length in one batch, groups that are refilled, rows
+    that end at different times, samples across chunk borders, and chains
+    read on from their query."""
+    family = "mistral" if fields.get("window") else "llama"
+    # some ordinary ids end a sample, so that lengths differ
+    fields = {"layers": 1, "eos_ids": (258, 11, 50), **fields}
+    model = tiny(family=family, **fields)
+    engine = recording_engine(
+        model, rows=8, rows_per_group=4, max_new_tokens=40
+    )
+    lengths = {"a": 1, "b": 30, "c": 60, "d": 73}
+    queries = [query(name, n) for name, n in lengths.items()]
+    work = requests(queries, 5)
+    for q in queries[:2]:
+        chain = (*q.messages, Message("assistant", "I tried 7. " + q.id))
+        work += [Request(q, chain, 5 + i, parents=(0,)) for i in range(4)]
+    samples = list(engine(work))
+    assert len(samples) == len(work) == len(engine.drawn)
+    lengths = [s.new_tokens for s in samples]
+    assert min(lengths) < 16 and max(lengths) == 40  # refills and borders
+    assert check_against_plain(engine) == sum(lengths)
+
+
+def test_prompts_and_chains_of_several_sizes(
+    tiny, recording_engine, monkeypatch
+):
+    """Prompts padded to 128 and 256; chains that begin with their query's
+    ids and are read on from there, and one that shares none and is not."""
+    engine = recording_engine(
+        tiny(layers=1), rows=4, rows_per_group=1, max_new_tokens=17
+    )
+    queries = [query("a", 10), query("b", 80), query("c", 82), query("d", 200)]
+    work = requests(queries, 1)
+    tries = ("x" * 20, "y" * 150, "", "z")
+    for q, text in zip(queries, tries, strict=True):
+        chain = (*q.messages, Message("assistant", text))
+        work.append(Request(q, chain, 1, parents=(0,)))
+    strange = (Message("system", "s" * 50), Message("user", "other"))
+    work.append(Request(queries[0], strange, 2))
+    extend, extended = decode.extend, []
+
+    def spy(params, config, base, kept, *rest):
+        extended.append(int(kept))
+        return extend(params, config, base, kept, *rest)
+
+    monkeypatch.setattr(decode, "extend", spy)
+    samples = list(engine(work))
+    lengths = sorted(len(ids) for ids, _ in engine.drawn.values())
+    assert lengths[0] < 128 < lengths[-1] <= 256
+    # an empty assistant turn is the query's own prompt: nothing to read on
+    base = {q.id: len(engine.drawn[q.id, 0][0]) for q in queries}
+    assert sorted(extended) == [base["a"], base["b"], base["d"]]
+    assert check_against_plain(engine) == sum(s.new_tokens for s in samples)
+
+
+def test_one_token_prompts(tiny, recording_engine, byte_tokenizer):
+    """The shortest prompt there is; also chains too short to read on."""
+    model = tiny(layers=1)
+    bare = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    model.tokenizer = Tokenizer(byte_tokenizer.backend, bare, {})
+    engine = recording_engine(
+        model, rows=4, rows_per_group=1, max_new_tokens=17
+    )
+    q = Query("a", (Message("user", "a"),))
+    longer = (*q.messages, Message("assistant", "bc"))
+    samples = list(engine([Request(q, q.messages, 0), Request(q, longer, 1)]))
+    assert sorted(s.prompt_tokens for s in samples) == [1, 3]
+    assert all(s.cached_tokens == 0 for s in samples)
+    assert check_against_plain(engine) == 34
+
+
+# The jitted functions on their own
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny()
+
+
+@pytest.mark.parametrize("length", [1, 5, 32])
+def test_prefill_reads_what_counts(model, length):
+    ids = np.arange(3, 35, dtype=np.int32)
+    padded = np.where(np.arange(32) < length, ids, 99).astype(np.int32)
+    prefix = decode.prefill(
+        model.params, model.config, padded, np.int32(length)
+    )
+    plain = model.logits(ids[None, :length])[0, -1]
+    np.testing.assert_allclose(prefix.logits, plain, rtol=1e-4, atol=1e-4)
+    assert int(prefix.length) == length
+    assert prefix.layers[0][0].shape == (2, 32, 8)
+
+
+@pytest.mark.parametrize("window", [0, 4])
+@pytest.mark.parametrize("kept", [1, 9, 16])
+def test_extend_equals_prefill(tiny, kept, window):
+    """The base went on differently after what is kept, and was padded to
+    fewer slots than the result."""
+    model = tiny(family="mistral", window=window)
+    ids = np.asarray(jax.random.randint(jax.random.key(5), (32,), 0, 261))
+    rest = ids[kept:24]
+    base = decode.prefill(
+        model.params,
+        model.config,
+        np.where(np.arange(16) < kept, ids[:16], 7).astype(np.int32),
+        np.int32(16),
+    )
+    got = decode.extend(
+        model.params,
+        model.config,
+        base.layers,
+        np.int32(kept),
+        np.pad(rest, (0, 32 - len(rest))).astype(np.int32),
+        np.int32(len(rest)),
+        np.zeros(32, bool),
+    )
+    whole = decode.prefill(
+        model.params, model.config, ids.astype(np.int32), np.int32(24)
+    )
+    assert int(got.length) == 24
+    np.testing.assert_allclose(got.logits, whole.logits, rtol=0, atol=1e-4)
+    for mine, theirs in zip(
+        jax.tree.leaves(got.layers), jax.tree.leaves(whole.layers), strict=True
+    ):
+        assert mine.shape == theirs.shape
+        np.testing.assert_allclose(
+            mine[:, :24], theirs[:, :24], rtol=0, atol=1e-4
+        )
+
+
+def test_place_fills_one_group_alone(model):
+    state = cache.empty(model.config, 3, 2, 16, 16, jnp.float32)
+    ids = np.arange(16, dtype=np.int32)
+    prefix = decode.prefill(model.params, model.config, ids, np.int32(11))
+    placed = decode.place(state, prefix, np.int32(1))
+    assert placed.length.tolist() == [1, 11, 1]
+    keys = placed.prefix[0][0]
+    np.testing.assert_array_equal(keys[1], prefix.layers[0][0])
+    assert not keys[0].any() and not keys[2].any()
+    np.testing.assert_array_equal(placed.logits[1], prefix.logits)
+
+
+def test_append_puts_each_row_at_its_own_place():
+    """By hand: chunks of 2 at slots 0 and 2."""
+    suffix = ((jnp.zeros((2, 1, 4, 1)), jnp.zeros((2, 1, 4, 1))),)
+    recent = jax.tree.map(
+        lambda _: jnp.array([[[[1.0], [2]]], [[[3], [4]]]]), suffix
+    )
+    ((keys, _),) = cache.append(suffix, recent, jnp.array([0, 2]))
+    assert keys[:, 0, :, 0].tolist() == [[1, 2, 0, 0], [0, 0, 3, 4]]
