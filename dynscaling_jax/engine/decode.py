@@ -1,4 +1,4 @@
-"""The jitted functions: read a prompt, start rows, decode a chunk."""
+"""The jitted functions of decoding: start rows, take a chunk of steps."""
 
 import functools
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynscaling_jax.engine import cache, sampling
-from dynscaling_jax.engine.cache import Layers, Prefix, State
+from dynscaling_jax.engine.cache import Prefix, State
 from dynscaling_jax.engine.sampling import Draw, Settings
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
@@ -22,72 +22,6 @@ class Chunk(NamedTuple):
 
     draws: Draw  # each [C, GR]
     live: jax.Array  # bool [C, GR]
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def prefill(
-    params: Params, config: ModelConfig, tokens: jax.Array, length: jax.Array
-) -> Prefix:
-    """Reads a prompt, right-padded: tokens [P], of which length count.
-
-    Padding comes after all that count and so is never seen by it.
-    """
-    positions = jnp.arange(tokens.shape[0])
-    hidden, layers = transformer.hidden_states(
-        params,
-        config,
-        tokens,
-        positions,
-        transformer.causal(config, positions),
-        [None] * config.layers,
-    )
-    logits = transformer.head(params, hidden[length - 1][None])[0]
-    return Prefix(tuple(layers), length, logits)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def extend(
-    params: Params,
-    config: ModelConfig,
-    base: Layers,
-    kept: jax.Array,
-    tokens: jax.Array,
-    length: jax.Array,
-    size: jax.Array,
-) -> Prefix:
-    """Reads on from a prompt that was read already.
-
-    Args:
-        base: keys and values of the earlier prompt, [K, P, D] a layer, of
-            which the first `kept` stand at the beginning of this one too.
-        tokens: [E], the rest, right-padded, of which length count.
-        size: an array of the length [P'] that the result is padded to.
-    """
-    positions = kept + jnp.arange(tokens.shape[0])
-    rep = config.heads // config.kv_heads
-    where = jnp.repeat(positions, rep)
-
-    def attend(old, q, k, v):
-        q = transformer.group_heads(q, config.kv_heads)
-        k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
-        at = jnp.arange(old[0].shape[1])
-        before = attention.visible(where, at, config.window)
-        before &= (at < kept)[None]
-        within = attention.visible(where, positions, config.window)
-        out = attention.merge(
-            attention.attend(q, old[0], old[1], before),
-            attention.attend(q, k, v, within),
-        )
-        kv = tuple(
-            _join(o, n, kept, size) for o, n in zip(old, (k, v), strict=True)
-        )
-        return transformer.ungroup_heads(out, rep), kv
-
-    hidden, layers = transformer.hidden_states(
-        params, config, tokens, positions, attend, list(base)
-    )
-    logits = transformer.head(params, hidden[length - 1][None])[0]
-    return Prefix(tuple(layers), kept + length, logits)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -267,13 +201,3 @@ def _draw(key, position, logits, settings) -> Draw:
 
 def _ends(token: jax.Array, stops: jax.Array) -> jax.Array:
     return (token[:, None] == stops[None]).any(-1)
-
-
-def _join(old, new, kept, size):
-    """[K, P', D]: `kept` slots of old, then new."""
-    room = size.shape[0]
-    old = old[:, :room]
-    old = jnp.pad(old, ((0, 0), (0, room - old.shape[1]), (0, 0)))
-    extra = jnp.pad(old, ((0, 0), (0, new.shape[1]), (0, 0)))
-    # room for the padding of `new` behind what counts
-    return jax.lax.dynamic_update_slice_in_dim(extra, new, kept, 1)[:, :room]

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynscaling_jax.engine import cache, confidence, decode, sampling
+from dynscaling_jax.engine import (
+    cache,
+    confidence,
+    decode,
+    prefill,
+    sampling,
+)
 from dynscaling_jax.engine.cache import Prefix
 from dynscaling_jax.models.flops import sample_flops
 from dynscaling_jax.models.model import Model
@@ -200,21 +206,21 @@ class Engine:
             return self._read(prompt.ids)
         base = self._read(prompt.base)
         rest = prompt.ids[prompt.common :]
-        return decode.extend(
+        return prefill.extend(
             self.model.params,
             self.model.config,
             base.layers,
             np.int32(prompt.common),
             _padded(rest, self._bucket(len(rest))),
             np.int32(len(rest)),
-            np.zeros(self._bucket(len(prompt.ids)), bool),
+            self._bucket(len(prompt.ids)),
         )
 
     def _read(self, ids: tuple[int, ...]) -> Prefix:
         if ids in self._prefixes:
             self._prefixes.move_to_end(ids)
             return self._prefixes[ids]
-        prefix = decode.prefill(
+        prefix = prefill.prefill(
             self.model.params,
             self.model.config,
             _padded(ids, self._bucket(len(ids))),

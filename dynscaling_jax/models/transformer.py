@@ -108,12 +108,10 @@ def hidden_states(
     T may be the tokens of one sequence or one token each of many rows: only
     `attend` knows the difference.
     """
-    freqs = jnp.asarray(rope_frequencies(config))
-    angles = jnp.outer(positions.astype(jnp.float32), freqs)
     x = params["embed"][tokens]
     kept = []
     for layer, cache in zip(params["layers"], caches, strict=True):
-        x, cache = _block(layer, config, x, angles, attend, cache)
+        x, cache = block(layer, config, x, positions, attend, cache)
         kept.append(cache)
     return rms_norm(x, params["norm"], config.norm_eps), kept
 
@@ -124,8 +122,18 @@ def head(params: Params, hidden: jax.Array) -> jax.Array:
     return linear(hidden, weight).astype(jnp.float32)
 
 
-def _block(layer, config, x, angles, attend, cache):
+def block(
+    layer: Params,
+    config: ModelConfig,
+    x: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    cache: Cache,
+) -> tuple[jax.Array, Cache]:
+    """One layer over the residual stream x [T, width]."""
     count, dim = x.shape[0], config.head_dim
+    freqs = jnp.asarray(rope_frequencies(config))
+    angles = jnp.outer(positions.astype(jnp.float32), freqs)
     h = rms_norm(x, layer["attn_norm"], config.norm_eps)
     q = linear(h, layer["q"]).reshape(count, config.heads, dim)
     k = linear(h, layer["k"]).reshape(count, config.kv_heads, dim)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynscaling_jax.engine import cache, decode
+from dynscaling_jax.engine import cache, decode, prefill
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.tokenizer import Tokenizer
 from dynscaling_jax.types import Message, Query, Request
@@ -100,13 +100,13 @@ def test_prompts_and_chains_of_several_sizes(
         work.append(Request(q, chain, 1, parents=(0,)))
     strange = (Message("system", "s" * 50), Message("user", "other"))
     work.append(Request(queries[0], strange, 2))
-    extend, extended = decode.extend, []
+    extend, extended = prefill.extend, []
 
     def spy(params, config, base, kept, *rest):
         extended.append(int(kept))
         return extend(params, config, base, kept, *rest)
 
-    monkeypatch.setattr(decode, "extend", spy)
+    monkeypatch.setattr(prefill, "extend", spy)
     samples = list(engine(work))
     lengths = sorted(len(ids) for ids, _ in engine.drawn.values())
     assert lengths[0] < 128 < lengths[-1] <= 256
@@ -144,7 +144,7 @@ def model(tiny):
 def test_prefill_reads_what_counts(model, length):
     ids = np.arange(3, 35, dtype=np.int32)
     padded = np.where(np.arange(32) < length, ids, 99).astype(np.int32)
-    prefix = decode.prefill(
+    prefix = prefill.prefill(
         model.params, model.config, padded, np.int32(length)
     )
     plain = model.logits(ids[None, :length])[0, -1]
@@ -161,22 +161,22 @@ def test_extend_equals_prefill(tiny, kept, window):
     model = tiny(family="mistral", window=window)
     ids = np.asarray(jax.random.randint(jax.random.key(5), (32,), 0, 261))
     rest = ids[kept:24]
-    base = decode.prefill(
+    base = prefill.prefill(
         model.params,
         model.config,
         np.where(np.arange(16) < kept, ids[:16], 7).astype(np.int32),
         np.int32(16),
     )
-    got = decode.extend(
+    got = prefill.extend(
         model.params,
         model.config,
         base.layers,
         np.int32(kept),
         np.pad(rest, (0, 32 - len(rest))).astype(np.int32),
         np.int32(len(rest)),
-        np.zeros(32, bool),
+        32,
     )
-    whole = decode.prefill(
+    whole = prefill.prefill(
         model.params, model.config, ids.astype(np.int32), np.int32(24)
     )
     assert int(got.length) == 24
@@ -193,7 +193,7 @@ def test_extend_equals_prefill(tiny, kept, window):
 def test_place_fills_one_group_alone(model):
     state = cache.empty(model.config, 3, 2, 16, 16, jnp.float32)
     ids = np.arange(16, dtype=np.int32)
-    prefix = decode.prefill(model.params, model.config, ids, np.int32(11))
+    prefix = prefill.prefill(model.params, model.config, ids, np.int32(11))
     placed = decode.place(state, prefix, np.int32(1))
     assert placed.length.tolist() == [1, 11, 1]
     keys = placed.prefix[0][0]

@@ -43,8 +43,12 @@ def tiny_model(tmp_path_factory):
     )
     params = init_params(jax.random.key(0), config)
     tensors = {
-        hf_name(tuple(getattr(step, "key", getattr(step, "idx", None))
-                      for step in path)): np.asarray(value)
+        hf_name(
+            tuple(
+                getattr(step, "key", getattr(step, "idx", None))
+                for step in path
+            )
+        ): np.asarray(value)
         for path, value in jax.tree_util.tree_leaves_with_path(params)
     }
     save_file(tensors, directory / "model.safetensors")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dynscaling_jax.engine import cache, decode, sampling
+from dynscaling_jax.engine import cache, decode, prefill, sampling
 from dynscaling_jax.models import flops, transformer
 from dynscaling_jax.models.config import ModelConfig
 
@@ -51,7 +51,13 @@ def params(config):
 
 def test_prefill(config, params):
     ids = np.zeros(PROMPT, np.int32)
-    counted = xla_flops(decode.prefill, params, config, ids, np.int32(PROMPT))
+    counted = xla_flops(
+        jax.jit(prefill.prefill, static_argnums=1),
+        params,
+        config,
+        ids,
+        np.int32(PROMPT),
+    )
     formula = (
         PROMPT * flops.linear_flops(config)
         + flops.head_flops(config)

@@ -1,0 +1,112 @@
+"""Reading a prompt: its keys, its values and the logits after its end.
+
+One compiled layer serves all layers of a model: a prompt is long enough that
+handing the layers over one by one costs nothing, and a new length of prompt
+compiles in a fraction of a second where the whole decoder takes several.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from dynscaling_jax.engine.cache import Layers, Prefix
+from dynscaling_jax.models import attention, transformer
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.transformer import Params
+
+
+def prefill(
+    params: Params, config: ModelConfig, tokens: jax.Array, length: jax.Array
+) -> Prefix:
+    """Reads a prompt, right-padded: tokens [P], of which length count.
+
+    Padding comes after all that count and so is never seen by it.
+    """
+    layers = []
+    x = _embed(params["embed"], tokens)
+    for layer in params["layers"]:
+        x, kv = _read(layer, config, x)
+        layers.append(kv)
+    return Prefix(tuple(layers), length, _logits(params, config, x, length))
+
+
+def extend(
+    params: Params,
+    config: ModelConfig,
+    base: Layers,
+    kept: jax.Array,
+    tokens: jax.Array,
+    length: jax.Array,
+    size: int,
+) -> Prefix:
+    """Reads on from a prompt that was read already.
+
+    Args:
+        base: keys and values of the earlier prompt, [K, P, D] a layer, of
+            which the first `kept` stand at the beginning of this one too.
+        tokens: [E], the rest, right-padded, of which length count.
+        size: P' that the result is padded to, kept + length at least.
+    """
+    layers = []
+    x = _embed(params["embed"], tokens)
+    for layer, old in zip(params["layers"], base, strict=True):
+        x, kv = _read_on(layer, config, x, old, kept, size)
+        layers.append(kv)
+    logits = _logits(params, config, x, length)
+    return Prefix(tuple(layers), kept + length, logits)
+
+
+@jax.jit
+def _embed(table, tokens):
+    return table[tokens]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _read(layer, config, x):
+    positions = jnp.arange(x.shape[0])
+    attend = transformer.causal(config, positions)
+    return transformer.block(layer, config, x, positions, attend, None)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5))
+def _read_on(layer, config, x, old, kept, size):
+    positions = kept + jnp.arange(x.shape[0])
+    rep = config.heads // config.kv_heads
+    where = jnp.repeat(positions, rep)
+
+    def attend(old, q, k, v):
+        q = transformer.group_heads(q, config.kv_heads)
+        k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
+        at = jnp.arange(old[0].shape[1])
+        before = attention.visible(where, at, config.window)
+        before &= (at < kept)[None]
+        within = attention.visible(where, positions, config.window)
+        out = attention.merge(
+            attention.attend(q, old[0], old[1], before),
+            attention.attend(q, k, v, within),
+        )
+        kv = tuple(
+            _join(o, n, kept, size) for o, n in zip(old, (k, v), strict=True)
+        )
+        return transformer.ungroup_heads(out, rep), kv
+
+    return transformer.block(layer, config, x, positions, attend, old)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _logits(params, config, x, length):
+    last = transformer.rms_norm(
+        x[length - 1][None], params["norm"], config.norm_eps
+    )
+    return transformer.head(params, last)[0]
+
+
+def _join(old, new, kept, size):
+    """[K, size, D]: `kept` slots of old, then new."""
+    old = old[:, :size]
+    # room for the padding of `new` behind what counts
+    room = size - old.shape[1] + new.shape[1]
+    joined = jnp.pad(old, ((0, 0), (0, room), (0, 0)))
+    joined = jax.lax.dynamic_update_slice_in_dim(joined, new, kept, 1)
+    return joined[:, :size]
