@@ -161,9 +161,7 @@ def scale(
     return Result(answers, samples, ledger, tuple(rounds), stopped, vote_ledger)
 
 
-def check(
-    queries: Sequence[Query], budget: Budget, *sizes: int | None
-) -> None:
+def check(queries: Sequence[Query], budget: Budget, *sizes: int | None) -> None:
     """Raises ValueError, as scale does, for queries, caps, or a capacity and
     sizes of rounds that cannot be."""
     if not queries:
