@@ -31,7 +31,7 @@ from dynscaling_jax.scaling.loop import Result, Round, check, scale
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
 from dynscaling_jax.scaling.votes import VOTES
-from dynscaling_jax.tasks import Comparer, Task, extract, grade, load_task
+from dynscaling_jax.tasks import Comparer, Task, answered, grade, load_task
 from dynscaling_jax.types import Budget, Query, Request, Sample, SampleFn
 
 METRICS_SECONDS = 5.0  # between two lines of metrics.jsonl
@@ -180,19 +180,6 @@ def budget_of(
         "round_size": size(fields.round_per_query, 1),
         "first_round": size(fields.first_round_per_query, first),
     }
-
-
-def answered(sample_fn: SampleFn, kind: str) -> SampleFn:
-    """Reads the canonical answer of each sample."""
-
-    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-        for sample in sample_fn(requests):
-            if sample.finish_reason.startswith("error"):
-                yield sample
-            else:
-                yield sample._replace(answer=extract(sample.text, kind))
-
-    return draw
 
 
 class Metrics:

@@ -261,7 +261,7 @@ def _dequantize(file: Path, tensor: Any) -> np.ndarray:
 def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
         handle = safe_open(file, framework="numpy")
-        for name in handle.keys():  # noqa: SIM118, not a mapping
+        for name in handle.keys():
             kind = handle.get_slice(name).get_dtype()
             if kind not in FLOATS:
                 raise ValueError(
@@ -274,7 +274,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
                 tuple(handle.get_slice(name).get_shape()),
                 lambda name=name: handle.get_tensor(name),
             )
-            for name in handle.keys()  # noqa: SIM118, not a mapping
+            for name in handle.keys()
         }
     except (SafetensorError, OSError) as error:
         raise ValueError(

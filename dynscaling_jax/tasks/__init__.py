@@ -7,7 +7,7 @@ with Comparer() as compare:
     verdict = grade(answer, problem.reference, task.kind, compare)
 """
 
-from dynscaling_jax.tasks.answers import extract
+from dynscaling_jax.tasks.answers import answered, extract
 from dynscaling_jax.tasks.benchmarks import BENCHMARKS
 from dynscaling_jax.tasks.datasets import (
     Problem,
@@ -40,6 +40,7 @@ __all__ = [
     "Task",
     "TaskConfig",
     "Verdict",
+    "answered",
     "arithmetic_problem",
     "canonical",
     "classify",

@@ -15,7 +15,7 @@ linear in its length.
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dynscaling_jax.tasks.forms import (
     INLINE,
@@ -25,6 +25,7 @@ from dynscaling_jax.tasks.forms import (
     canonical,
     check_kind,
 )
+from dynscaling_jax.types import Request, Sample, SampleFn
 
 _TRIED = 20  # announcements of one sort, from the last one back
 
@@ -54,6 +55,23 @@ def extract(text: str, kind: str) -> str | None:
         if answer is not None:
             return answer
     return _unannounced(text, kind)
+
+
+def answered(sample_fn: SampleFn, kind: str) -> SampleFn:
+    """Reads the canonical answer of each sample, but for failed ones.
+
+    Raises:
+      ValueError: an unknown kind.
+    """
+    check_kind(kind)
+
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        for sample in sample_fn(requests):
+            if not sample.finish_reason.startswith("error"):
+                sample = sample._replace(answer=extract(sample.text, kind))
+            yield sample
+
+    return draw
 
 
 def _announced(text: str) -> Iterator[str]:
