@@ -1,0 +1,23 @@
+"""What launch.bench measures, and at which size.
+
+    python -m launch.bench --config=configs/bench.py
+    python -m launch.bench --config=configs/bench.py --config.only=allocation
+
+Two minutes on 2 cores. Times depend on the machine; ratios, which compare two
+sides measured in turn in one run, much less.
+"""
+
+import ml_collections
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.only = ""  # names, with commas; empty is all
+    config.repeats = 5
+
+    # one round of as many grants as queries, for every policy
+    config.allocation = ml_collections.ConfigDict()
+    config.allocation.queries = 100_000
+    config.allocation.capacity = 16
+    config.allocation.policies = "all"
+    return config
