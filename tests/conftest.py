@@ -74,7 +74,7 @@ def tiny(byte_tokenizer) -> Callable[..., Model]:
             "layers": 2,
             "heads": 4,
             "kv_heads": 2,
-            "head_dim": 8,
+            "head_dim": 16,
             "ffn": 48,
             "context": 512,
         }

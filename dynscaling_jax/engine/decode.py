@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynscaling_jax.engine import cache, sampling
-from dynscaling_jax.engine.cache import Prefix, State
+from dynscaling_jax.engine.cache import Prefix, Rows, State
 from dynscaling_jax.engine.sampling import Draw, Settings
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
@@ -32,7 +32,8 @@ def place(state: State, prefix: Prefix, group: jax.Array) -> State:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def start(
-    state: State,
+    rows: Rows,
+    logits: jax.Array,
     seed: jax.Array,
     fresh: jax.Array,
     name: jax.Array,
@@ -40,8 +41,10 @@ def start(
     live: jax.Array,
     stops: jax.Array,
     settings: Settings,
-) -> tuple[State, Draw]:
-    """Draws the first token of fresh rows from their group's logits.
+) -> tuple[Rows, Draw]:
+    """Draws the first token of fresh rows from their group's logits [G, V].
+
+    It sees no keys, so that one compilation serves prompts of every length.
 
     Args:
         seed: uint32, of the run.
@@ -51,23 +54,22 @@ def start(
         live: bool [GR], which other rows go on.
         stops: int32 [E], token ids that end a sample, padded with -1.
     """
-    rows = state.rows
-    repeat = rows.token.shape[0] // state.length.shape[0]
+    repeat = rows.token.shape[0] // logits.shape[0]
     key = jax.vmap(sampling.row_key, (None, 0))(seed, name)
     drawn = _draw(
         key,
         jnp.zeros_like(limit),
-        jnp.repeat(state.logits, repeat, 0, total_repeat_length=len(limit)),
+        jnp.repeat(logits, repeat, 0, total_repeat_length=len(limit)),
         settings,
     )
-    rows = cache.Rows(
+    rows = Rows(
         jnp.where(fresh, drawn.token, rows.token),
         jnp.where(fresh, 1, rows.drawn),
         jnp.where(fresh, ~_ends(drawn.token, stops) & (limit > 1), live),
         jnp.where(fresh, limit, rows.limit),
         jnp.where(fresh[:, None], key, rows.key),
     )
-    return state._replace(rows=rows), drawn
+    return rows, drawn
 
 
 @functools.partial(jax.jit, static_argnums=(1,), donate_argnums=2)
@@ -159,15 +161,20 @@ def _grouped(config: ModelConfig, state: State, start, at):
         )
         prefix_mask = seen(pk.shape[2], jnp.zeros_like(start), ahead)
         shared = q.reshape(groups, per, kv_heads, rep, dim).swapaxes(1, 2)
+        shared = shared.reshape(groups, kv_heads, per * rep, dim)
         mask = jnp.repeat(
             prefix_mask.reshape(groups, 1, per, -1),
             rep,
             2,
             total_repeat_length=per * rep,
         )
+        # A lone query would be multiplied as a vector, which rounds otherwise
+        # than a matrix: a sample would depend on the size of its group.
+        lone = ((0, 0), (0, 0), (0, int(per * rep == 1)), (0, 0))
         prefix = attention.attend(
-            shared.reshape(groups, kv_heads, per * rep, dim), pk, pv, mask
+            jnp.pad(shared, lone), pk, pv, jnp.pad(mask, lone)
         )
+        prefix = jax.tree.map(lambda x: x[:, :, : per * rep], prefix)
         prefix = jax.tree.map(
             lambda x: (
                 x.reshape(groups, kv_heads, per, rep, -1)

@@ -270,8 +270,9 @@ class Engine:
                     name[i] = (*words, request.index)
             if fresh.any():
                 live = np.array([r is not None for r in rows])
-                state, first = decode.start(
-                    state,
+                started, first = decode.start(
+                    state.rows,
+                    state.logits,
                     self.seed,
                     fresh,
                     name,
@@ -280,6 +281,7 @@ class Engine:
                     self.stop_ids,
                     self.settings,
                 )
+                state = state._replace(rows=started)
                 first = jax.tree.map(np.asarray, first)
                 for i, row in enumerate(rows):
                     if row and fresh[i]:

@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dynscaling_jax.engine.cache import Layers, Prefix
 from dynscaling_jax.models import attention, transformer
@@ -17,7 +18,7 @@ from dynscaling_jax.models.transformer import Params
 
 
 def prefill(
-    params: Params, config: ModelConfig, tokens: jax.Array, length: jax.Array
+    params: Params, config: ModelConfig, tokens: ArrayLike, length: ArrayLike
 ) -> Prefix:
     """Reads a prompt, right-padded: tokens [P], of which length count.
 
@@ -28,16 +29,17 @@ def prefill(
     for layer in params["layers"]:
         x, kv = _read(layer, config, x)
         layers.append(kv)
-    return Prefix(tuple(layers), length, _logits(params, config, x, length))
+    logits = _logits(params, config, x, length)
+    return Prefix(tuple(layers), jnp.asarray(length), logits)
 
 
 def extend(
     params: Params,
     config: ModelConfig,
     base: Layers,
-    kept: jax.Array,
-    tokens: jax.Array,
-    length: jax.Array,
+    kept: ArrayLike,
+    tokens: ArrayLike,
+    length: ArrayLike,
     size: int,
 ) -> Prefix:
     """Reads on from a prompt that was read already.
@@ -54,7 +56,7 @@ def extend(
         x, kv = _read_on(layer, config, x, old, kept, size)
         layers.append(kv)
     logits = _logits(params, config, x, length)
-    return Prefix(tuple(layers), kept + length, logits)
+    return Prefix(tuple(layers), jnp.add(kept, length), logits)
 
 
 @jax.jit
