@@ -69,6 +69,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(Log(workdir, config.to_dict(), about()))
         compare = stack.enter_context(Comparer())
+        # beside the log, so that it can be replayed as a bank
+        references = {p.query.id: p.reference for p in task.problems}
+        write_json(workdir / "references.json", references)
         metrics = stack.enter_context(
             contextlib.closing(Metrics(workdir / "metrics.jsonl", budget))
         )

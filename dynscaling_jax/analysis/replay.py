@@ -1,0 +1,251 @@
+"""Whole experiments replayed on a bank: the policies and votes of the live
+loop, on recorded samples in place of a model.
+
+A replicate draws the samples of each question in an order of its own,
+without replacement, then plays the rounds of `scaling.loop` with a lax.scan.
+Replicates are vmapped, a chunk at a time, so that memory does not grow with
+their number; all policies see the same draws.
+
+Letters: Q questions, N samples of each, T rounds, M marks (rounds after
+which the vote is taken), C replicates of a chunk, R replicates.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynscaling_jax.records.bank import Bank
+from dynscaling_jax.scaling.votes import Vote
+from dynscaling_jax.types import Candidates, Policy
+
+
+class Draw(NamedTuple):
+    """The samples of one replicate in the order in which they would come."""
+
+    answer_QN: jax.Array  # int32, numbered as first seen
+    weight_QN: jax.Array  # float32, log-probabilities or zeros
+    tokens_QN: jax.Array  # int32
+    reference_Q: jax.Array  # int32, in the same numbers; -2 if never drawn
+
+
+class Played(NamedTuple):
+    """What one policy did, at M marks.
+
+    accuracy_RM is the share of questions that the vote gets right, spent in
+    samples_RM and tokens_RM, per question; right_QM is the share of
+    replicates that get a question right.
+    """
+
+    accuracy_RM: np.ndarray
+    samples_RM: np.ndarray
+    tokens_RM: np.ndarray
+    right_QM: np.ndarray
+
+
+class Rounds(NamedTuple):
+    """Samples asked for in each round, and whether the vote is taken after."""
+
+    size_T: np.ndarray  # int32
+    mark_T: np.ndarray  # bool
+
+
+def rounds_to(
+    budgets: Sequence[int], size: int, first: int | None = None
+) -> Rounds:
+    """The rounds of a run of budgets[-1] samples, marked at every budget.
+
+    As in the live loop: first samples, then size at a time, and what is left
+    of the budget at the end.
+
+    Args:
+      budgets: samples of all questions together, rising.
+
+    Raises:
+      ValueError: a budget that is no whole number of such rounds, but the
+        last; it needs a run of its own.
+    """
+    ends = [first or size]
+    while ends[-1] < budgets[-1]:
+        ends.append(ends[-1] + size)
+    ends[-1] = budgets[-1]
+    missing = set(budgets) - set(ends)
+    if missing:
+        raise ValueError(
+            f"budgets {sorted(missing)} end within a round of {size} samples;"
+            " replay each of them by itself, or change the rounds."
+        )
+    return Rounds(
+        np.diff(ends, prepend=0).astype(np.int32), np.isin(ends, budgets)
+    )
+
+
+def draw(bank: Bank, key: jax.Array) -> Draw:
+    """One replicate's order: a permutation of the samples of each question."""
+    queries, slots = bank.answer_QN.shape
+    order_QN = jnp.argsort(jax.random.bits(key, (queries, slots)), axis=1)
+    logprob_QN = bank.logprob_QN
+    if logprob_QN is None:
+        logprob_QN = np.zeros((queries, slots), np.float32)
+
+    def in_order(array_QN: np.ndarray) -> jax.Array:
+        return jnp.take_along_axis(jnp.asarray(array_QN), order_QN, axis=1)
+
+    answer_QN, reference_Q = jax.vmap(as_first_seen)(
+        in_order(bank.answer_QN), jnp.asarray(bank.reference_Q)
+    )
+    return Draw(
+        answer_QN, in_order(logprob_QN), in_order(bank.tokens_QN), reference_Q
+    )
+
+
+def as_first_seen(
+    answer_N: jax.Array, reference: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Answer ids of one question, numbered in the order first seen."""
+    slots = answer_N.shape[0]
+    slot_N = jnp.arange(slots, dtype=jnp.int32)
+    at_N = jnp.where(answer_N >= 0, answer_N, slots)
+    first_A = jnp.full(slots + 1, slots, jnp.int32).at[at_N].min(slot_N)
+    new_N = (first_A[at_N] == slot_N) & (answer_N >= 0)
+    number_N = jnp.cumsum(new_N, dtype=jnp.int32) - 1
+    number_A = number_N.at[first_A].get(mode="fill", fill_value=-1)
+    readable_N = jnp.where(answer_N >= 0, number_A[at_N], -1)
+    return readable_N, jnp.where(reference >= 0, number_A[reference], -2)
+
+
+def play(
+    policy: Policy, vote: Vote, rounds: Rounds, drawn: Draw, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One replicate of one policy, as the live loop plays it.
+
+    Returns (right_MQ bool, samples_M int32, tokens_M float32).
+    """
+    queries, slots = drawn.answer_QN.shape
+    slot_1N = jnp.arange(slots, dtype=jnp.int32)[None, :]
+    upto_QN = jnp.cumsum(drawn.tokens_QN.astype(jnp.float32), axis=1)
+
+    def candidates(count_Q: jax.Array) -> Candidates:
+        there_QN = slot_1N < count_Q[:, None]
+        return Candidates(
+            jnp.where(there_QN, drawn.answer_QN, -1),
+            jnp.where(there_QN, drawn.weight_QN, 0.0),
+            jnp.where(there_QN, drawn.tokens_QN, 0),
+            count_Q,
+        )
+
+    def round_(carry, step):
+        count_Q, state = carry
+        number, size = step
+        grants_Q = policy.allocate(
+            jax.random.fold_in(key, number), state, candidates(count_Q), size
+        )
+        count_Q += grants_Q
+        state = policy.update(state, candidates(count_Q), grants_Q)
+        return (count_Q, state), count_Q
+
+    def judge(count_Q: jax.Array):
+        right_Q = vote.decide(candidates(count_Q)) == drawn.reference_Q
+        spent_Q = jnp.where(
+            count_Q > 0,
+            jnp.take_along_axis(
+                upto_QN, jnp.maximum(count_Q - 1, 0)[:, None], axis=1
+            )[:, 0],
+            0.0,
+        )
+        return right_Q, jnp.sum(count_Q), jnp.sum(spent_Q)
+
+    start = jnp.zeros(queries, jnp.int32), policy.init(queries)
+    steps = (
+        jnp.arange(len(rounds.size_T), dtype=jnp.int32),
+        jnp.asarray(rounds.size_T),
+    )
+    _, count_TQ = jax.lax.scan(round_, start, steps)
+    return jax.lax.map(judge, count_TQ[np.flatnonzero(rounds.mark_T)])
+
+
+def replay(
+    bank: Bank,
+    policies: Mapping[str, Policy],
+    vote: Vote,
+    rounds: Rounds,
+    *,
+    replicates: int,
+    seed: int = 0,
+    chunk: int = 25,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Played]:
+    """Plays every policy on the same replicates; memory holds one chunk.
+
+    Args:
+      progress: called with the replicates of one policy that were just done.
+
+    Raises:
+      ValueError: the budget is over what the bank holds, or a policy or the
+        vote reads what it has not.
+    """
+    check(bank, policies, vote, rounds)
+    key = jax.random.key(seed)
+    draw_all = jax.jit(jax.vmap(partial(draw, bank)))
+    players = {
+        name: jax.jit(jax.vmap(partial(play, policy, vote, rounds)))
+        for name, policy in policies.items()
+    }
+    parts: dict[str, list[Played]] = {name: [] for name in policies}
+    for start in range(0, replicates, chunk):
+        # Every chunk is whole, so that it compiles once; the last is cut.
+        number_C = jnp.arange(start, start + chunk)
+        keys_C2 = jax.vmap(
+            lambda number: jax.random.split(jax.random.fold_in(key, number))
+        )(number_C)
+        drawn = draw_all(keys_C2[:, 0])
+        kept = min(chunk, replicates - start)
+        for name, player in players.items():
+            right_CMQ, samples_CM, tokens_CM = (
+                np.asarray(array)[:kept]
+                for array in player(drawn, keys_C2[:, 1])
+            )
+            parts[name].append(
+                Played(
+                    right_CMQ.mean(axis=2),
+                    samples_CM / len(bank.ids),
+                    tokens_CM / len(bank.ids),
+                    right_CMQ.sum(axis=0).T,
+                )
+            )
+            progress(kept)
+    return {
+        name: Played(
+            *(np.concatenate(column) for column in list(zip(*chunks, strict=True))[:3]),
+            sum(part.right_QM for part in chunks) / replicates,
+        )
+        for name, chunks in parts.items()
+    }
+
+
+def check(
+    bank: Bank, policies: Mapping[str, Policy], vote: Vote, rounds: Rounds
+) -> None:
+    """Raises ValueError as `replay` says."""
+    budget, held = int(rounds.size_T.sum()), bank.answer_QN.size
+    if budget > held:
+        raise ValueError(
+            f"{bank.name}: a budget of {budget} samples is over the {held} "
+            f"that the bank holds, {bank.answer_QN.shape[1]} a question."
+        )
+    if vote.weigh is not None:
+        raise ValueError(
+            "this vote reads texts or asks a model, which a bank has not; "
+            "expected one such as majority."
+        )
+    readers = {name: policy.weight for name, policy in policies.items()}
+    for name, weight in (readers | {"the vote": vote.weight}).items():
+        if weight not in (None, "logprob"):
+            raise ValueError(f"{name} reads {weight!r}; a bank has no such.")
+        if weight == "logprob" and bank.logprob_QN is None:
+            raise ValueError(
+                f"{name} needs log-probabilities; {bank.name} has none."
+            )

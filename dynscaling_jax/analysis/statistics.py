@@ -1,0 +1,240 @@
+"""Statistics of votes: what an accuracy means, and whether two differ.
+
+Letters: Q questions, N samples of each, R random draws of an experiment,
+M budgets, B bins.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+
+class Difference(NamedTuple):
+    """Mean of a - b over the same questions, its interval and p-value."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+class Reliability(NamedTuple):
+    """A calibration curve: of each bin, what was said and what came."""
+
+    said_B: np.ndarray  # mean confidence, NaN in an empty bin
+    right_B: np.ndarray  # share that was right, likewise
+    count_B: np.ndarray
+    ece: float  # expected calibration error: mean |said - right|
+
+
+class Stability(NamedTuple):
+    """How much an accuracy moves."""
+
+    over_draws_M: np.ndarray  # deviation over the draws, at each budget
+    over_budgets: float  # deviation over the budgets of the mean accuracy
+    worst_drop: float  # largest fall of the mean from a budget to a larger
+
+
+def pass_at_k(
+    right_Q: np.ndarray, samples_Q: np.ndarray | int, k: int
+) -> np.ndarray:
+    """Probability that some of k samples, drawn without replacement, is
+    right: 1 - C(n - c, k) / C(n, k), of each question (arXiv 2107.03374).
+
+    Args:
+        right_Q: c, right ones of the samples_Q, n, that were drawn.
+
+    Raises:
+        ValueError: k outside [1, n], or c outside [0, n].
+    """
+    right_Q = np.asarray(right_Q)
+    samples_Q = np.broadcast_to(np.asarray(samples_Q), right_Q.shape)
+    if k < 1 or (k > samples_Q).any():
+        raise ValueError(
+            f"pass@{k} needs 1 <= k <= the samples of every question, the "
+            f"fewest being {samples_Q.min()}"
+        )
+    if ((right_Q < 0) | (right_Q > samples_Q)).any():
+        raise ValueError("right_Q must lie between 0 and samples_Q")
+    wrong_Q = samples_Q - right_Q
+    none = np.exp(
+        special.gammaln(wrong_Q + 1)
+        - special.gammaln(np.maximum(wrong_Q - k, 0) + 1)
+        + special.gammaln(samples_Q - k + 1)
+        - special.gammaln(samples_Q + 1)
+    )
+    return 1.0 - np.where(wrong_Q >= k, none, 0.0)
+
+
+def maj_at_k(
+    answer_QN: np.ndarray,
+    reference_Q: np.ndarray,
+    k: int,
+    *,
+    draws: int = 200,
+    seed: int = 0,
+) -> np.ndarray:
+    """Share of random draws of k samples, without replacement, whose
+    majority is right, of each question; ties go to the answer drawn first.
+
+    Args:
+        answer_QN: ids of answers, -1 for an unreadable one.
+
+    Raises:
+        ValueError: k outside [1, N].
+    """
+    queries, samples = answer_QN.shape
+    if not 1 <= k <= samples:
+        raise ValueError(f"maj@{k} of {samples} samples a question")
+    rng = np.random.default_rng(seed)
+    right_Q = np.zeros(queries)
+    for _ in range(draws):
+        order = rng.random(answer_QN.shape).argsort(1)[:, :k]
+        drawn_QK = np.take_along_axis(answer_QN, order, 1)
+        same = drawn_QK[:, :, None] == drawn_QK[:, None]
+        votes_QK = np.where(drawn_QK >= 0, same.sum(2), 0)
+        first = votes_QK.argmax(1)  # the first of equals
+        winner_Q = drawn_QK[np.arange(queries), first]
+        right_Q += (winner_Q == reference_Q) & (winner_Q >= 0)
+    return right_Q / draws
+
+
+def bootstrap_interval(
+    value_Q: np.ndarray,
+    *,
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of the mean over questions, which are drawn with replacement
+    (percentile bootstrap, Efron 1979).
+
+    Raises:
+        ValueError: no questions.
+    """
+    mean_R = _resampled_means(value_Q, draws, seed)
+    low, high = np.quantile(mean_R, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_bootstrap(
+    a_Q: np.ndarray,
+    b_Q: np.ndarray,
+    *,
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """Compares two methods on the same questions.
+
+    p, two-sided, is twice the smaller share of resampled means on either
+    side of zero, those at zero counted on both; at least 2 / (draws + 1).
+
+    Raises:
+        ValueError: no questions, or not the same number.
+    """
+    a_Q, b_Q = np.asarray(a_Q, float), np.asarray(b_Q, float)
+    if a_Q.shape != b_Q.shape:
+        raise ValueError(
+            f"paired values differ in shape: {a_Q.shape} and {b_Q.shape}"
+        )
+    mean_R = _resampled_means(a_Q - b_Q, draws, seed)
+    low, high = np.quantile(mean_R, [(1 - level) / 2, (1 + level) / 2])
+    side = min((mean_R <= 0).sum(), (mean_R >= 0).sum())
+    p = min(1.0, 2 * (side + 1) / (draws + 1))
+    return Difference(float((a_Q - b_Q).mean()), float(low), float(high), p)
+
+
+def mcnemar(right_a_Q: np.ndarray, right_b_Q: np.ndarray) -> float:
+    """Exact two-sided p that two methods are right equally often: a binomial
+    test of the questions on which they differ (McNemar 1947).
+
+    Args:
+        right_a_Q, right_b_Q: bool, on the same questions.
+
+    Raises:
+        ValueError: not the same number of questions, or no booleans.
+    """
+    a_Q, b_Q = np.asarray(right_a_Q), np.asarray(right_b_Q)
+    if a_Q.shape != b_Q.shape or a_Q.dtype != bool or b_Q.dtype != bool:
+        raise ValueError(
+            "McNemar's test takes two arrays of booleans, on the same "
+            f"questions; got {a_Q.dtype}{a_Q.shape}, {b_Q.dtype}{b_Q.shape}"
+        )
+    only_a, only_b = int((a_Q & ~b_Q).sum()), int((~a_Q & b_Q).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p-values corrected for how many there are (Holm 1979): the chance of
+    any false difference stays below the level."""
+    p = np.asarray(p_values, float)
+    order = p.argsort()
+    stepped = p[order] * (len(p) - np.arange(len(p)))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return adjusted
+
+
+def stability(accuracy_RM: np.ndarray) -> Stability:
+    """Spread of an accuracy over random draws and over rising budgets."""
+    mean_M = accuracy_RM.mean(0)
+    drops = np.maximum.accumulate(mean_M) - mean_M
+    deviation_M = accuracy_RM.std(0, ddof=1 if len(accuracy_RM) > 1 else 0)
+    return Stability(deviation_M, float(mean_M.std()), float(drops.max()))
+
+
+def auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Probability that a positive scores above a negative, ties counting
+    half (Mann and Whitney); NaN where one of the two is missing."""
+    positive = np.asarray(positive, bool)
+    ones, zeros = int(positive.sum()), int((~positive).sum())
+    if not ones or not zeros:
+        return float("nan")
+    rank = stats.rankdata(score)
+    above = rank[positive].sum() - ones * (ones + 1) / 2
+    return float(above / (ones * zeros))
+
+
+def reliability(
+    confidence: np.ndarray, right: np.ndarray, bins: int = 10
+) -> Reliability:
+    """Calibration in bins of equal width over [0, 1] (arXiv 1706.04599).
+
+    Raises:
+        ValueError: a confidence outside [0, 1].
+    """
+    confidence = np.asarray(confidence, float)
+    right = np.asarray(right, float)
+    if (
+        confidence.size == 0
+        or not ((0 <= confidence) & (confidence <= 1)).all()
+    ):
+        raise ValueError("confidences must lie in [0, 1], and there be some")
+    at = np.minimum((confidence * bins).astype(int), bins - 1)
+    count_B = np.bincount(at, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        said_B = np.bincount(at, confidence, bins) / count_B
+        right_B = np.bincount(at, right, bins) / count_B
+    gap = np.abs(np.bincount(at, confidence - right, bins)).sum()
+    return Reliability(said_B, right_B, count_B, float(gap / len(right)))
+
+
+def _resampled_means(value_Q: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    value_Q = np.asarray(value_Q, float)
+    if value_Q.ndim != 1 or not len(value_Q):
+        raise ValueError("the bootstrap needs one value a question, and some")
+    rng = np.random.default_rng(seed)
+    count = len(value_Q)
+    # How often each question is drawn: a few hundred draws at a time, so that
+    # memory stays small whatever the number of questions.
+    parts = []
+    for start in range(0, draws, 256):
+        size = min(256, draws - start)
+        times = rng.multinomial(count, np.full(count, 1 / count), size)
+        parts.append(times @ value_Q / count)
+    return np.concatenate(parts)

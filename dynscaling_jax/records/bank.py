@@ -1,0 +1,274 @@
+"""Recorded samples as arrays, to replay whole experiments without a model.
+
+A bank is a file of JSON lines, one a question:
+
+    {"query_id": "aime2025/3", "reference": "117",
+     "answers": ["117", null, ...], "new_tokens": [5350, 4011, ...],
+     "logprobs": [-0.3, -0.4, ...]}
+
+null is an unreadable answer; logprobs, the mean log-probability of each
+sample, may be left out. A finished samples.jsonl is read as a bank too; its
+references come as an argument or from references.json beside it, an object
+{query_id: reference}.
+"""
+
+import json
+import math
+import operator
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dynscaling_jax.records.log import read_samples
+
+Same = Callable[[str, str], bool]
+
+
+class Bank(NamedTuple):
+    """Recorded samples of Q questions, N each.
+
+    Answers are ids of classes within their question, numbered in the order
+    first seen; -1 is an unreadable sample. reference_Q is the class of the
+    reference, -2 where no sample gave it.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    answer_QN: np.ndarray  # int32
+    tokens_QN: np.ndarray  # int32
+    logprob_QN: np.ndarray | None  # float32
+    reference_Q: np.ndarray  # int32
+
+
+class _Row(NamedTuple):
+    query_id: str
+    reference: str | None
+    answers: list[str | None]
+    new_tokens: list[int]
+    logprobs: list[float] | None
+
+
+def read_bank(
+    path: str | os.PathLike,
+    *,
+    references: Mapping[str, str] | None = None,
+    depth: int | None = None,
+    same: Same = operator.eq,
+) -> Bank:
+    """Reads a bank file, or the samples.jsonl of a run.
+
+    Args:
+      references: query id -> reference, in place of those in the file.
+      depth: keeps the first so many samples of each question; by default
+        all, and then every question must have equally many.
+      same: whether two answers are the same. It sees answers in a light
+        canonical form (`tidy`), which decides alone where forms are equal.
+
+    Raises:
+      ValueError: naming file and line or question, for a malformed line, a
+        question that comes twice, lists that differ in length, questions of
+        unequal depth or less than depth, or a missing reference.
+    """
+    path = Path(path)
+    rows = _rows(path)
+    if not rows:
+        raise ValueError(f"{path}: expected a line a question, found none.")
+    if references is None and any(row.reference is None for row in rows):
+        references = _sibling(path)
+    logged = all(row.logprobs is not None for row in rows)
+    depth = _depth(path, rows, depth)
+    answer_QN = np.full((len(rows), depth), -1, np.int32)
+    reference_Q = np.empty(len(rows), np.int32)
+    for q, row in enumerate(rows):
+        reference = row.reference
+        if references is not None:
+            reference = references.get(row.query_id, reference)
+        if reference is None:
+            raise ValueError(
+                f"{path}: no reference for question {row.query_id!r}; give "
+                "one in the row, in the argument references, or in "
+                "references.json beside the file."
+            )
+        answer_QN[q], reference_Q[q] = _classes(
+            row.answers[:depth], reference, same
+        )
+    return Bank(
+        name=path.parent.name if path.name == "samples.jsonl" else path.stem,
+        ids=tuple(row.query_id for row in rows),
+        answer_QN=answer_QN,
+        tokens_QN=np.array([r.new_tokens[:depth] for r in rows], np.int32),
+        logprob_QN=np.array(
+            [(r.logprobs or [])[:depth] for r in rows], np.float32
+        )
+        if logged
+        else None,
+        reference_Q=reference_Q,
+    )
+
+
+def tidy(answer: str) -> str:
+    r"""A light canonical form, safe for any kind of answer: no outer dollar
+    signs, no spacing (blanks, \, \! \; and \left \right), \frac for \dfrac
+    and \tfrac, no full stop at the end."""
+    answer = re.sub(
+        r"\\(?:left|right)(?![A-Za-z])|(?<!\\)\\[,!;: ]", "", answer
+    )
+    answer = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", answer)
+    return re.sub(r"\s+", " ", answer).strip(" $").rstrip(". ")
+
+
+def _classes(
+    answers: list[str | None], reference: str, same: Same
+) -> tuple[list[int], int]:
+    """Class of each answer, and of the reference, -2 where none gave it."""
+    firsts: list[str] = []
+    known: dict[str, int] = {}
+
+    def class_of(answer: str, otherwise: int) -> int:
+        form = tidy(answer)
+        if form not in known:
+            matching = (
+                i for i, first in enumerate(firsts) if same(first, form)
+            )
+            found = next(matching, otherwise)
+            if found == len(firsts):
+                firsts.append(form)
+            known[form] = found
+        return known[form]
+
+    ids = [-1 if a is None else class_of(a, len(firsts)) for a in answers]
+    return ids, class_of(reference, -2)
+
+
+def _depth(path: Path, rows: list[_Row], depth: int | None) -> int:
+    """Samples of each question that the bank has, or that are asked for."""
+    shortest = min(rows, key=lambda row: len(row.answers))
+    longest = max(rows, key=lambda row: len(row.answers))
+    least, most = len(shortest.answers), len(longest.answers)
+    if least == 0:
+        raise ValueError(
+            f"{path}: question {shortest.query_id!r} has no answers."
+        )
+    if depth is None and least < most:
+        raise ValueError(
+            f"{path}: question {shortest.query_id!r} has {least} answers, "
+            f"{longest.query_id!r} has {most}; expected equally many. Set "
+            f"depth to at most {least} to keep the first so many of each."
+        )
+    if depth is not None and not 0 < depth <= least:
+        raise ValueError(
+            f"{path}: depth={depth}: expected 1 to {least}, the answers of "
+            f"question {shortest.query_id!r}."
+        )
+    return depth or least
+
+
+def _rows(path: Path) -> list[_Row]:
+    """The questions of a file of either form."""
+    lines = list(_json_lines(path))
+    if lines and isinstance(lines[0][1], dict) and "index" in lines[0][1]:
+        return _logged(path)
+    rows: dict[str, _Row] = {}
+    for number, value in lines:
+        row = _bank_row(value, f"{path}:{number}")
+        if row.query_id in rows:
+            raise ValueError(
+                f"{path}:{number}: question {row.query_id!r} comes twice."
+            )
+        rows[row.query_id] = row
+    return list(rows.values())
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(
+                        f"{path}:{number}: expected a JSON object, {error}."
+                    ) from error
+
+
+def _bank_row(value: Any, where: str) -> _Row:
+    def check(right: bool, expected: str) -> None:
+        if not right:
+            raise ValueError(f"{where}: expected {expected}.")
+
+    check(isinstance(value, dict), "a JSON object")
+    query_id, reference = value.get("query_id"), value.get("reference")
+    answers, tokens = value.get("answers"), value.get("new_tokens")
+    logprobs = value.get("logprobs")
+    check(isinstance(query_id, str), "query_id, a string")
+    check(
+        reference is None or isinstance(reference, str),
+        "reference, a string",
+    )
+    check(
+        isinstance(answers, list)
+        and all(a is None or isinstance(a, str) for a in answers),
+        "answers, a list of strings and nulls",
+    )
+    check(
+        isinstance(tokens, list)
+        and all(type(t) is int and 0 <= t < 2**31 for t in tokens),
+        "new_tokens, a list of whole numbers",
+    )
+    check(
+        logprobs is None
+        or isinstance(logprobs, list)
+        and all(type(x) in (int, float) and math.isfinite(x) for x in logprobs),
+        "logprobs, a list of numbers, or none",
+    )
+    for name, of_each in (("new_tokens", tokens), ("logprobs", logprobs)):
+        check(
+            of_each is None or len(of_each) == len(answers),
+            f"{len(answers)} {name}, one an answer, not {len(of_each or ())}",
+        )
+    return _Row(query_id, reference, answers, tokens, logprobs)
+
+
+def _logged(path: Path) -> list[_Row]:
+    """The samples of a run, gathered by question in the order drawn."""
+    rows: dict[str, list] = {}
+    for sample in read_samples(path):
+        rows.setdefault(sample.query_id, []).append(sample)
+    gathered = []
+    for query_id, samples in rows.items():
+        samples.sort(key=lambda sample: sample.index)
+        logprobs = [sample.logprob for sample in samples]
+        gathered.append(
+            _Row(
+                query_id,
+                None,
+                [sample.answer for sample in samples],
+                [sample.new_tokens for sample in samples],
+                None if None in logprobs else logprobs,
+            )
+        )
+    return gathered
+
+
+def _sibling(path: Path) -> dict[str, str]:
+    beside = path.with_name("references.json")
+    if not beside.exists():
+        raise ValueError(
+            f"{path}: rows without a reference, and no {beside}; write one, "
+            '{"query_id": "reference"}, or give references.'
+        )
+    try:
+        references = json.loads(beside.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{beside}: expected JSON, {error}.") from error
+    if not isinstance(references, dict) or not all(
+        isinstance(reference, str) for reference in references.values()
+    ):
+        raise ValueError(
+            f"{beside}: expected an object of strings, query id -> reference."
+        )
+    return references
