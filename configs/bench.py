@@ -7,11 +7,13 @@ Two minutes on 2 cores. Times depend on the machine; ratios, which compare two
 sides measured in turn in one run, much less.
 """
 
+from typing import Any
+
 import ml_collections
 
 
 def get_config():
-    config = ml_collections.ConfigDict()
+    config: Any = ml_collections.ConfigDict()
     config.only = ""  # names, with commas; empty is all
     config.repeats = 5
 

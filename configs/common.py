@@ -1,12 +1,14 @@
 """Every field of a run, with its default. Configs start from here."""
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> Any:
     """Fields left at None take the default of what reads them."""
-    config = ml_collections.ConfigDict()
+    config: Any = ml_collections.ConfigDict()
     # smollm2-135m-instruct, a GGUF file, a Hugging Face directory,
     # hf://org/name@revision, or openai://model@base_url
     config.model = "smollm2-135m-instruct"

@@ -1,6 +1,6 @@
 """Speed and memory, one JSON line a measurement.
 
-    python -m launch.bench --config=configs/bench.py
+python -m launch.bench --config=configs/bench.py
 """
 
 import json

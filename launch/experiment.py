@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 from tqdm import tqdm
 
@@ -34,6 +33,7 @@ from dynscaling_jax.scaling.votes import VOTES
 from dynscaling_jax.tasks import Comparer, Task, answered, grade, load_task
 from dynscaling_jax.types import Budget, Query, Request, Sample, SampleFn
 
+Config = Any  # ml_collections.ConfigDict, as configs/common.py
 METRICS_SECONDS = 5.0  # between two lines of metrics.jsonl
 
 
@@ -46,7 +46,7 @@ class Source(NamedTuple):
     check: Callable[[Sequence[Query]], None]  # refuses prompts too long
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Config, workdir: Path) -> dict[str, Any]:
     """Runs an experiment, or goes on with it, and returns its summary.
 
     Raises:
@@ -64,8 +64,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     )
     policy = spec.parse(axes["policy"], POLICIES, "policy")
     vote = spec.parse(axes["vote"], VOTES, "vote")
-    budget, rounds = budget_of(config, len(queries), axes)
-    check(queries, budget, config.budget.capacity, *rounds.values())
+    budget, first_round, round_size = budget_of(config, len(queries), axes)
+    check(queries, budget, config.budget.capacity, first_round, round_size)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(Log(workdir, config.to_dict(), about()))
         compare = stack.enter_context(Comparer())
@@ -95,7 +95,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             capacity=config.budget.capacity,
             same=lambda a, b: compare(a, b, task.kind) == "equal",
             observe=lambda done: log.round(round_row(queries, done)),
-            **rounds,
+            first_round=first_round,
+            round_size=round_size,
         )
         summary = {
             "task": task.name,
@@ -109,21 +110,21 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     return summary
 
 
-def method_axes(config: ml_collections.ConfigDict) -> dict[str, str]:
+def method_axes(config: Config) -> dict[str, str]:
     """The strategy, policy and vote that a config asks for, as text."""
     preset = spec.choose("method", config.method, METHODS)
     names = ("strategy", "policy", "vote")
     return {name: config[name] or getattr(preset, name) for name in names}
 
 
-def task_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def task_fields(config: Config) -> dict[str, Any]:
     """The fields of a task; of the columns of a file, those that are named."""
     fields = config.to_dict()
     named = {k: v for k, v in fields.pop("fields").items() if v}
     return fields | {"fields": named}
 
 
-def open_source(config: ml_collections.ConfigDict) -> Source:
+def open_source(config: Config) -> Source:
     """A local model behind an engine, or an endpoint."""
     thinking = config.end_of_thinking or None
     if config.model.startswith("openai://"):
@@ -153,9 +154,9 @@ def open_source(config: ml_collections.ConfigDict) -> Source:
 
 
 def budget_of(
-    config: ml_collections.ConfigDict, queries: int, axes: dict[str, str]
-) -> tuple[Budget, dict[str, int | None]]:
-    """The caps of a run and the sizes of its rounds.
+    config: Config, queries: int, axes: dict[str, str]
+) -> tuple[Budget, int | None, int | None]:
+    """The caps of a run, the size of its first round and of the others.
 
     Where nothing is learnt from one round for the next, as in parallel x
     uniform, all samples are one round.
@@ -179,10 +180,11 @@ def budget_of(
         share = default if per_query is None else per_query
         return math.ceil(share * queries)
 
-    return budget, {
-        "round_size": size(fields.round_per_query, 1),
-        "first_round": size(fields.first_round_per_query, first),
-    }
+    return (
+        budget,
+        size(fields.first_round_per_query, first),
+        size(fields.round_per_query, 1),
+    )
 
 
 class Metrics:
@@ -231,14 +233,13 @@ class Metrics:
         def draw(requests: Sequence[Request]) -> Iterator[Sample]:
             if out_of_time():
                 return
-            with contextlib.closing(sample_fn(requests)) as samples:
-                for sample in samples:
-                    self._drawn += 1
-                    self._tokens += sample.new_tokens
-                    self._tick()
-                    yield sample
-                    if out_of_time():
-                        return
+            for sample in sample_fn(requests):
+                self._drawn += 1
+                self._tokens += sample.new_tokens
+                self._tick()
+                yield sample
+                if out_of_time():
+                    return
 
         return draw
 

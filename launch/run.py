@@ -31,7 +31,7 @@ def main(_) -> None:
     from launch import experiment
 
     try:
-        summary = experiment.run(CONFIG.value, Path(WORKDIR.value))
+        summary = experiment.run(CONFIG.value, Path(str(WORKDIR.value)))
     except (ValueError, OSError, RuntimeError) as error:
         logging.debug("the run failed", exc_info=True)  # --verbosity=1
         sys.exit(f"launch.run: {error}")

@@ -12,11 +12,12 @@ minutes, most of them greedy text at one token a step.
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 import transformers
 from tokenizers import pre_tokenizers
@@ -228,5 +229,9 @@ if __name__ == "__main__":
         print(f"seed {seed}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             make(Path(folder), seed)
-            os.environ["DYNSCALING_GOLDENS"] = folder
-            raise SystemExit(pytest.main(["-v", *map(str, TESTS)]))
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-v", *map(str, TESTS)],
+                env={**os.environ, "DYNSCALING_GOLDENS": folder},
+                cwd=HERE.parent,
+            )
+        raise SystemExit(done.returncode)

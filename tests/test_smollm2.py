@@ -10,8 +10,6 @@ import pytest
 
 from dynscaling_jax.types import Message, Query, Request
 
-pytestmark = pytest.mark.xdist_group("smollm2")  # loaded once
-
 
 @pytest.fixture(scope="module")
 def golden(goldens):

@@ -219,8 +219,10 @@ def replay(
             progress(kept)
     return {
         name: Played(
-            *(np.concatenate(column) for column in list(zip(*chunks, strict=True))[:3]),
-            sum(part.right_QM for part in chunks) / replicates,
+            np.concatenate([part.accuracy_RM for part in chunks]),
+            np.concatenate([part.samples_RM for part in chunks]),
+            np.concatenate([part.tokens_RM for part in chunks]),
+            np.sum([part.right_QM for part in chunks], axis=0) / replicates,
         )
         for name, chunks in parts.items()
     }
