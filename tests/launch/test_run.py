@@ -84,15 +84,51 @@ def test_quiet_when_not_a_terminal(undisturbed):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("moments", [(1, 20), (37,), (5, 50, 71)])
+@pytest.fixture(scope="module")
+def dynscaling(tiny_model, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("dynscaling")
+    done = run(tiny_model, workdir, "--config.method=dynscaling")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_integrated_samples_name_their_parents(dynscaling):
+    drawn = rows(dynscaling[0])
+    round_of = {(r["query_id"], r["index"]): r["round"] for r in drawn}
+    chained = [r for r in drawn if r["parents"]]
+    assert chained
+    for row in chained:
+        assert all(
+            round_of[row["query_id"], parent] < row["round"]
+            for parent in row["parents"]
+        )
+    lines = (dynscaling[0] / "rounds.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        assert line["grants"].keys() == line["uncertainty"].keys()
+        assert all(0 <= u <= 1 for u in line["uncertainty"].values())
+
+
+@pytest.mark.parametrize(
+    ("method", "moments"),
+    [
+        ("self_consistency", (1, 20)),
+        ("self_consistency", (5, 50, 71)),
+        ("dynscaling", (37,)),
+        ("dynscaling", (12, 30, 60)),
+    ],
+)
 def test_killed_and_started_again_it_ends_with_the_same_bytes(
-    tiny_model, undisturbed, tmp_path, moments
+    tiny_model, request, tmp_path, method, moments
 ):
-    """A kill -9 once that many rows are written, wherever the run is then."""
+    """A kill -9 once that many rows are written, wherever the run is then:
+    within a round or between two."""
+    fixture = {"self_consistency": "undisturbed"}.get(method, method)
+    whole = request.getfixturevalue(fixture)[0]
+    chosen = f"--config.method={method}"
     delay = random.Random(str(moments))
     for moment in moments:
         process = subprocess.Popen(
-            command(tiny_model, tmp_path),
+            command(tiny_model, tmp_path, chosen),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -104,9 +140,8 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
                 process.send_signal(signal.SIGKILL)
                 process.wait()
             time.sleep(0.002)
-    done = run(tiny_model, tmp_path)
+    done = run(tiny_model, tmp_path, chosen)
     assert done.returncode == 0, done.stderr
-    whole = undisturbed[0]
     for name in ("samples.jsonl", "rounds.jsonl"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     ours, theirs = (

@@ -22,7 +22,6 @@ FIELDS = {
 }
 CONFIGS = {
     "llama": ModelConfig("llama", **FIELDS),
-    "llama, tied": ModelConfig("llama", **FIELDS, tied=True),
     "mistral": ModelConfig("mistral", **FIELDS, window=64),
 }
 ROWS, PER, PROMPT, NEW = 8, 4, 256, 32
