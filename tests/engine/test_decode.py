@@ -50,10 +50,10 @@ def requests(queries, count):
 
 MODELS = {
     "grouped": {"layers": 2},
-    "multi-query": {"kv_heads": 1},
     "full heads, tied": {"kv_heads": 4, "tied": True, "head_dim": 6},
-    "window within the recent keys": {"window": 5},
-    "window across prompt and sample": {"window": 30},
+    # shorter than a chunk, so that it passes from the prompt over the
+    # suffix into the recent keys
+    "multi-query, window": {"kv_heads": 1, "window": 12},
 }
 
 
@@ -135,7 +135,7 @@ def test_one_token_prompts(tiny, recording_engine, byte_tokenizer):
 # The jitted functions on their own
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kv_heads", [2, 4])
 def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
     """With full heads and one row a group, a lone query was multiplied as a
     vector, which rounds otherwise than a matrix: a sample depended on how
@@ -163,7 +163,7 @@ def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
 
     arrays = q, k, v, prefix, suffix, recent
     whole = seen(1, *arrays)
-    for groups in (2, 4, 8):
+    for groups in (2, 8):
         np.testing.assert_array_equal(seen(groups, *arrays), whole)
 
 
