@@ -148,7 +148,7 @@ def test_the_order_of_queries_matters_in_ties_alone(name, rows, seed):
 @every_policy
 def test_padding_is_not_read(name):
     candidates = packed(HARD_CASES["mixed"])
-    drawn_QN = jnp.arange(SLOTS) < candidates.count_Q[:, None]
+    drawn_QN = jnp.arange(SLOTS)[None] < candidates.count_Q[:, None]
     littered = candidates._replace(
         answer_QN=jnp.where(drawn_QN, candidates.answer_QN, 3),
         weight_QN=jnp.where(drawn_QN, candidates.weight_QN, jnp.nan),
