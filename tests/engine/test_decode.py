@@ -75,7 +75,8 @@ def test_drawn_tokens_have_their_plain_probabilities(
     queries = [query(name, n) for name, n in lengths.items()]
     work = requests(queries, 5)
     for q in queries[:2]:
-        chain = (*q.messages, Message("assistant", "I tried 7. " + q.id))
+        attempt = "I tried 7, then 8, and neither fits. " + q.id
+        chain = (*q.messages, Message("assistant", attempt))
         work += [Request(q, chain, 5 + i, parents=(0,)) for i in range(4)]
     samples = list(engine(work))
     assert len(samples) == len(work) == len(engine.drawn)
