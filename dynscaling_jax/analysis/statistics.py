@@ -1,63 +1,71 @@
-"""What results mean: estimates, intervals, tests, calibration.
+"""Statistics of votes: what an accuracy means, and whether two differ.
 
-Host-side NumPy; every draw comes from a seed. Letters: Q questions, N samples
-of each, R replicates (draws of samples), M budgets.
+Letters: Q questions, N samples of each, R random draws of an experiment,
+M budgets, B bins.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from scipy import special, stats
 
 
 class Difference(NamedTuple):
-    """Mean of a less mean of b, its interval, and the two-sided p-value of
-    no difference."""
+    """Mean of a - b over the same questions, its interval and p-value."""
 
-    difference: float
+    mean: float
     low: float
     high: float
-    p_value: float
-
-
-class Stability(NamedTuple):
-    """Standard deviations of the accuracy: over draws of samples, at each
-    budget, [M]; and over budgets, of the mean over draws."""
-
-    over_draws_M: np.ndarray
-    over_budgets: float
+    p: float
 
 
 class Reliability(NamedTuple):
-    """Questions of each bin of confidence: how many, their mean confidence
-    and the share that is right; nan where a bin is empty. [B] each."""
+    """A calibration curve: of each bin, what was said and what came."""
 
+    said_B: np.ndarray  # mean confidence, NaN in an empty bin
+    right_B: np.ndarray  # share that was right, likewise
     count_B: np.ndarray
-    confidence_B: np.ndarray
-    accuracy_B: np.ndarray
+    ece: float  # expected calibration error: mean |said - right|
 
 
-def pass_at_k(right: ArrayLike, n: ArrayLike, k: int) -> np.ndarray:
-    """1 - C(n - right, k) / C(n, k): the chance that k of n samples, drawn
-    without replacement, hold a right one (Chen et al. 2021, equation 1).
+class Stability(NamedTuple):
+    """How much an accuracy moves."""
 
-    Unbiased for the pass@k of the model. right and n broadcast.
+    over_draws_M: np.ndarray  # deviation over the draws, at each budget
+    over_budgets: float  # deviation over the budgets of the mean accuracy
+    worst_drop: float  # largest fall of the mean from a budget to a larger
+
+
+def pass_at_k(
+    right_Q: np.ndarray, samples_Q: np.ndarray | int, k: int
+) -> np.ndarray:
+    """Probability that some of k samples, drawn without replacement, is
+    right: 1 - C(n - c, k) / C(n, k), of each question (arXiv 2107.03374).
+
+    Args:
+        right_Q: c, right ones of the samples_Q, n, that were drawn.
 
     Raises:
-      ValueError: k over n, or right not within 0 .. n.
+        ValueError: k outside [1, n], or c outside [0, n].
     """
-    right_, n_ = np.broadcast_arrays(
-        np.asarray(right, np.float64), np.asarray(n, np.float64)
+    right_Q = np.asarray(right_Q)
+    samples_Q = np.broadcast_to(np.asarray(samples_Q), right_Q.shape)
+    if k < 1 or (k > samples_Q).any():
+        raise ValueError(
+            f"pass@{k} needs 1 <= k <= the samples of every question, the "
+            f"fewest being {samples_Q.min()}"
+        )
+    if ((right_Q < 0) | (right_Q > samples_Q)).any():
+        raise ValueError("right_Q must lie between 0 and samples_Q")
+    wrong_Q = samples_Q - right_Q
+    none = np.exp(
+        special.gammaln(wrong_Q + 1)
+        - special.gammaln(np.maximum(wrong_Q - k, 0) + 1)
+        + special.gammaln(samples_Q - k + 1)
+        - special.gammaln(samples_Q + 1)
     )
-    if k < 1 or np.any(n_ < k):
-        raise ValueError(f"k={k}: expected 1 to {n_.min():.0f} samples.")
-    if np.any((right_ < 0) | (right_ > n_)):
-        raise ValueError("right: expected 0 to n.")
-    miss = np.ones(right_.shape)
-    for i in range(k):
-        miss *= np.maximum(n_ - right_ - i, 0) / (n_ - i)
-    return 1 - miss
+    return 1.0 - np.where(wrong_Q >= k, none, 0.0)
 
 
 def maj_at_k(
@@ -65,182 +73,168 @@ def maj_at_k(
     reference_Q: np.ndarray,
     k: int,
     *,
-    draws: int = 1000,
+    draws: int = 200,
     seed: int = 0,
 ) -> np.ndarray:
-    """Chance, for each question, that the majority of k samples is right.
+    """Share of random draws of k samples, without replacement, whose
+    majority is right, of each question; ties go to the answer drawn first.
 
-    Each draw takes k of the N samples without replacement, in random order,
-    never the first k as recorded; ties go to the answer seen first, answers
-    of -1 have no vote.
-
-    Returns:
-      float64 [Q], the mean over draws.
+    Args:
+        answer_QN: ids of answers, -1 for an unreadable one.
 
     Raises:
-      ValueError: k is not within 1 .. N.
+        ValueError: k outside [1, N].
     """
-    queries, slots = answer_QN.shape
-    if not 1 <= k <= slots:
-        raise ValueError(f"k={k}: expected 1 to {slots} samples.")
+    queries, samples = answer_QN.shape
+    if not 1 <= k <= samples:
+        raise ValueError(f"maj@{k} of {samples} samples a question")
     rng = np.random.default_rng(seed)
     right_Q = np.zeros(queries)
-    rows_Q1 = np.arange(queries)[:, None]
     for _ in range(draws):
-        order_QN = rng.permuted(
-            np.broadcast_to(np.arange(slots), (queries, slots)), axis=1
-        )
-        taken_QK = answer_QN[rows_Q1, order_QN[:, :k]]
-        votes_QK = np.zeros((queries, k), np.int64)
-        for j in range(k):
-            votes_QK += taken_QK == taken_QK[:, j : j + 1]
-        votes_QK[taken_QK < 0] = 0
-        first_Q = votes_QK.argmax(axis=1)  # of equals the first in the draw
-        winner_Q = taken_QK[np.arange(queries), first_Q]
+        order = rng.random(answer_QN.shape).argsort(1)[:, :k]
+        drawn_QK = np.take_along_axis(answer_QN, order, 1)
+        same = drawn_QK[:, :, None] == drawn_QK[:, None]
+        votes_QK = np.where(drawn_QK >= 0, same.sum(2), 0)
+        first = votes_QK.argmax(1)  # the first of equals
+        winner_Q = drawn_QK[np.arange(queries), first]
         right_Q += (winner_Q == reference_Q) & (winner_Q >= 0)
     return right_Q / draws
 
 
 def bootstrap_interval(
-    values: ArrayLike,
+    value_Q: np.ndarray,
     *,
     level: float = 0.95,
-    resamples: int = 10_000,
+    draws: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean, resampling questions (Efron 1979).
-
-    Args:
-      values: [Q], one value a question.
+    """Interval of the mean over questions, which are drawn with replacement
+    (percentile bootstrap, Efron 1979).
 
     Raises:
-      ValueError: no questions.
+        ValueError: no questions.
     """
-    means = resampled_means(values, resamples=resamples, seed=seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    mean_R = _resampled_means(value_Q, draws, seed)
+    low, high = np.quantile(mean_R, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def resampled_means(
-    values: ArrayLike, *, resamples: int, seed: int
-) -> np.ndarray:
-    """Means of values [Q, ...] over resampled questions, [resamples, ...]."""
-    values = np.asarray(values, np.float64)
-    if not len(values):
-        raise ValueError("no questions to resample.")
-    rng = np.random.default_rng(seed)
-    weight = rng.multinomial(
-        len(values), np.full(len(values), 1 / len(values)), size=resamples
-    )
-    return np.tensordot(weight / len(values), values, axes=1)
-
-
-def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> float:
-    """Exact two-sided p-value that two methods are right equally often
-    (McNemar 1947): of the questions that just one gets right, each is a fair
-    coin.
-
-    Args:
-      right_a, right_b: bool [Q], the same questions.
-    """
-    a, b = _paired(np.asarray(right_a, bool), np.asarray(right_b, bool))
-    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
-    flips, fewer = only_a + only_b, min(only_a, only_b)
-    tail, term = 0.0, 0.5**flips
-    for i in range(fewer + 1):
-        tail += term
-        term *= (flips - i) / (i + 1)
-    return min(1.0, 2 * tail)
-
-
 def paired_bootstrap(
-    a: ArrayLike,
-    b: ArrayLike,
+    a_Q: np.ndarray,
+    b_Q: np.ndarray,
     *,
     level: float = 0.95,
-    resamples: int = 10_000,
+    draws: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """Mean difference of two methods on the same questions.
+    """Compares two methods on the same questions.
 
-    The p-value is from resampled differences that are shifted to mean zero
-    (Efron and Tibshirani 1993, section 16.4), with one added to both counts.
+    p, two-sided, is twice the smaller share of resampled means on either
+    side of zero, those at zero counted on both; at least 2 / (draws + 1).
+
+    Raises:
+        ValueError: no questions, or not the same number.
     """
-    a_Q, b_Q = _paired(np.asarray(a, float), np.asarray(b, float))
-    means = resampled_means(a_Q - b_Q, resamples=resamples, seed=seed)
-    observed = float(np.mean(a_Q - b_Q))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    beyond = np.sum(np.abs(means - observed) >= abs(observed) - 1e-12)
-    return Difference(
-        observed, float(low), float(high), float((beyond + 1) / (resamples + 1))
-    )
+    a_Q, b_Q = np.asarray(a_Q, float), np.asarray(b_Q, float)
+    if a_Q.shape != b_Q.shape:
+        raise ValueError(
+            f"paired values differ in shape: {a_Q.shape} and {b_Q.shape}"
+        )
+    mean_R = _resampled_means(a_Q - b_Q, draws, seed)
+    low, high = np.quantile(mean_R, [(1 - level) / 2, (1 + level) / 2])
+    side = min((mean_R <= 0).sum(), (mean_R >= 0).sum())
+    p = min(1.0, 2 * (side + 1) / (draws + 1))
+    return Difference(float((a_Q - b_Q).mean()), float(low), float(high), p)
+
+
+def mcnemar(right_a_Q: np.ndarray, right_b_Q: np.ndarray) -> float:
+    """Exact two-sided p that two methods are right equally often: a binomial
+    test of the questions on which they differ (McNemar 1947).
+
+    Args:
+        right_a_Q, right_b_Q: bool, on the same questions.
+
+    Raises:
+        ValueError: not the same number of questions, or no booleans.
+    """
+    a_Q, b_Q = np.asarray(right_a_Q), np.asarray(right_b_Q)
+    if a_Q.shape != b_Q.shape or a_Q.dtype != bool or b_Q.dtype != bool:
+        raise ValueError(
+            "McNemar's test takes two arrays of booleans, on the same "
+            f"questions; got {a_Q.dtype}{a_Q.shape}, {b_Q.dtype}{b_Q.shape}"
+        )
+    only_a, only_b = int((a_Q & ~b_Q).sum()), int((~a_Q & b_Q).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """P-values adjusted for all comparisons made (Holm 1979): rejecting
-    those at most alpha keeps the chance of any false rejection at alpha."""
-    p = np.asarray(p_values, np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(stepped, 1)
+    """p-values corrected for how many there are (Holm 1979): the chance of
+    any false difference stays below the level."""
+    p = np.asarray(p_values, float)
+    order = p.argsort()
+    stepped = p[order] * (len(p) - np.arange(len(p)))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
     return adjusted
 
 
 def stability(accuracy_RM: np.ndarray) -> Stability:
-    """How far the accuracy of one method moves; needs two draws."""
-    if len(accuracy_RM) < 2:
-        raise ValueError("expected at least two draws.")
-    return Stability(
-        accuracy_RM.std(axis=0, ddof=1), float(accuracy_RM.mean(axis=0).std())
-    )
+    """Spread of an accuracy over random draws and over rising budgets."""
+    mean_M = accuracy_RM.mean(0)
+    drops = np.maximum.accumulate(mean_M) - mean_M
+    deviation_M = accuracy_RM.std(0, ddof=1 if len(accuracy_RM) > 1 else 0)
+    return Stability(deviation_M, float(mean_M.std()), float(drops.max()))
 
 
-def auroc(uncertainty: ArrayLike, right: ArrayLike) -> float:
-    """Chance that a wrong answer is more uncertain than a right one, ties
-    counted half; nan where all are right or all wrong."""
-    u = np.asarray(uncertainty, np.float64)
-    ok = np.asarray(right, bool)
-    wrong, fine = u[~ok], np.sort(u[ok])
-    if not len(wrong) or not len(fine):
+def auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Probability that a positive scores above a negative, ties counting
+    half (Mann and Whitney); NaN where one of the two is missing."""
+    positive = np.asarray(positive, bool)
+    ones, zeros = int(positive.sum()), int((~positive).sum())
+    if not ones or not zeros:
         return float("nan")
-    below = np.searchsorted(fine, wrong, "left")
-    upto = np.searchsorted(fine, wrong, "right")
-    return float(np.mean(below + upto) / (2 * len(fine)))
+    rank = stats.rankdata(score)
+    above = rank[positive].sum() - ones * (ones + 1) / 2
+    return float(above / (ones * zeros))
 
 
 def reliability(
-    confidence: ArrayLike, right: ArrayLike, bins: int = 10
+    confidence: np.ndarray, right: np.ndarray, bins: int = 10
 ) -> Reliability:
-    """The reliability curve over equal bins of confidence in [0, 1]."""
-    c, ok = np.asarray(confidence, float), np.asarray(right, float)
-    if np.any((c < 0) | (c > 1)):
-        raise ValueError("confidence: expected values from 0 to 1.")
-    at = np.minimum((c * bins).astype(int), bins - 1)
+    """Calibration in bins of equal width over [0, 1] (arXiv 1706.04599).
+
+    Raises:
+        ValueError: a confidence outside [0, 1].
+    """
+    confidence = np.asarray(confidence, float)
+    right = np.asarray(right, float)
+    if (
+        confidence.size == 0
+        or not ((0 <= confidence) & (confidence <= 1)).all()
+    ):
+        raise ValueError("confidences must lie in [0, 1], and there be some")
+    at = np.minimum((confidence * bins).astype(int), bins - 1)
     count_B = np.bincount(at, minlength=bins)
     with np.errstate(invalid="ignore"):
-        return Reliability(
-            count_B,
-            np.bincount(at, c, bins) / count_B,
-            np.bincount(at, ok, bins) / count_B,
-        )
+        said_B = np.bincount(at, confidence, bins) / count_B
+        right_B = np.bincount(at, right, bins) / count_B
+    gap = np.abs(np.bincount(at, confidence - right, bins)).sum()
+    return Reliability(said_B, right_B, count_B, float(gap / len(right)))
 
 
-def expected_calibration_error(
-    confidence: ArrayLike, right: ArrayLike, bins: int = 10
-) -> float:
-    """Mean gap of confidence and accuracy over the bins, by their questions
-    (Naeini et al. 2015)."""
-    curve = reliability(confidence, right, bins)
-    filled = curve.count_B > 0
-    gap = np.abs(curve.confidence_B - curve.accuracy_B)[filled]
-    return float(np.average(gap, weights=curve.count_B[filled]))
-
-
-def _paired(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(
-            f"expected two rows over the same questions, got shapes {a.shape} "
-            f"and {b.shape}."
-        )
-    return a, b
+def _resampled_means(value_Q: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    value_Q = np.asarray(value_Q, float)
+    if value_Q.ndim != 1 or not len(value_Q):
+        raise ValueError("the bootstrap needs one value a question, and some")
+    rng = np.random.default_rng(seed)
+    count = len(value_Q)
+    # How often each question is drawn: a few hundred draws at a time, so that
+    # memory stays small whatever the number of questions.
+    parts = []
+    for start in range(0, draws, 256):
+        size = min(256, draws - start)
+        times = rng.multinomial(count, np.full(count, 1 / count), size)
+        parts.append(times @ value_Q / count)
+    return np.concatenate(parts)
