@@ -32,6 +32,10 @@ class Draw(NamedTuple):
     reference_Q: jax.Array  # int32, in the same numbers; -2 if never drawn
 
 
+Player = Policy | Callable[[Draw], Policy]
+"""A policy; or, for one that may know the draws, what makes it of them."""
+
+
 class Played(NamedTuple):
     """What one policy did, at M marks.
 
@@ -118,12 +122,13 @@ def as_first_seen(
 
 
 def play(
-    policy: Policy, vote: Vote, rounds: Rounds, drawn: Draw, key: jax.Array
+    player: Player, vote: Vote, rounds: Rounds, drawn: Draw, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One replicate of one policy, as the live loop plays it.
 
     Returns (right_MQ bool, samples_M int32, tokens_M float32).
     """
+    policy = player if isinstance(player, Policy) else player(drawn)
     queries, slots = drawn.answer_QN.shape
     slot_1N = jnp.arange(slots, dtype=jnp.int32)[None, :]
     upto_QN = jnp.cumsum(drawn.tokens_QN.astype(jnp.float32), axis=1)
@@ -169,14 +174,14 @@ def play(
 
 def replay(
     bank: Bank,
-    policies: Mapping[str, Policy],
+    players: Mapping[str, Player],
     vote: Vote,
     rounds: Rounds,
     *,
     replicates: int,
     seed: int = 0,
     chunk: int = 25,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, Played]:
     """Plays every policy on the same replicates; memory holds one chunk.
 
@@ -187,14 +192,20 @@ def replay(
       ValueError: the budget is over what the bank holds, or a policy or the
         vote reads what it has not.
     """
-    check(bank, policies, vote, rounds)
+    check(bank, players, vote)
+    budget, held = int(rounds.size_T.sum()), bank.answer_QN.size
+    if budget > held:
+        raise ValueError(
+            f"{bank.name}: a budget of {budget} samples is over the {held} "
+            f"that the bank holds, {bank.answer_QN.shape[1]} a question."
+        )
     key = jax.random.key(seed)
     draw_all = jax.jit(jax.vmap(partial(draw, bank)))
-    players = {
-        name: jax.jit(jax.vmap(partial(play, policy, vote, rounds)))
-        for name, policy in policies.items()
+    play_all = {
+        name: jax.jit(jax.vmap(partial(play, player, vote, rounds)))
+        for name, player in players.items()
     }
-    parts: dict[str, list[Played]] = {name: [] for name in policies}
+    parts: dict[str, list[Played]] = {name: [] for name in players}
     for start in range(0, replicates, chunk):
         # Every chunk is whole, so that it compiles once; the last is cut.
         number_C = jnp.arange(start, start + chunk)
@@ -203,10 +214,10 @@ def replay(
         )(number_C)
         drawn = draw_all(keys_C2[:, 0])
         kept = min(chunk, replicates - start)
-        for name, player in players.items():
+        for name, play_chunk in play_all.items():
             right_CMQ, samples_CM, tokens_CM = (
                 np.asarray(array)[:kept]
-                for array in player(drawn, keys_C2[:, 1])
+                for array in play_chunk(drawn, keys_C2[:, 1])
             )
             parts[name].append(
                 Played(
@@ -228,22 +239,18 @@ def replay(
     }
 
 
-def check(
-    bank: Bank, policies: Mapping[str, Policy], vote: Vote, rounds: Rounds
-) -> None:
-    """Raises ValueError as `replay` says."""
-    budget, held = int(rounds.size_T.sum()), bank.answer_QN.size
-    if budget > held:
-        raise ValueError(
-            f"{bank.name}: a budget of {budget} samples is over the {held} "
-            f"that the bank holds, {bank.answer_QN.shape[1]} a question."
-        )
+def check(bank: Bank, players: Mapping[str, Player], vote: Vote) -> None:
+    """Raises ValueError where one of them reads what the bank lacks."""
     if vote.weigh is not None:
         raise ValueError(
             "this vote reads texts or asks a model, which a bank has not; "
             "expected one such as majority."
         )
-    readers = {name: policy.weight for name, policy in policies.items()}
+    readers = {
+        name: player.weight
+        for name, player in players.items()
+        if isinstance(player, Policy)
+    }
     for name, weight in (readers | {"the vote": vote.weight}).items():
         if weight not in (None, "logprob"):
             raise ValueError(f"{name} reads {weight!r}; a bank has no such.")

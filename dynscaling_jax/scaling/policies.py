@@ -56,9 +56,14 @@ def parse_policies(text: str) -> dict[str, Policy]:
     "all" stands for every policy with its defaults. Raises ValueError as
     parse_policy does, and where a policy is named twice.
     """
-    if text.strip() == "all":
+    names = split_names(text)
+    if names == ["all"]:
         return {name: factory() for name, factory in POLICIES.items()}
-    names = [name.strip() for name in re.split(r",(?![^(]*\))", text)]
     if len(set(names)) < len(names):
         raise ValueError(f"policies {text!r}: one is named twice")
     return {name: parse_policy(name) for name in names}
+
+
+def split_names(text: str) -> list[str]:
+    """`a, b(c=1, d=2)` -> a and b(c=1, d=2)."""
+    return [name.strip() for name in re.split(r",(?![^(]*\))", text)]

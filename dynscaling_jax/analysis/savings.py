@@ -1,0 +1,110 @@
+"""Savings: how many samples uniform allocation needs for what a policy
+reaches with fewer.
+
+The goal is a share (the target) of the way from pass@1 to the accuracy of
+the uniform vote at a fixed number of samples. An accuracy curve is the mean
+over replicates after each round, joined by straight lines; what it needs is
+where it first reaches the goal. Letters: R replicates, M rounds.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dynscaling_jax.analysis.replay import Played
+from dynscaling_jax.records.bank import Bank
+
+
+class Saving(NamedTuple):
+    """Per question; nan where a curve never reaches the goal, or where the
+    vote gains nothing over one sample. stderr, of the ratio, is over the
+    replicates; ratio above 1 is better than uniform."""
+
+    target: float
+    uniform_samples: float
+    policy_samples: float
+    ratio: float
+    stderr: float
+    uniform_tokens: float
+    policy_tokens: float
+    token_ratio: float
+
+
+def pass_at_1(bank: Bank) -> float:
+    """Mean accuracy of one sample; an unreadable one is wrong."""
+    return float(np.mean(bank.answer_QN == bank.reference_Q[:, None]))
+
+
+def saving(
+    uniform: Played,
+    policy: Played,
+    single: float,
+    target: float,
+    full: float = 40,
+    *,
+    resamples: int = 200,
+    seed: int = 0,
+) -> Saving:
+    """What a policy saves for a target.
+
+    Args:
+      uniform, policy: of the same replicates, marked after every round.
+      single: pass@1.
+      target: the share of the way, 0 to 1.
+      full: samples a question of the uniform vote that sets the goal.
+      resamples: of the replicates, for the standard error.
+    """
+
+    def needs(take_R: np.ndarray | slice) -> np.ndarray:
+        """(uniform samples, tokens, policy samples, tokens)."""
+        curves = [
+            (
+                played.samples_RM[take_R].mean(axis=0),
+                played.tokens_RM[take_R].mean(axis=0),
+                played.accuracy_RM[take_R].mean(axis=0),
+            )
+            for played in (uniform, policy)
+        ]
+        samples_M, _, accuracy_M = curves[0]
+        best = np.interp(full, samples_M, accuracy_M)
+        if best <= single:
+            return np.full(4, np.nan)
+        goal = single + target * (best - single)
+        return np.array(
+            [
+                first_reach(cost_M, accuracy_M, goal)
+                for *costs, accuracy_M in curves
+                for cost_M in costs
+            ]
+        )
+
+    found = needs(slice(None))
+    replicates = len(uniform.accuracy_RM)
+    rng = np.random.default_rng(seed)
+    ratios = []
+    for _ in range(resamples):
+        again = needs(rng.integers(0, replicates, replicates))
+        ratios.append(again[0] / again[2])
+    return Saving(
+        target,
+        uniform_samples=found[0],
+        policy_samples=found[2],
+        ratio=found[0] / found[2],
+        stderr=float(np.std(ratios)),
+        uniform_tokens=found[1],
+        policy_tokens=found[3],
+        token_ratio=found[1] / found[3],
+    )
+
+
+def first_reach(cost_M: np.ndarray, value_M: np.ndarray, goal: float) -> float:
+    """Cost at which the line through the points first reaches the goal, by
+    linear interpolation; nan where it never does."""
+    there = np.flatnonzero(value_M >= goal)
+    if not len(there):
+        return float("nan")
+    at = there[0]
+    if at == 0:
+        return float(cost_M[0])
+    share = (goal - value_M[at - 1]) / (value_M[at] - value_M[at - 1])
+    return float(cost_M[at - 1] + share * (cost_M[at] - cost_M[at - 1]))

@@ -1,0 +1,314 @@
+"""Replays policies on banks of recorded samples.
+
+    python -m launch.replay --bank=A.jsonl,B.jsonl \
+        --policies=uniform,ucb,posterior_gain --budgets=2,4,8,16,32 \
+        --replicates=1000 --seed=0 --out=DIR
+
+Writes DIR/replay.json and figures, and prints a table. A bank is a file of
+recorded samples or the samples.jsonl of a run; a budget is the average
+number of samples a question; --policies=all runs every policy that the banks
+can serve, and `oracle`, which reads the references, may be named too.
+"""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import app, flags
+
+if TYPE_CHECKING:
+    from dynscaling_jax.analysis.replay import Played, Player
+    from dynscaling_jax.records.bank import Bank
+
+BANK = flags.DEFINE_list("bank", None, "Bank files.")
+POLICIES = flags.DEFINE_string(
+    "policies",
+    "uniform,ucb,posterior_gain",
+    "Names, with hyper-parameters: ucb(uncertainty=beta,c=0.2); or all.",
+)
+VOTE = flags.DEFINE_string("vote", "majority", "The vote.")
+BUDGETS = flags.DEFINE_list(
+    "budgets", ["2", "4", "8", "16", "32"], "Average samples a question."
+)
+REPLICATES = flags.DEFINE_integer(
+    "replicates", 1000, "Orders of draws.", lower_bound=1
+)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
+OUT = flags.DEFINE_string("out", None, "Directory of the results.")
+ROUND = flags.DEFINE_float(
+    "round", 1.0, "Samples a question in a round.", lower_bound=0.01
+)
+DEPTH = flags.DEFINE_integer(
+    "depth", None, "Keeps the first so many samples of each question."
+)
+CHUNK = flags.DEFINE_integer(
+    "chunk", 25, "Replicates in memory at once.", lower_bound=1
+)
+TARGETS = (0.8, 0.9, 0.95)
+FULL = 40  # samples of the uniform vote that sets the goal of savings
+
+
+def main(_) -> None:
+    # JAX is imported after the flags are read, so that --help answers at once.
+    from dynscaling_jax.analysis.plots import accuracy_curves
+    from dynscaling_jax.records.bank import read_bank
+
+    out = Path(OUT.value or "")
+    try:
+        budgets = read_budgets(BUDGETS.value)
+        banks = [
+            read_bank(path, depth=DEPTH.value) for path in BANK.value or ()
+        ]
+        for bank in banks:
+            prepare(bank, budgets)
+        out.mkdir(parents=True, exist_ok=True)
+        reports = []
+        for bank in banks:
+            report, curves = study(bank, budgets)
+            reports.append(report)
+            print(table(report), flush=True)
+            accuracy_curves(curves, bank.name, out / bank.name)
+        write(out / "replay.json", {**settings(), "banks": reports})
+    except (ValueError, OSError, ImportError) as error:
+        logging.debug("the replay failed", exc_info=True)  # --verbosity=1
+        sys.exit(f"launch.replay: {error}")
+    if len(reports) > 1:
+        print(overall(reports))
+    print(f"\n{out / 'replay.json'}")
+
+
+def read_budgets(texts: Sequence[str]) -> list[float]:
+    """The budgets, in rising order. Raises ValueError for what is none."""
+    budgets = []
+    for text in texts:
+        try:
+            budgets.append(float(text))
+        except ValueError:
+            budgets.append(math.nan)
+        if not 0 < budgets[-1] < math.inf:
+            raise ValueError(
+                f"budget {text!r}: expected samples a question, above 0."
+            )
+    if not budgets:
+        raise ValueError("budgets: expected at least one.")
+    return sorted(set(budgets))
+
+
+def prepare(bank: "Bank", budgets: list[float]) -> dict[str, "Player"]:
+    """The policies that are asked for, checked against what the bank has.
+
+    Raises ValueError for an unknown policy, one that the bank cannot serve,
+    or a budget over its depth.
+    """
+    from dynscaling_jax.analysis.oracle import oracle
+    from dynscaling_jax.analysis.replay import check
+    from dynscaling_jax.scaling import spec
+    from dynscaling_jax.scaling.policies import parse_policies, split_names
+    from dynscaling_jax.scaling.votes import VOTES
+
+    depth = bank.answer_QN.shape[1]
+    if budgets[-1] > depth:
+        raise ValueError(
+            f"{bank.name}: a budget of {budgets[-1]:g} samples a question is "
+            f"over the {depth} that the bank holds."
+        )
+    names = split_names(POLICIES.value)
+    live = ",".join(name for name in names if name != "oracle")
+    policies = parse_policies(live) if live else {}
+    if names == ["all"] and bank.logprob_QN is None:
+        policies = {n: p for n, p in policies.items() if p.weight is None}
+    players: dict[str, Player] = {**policies}
+    if "oracle" in names:
+        players["oracle"] = lambda drawn: oracle(drawn.reference_Q)
+    check(bank, players, spec.parse(VOTE.value, VOTES, "vote"))
+    return players
+
+
+def study(
+    bank: "Bank", budgets: list[float]
+) -> tuple[dict[str, Any], dict[str, "Played"]]:
+    """The report of one bank, and the curve of each policy."""
+    from tqdm import tqdm
+
+    from dynscaling_jax.analysis.replay import replay, rounds_to
+    from dynscaling_jax.analysis.savings import pass_at_1, saving
+    from dynscaling_jax.scaling import spec
+    from dynscaling_jax.scaling.policies import parse_policy
+    from dynscaling_jax.scaling.votes import VOTES
+
+    begin = time.monotonic()
+    players = prepare(bank, budgets)
+    asked = list(players)
+    players = {"uniform": parse_policy("uniform")} | players
+    vote = spec.parse(VOTE.value, VOTES, "vote")
+    queries, depth = bank.answer_QN.shape
+    size = max(1, round(ROUND.value * queries))
+    full = min(FULL, depth)
+    most = round(max(full, budgets[-1]) * queries)
+    with tqdm(
+        total=len(players) * REPLICATES.value,
+        desc=bank.name,
+        unit="replicate",
+        disable=None,
+    ) as bar:
+
+        def play(rounds):
+            return replay(
+                bank,
+                players,
+                vote,
+                rounds,
+                replicates=REPLICATES.value,
+                seed=SEED.value,
+                chunk=CHUNK.value,
+                progress=bar.update,
+            )
+
+        ends = [*range(size, most, size), most]
+        curves = play(rounds_to(ends, size))
+        results = []
+        for budget in budgets:
+            samples = max(1, round(budget * queries))
+            played, at = curves, -1
+            if samples in ends:
+                at = ends.index(samples)
+            else:  # it ends within a round, so it is a run of its own
+                played = play(rounds_to([samples], size))
+            results += [
+                result(name, budget, played[name], at) for name in asked
+            ]
+    single = pass_at_1(bank)
+    savings = [
+        {
+            "policy": name,
+            **saving(
+                curves["uniform"], curves[name], single, target, full
+            )._asdict(),
+        }
+        for name in asked
+        for target in TARGETS
+    ]
+    report = {
+        "bank": bank.name,
+        "questions": queries,
+        "depth": depth,
+        "pass_at_1": single,
+        "full": full,
+        "seconds": round(time.monotonic() - begin, 2),
+        "results": results,
+        "savings": savings,
+    }
+    return report, {name: curves[name] for name in asked}
+
+
+def result(name: str, budget: float, played: "Played", at: int) -> dict:
+    """One row of results; stderr is of the mean over replicates, ci95 over
+    questions, by the bootstrap."""
+    from dynscaling_jax.analysis.statistics import bootstrap_interval
+
+    accuracy_R = played.accuracy_RM[:, at]
+    return {
+        "policy": name,
+        "budget": budget,
+        "accuracy": float(accuracy_R.mean()),
+        "stderr": float(accuracy_R.std() / len(accuracy_R) ** 0.5),
+        "ci95": bootstrap_interval(played.right_QM[:, at], seed=SEED.value),
+        "samples_per_query": float(played.samples_RM[:, at].mean()),
+        "new_tokens_per_query": float(played.tokens_RM[:, at].mean()),
+    }
+
+
+def settings() -> dict[str, Any]:
+    return {
+        "vote": VOTE.value,
+        "replicates": REPLICATES.value,
+        "seed": SEED.value,
+        "round": ROUND.value,
+    }
+
+
+def write(path: Path, value: Any) -> None:
+    """Whole or not at all; nan becomes null."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(_finite(value), indent=1) + "\n")
+    os.replace(draft, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def table(report: dict[str, Any]) -> str:
+    """Accuracy at each budget, and what is saved, for a person to read."""
+    names = list(dict.fromkeys(row["policy"] for row in report["results"]))
+    budgets = list(dict.fromkeys(row["budget"] for row in report["results"]))
+    accuracy = {
+        (row["policy"], row["budget"]): row["accuracy"]
+        for row in report["results"]
+    }
+    ratio = {
+        (row["policy"], row["target"]): row["ratio"]
+        for row in report["savings"]
+    }
+    width = max(map(len, names))
+    lines = [
+        f"\n{report['bank']}: {report['questions']} questions, pass@1 "
+        f"{report['pass_at_1']:.3f}",
+        " " * width
+        + "".join(f"{f'@{budget:g}':>8}" for budget in budgets)
+        + "".join(f"{f'x {target:g}':>8}" for target in TARGETS),
+    ]
+    for name in names:
+        lines.append(
+            f"{name:<{width}}"
+            + "".join(f"{accuracy[name, b]:>8.3f}" for b in budgets)
+            + "".join(_ratio(ratio[name, t]) for t in TARGETS)
+        )
+    return "\n".join(lines)
+
+
+def overall(reports: list[dict[str, Any]]) -> str:
+    """The geometric mean over banks of the savings of each policy."""
+    rows: dict[tuple[str, float], list[float]] = {}
+    for report in reports:
+        for row in report["savings"]:
+            key = row["policy"], row["target"]
+            rows.setdefault(key, []).append(row["ratio"])
+    names = list(dict.fromkeys(name for name, _ in rows))
+    width = max(map(len, names))
+    lines = [
+        f"\nGeometric mean over {len(reports)} banks; - where a bank has none",
+        " " * width + "".join(f"{f'x {target:g}':>8}" for target in TARGETS),
+    ]
+    for name in names:
+        means = [
+            math.exp(sum(map(math.log, rows[name, t])) / len(reports))
+            for t in TARGETS
+        ]
+        lines.append(f"{name:<{width}}" + "".join(map(_ratio, means)))
+    return "\n".join(lines)
+
+
+def _ratio(value: float) -> str:
+    return f"{'-' if math.isnan(value) else f'{value:.2f}':>8}"
+
+
+def cli() -> None:
+    flags.mark_flags_as_required(["bank", "out"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    cli()
