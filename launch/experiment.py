@@ -321,7 +321,7 @@ def graded(task: Task, result: Result, compare: Comparer) -> dict[str, Any]:
     def right(answer: str | None, reference: str) -> bool:
         return grade(answer, reference, task.kind, compare) == "right"
 
-    voted = np.zeros(len(task.problems))
+    voted = np.zeros(len(task.problems), bool)
     single = np.zeros(len(task.problems))
     failed = 0
     for q, problem in enumerate(task.problems):
@@ -333,10 +333,9 @@ def graded(task: Task, result: Result, compare: Comparer) -> dict[str, Any]:
         if samples:
             single[q] = np.mean([known(s.answer) for s in samples])
         failed += sum(s.finish_reason.startswith("error") for s in samples)
-    interval = statistics.bootstrap_interval(voted)
     return {
         "accuracy": float(voted.mean()),
-        "accuracy_ci95": [float(bound) for bound in interval],
+        "accuracy_ci95": list(statistics.wilson_interval(voted)),
         "pass_at_1": float(single.mean()),
         "unparsed": sum(
             s.answer is None for samples in result.samples for s in samples

@@ -119,6 +119,23 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def wilson_interval(
+    right_Q: np.ndarray, *, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of a share of right answers (Wilson 1927). Unlike the
+    bootstrap's it is not a point where all questions, or none, are right.
+
+    Raises:
+        ValueError: no questions, or no booleans.
+    """
+    right_Q = np.asarray(right_Q)
+    if right_Q.dtype != bool or not right_Q.size:
+        raise ValueError("expected one boolean a question, and some")
+    test = stats.binomtest(int(right_Q.sum()), right_Q.size)
+    interval = test.proportion_ci(level, "wilson")
+    return float(interval.low), float(interval.high)
+
+
 def paired_bootstrap(
     a_Q: np.ndarray,
     b_Q: np.ndarray,

@@ -74,6 +74,16 @@ def test_a_bootstrap_interval_agrees_with_scipy():
     np.testing.assert_allclose(s.bootstrap_interval(value), theirs, atol=0.004)
 
 
+def test_wilson_by_hand():
+    """0 of 10 at 95%: z^2 / (n + z^2) = 3.8415 / 13.8415."""
+    low, high = s.wilson_interval(np.zeros(10, bool))
+    assert low == 0 and high == pytest.approx(0.27754, abs=1e-5)
+    low, high = s.wilson_interval(np.ones(10, bool))
+    assert high == 1 and low == pytest.approx(1 - 0.27754, abs=1e-5)
+    with pytest.raises(ValueError, match="boolean"):
+        s.wilson_interval(np.array([], bool))
+
+
 def test_no_questions_have_no_interval():
     with pytest.raises(ValueError, match="one value a question"):
         s.bootstrap_interval(np.array([]))
