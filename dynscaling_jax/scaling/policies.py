@@ -11,6 +11,7 @@ from dynscaling_jax.scaling.bandits import (
     ucb,
     uniform,
 )
+from dynscaling_jax.scaling.opportunity import opportunity_cost
 from dynscaling_jax.scaling.posterior import posterior_gain
 from dynscaling_jax.scaling.spec import parse
 from dynscaling_jax.scaling.stopping import (
@@ -30,6 +31,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
         ucb,
         thompson,
         posterior_gain,
+        opportunity_cost,
         pets,
         uab,
         elimination,

@@ -1,0 +1,90 @@
+"""opportunity_cost: what is lost if the vote of now should be wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import log_ndtr
+
+from dynscaling_jax.scaling.allocation import free_slots, place, stateless
+from dynscaling_jax.scaling.bandits import above
+from dynscaling_jax.scaling.uncertainty import answer_counts, leaders
+from dynscaling_jax.types import Candidates, Policy
+
+FIRST = 1e9  # the score of a query without samples, above all others
+FAR = 8.0  # deviations from which the tail is taken from its series
+
+
+def opportunity_cost(
+    leader: float = 1.0, runner_up: float = 0.5, power: float = 1.5
+) -> Policy:
+    """Expected opportunity cost of voting now, per sample drawn^power.
+
+    With shares s1 of the leader and s2 of the runner-up in the posterior of
+    a query, the difference d = s1 - s2 is taken as normal, with the
+    variance that the posterior gives it. E max(0, -d) is what the vote is
+    expected to lose in share by staying with the leader (He, Chick and Chen
+    2007). Dividing by samples^power, power above 1, turns from queries that
+    stay split however often they are asked: a rule of ours, chosen by
+    replay; see docs/allocation.md.
+
+    An unreadable sample belongs to neither of the two, and so draws both
+    shares down. Virtual pulls leave the shares and shrink the variance.
+
+    Args:
+        leader, runner_up: what the prior adds to their counts.
+        power: of the number of samples.
+    """
+    above("leader", leader, 0)
+    above("runner_up", runner_up, 0)
+    above("power", power, 0)
+
+    def allocate(key, state, candidates: Candidates, budget):
+        del state
+
+        def score(answer_N, count):
+            counts_N = answer_counts(answer_N, count)[0]
+            first, second = leaders(counts_N.astype(jnp.float32))
+            count = count.astype(jnp.float32)
+            virtual_N = jnp.arange(answer_N.shape[0], dtype=jnp.float32)
+            log_cost_N = log_opportunity_cost(
+                first + leader,
+                second + runner_up,
+                count + leader + runner_up,
+                virtual_N,
+            )
+            drawn_N = count + virtual_N
+            log_score_N = log_cost_N - power * jnp.log(jnp.maximum(drawn_N, 1))
+            log_score_N = jnp.where(drawn_N > 0, log_score_N, FIRST)
+            return jax.lax.cummin(log_score_N)
+
+        score_QN = jax.vmap(score)(candidates.answer_QN, candidates.count_Q)
+        return place(key, score_QN, free_slots(candidates), budget)
+
+    return stateless(allocate)
+
+
+def log_opportunity_cost(
+    first: jax.Array, second: jax.Array, total: jax.Array, virtual: jax.Array
+) -> jax.Array:
+    """log E max(0, -d), for d normal with the mean and, after `virtual` more
+    samples, the variance of a difference of Dirichlet shares.
+
+    Args:
+        first, second, total: pseudo-counts of the two and of all; float32.
+    """
+    share, other = first / total, second / total
+    mean = share - other
+    deviation = jnp.sqrt((share + other - mean**2) / (total + virtual + 1))
+    z = mean / deviation
+    # E = deviation (phi(z) - z Phi(-z)); z may be 30 and phi(z) no float32.
+    log_phi = -0.5 * z**2 - np.float32(0.5 * np.log(2 * np.pi))
+    near = jnp.minimum(z, FAR)
+    near_phi = -0.5 * near**2 - np.float32(0.5 * np.log(2 * np.pi))
+    direct = 1 - near * jnp.exp(log_ndtr(-near) - near_phi)
+    inverse = 1 / jnp.maximum(z, FAR) ** 2
+    series = inverse * (1 - 3 * inverse * (1 - 5 * inverse))
+    return (
+        jnp.log(deviation)
+        + log_phi
+        + jnp.log(jnp.where(z > FAR, series, direct))
+    )
