@@ -23,10 +23,12 @@ METHODS = {
     # independent samples, as many for each query
     "self_consistency": Method("parallel", "uniform"),
     # chains of earlier attempts, budget to uncertain queries
-    "dynscaling": Method("integrated", "ucb", first=4),
+    "dynscaling": Method("integrated", "opportunity_cost", first=4),
+    # the same with the paper's kind of bandit
+    "dynscaling_ucb": Method("integrated", "ucb", first=4),
     # each half of it alone
     "integrated_only": Method("integrated", "uniform", first=4),
-    "dynamic_only": Method("parallel", "ucb", first=4),
+    "dynamic_only": Method("parallel", "opportunity_cost", first=4),
     # each attempt reads the last one
     "sequential": Method("revision(depth=16)", "uniform"),
     # recursive self-aggregation

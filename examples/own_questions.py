@@ -19,7 +19,7 @@ result = scale(
     queries,
     answered(engine, "number"),
     integrated(explore=2),
-    parse_policy("ucb"),
+    parse_policy("opportunity_cost"),
     majority(),
     Budget(samples=8),
     jax.random.key(0),
