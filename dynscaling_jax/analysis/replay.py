@@ -10,13 +10,14 @@ Letters: Q questions, N samples of each, T rounds, M marks (rounds after
 which the vote is taken), C replicates of a chunk, R replicates.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dynscaling_jax.records.bank import Bank
 from dynscaling_jax.scaling.votes import Vote
@@ -91,9 +92,9 @@ def draw(bank: Bank, key: jax.Array) -> Draw:
     """One replicate's order: a permutation of the samples of each question."""
     queries, slots = bank.answer_QN.shape
     order_QN = jnp.argsort(jax.random.bits(key, (queries, slots)), axis=1)
-    logprob_QN = bank.logprob_QN
-    if logprob_QN is None:
-        logprob_QN = np.zeros((queries, slots), np.float32)
+    weight_QN = np.zeros((queries, slots), np.float32)
+    if bank.logprob_QN is not None:  # 0 where unreadable, as in the live loop
+        weight_QN = np.where(bank.answer_QN >= 0, bank.logprob_QN, weight_QN)
 
     def in_order(array_QN: np.ndarray) -> jax.Array:
         return jnp.take_along_axis(jnp.asarray(array_QN), order_QN, axis=1)
@@ -102,7 +103,7 @@ def draw(bank: Bank, key: jax.Array) -> Draw:
         in_order(bank.answer_QN), jnp.asarray(bank.reference_Q)
     )
     return Draw(
-        answer_QN, in_order(logprob_QN), in_order(bank.tokens_QN), reference_Q
+        answer_QN, in_order(weight_QN), in_order(bank.tokens_QN), reference_Q
     )
 
 
@@ -126,7 +127,7 @@ def play(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One replicate of one policy, as the live loop plays it.
 
-    Returns (right_MQ bool, samples_M int32, tokens_M float32).
+    Returns (right_MQ bool, count_MQ int32, tokens_M float32).
     """
     policy = player if isinstance(player, Policy) else player(drawn)
     queries, slots = drawn.answer_QN.shape
@@ -161,7 +162,7 @@ def play(
             )[:, 0],
             0.0,
         )
-        return right_Q, jnp.sum(count_Q), jnp.sum(spent_Q)
+        return right_Q, count_Q, jnp.sum(spent_Q)
 
     start = jnp.zeros(queries, jnp.int32), policy.init(queries)
     steps = (
@@ -193,50 +194,59 @@ def replay(
         vote reads what it has not.
     """
     check(bank, players, vote)
-    budget, held = int(rounds.size_T.sum()), bank.answer_QN.size
-    if budget > held:
-        raise ValueError(
-            f"{bank.name}: a budget of {budget} samples is over the {held} "
-            f"that the bank holds, {bank.answer_QN.shape[1]} a question."
-        )
-    key = jax.random.key(seed)
-    draw_all = jax.jit(jax.vmap(partial(draw, bank)))
+    _fits(bank, rounds)
     play_all = {
         name: jax.jit(jax.vmap(partial(play, player, vote, rounds)))
         for name, player in players.items()
     }
     parts: dict[str, list[Played]] = {name: [] for name in players}
-    for start in range(0, replicates, chunk):
-        # Every chunk is whole, so that it compiles once; the last is cut.
-        number_C = jnp.arange(start, start + chunk)
-        keys_C2 = jax.vmap(
-            lambda number: jax.random.split(jax.random.fold_in(key, number))
-        )(number_C)
-        drawn = draw_all(keys_C2[:, 0])
-        kept = min(chunk, replicates - start)
+    for drawn, key_C, kept in _chunks(bank, replicates, seed, chunk):
         for name, play_chunk in play_all.items():
-            right_CMQ, samples_CM, tokens_CM = (
-                np.asarray(array)[:kept]
-                for array in play_chunk(drawn, keys_C2[:, 1])
-            )
-            parts[name].append(
-                Played(
-                    right_CMQ.mean(axis=2),
-                    samples_CM / len(bank.ids),
-                    tokens_CM / len(bank.ids),
-                    right_CMQ.sum(axis=0).T,
-                )
-            )
+            right_CMQ, count_CMQ, tokens_CM = play_chunk(drawn, key_C)
+            parts[name].append(_summed(right_CMQ, count_CMQ, tokens_CM, kept))
             progress(kept)
-    return {
-        name: Played(
-            np.concatenate([part.accuracy_RM for part in chunks]),
-            np.concatenate([part.samples_RM for part in chunks]),
-            np.concatenate([part.tokens_RM for part in chunks]),
-            np.sum([part.right_QM for part in chunks], axis=0) / replicates,
-        )
-        for name, chunks in parts.items()
-    }
+    return {name: _joined(chunks) for name, chunks in parts.items()}
+
+
+def sweep(
+    bank: Bank,
+    factory: Callable[..., Policy],
+    settings: Mapping[str, ArrayLike],
+    vote: Vote,
+    rounds: Rounds,
+    *,
+    replicates: int,
+    seed: int = 0,
+    chunk: int = 5,
+) -> list[Played]:
+    """Plays factory(**setting) for every setting in one compilation.
+
+    Args:
+      settings: hyper-parameter -> its value in each setting, all as long.
+        They are traced, so that they must be numbers which set no shape.
+
+    Raises:
+      ValueError: as `replay`; but settings themselves are not checked.
+    """
+    values = {name: jnp.asarray(v) for name, v in settings.items()}
+    _fits(bank, rounds)
+
+    @jax.jit
+    def play_chunk(drawn, key_C):
+        def of_one(setting):
+            policy = factory(**setting)
+            check(bank, {factory.__name__: policy}, vote)
+            play_one = partial(play, policy, vote, rounds)
+            return jax.vmap(play_one)(drawn, key_C)
+
+        return jax.vmap(of_one)(values)
+
+    parts: list[list[Played]] = []
+    for drawn, key_C, kept in _chunks(bank, replicates, seed, chunk):
+        right_SCMQ, count_SCMQ, tokens_SCM = play_chunk(drawn, key_C)
+        of_each = zip(right_SCMQ, count_SCMQ, tokens_SCM, strict=True)
+        parts.append([_summed(*arrays, kept) for arrays in of_each])
+    return [_joined(chunks) for chunks in zip(*parts, strict=True)]
 
 
 def check(bank: Bank, players: Mapping[str, Player], vote: Vote) -> None:
@@ -258,3 +268,52 @@ def check(bank: Bank, players: Mapping[str, Player], vote: Vote) -> None:
             raise ValueError(
                 f"{name} needs log-probabilities; {bank.name} has none."
             )
+
+
+def _chunks(
+    bank: Bank, replicates: int, seed: int, chunk: int
+) -> Iterator[tuple[Draw, jax.Array, int]]:
+    """(draws, keys to play with, replicates to keep). Every chunk is whole,
+    so that it compiles once; of the last only what is wanted is kept."""
+    key = jax.random.key(seed)
+    draw_all = jax.jit(jax.vmap(partial(draw, bank)))
+    for start in range(0, replicates, chunk):
+        keys_C2 = jax.vmap(
+            lambda number: jax.random.split(jax.random.fold_in(key, number))
+        )(jnp.arange(start, start + chunk))
+        kept = min(chunk, replicates - start)
+        yield draw_all(keys_C2[:, 0]), keys_C2[:, 1], kept
+
+
+def _summed(
+    right_CMQ: jax.Array, count_CMQ: jax.Array, tokens_CM: jax.Array, kept: int
+) -> Played:
+    """Of one chunk; right_QM is a sum, for `_joined` to divide."""
+    right, count, tokens = (
+        np.asarray(array)[:kept] for array in (right_CMQ, count_CMQ, tokens_CM)
+    )
+    return Played(
+        right.mean(axis=2),
+        count.mean(axis=2),
+        tokens / right.shape[2],
+        right.sum(axis=0).T,
+    )
+
+
+def _joined(chunks: Sequence[Played]) -> Played:
+    accuracy_RM = np.concatenate([chunk.accuracy_RM for chunk in chunks])
+    return Played(
+        accuracy_RM,
+        np.concatenate([chunk.samples_RM for chunk in chunks]),
+        np.concatenate([chunk.tokens_RM for chunk in chunks]),
+        np.sum([chunk.right_QM for chunk in chunks], axis=0) / len(accuracy_RM),
+    )
+
+
+def _fits(bank: Bank, rounds: Rounds) -> None:
+    budget, held = int(rounds.size_T.sum()), bank.answer_QN.size
+    if budget > held:
+        raise ValueError(
+            f"{bank.name}: a budget of {budget} samples is over the {held} "
+            f"that the bank holds, {bank.answer_QN.shape[1]} a question."
+        )

@@ -9,6 +9,7 @@ says what it lowers.
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.scipy.special import betaln
 
 from dynscaling_jax.scaling.allocation import (
@@ -155,23 +156,28 @@ def uab() -> Policy:
     """p (1 - p)^n: the chance that the next sample is the first success.
 
     p is the geometric mean probability of a token, exp of the mean
-    log-probability of the samples so far (1/2 before there are any), taken
-    as the chance that a sample succeeds; n counts virtual pulls too. Reads
-    the field logprob of Sample.
+    log-probability of the readable samples so far (1/2 before there are
+    any), taken as the chance that a sample succeeds; n counts all samples,
+    virtual pulls too. Reads the field logprob of Sample.
     """
 
     def allocate(key, state, candidates: Candidates, budget):
         del state
 
-        def score(weight_N, count, pull_N):
-            drawn_N = jnp.arange(weight_N.shape[0]) < count
-            n = jnp.maximum(count, 1).astype(jnp.float32)
-            mean = jnp.sum(jnp.where(drawn_N, weight_N, 0.0)) / n
-            p = jnp.where(count == 0, 0.5, jnp.exp(jnp.minimum(mean, 0.0)))
+        def score(answer_N, weight_N, count, pull_N):
+            slot_N = jnp.arange(answer_N.shape[0])
+            read_N = (slot_N < count) & (answer_N >= 0)
+            read = jnp.sum(read_N)
+            total = jnp.sum(jnp.where(read_N, weight_N, 0.0))
+            mean = total / jnp.maximum(read, 1).astype(jnp.float32)
+            p = jnp.where(read == 0, 0.5, jnp.exp(jnp.minimum(mean, 0.0)))
             return p * (1 - p) ** pull_N.astype(jnp.float32)
 
         score_QN = jax.vmap(score)(
-            candidates.weight_QN, candidates.count_Q, pulls(candidates)
+            candidates.answer_QN,
+            candidates.weight_QN,
+            candidates.count_Q,
+            pulls(candidates),
         )
         return place(key, score_QN, free_slots(candidates), budget)
 
@@ -179,10 +185,12 @@ def uab() -> Policy:
 
 
 def at_least(name: str, value: float, bound: float) -> None:
-    if not value >= bound:
+    """Checks a hyper-parameter; one that is traced goes unchecked."""
+    if not isinstance(value, Tracer) and not value >= bound:
         raise ValueError(f"{name}={value}: expected at least {bound}.")
 
 
 def above(name: str, value: float, bound: float) -> None:
-    if not value > bound:
+    """As at_least, the bound excluded."""
+    if not isinstance(value, Tracer) and not value > bound:
         raise ValueError(f"{name}={value}: expected more than {bound}.")

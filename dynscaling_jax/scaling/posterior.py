@@ -1,45 +1,80 @@
-"""posterior_gain: what a sample is expected to add to a right vote."""
+"""posterior_gain, the default policy: our own design.
+
+How it was chosen, and what lost against it, is in docs/allocation.md.
+"""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import betaln
 
-from dynscaling_jax.scaling.allocation import free_slots, place, stateless
+from dynscaling_jax.scaling.allocation import (
+    free_slots,
+    place,
+    pulls,
+    stateless,
+)
 from dynscaling_jax.scaling.bandits import above
 from dynscaling_jax.scaling.uncertainty import answer_counts, behind, leaders
 from dynscaling_jax.types import Candidates, Policy
 
 
-def posterior_gain(prior: float = 1.0) -> Policy:
-    """Expected rise of P(vote = true mode) a sample.
+def posterior_gain(
+    leader: float = 1.0,
+    rival: float = 0.5,
+    cost: Literal["samples", "tokens"] = "samples",
+) -> Policy:
+    """Expected rise of P(vote = true mode), a sample.
 
-    Leader against runner-up, their split a priori Beta(prior, prior). One
-    sample seldom flips a vote, so the gain is that of the shortest run that
-    does, all d + 1 samples for the runner-up with d the lead, divided by
-    its length. Virtual pulls count as votes for the leader.
+    Of the votes for the leader and the runner-up, the leader's share is
+    Beta(c_1 + leader, c_2 + rival) a posteriori. It is below 1/2 with
+    probability g; then the vote is not the mode of the two, so g is what
+    settling the question would add. A single further sample can add nothing
+    unless the vote is tied, so the gain of one is taken as its share of the
+    n that would double the evidence:
+        g / n, and n g / (n + v)^2 after v virtual pulls, since they both
+    shrink what is left to gain and lengthen what a doubling takes. n counts
+    unreadable samples too, so that a question that yields none is given up
+    by and by.
+
+    Args:
+      leader, rival: the prior, in votes. A question whose samples all agree
+        is more certain the smaller rival is.
+      cost: tokens divides the score by the mean new tokens of the question's
+        samples (with one more sample as long as the mean of all).
     """
-    above("prior", prior, 0)
+    above("leader", leader, 0)
+    above("rival", rival, 0)
+    if cost not in ("samples", "tokens"):
+        raise ValueError(f"cost={cost!r}: expected samples or tokens.")
 
     def allocate(key, state, candidates: Candidates, budget):
         del state
 
-        def score(answer_N, count):
+        def score(answer_N, count, pull_N):
             first, second = leaders(answer_counts(answer_N, count)[0])
-            first_N = first + jnp.arange(answer_N.shape[0])
-            return run_gain(first_N, jnp.full_like(first_N, second), prior)
+            gain = behind(first, second, leader, rival)
+            n = jnp.maximum(count, 1).astype(jnp.float32)
+            return n * gain / pull_N.astype(jnp.float32) ** 2
 
-        score_QN = jax.vmap(score)(candidates.answer_QN, candidates.count_Q)
+        score_QN = jax.vmap(score)(
+            candidates.answer_QN, candidates.count_Q, pulls(candidates)
+        )
+        if cost == "tokens":
+            score_QN /= mean_tokens(candidates)[:, None]
         return place(key, score_QN, free_slots(candidates), budget)
 
     return stateless(allocate)
 
 
-def run_gain(first: jax.Array, second: jax.Array, prior: float) -> jax.Array:
-    """Gain a sample of the shortest run that flips the vote."""
-    a, b = first.astype(jnp.float32), second.astype(jnp.float32)
-    run = a - b + 1
-    log_chance = betaln(a + prior, b + run + prior) - betaln(
-        a + prior, b + prior
+def mean_tokens(candidates: Candidates) -> jax.Array:
+    """New tokens a sample of each query, float32 [Q], at least 1; with one
+    more sample that is as long as the mean of all."""
+    slot_1N = jnp.arange(candidates.tokens_QN.shape[1])[None, :]
+    drawn_QN = slot_1N < candidates.count_Q[:, None]
+    total_Q = jnp.sum(
+        jnp.where(drawn_QN, candidates.tokens_QN, 0).astype(jnp.float32), axis=1
     )
-    rise = 1 - 2 * behind(first + 1, first)
-    return jnp.exp(log_chance) * rise / run
+    count_Q = candidates.count_Q.astype(jnp.float32)
+    overall = jnp.sum(total_Q) / jnp.maximum(jnp.sum(count_Q), 1)
+    return jnp.maximum((total_Q + overall) / (count_Q + 1), 1)

@@ -78,11 +78,20 @@ def beta(counts_N: jax.Array) -> jax.Array:
     return jnp.where(first == 0, 1.0, behind(first, second))
 
 
-def behind(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Posterior probability that the first count's answer is the rarer."""
+def behind(
+    first: jax.Array,
+    second: jax.Array,
+    prior_first: float = 1.0,
+    prior_second: float = 1.0,
+) -> jax.Array:
+    """Posterior probability that the first answer is the rarer of two.
+
+    first and second are their counts; their split is a priori
+    Beta(prior_first, prior_second).
+    """
     return betainc(
-        first.astype(jnp.float32) + 1,
-        second.astype(jnp.float32) + 1,
+        first.astype(jnp.float32) + prior_first,
+        second.astype(jnp.float32) + prior_second,
         jnp.full(first.shape, 0.5, jnp.float32),
     )
 

@@ -138,7 +138,7 @@ def test_a_depth_beyond_the_bank_is_refused(tmp_path, depth):
         read_bank(path, depth=depth)
 
 
-def sample(query_id, index, answer, logprob=-0.5):
+def sample(query_id, index, answer, logprob: float | None = -0.5):
     return Sample(
         query_id, index, 0, (), "text", answer, "stop", 5, 0, 7, 1.0, logprob
     )
