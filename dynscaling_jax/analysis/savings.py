@@ -14,17 +14,24 @@ import numpy as np
 from dynscaling_jax.analysis.replay import Played
 from dynscaling_jax.records.bank import Bank
 
+LEAST_GAIN = 1e-9  # a mean of equal numbers may differ from them by less
+
 
 class Saving(NamedTuple):
-    """Per question; nan where a curve never reaches the goal, or where the
-    vote gains nothing over one sample. stderr, of the ratio, is over the
-    replicates; ratio above 1 is better than uniform."""
+    """Per question; nan where a curve never reaches the goal, is too short
+    to set one, or gains nothing over one sample. A ratio above 1 is better
+    than uniform.
+
+    ratio_ci95 is a percentile bootstrap over the replicates, which the two
+    share: how sure the ratio is on this bank, not on other questions. A
+    resample in which the policy never reaches the goal counts as ratio 0.
+    """
 
     target: float
     uniform_samples: float
     policy_samples: float
     ratio: float
-    stderr: float
+    ratio_ci95: tuple[float, float]
     uniform_tokens: float
     policy_tokens: float
     token_ratio: float
@@ -52,7 +59,7 @@ def saving(
       single: pass@1.
       target: the share of the way, 0 to 1.
       full: samples a question of the uniform vote that sets the goal.
-      resamples: of the replicates, for the standard error.
+      resamples: of the replicates, for the interval.
     """
 
     def needs(take_R: np.ndarray | slice) -> np.ndarray:
@@ -67,7 +74,7 @@ def saving(
         ]
         samples_M, _, accuracy_M = curves[0]
         best = np.interp(full, samples_M, accuracy_M)
-        if best <= single:
+        if samples_M[-1] < full or best - single < LEAST_GAIN:
             return np.full(4, np.nan)
         goal = single + target * (best - single)
         return np.array(
@@ -83,14 +90,18 @@ def saving(
     rng = np.random.default_rng(seed)
     ratios = []
     for _ in range(resamples):
-        again = needs(rng.integers(0, replicates, replicates))
-        ratios.append(again[0] / again[2])
+        ours, _, theirs, _ = needs(rng.integers(0, replicates, replicates))
+        if np.isfinite(ours):  # there is a goal
+            ratios.append(0.0 if np.isnan(theirs) else ours / theirs)
+    low = high = np.nan
+    if np.isfinite(found[0] / found[2]):
+        low, high = np.quantile(ratios, [0.025, 0.975])
     return Saving(
         target,
         uniform_samples=found[0],
         policy_samples=found[2],
         ratio=found[0] / found[2],
-        stderr=float(np.std(ratios)),
+        ratio_ci95=(float(low), float(high)),
         uniform_tokens=found[1],
         policy_tokens=found[3],
         token_ratio=found[1] / found[3],
