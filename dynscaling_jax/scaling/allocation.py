@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from dynscaling_jax.types import Candidates, Policy
 
+NARROW = 16  # pulls of one query in a round that are looked at first
 LOWEST, HIGHEST = -(2**31), 2**31 - 1  # beyond all scores, in _ordered's terms
 
 
@@ -25,7 +26,8 @@ def place(
     are the budget highest entries of the table. So their lowest value is
     found by bisection on the bits of a float, all above it is granted, and
     what is left goes to entries equal to it, query by query in an order
-    drawn from key. This costs 32 passes over the table for any budget.
+    drawn from key. This costs 32 passes for any budget, over the first
+    columns alone unless some query would get all of those.
 
     Args:
       key: breaks ties.
@@ -36,32 +38,44 @@ def place(
     Returns:
       grants_Q: int32, sums to min(budget, sum of free_Q).
     """
-    open_QN = jnp.arange(score_QN.shape[1])[None, :] < free_Q[:, None]
-    level_QN = jnp.where(open_QN, _ordered(score_QN), LOWEST)
+    # Queries last: XLA's CPU compiler vectorises sums over the first axis.
+    open_NQ = jnp.arange(score_QN.shape[1])[:, None] < free_Q[None, :]
+    level_NQ = jnp.where(open_NQ, _ordered(score_QN.T), LOWEST)
     budget = jnp.minimum(budget, jnp.sum(free_Q))
 
-    def reaching(level: jax.Array) -> jax.Array:
-        # XLA's CPU compiler vectorises sums of floats; a row's is exact.
-        high_QN = jnp.where(level_QN >= level, 1.0, 0.0)
-        return jnp.sum(high_QN, axis=1).astype(jnp.int32)
-
-    def halve(_, bounds):
-        # low is reached by at least budget entries, high by fewer.
-        low, high = bounds
-        middle = (low & high) + ((low ^ high) >> 1)
-        enough = jnp.sum(reaching(middle)) >= budget
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    low, _ = jax.lax.fori_loop(
-        0, 32, halve, (jnp.int32(LOWEST), jnp.int32(HIGHEST))
-    )
-    above_Q = reaching(low + 1)
-    tied_Q = reaching(low) - above_Q
+    low, high = jnp.int32(LOWEST), jnp.int32(HIGHEST)
+    if level_NQ.shape[0] > NARROW:
+        low = _lowest(level_NQ[:NARROW], budget, low, high)
+        # Scores fall: if no next entry reaches low, none beyond it does.
+        enough = jnp.all(level_NQ[NARROW] < low)
+        high = jnp.where(enough, low + 1, high)
+    low = _lowest(level_NQ, budget, low, high)
+    above_Q = _reaching(level_NQ, low + 1)
+    tied_Q = _reaching(level_NQ, low) - above_Q
     order_Q = jax.random.permutation(key, score_QN.shape[0])
     before_Q = jnp.cumsum(tied_Q[order_Q]) - tied_Q[order_Q]
     rest = budget - jnp.sum(above_Q)
     share_Q = jnp.clip(rest - before_Q, 0, tied_Q[order_Q])
     return above_Q.at[order_Q].add(share_Q)
+
+
+def _lowest(
+    level_NQ: jax.Array, budget: jax.Array, low: jax.Array, high: jax.Array
+) -> jax.Array:
+    """The highest level that at least budget entries reach, where low is
+    known to be reached by as many, or is LOWEST, and high by fewer."""
+
+    def halve(bounds):
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1)
+        enough = jnp.sum(_reaching(level_NQ, middle)) >= budget
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    return jax.lax.while_loop(lambda b: b[0] + 1 < b[1], halve, (low, high))[0]
+
+
+def _reaching(level_NQ: jax.Array, level: jax.Array) -> jax.Array:
+    return jnp.sum((level_NQ >= level).astype(jnp.int32), axis=0)
 
 
 def _ordered(score: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynscaling_jax.scaling.allocation import place
+from dynscaling_jax.scaling.allocation import NARROW, place
 
 QUERIES, SLOTS = 5, 4
 KEY = jax.random.key(7)
@@ -58,6 +58,32 @@ def test_equals_one_argmax_a_pull_on_random_scores(seed, budget):
     rng = np.random.default_rng(seed)
     score_QN = -np.sort(rng.normal(size=(QUERIES, SLOTS)).astype(np.float32))
     free = rng.integers(0, SLOTS + 1, QUERIES)
+    grants_Q = placed(
+        KEY,
+        jnp.array(score_QN),
+        jnp.array(free, jnp.int32),
+        jnp.int32(budget),
+    )
+    assert grants_Q.tolist() == sequential(KEY, score_QN, free, budget).tolist()
+
+
+@given(
+    st.integers(0, 2**31),
+    st.integers(0, 200),
+    st.sampled_from([0.0, 1.0, 30.0]),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_equals_one_argmax_a_pull_on_wide_tables(seed, budget, apart, ties):
+    """Wider than the columns that are searched first; scores so far apart
+    that one query takes more than those, or so near that none does."""
+    rng = np.random.default_rng(seed)
+    score_QN = rng.normal(size=(QUERIES, 2 * NARROW + 3))
+    score_QN += apart * np.arange(QUERIES)[:, None]
+    if ties:
+        score_QN = np.round(score_QN)
+    score_QN = -np.sort(-score_QN.astype(np.float32))
+    free = rng.integers(0, 2 * NARROW + 4, QUERIES)
     grants_Q = placed(
         KEY,
         jnp.array(score_QN),
