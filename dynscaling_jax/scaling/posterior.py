@@ -1,6 +1,6 @@
-"""posterior_gain, the default policy: our own design.
+"""posterior_gain: our own design, close to opportunity_cost in what it saves.
 
-How it was chosen, and what lost against it, is in docs/allocation.md.
+How the two compare, and what lost against them, is in docs/allocation.md.
 """
 
 from typing import Literal
