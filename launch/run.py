@@ -24,8 +24,9 @@ WORKDIR = flags.DEFINE_string(
 def main(_) -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    # absl shows what JAX logs on looking for devices that are not there
-    logging.getLogger("jax").setLevel(logging.WARNING)
+    # absl shows what others log: devices that are not there, each request
+    for noisy in ("jax", "httpx2"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     # JAX is imported after the flags are read, so that --help and a mistyped
     # field answer at once.
     from launch import experiment

@@ -329,13 +329,14 @@ class Engine:
             reason, text = "length", decode_text(ids)
         elif self.stop:
             text = decode_text(ids)
-        found = [at for at in map(text.find, self.stop) if at >= 0]
-        if found:
+        if any(s in text for s in self.stop):
             # the tokens that spell the first stop string, and no more
             hit = lambda n: any(s in decode_text(ids[:n]) for s in self.stop)
             count = next(n for n in range(1, len(ids) + 1) if hit(n))
             draws = jax.tree.map(lambda x: x[:count], draws)
-            reason, text = "stop", text[: min(found)]
+            text = decode_text(ids[:count])
+            ends = [at for at in map(text.find, self.stop) if at >= 0]
+            reason, text = "stop", text[: min(ends)]
         if reason is None:
             return None
         request, prompt = row.request, row.prompt

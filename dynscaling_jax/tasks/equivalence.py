@@ -121,8 +121,9 @@ class Comparer:
             return "equal"
         if is_word(a) or is_word(b):
             return "different"
-        if rational(a) is not None and rational(b) is not None:
-            return "different"
+        x, y = rational(a), rational(b)
+        if x is not None and y is not None:  # an item of \pm 2 is "+2"
+            return "equal" if x == y else "different"
         bases = _BASE.fullmatch(a), _BASE.fullmatch(b)
         if any(bases):
             bare = [

@@ -33,6 +33,8 @@ def no_call(a, b, kind):
         (r"\frac{11+9a}{20}", "(9a+11)/20"),
         (r"(-\infty,2)\cup(3,\infty)", r"(3,\infty) \cup (-\infty,2)"),
         (r"1 \pm \sqrt{19}", r"1-\sqrt{19}, 1+\sqrt{19}"),
+        (r"\pm 2", "2,-2"),  # its items, +2 and -2, were read as new numbers
+        (r"\pm \frac12", "0.5,-0.5"),
         ("3, 5, 7", "7,3,5"),
         (r"\{1,2\}", "2, 1"),
         (r"3 < \lambda \le 4", "(3,4]"),
