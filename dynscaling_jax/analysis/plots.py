@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 except ImportError as error:
     raise ImportError(
         "figures need matplotlib: pip install 'dynscaling-jax[plots]'"
@@ -48,13 +50,17 @@ def _curves(
         replicates = len(of_one.accuracy_RM)
         half_M = 1.96 * of_one.accuracy_RM.std(axis=0) / replicates**0.5
         color, style = f"C{number % 10}", STYLES[number // 10 % len(STYLES)]
-        axes.plot(spent_M, mean_M, style, color=color, label=name, lw=1.4)
-        axes.fill_between(
-            spent_M, mean_M - half_M, mean_M + half_M, color=color, alpha=0.15
+        (line,) = axes.plot(
+            spent_M, mean_M, style, color=color, label=name, lw=1.4
         )
+        # where spending ends; all there is of a rule that stops at once
+        line.set(marker="o", markevery=[-1], markersize=4)
+        low_M = np.maximum(mean_M - half_M, 0)
+        high_M = np.minimum(mean_M + half_M, 1)
+        axes.fill_between(spent_M, low_M, high_M, color=color, alpha=0.15)
     axes.set(title=title, xlabel=AXES[axis], ylabel="accuracy")
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right center", fontsize="small")
