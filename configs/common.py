@@ -23,7 +23,9 @@ def get_config() -> Any:
     config.end_of_thinking = ""  # e.g. </think>: chains drop what is before
 
     config.budget = ml_collections.ConfigDict()
-    config.budget.samples_per_query = 8.0  # average over the queries
+    # average over the queries; "none" where another cap ends the run
+    config.budget.samples_per_query = config_dict.placeholder(float)
+    config.budget.samples_per_query = 8.0
     config.budget.new_tokens = config_dict.placeholder(int)
     config.budget.total_tokens = config_dict.placeholder(int)
     config.budget.flops = config_dict.placeholder(float)
@@ -61,5 +63,5 @@ def get_config() -> Any:
     config.engine.min_p = 0.0
     config.engine.stop = ()
     config.engine.rows = 32
-    config.engine.rows_per_group = 8
+    config.engine.rows_per_group = config_dict.placeholder(int)  # up to 8
     return config

@@ -75,16 +75,16 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         metrics = stack.enter_context(
             contextlib.closing(Metrics(workdir / "metrics.jsonl", budget))
         )
+        model = answered(source.sample_fn, task.kind)
+
+        def asked_by_vote(requests: Sequence[Request]) -> Iterator[Sample]:
+            with Log(workdir / "vote", config.to_dict()) as votes:
+                yield from recorded(metrics.counted(model), votes)(requests)
+
         result = scale(
             queries,
             metrics.watched(
-                recorded(
-                    metrics.until(
-                        config.budget.seconds,
-                        answered(source.sample_fn, task.kind),
-                    ),
-                    log,
-                )
+                recorded(metrics.counted(model, config.budget.seconds), log)
             ),
             strategy,
             policy,
@@ -97,6 +97,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
             observe=lambda done: log.round(round_row(queries, done)),
             first_round=first_round,
             round_size=round_size,
+            vote_fn=asked_by_vote,
         )
         summary = {
             "task": task.name,
@@ -168,7 +169,7 @@ def budget_of(
         new_tokens=fields.new_tokens,
         total_tokens=fields.total_tokens,
         flops=fields.flops,
-        # Metrics.until ends the drawing: what the log holds takes no time
+        # Metrics.counted ends the drawing: what the log holds takes no time
         seconds=None if fields.seconds is None else math.inf,
     )
     blind = axes["strategy"] == "parallel" and axes["policy"] == "uniform"
@@ -191,14 +192,16 @@ class Metrics:
     """Progress on the terminal, and metrics.jsonl.
 
     A line of the file says how far a session of the run had come: seconds
-    since it began, samples and tokens it drew, not counting what the log
-    held already.
+    from its begin to the last sample that it drew, samples and tokens, not
+    counting what the log held already.
     """
 
     def __init__(self, path: Path, budget: Budget):
-        self._before = _seconds_recorded(path)
+        sessions = _sessions(path)
+        self._before = sum(sessions.values())
+        self._session = max(sessions, default=-1) + 1
         self._file = path.open("a", encoding="utf-8")
-        self._begin = self._written = time.monotonic()
+        self._begin = self._last = self._written = time.monotonic()
         self._drawn = self._tokens = 0
         self.timed_out = False
         self._bar = tqdm(
@@ -209,8 +212,8 @@ class Metrics:
         )
 
     def seconds(self) -> float:
-        """Of all sessions of the run together."""
-        return self._before + time.monotonic() - self._begin
+        """Of all sessions of the run together, each to its last sample."""
+        return self._before + self._last - self._begin
 
     def watched(self, sample_fn: SampleFn) -> SampleFn:
         """Shows each sample, drawn now or read from the log."""
@@ -222,11 +225,14 @@ class Metrics:
 
         return draw
 
-    def until(self, seconds: float | None, sample_fn: SampleFn) -> SampleFn:
-        """Counts what is drawn now, and ends when time is up."""
+    def counted(
+        self, sample_fn: SampleFn, seconds: float | None = None
+    ) -> SampleFn:
+        """Counts what is drawn now, and ends when so many seconds are up."""
 
         def out_of_time() -> bool:
-            late = seconds is not None and self.seconds() >= seconds
+            now = self._before + time.monotonic() - self._begin
+            late = seconds is not None and now >= seconds
             self.timed_out |= late
             return late
 
@@ -234,6 +240,7 @@ class Metrics:
             if out_of_time():
                 return
             for sample in sample_fn(requests):
+                self._last = time.monotonic()
                 self._drawn += 1
                 self._tokens += sample.new_tokens
                 self._tick()
@@ -244,14 +251,15 @@ class Metrics:
         return draw
 
     def _tick(self, last: bool = False) -> None:
-        now = time.monotonic()
-        rate = self._tokens / max(now - self._begin, 1e-9)
+        seconds = self._last - self._begin
+        rate = self._tokens / max(seconds, 1e-9)
         self._bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
-        if now - self._written < METRICS_SECONDS and not last:
+        if self._last - self._written < METRICS_SECONDS and not last:
             return
-        self._written = now
+        self._written = self._last
         line = {
-            "seconds": round(now - self._begin, 3),
+            "session": self._session,
+            "seconds": round(seconds, 3),
             "samples": self._drawn,
             "new_tokens": self._tokens,
             "new_tokens_per_second": round(rate, 1),
@@ -262,22 +270,21 @@ class Metrics:
     def close(self) -> None:
         self._bar.close()
         with self._file:
-            self._tick(last=True)
+            if self._drawn:
+                self._tick(last=True)
 
 
-def _seconds_recorded(path: Path) -> float:
+def _sessions(path: Path) -> dict[int, float]:
     """Seconds of the earlier sessions: the last line of each counts."""
-    if not path.exists():
-        return 0.0
-    total = last = 0.0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            seconds = float(json.loads(line)["seconds"])
-        except (ValueError, KeyError, TypeError):
-            continue  # torn by a kill
-        total += last if seconds < last else 0.0
-        last = seconds
-    return total + last
+    sessions: dict[int, float] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+                sessions[int(row["session"])] = float(row["seconds"])
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a kill
+    return sessions
 
 
 def round_row(queries: Sequence[Query], done: Round) -> dict[str, Any]:

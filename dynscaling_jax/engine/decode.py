@@ -174,8 +174,6 @@ def _grouped(config: ModelConfig, state: State, start, at):
         prefix = attention.attend(
             jnp.pad(shared, lone), pk, pv, jnp.pad(mask, lone)
         )
-        # Fused with what follows, the product would be compiled for its size.
-        prefix = jax.lax.optimization_barrier(prefix)
         prefix = jax.tree.map(lambda x: x[:, :, : per * rep], prefix)
         prefix = jax.tree.map(
             lambda x: (

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ class Engine:
         stop: Sequence[str] = (),
         seed: int = 0,
         rows: int = 32,
-        rows_per_group: int = 8,
+        rows_per_group: int | None = None,
         prefix_bytes: float = 2e9,
     ):
         """Args:
@@ -69,19 +70,27 @@ class Engine:
             temperature, top_k, top_p, min_p: 0, 0, 1 and 0 switch them off.
             stop: strings that end a sample and are cut from its text.
             rows: samples that are drawn at the same time.
-            rows_per_group: of these, how many share the keys of one prompt.
+            rows_per_group: of these, how many share the keys of one prompt;
+                by default 8, or the largest power of two below that divides
+                rows.
             prefix_bytes: memory for prompts that may be read on from.
 
         Raises:
             ValueError: a value outside its range.
         """
+        if rows_per_group is None:
+            rows_per_group = math.gcd(rows, 8)
+        if isinstance(stop, str):
+            raise ValueError(f"stop must be a list of strings, got {stop!r}")
         for name, value in (
             ("max_new_tokens", max_new_tokens),
             ("rows", rows),
             ("rows_per_group", rows_per_group),
         ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"{name} must be a whole number from 1 on, got {value}"
+                )
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
         if rows % rows_per_group:
@@ -143,7 +152,13 @@ class Engine:
     def generate(
         self, prompts: Sequence[str], n: int = 1
     ) -> list[list[Sample]]:
-        """n samples of each prompt, given as user turns."""
+        """n samples of each prompt, given as user turns.
+
+        Raises:
+            ValueError: one text in place of a list; a prompt too long.
+        """
+        if isinstance(prompts, str):
+            raise ValueError("prompts must be a list of texts, got one text")
         queries = [Query(text, (Message("user", text),)) for text in prompts]
         drawn = {
             (s.query_id, s.index): s

@@ -36,7 +36,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
     )
     scores = jnp.where(mask, scores, MASKED)
     peak = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - peak)
+    # Fused with the sum below, they would round by the number of queries.
+    weights, peak = jax.lax.optimization_barrier((jnp.exp(scores - peak), peak))
     value = jnp.einsum(
         "...ms,...sd->...md",
         weights.astype(v.dtype),

@@ -75,6 +75,7 @@ def scale(
     capacity: int | None = None,
     round_size: int | None = None,
     first_round: int | None = None,
+    vote_fn: SampleFn | None = None,
     max_cost: Budget = Budget(),  # noqa: B008, immutable
     same: Callable[[str, str], bool] = operator.eq,
     measure: Callable[[jax.Array, jax.Array], jax.Array] = ENTROPY,
@@ -96,6 +97,7 @@ def scale(
         even share of budget.samples, and at least 64.
       round_size: samples in a round; by default one for each query.
       first_round: samples in the first round; by default round_size.
+      vote_fn: the model that a vote asks; by default sample_fn.
       max_cost: the most that one sample can cost.
       same: whether two canonical answers are one answer to the vote.
       measure: (answer ids [N], count []) of a query -> the uncertainty [] that
@@ -156,7 +158,7 @@ def scale(
             break
         size = round_size or len(queries)
 
-    answers, vote_ledger = _vote(vote, queries, table, sample_fn)
+    answers, vote_ledger = _vote(vote, queries, table, vote_fn or sample_fn)
     samples = tuple(map(tuple, table.samples))
     return Result(answers, samples, ledger, tuple(rounds), stopped, vote_ledger)
 

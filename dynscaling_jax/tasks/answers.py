@@ -6,8 +6,9 @@ Looked for in this order, and of each sort the last one that can be read:
 2. #### ..., the mark of GSM8K's solutions
 3. "the answer is ...", "Answer: ..."
 4. where nothing is announced, by kind: the last number; the last option
-   letter in parentheses or alone on its line; the last true, false, yes or
-   no; the last line of a free text; for mathematics nothing
+   letter that is called correct, in parentheses or alone on its line; the
+   last true, false, yes or no; the last line of a free text; for mathematics
+   nothing
 
 The text is untrusted: nothing here raises on it, and every step takes time
 linear in its length.
@@ -32,12 +33,17 @@ _TRIED = 20  # announcements of one sort, from the last one back
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"(?<!#)#### *+(?=[^A-Za-z\s#]|[A-Za-z]\b)")
 _ANSWER = re.compile(
-    r"\banswer\b[^\n.:=]{0,60}?(?::|=|\bis\b:?)[\s*]*+", re.IGNORECASE
+    r"\banswers?\b[^\n.:=]{0,60}?(?::|=|\b(?:is|are)\b:?)[\s*]*+", re.IGNORECASE
 )
 _SENTENCE_END = re.compile(r"[.!?][*\"')\]]*+(?:\s|$)")
 _TEXT_MACRO = re.compile(r"\\text\s*+\{[^{}]*\}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}")
-_OPTION = re.compile(r"\(([A-Z])\)|^[ *]*+([A-Z])[ *.:)]*+$", re.MULTILINE)
+_OPTION = re.compile(
+    r"\(([A-Z])\)|^[ *]*+([A-Z])[ *.:)]*+$"
+    r"|\b(?:correct|right|best)\s(?:option|choice|statement)\sis:?\s([A-Z])\b"
+    r"|\b([A-Z])\sis\s(?:the\s)?(?:correct|right|best)\b",
+    re.MULTILINE,
+)
 
 
 def extract(text: str, kind: str) -> str | None:
@@ -103,22 +109,37 @@ def _boxed(text: str) -> list[str]:
 
 def _read(segment: str, kind: str) -> str | None:
     """The answer at the head of an announced segment. Where that is a whole
-    sentence about mathematics, its formula, or else its number."""
+    sentence about mathematics, its first formula with those that are listed
+    beside it, or else its number."""
     if kind == "math":
-        formula = INLINE.search(segment)
-        if formula:
-            segment = formula[1] or formula[2] or formula[3]
+        formulas = _listed(segment)
+        if formulas:
+            segment = ", ".join(formulas)
         elif _PROSE.search(_TEXT_MACRO.sub("", segment)):
             number = canonical(segment, "number")
             return number or canonical(segment, kind)
     return canonical(segment, kind)
 
 
+def _listed(segment: str) -> list[str]:
+    """The first formula, and those after it that only "or", "and" or a comma
+    parts from the one before."""
+    formulas: list[str] = []
+    end = 0
+    for match in INLINE.finditer(segment):
+        between = segment[end : match.start()].strip(" ,")
+        if formulas and between not in ("", "or", "and"):
+            break
+        formulas.append(match[1] or match[2] or match[3])
+        end = match.end()
+    return formulas
+
+
 def _unannounced(text: str, kind: str) -> str | None:
     if kind == "number":
         found = [match[0] for match in NUMBER.finditer(text)]
     elif kind == "choice":
-        found = [match[1] or match[2] for match in _OPTION.finditer(text)]
+        found = [next(filter(None, m.groups())) for m in _OPTION.finditer(text)]
     elif kind == "boolean":
         found = TRUTH.findall(text)
     elif kind == "text":

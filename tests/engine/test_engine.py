@@ -413,9 +413,11 @@ def test_nothing_is_compiled_after_the_first_call(model):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"rows": 0}, "rows must be at least 1"),
-        ({"rows_per_group": 0}, "rows_per_group must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number"),
+        ({"rows": 0}, "rows must be a whole number"),
+        ({"rows_per_group": 0}, "rows_per_group must be a whole number"),
+        ({"max_new_tokens": 7.5}, "max_new_tokens must be a whole number"),
+        ({"stop": "ab"}, "stop must be a list of strings, got 'ab'"),
         ({"rows_per_group": 3}, "must be a multiple of rows_per_group"),
         ({"max_new_tokens": 512}, "leaves no room for a prompt"),
         ({"stop": ("a", "")}, "stop strings must not be empty"),
@@ -428,6 +430,18 @@ def test_nothing_is_compiled_after_the_first_call(model):
 def test_settings_outside_their_range_are_refused(model, setting, message):
     with pytest.raises(ValueError, match=message):
         Engine(model, **{**SHAPE, **setting})
+
+
+def test_one_text_is_no_list_of_prompts(model):
+    """It was read as a list of its letters."""
+    with pytest.raises(ValueError, match="a list of texts, got one text"):
+        Engine(model, **SHAPE).generate("some")
+
+
+def test_few_rows_need_no_other_setting(model):
+    assert Engine(model, rows=6).rows_per_group == 2
+    assert Engine(model, rows=1).rows_per_group == 1
+    assert Engine(model).rows_per_group == 8
 
 
 def test_damaged_weights_are_named(model):

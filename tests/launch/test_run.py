@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from dynscaling_jax.records.bank import read_bank
+
 ROOT = Path(__file__).parents[2]
 PER_QUERY, QUERIES = 12, 6
 
@@ -169,12 +171,43 @@ def test_a_cap_on_seconds_counts_all_sessions(tiny_model, tmp_path):
 
 def test_started_again_when_whole_it_draws_nothing(tiny_model, undisturbed):
     workdir, _ = undisturbed
-    before = (workdir / "samples.jsonl").read_bytes()
+    files = ("samples.jsonl", "metrics.jsonl", "summary.json")
+    before = {name: (workdir / name).read_bytes() for name in files}
     done = run(tiny_model, workdir)
     assert done.returncode == 0
-    assert (workdir / "samples.jsonl").read_bytes() == before
-    last = (workdir / "metrics.jsonl").read_text().splitlines()[-1]
-    assert json.loads(last)["samples"] == 0
+    for name, bytes in before.items():
+        assert (workdir / name).read_bytes() == bytes
+
+
+def test_a_budget_may_be_tokens_alone(tiny_model, tmp_path):
+    """The cap on samples can be taken away by a flag."""
+    done = run(
+        tiny_model,
+        tmp_path,
+        "--config.budget.samples_per_query=none",
+        "--config.budget.new_tokens=300",
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["stopped"] == "new_tokens"
+    assert summary["new_tokens"] <= 300 + 48
+
+
+def test_what_a_vote_asks_has_a_log_of_its_own(tiny_model, tmp_path):
+    """Its rows once stood among the samples, under query ids that a task
+    could have too, and a bank read them as questions."""
+    chosen = ("--config.vote=universal", "--config.task.kind=text")
+    done = run(tiny_model, tmp_path, *chosen)
+    assert done.returncode == 0, done.stderr
+    ids = {row["query_id"] for row in rows(tmp_path)}
+    assert not any("#" in id for id in ids)
+    asked = (tmp_path / "vote" / "samples.jsonl").read_bytes()
+    assert asked.count(b"#universal") == len(ids)
+    read_bank(tmp_path / "samples.jsonl")
+    summary = (tmp_path / "summary.json").read_bytes()
+    assert run(tiny_model, tmp_path, *chosen).returncode == 0
+    assert (tmp_path / "vote" / "samples.jsonl").read_bytes() == asked
+    assert (tmp_path / "summary.json").read_bytes() == summary
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
