@@ -23,8 +23,7 @@ def get_config() -> Any:
     config.end_of_thinking = ""  # e.g. </think>: chains drop what is before
 
     config.budget = ml_collections.ConfigDict()
-    # average over the queries; "none" where another cap ends the run
-    config.budget.samples_per_query = config_dict.placeholder(float)
+    # average over the queries; inf where another cap is to end the run
     config.budget.samples_per_query = 8.0
     config.budget.new_tokens = config_dict.placeholder(int)
     config.budget.total_tokens = config_dict.placeholder(int)

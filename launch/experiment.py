@@ -63,11 +63,11 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         axes["strategy"], STRATEGIES, "strategy", reader=source.reader
     )
     policy = spec.parse(axes["policy"], POLICIES, "policy")
-    vote = spec.parse(axes["vote"], VOTES, "vote")
+    vote = spec.parse(axes["vote"], VOTES, "vote", reader=source.reader)
     budget, first_round, round_size = budget_of(config, len(queries), axes)
     check(queries, budget, config.budget.capacity, first_round, round_size)
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(Log(workdir, config.to_dict(), about()))
+        log = stack.enter_context(Log(workdir, config_row(config), about()))
         compare = stack.enter_context(Comparer())
         # beside the log, so that it can be replayed as a bank
         references = {p.query.id: p.reference for p in task.problems}
@@ -78,7 +78,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         model = answered(source.sample_fn, task.kind)
 
         def asked_by_vote(requests: Sequence[Request]) -> Iterator[Sample]:
-            with Log(workdir / "vote", config.to_dict()) as votes:
+            with Log(workdir / "vote", config_row(config)) as votes:
                 yield from recorded(metrics.counted(model), votes)(requests)
 
         result = scale(
@@ -109,6 +109,14 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         }
     write_json(workdir / "summary.json", summary)
     return summary
+
+
+def config_row(config: Config) -> dict[str, Any]:
+    """A config as JSON can hold it: no cap on samples, inf, is null."""
+    values = config.to_dict()
+    if values["budget"]["samples_per_query"] == math.inf:
+        values["budget"]["samples_per_query"] = None
+    return values
 
 
 def method_axes(config: Config) -> dict[str, str]:
@@ -165,7 +173,7 @@ def budget_of(
     fields = config.budget
     samples = fields.samples_per_query
     budget = Budget(
-        samples=None if samples is None else math.ceil(samples * queries),
+        samples=None if samples == math.inf else math.ceil(samples * queries),
         new_tokens=fields.new_tokens,
         total_tokens=fields.total_tokens,
         flops=fields.flops,
@@ -305,7 +313,7 @@ def round_row(queries: Sequence[Query], done: Round) -> dict[str, Any]:
 
 def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
     """The ledger of a run, what a vote asked of the model included."""
-    seconds = metrics.seconds()
+    seconds = round(metrics.seconds(), 3)
     ledger, extra = result.ledger, result.vote_ledger
     tokens = ledger.new_tokens + extra.new_tokens
     return {
@@ -317,8 +325,8 @@ def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
         "cached_tokens": ledger.cached_tokens + extra.cached_tokens,
         "new_tokens": tokens,
         "flops": ledger.flops + extra.flops,
-        "seconds": round(seconds, 3),
-        "new_tokens_per_second": round(tokens / seconds, 2),
+        "seconds": seconds,
+        "new_tokens_per_second": round(tokens / max(seconds, 1e-3), 2),
     }
 
 

@@ -69,8 +69,9 @@ FULL = 40  # samples of the uniform vote that sets the goal of savings
 
 
 def main(_) -> None:
-    # absl shows what JAX logs on looking for devices that are not there
-    logging.getLogger("jax").setLevel(logging.WARNING)
+    # absl shows what others log: devices that are not there, a font cache
+    for noisy in ("jax", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     out = Path(OUT.value or "")
     try:
         # JAX is imported after the flags are read, so that --help answers at

@@ -170,11 +170,14 @@ def _grouped(config: ModelConfig, state: State, start, at):
         )
         # A lone query would be multiplied as a vector, which rounds otherwise
         # than a matrix: a sample would depend on the size of its group.
-        lone = ((0, 0), (0, 0), (0, int(per * rep == 1)), (0, 0))
-        prefix = attention.attend(
-            jnp.pad(shared, lone), pk, pv, jnp.pad(mask, lone)
-        )
-        prefix = jax.tree.map(lambda x: x[:, :, : per * rep], prefix)
+        lone = per * rep == 1
+        if lone:
+            shared, mask = jax.lax.optimization_barrier(
+                (jnp.repeat(shared, 2, 2), jnp.repeat(mask, 2, 2))
+            )
+        prefix = attention.attend(shared, pk, pv, mask)
+        if lone:
+            prefix = jax.tree.map(lambda x: x[:, :, :1], prefix)
         prefix = jax.tree.map(
             lambda x: (
                 x.reshape(groups, kv_heads, per, rep, -1)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+NARROWEST = 16
 MASKED = -1e30  # finite: a part with no visible key must not give NaN
 
 
@@ -31,6 +32,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
         k: [..., S, D]; v: [..., S, D].
         mask: bool, broadcasts to [..., M, S]; True where a key is visible.
     """
+    width = v.shape[-1]
+    q, k, v = (_widened(x) for x in (q, k, v))
     scores = jnp.einsum(
         "...md,...sd->...ms", q, k, preferred_element_type=jnp.float32
     )
@@ -44,7 +47,16 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
         v,
         preferred_element_type=jnp.float32,
     )
-    return Part(peak, weights.sum(-1, keepdims=True), value)
+    return Part(peak, weights.sum(-1, keepdims=True), value[..., :width])
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    """Zeros to NARROWEST: narrower products round by the number of queries."""
+    missing = max(0, NARROWEST - x.shape[-1])
+    if not missing:
+        return x
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+    return jax.lax.optimization_barrier(x)  # or the zeros are left out again
 
 
 def merge(*parts: Part) -> jax.Array:

@@ -36,7 +36,7 @@ def tiny_model(tmp_path_factory):
         layers=2,
         heads=4,
         kv_heads=2,
-        head_dim=8,
+        head_dim=16,
         ffn=48,
         context=1024,
         eos_ids=(257,),

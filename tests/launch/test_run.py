@@ -184,7 +184,7 @@ def test_a_budget_may_be_tokens_alone(tiny_model, tmp_path):
     done = run(
         tiny_model,
         tmp_path,
-        "--config.budget.samples_per_query=none",
+        "--config.budget.samples_per_query=inf",
         "--config.budget.new_tokens=300",
     )
     assert done.returncode == 0, done.stderr
