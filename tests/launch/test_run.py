@@ -144,6 +144,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
             time.sleep(0.002)
     done = run(tiny_model, tmp_path, chosen)
     assert done.returncode == 0, done.stderr
+    assert rows(tmp_path) == rows(whole)  # says what differs
     for name in ("samples.jsonl", "rounds.jsonl"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     ours, theirs = (
