@@ -35,16 +35,18 @@ def oracle(reference_Q: jax.Array) -> Policy:
             counts_N, _ = answer_counts(answer_N, count)
             own = jnp.where(reference >= 0, counts_N[reference], 0)
             right = (jnp.argmax(counts_N) == reference) & (own > 0)
-            lacking = jnp.max(counts_N) - own + 1
-            virtual_N = jnp.arange(answer_N.shape[0])
-            score_N = 1 / (lacking + virtual_N).astype(jnp.float32)
-            return right | (reference < 0), score_N
+            return right | (reference < 0), jnp.max(counts_N) - own + 1
 
-        done_Q, score_QN = jax.vmap(look)(
+        done_Q, lacking_Q = jax.vmap(look)(
             candidates.answer_QN, candidates.count_Q, reference_Q
         )
         free_Q = jnp.where(done_Q, 0, free_slots(candidates))
-        return place(key, score_QN, free_Q, budget)
+
+        def score(virtual):
+            return 1 / (lacking_Q + virtual).astype(jnp.float32)
+
+        slots = candidates.answer_QN.shape[1]
+        return place(key, jax.vmap(score), free_Q, budget, slots)
 
     return stateless(allocate)
 

@@ -1,5 +1,6 @@
 """Where the pulls of one round go: the best scores first, all at once."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,72 +11,109 @@ from dynscaling_jax.types import Candidates, Policy
 NARROW = 16  # pulls of one query in a round that are looked at first
 LOWEST, HIGHEST = -(2**31), 2**31 - 1  # beyond all scores, in _ordered's terms
 
+Table = Callable[[jax.Array], jax.Array]
+"""Virtual pulls, int32 [V]: 0, 1, 2, ... -> the score of each query after
+so many, float32 [V, Q]; for any V."""
+
 
 def place(
     key: jax.Array,
-    score_QN: jax.Array,
+    table: Table,
     free_Q: jax.Array,
     budget: jax.Array,
+    slots: int,
 ) -> jax.Array:
     """Hands out a round's pulls; equals one argmax over queries a pull.
 
-    score_QN[q, v] is the score of query q once v pulls of this round went to
-    it, float32 and never NaN; it must not rise with v, and only its first
-    free_Q[q] entries count. The sequential rule pulls the query of the
-    highest present score, again and again; since scores fall, what it pulls
-    are the budget highest entries of the table. So their lowest value is
-    found by bisection on the bits of a float, all above it is granted, and
-    what is left goes to entries equal to it, query by query in an order
-    drawn from key. This costs 32 passes for any budget, over the first
-    columns alone unless some query would get all of those.
+    table gives what each query is worth once v pulls of this round went to it;
+    it is never NaN and must not rise with v. The sequential rule pulls the
+    query of the highest present score, again and again; since scores fall,
+    what it pulls are the budget highest entries of the whole table.
+    So their lowest value is found by bisection on the bits of a float, all
+    above it is granted, and what is left goes to entries equal to it, query
+    by query in an order drawn from key. This costs 64 passes for any budget,
+    over NARROW columns unless some query would get as many pulls.
 
     Args:
       key: breaks ties.
-      score_QN: as above.
       free_Q: int32, slots that are still empty; 0 where a query is done.
       budget: int32 scalar, may be traced.
+      slots: what free_Q is at most.
 
     Returns:
       grants_Q: int32, sums to min(budget, sum of free_Q).
     """
-    # Queries last: XLA's CPU compiler vectorises sums over the first axis.
-    open_NQ = jnp.arange(score_QN.shape[1])[:, None] < free_Q[None, :]
-    level_NQ = jnp.where(open_NQ, _ordered(score_QN.T), LOWEST)
     budget = jnp.minimum(budget, jnp.sum(free_Q))
 
-    low, high = jnp.int32(LOWEST), jnp.int32(HIGHEST)
-    if level_NQ.shape[0] > NARROW:
-        low = _lowest(level_NQ[:NARROW], budget, low, high)
-        # Scores fall: if no next entry reaches low, none beyond it does.
-        enough = jnp.all(level_NQ[NARROW] < low)
-        high = jnp.where(enough, low + 1, high)
-    low = _lowest(level_NQ, budget, low, high)
-    above_Q = _reaching(level_NQ, low + 1)
-    tied_Q = _reaching(level_NQ, low) - above_Q
-    order_Q = jax.random.permutation(key, score_QN.shape[0])
-    before_Q = jnp.cumsum(tied_Q[order_Q]) - tied_Q[order_Q]
-    rest = budget - jnp.sum(above_Q)
-    share_Q = jnp.clip(rest - before_Q, 0, tied_Q[order_Q])
-    return above_Q.at[order_Q].add(share_Q)
+    def levels(start: jax.Array, columns: int) -> jax.Array:
+        """The first columns of the table; int32 [V, Q]. start is 0."""
+        virtual_V = start + jnp.arange(columns, dtype=jnp.int32)
+        open_VQ = virtual_V[:, None] < free_Q[None, :]
+        return jnp.where(open_VQ, _ordered(table(virtual_V)), LOWEST)
+
+    def search(level_VQ: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The lowest level that is granted, entries above and at it [Q]."""
+        low = _bisect(lambda bar: jnp.sum(_reaching(level_VQ, bar)) >= budget)
+        above_Q = _reaching(level_VQ, low + 1)
+        return low, above_Q, _reaching(level_VQ, low) - above_Q
+
+    start = jnp.int32(0)
+    if slots <= NARROW:
+        low, above_Q, tied_Q = search(levels(start, slots))
+    else:
+        level_VQ = levels(start, NARROW + 1)
+        narrow = low, above_Q, tied_Q = search(level_VQ[:NARROW])
+        # Scores fall: if no next entry reaches low, none beyond it does. Else
+        # a loop takes one turn: of a cond, vmap would compute both branches,
+        # and XLA would take out of it what does not depend on its state.
+        missed = jnp.any(level_VQ[NARROW] >= low)
+        _, (low, above_Q, tied_Q) = jax.lax.while_loop(
+            lambda carry: carry[0] == start,
+            lambda carry: (start + 1, search(levels(carry[0], slots))),
+            (jnp.where(missed, start, start + 1), narrow),
+        )
+    return above_Q + _shared(key, tied_Q, budget - jnp.sum(above_Q))
 
 
-def _lowest(
-    level_NQ: jax.Array, budget: jax.Array, low: jax.Array, high: jax.Array
-) -> jax.Array:
-    """The highest level that at least budget entries reach, where low is
-    known to be reached by as many, or is LOWEST, and high by fewer."""
+def _shared(key: jax.Array, tied_Q: jax.Array, rest: jax.Array) -> jax.Array:
+    """rest pulls of the tied ones, query by query in a random order: those
+    of the lowest numbers drawn get theirs, found by bisection too."""
+    bits_Q = jax.random.bits(key, tied_Q.shape)
+    number_Q = jax.lax.bitcast_convert_type(bits_Q >> 1, jnp.int32)
+    # the highest numbers that rest entries reach, each tied_Q times
+    last = _bisect(
+        lambda n: jnp.sum(jnp.where(number_Q >= n, tied_Q, 0)) >= rest
+    )
+    ahead_Q = jnp.where(number_Q > last, tied_Q, 0)
+    at_Q = jnp.where(number_Q == last, tied_Q, 0)
+    before_Q = jnp.cumsum(at_Q) - at_Q  # two of one number come as they stand
+    left = rest - jnp.sum(ahead_Q)
+    return ahead_Q + jnp.clip(left - before_Q, 0, at_Q)
+
+
+def _bisect(holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The highest int32 below HIGHEST at which a falling condition holds;
+    LOWEST where it holds nowhere."""
 
     def halve(bounds):
         low, high = bounds
         middle = (low & high) + ((low ^ high) >> 1)
-        enough = jnp.sum(_reaching(level_NQ, middle)) >= budget
+        enough = holds(middle)
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    return jax.lax.while_loop(lambda b: b[0] + 1 < b[1], halve, (low, high))[0]
+    bounds = jnp.int32(LOWEST), jnp.int32(HIGHEST)
+    return jax.lax.fori_loop(0, 32, lambda _, b: halve(b), bounds)[0]
 
 
-def _reaching(level_NQ: jax.Array, level: jax.Array) -> jax.Array:
-    return jnp.sum((level_NQ >= level).astype(jnp.int32), axis=0)
+def _reaching(level_VQ: jax.Array, bar: jax.Array) -> jax.Array:
+    """Entries of each query from bar on, [Q]. Rows are added one by one, in
+    blocks: XLA's CPU compiler vectorises that, but not a sum over an axis."""
+    reached_VQ = (level_VQ >= bar).astype(jnp.int32)
+    padding = -len(reached_VQ) % NARROW
+    blocks = jnp.pad(reached_VQ, ((0, padding), (0, 0)))
+    blocks = blocks.reshape(-1, NARROW, blocks.shape[1])
+    rows = [blocks[:, row] for row in range(NARROW)]
+    return functools.reduce(jnp.add, rows).sum(axis=0)
 
 
 def _ordered(score: jax.Array) -> jax.Array:
@@ -88,16 +126,24 @@ def _ordered(score: jax.Array) -> jax.Array:
     return jnp.where(score < 0, bits ^ 0x7FFFFFFF, bits)
 
 
+def place_all(
+    key: jax.Array,
+    score: Callable[[jax.Array], jax.Array],
+    candidates: Candidates,
+    budget: jax.Array,
+) -> jax.Array:
+    """place, where every query with a free slot may be pulled.
+
+    Args:
+      score: virtual pulls [] -> the score of each query after them [Q].
+    """
+    slots = candidates.answer_QN.shape[1]
+    return place(key, jax.vmap(score), free_slots(candidates), budget, slots)
+
+
 def free_slots(candidates: Candidates) -> jax.Array:
     """Slots still empty, int32 [Q]."""
     return candidates.answer_QN.shape[1] - candidates.count_Q
-
-
-def pulls(candidates: Candidates) -> jax.Array:
-    """Samples of a query once v of this round's pulls went to it, [Q, N]."""
-    slots = candidates.answer_QN.shape[1]
-    virtual_N = jnp.arange(slots, dtype=jnp.int32)
-    return candidates.count_Q[:, None] + virtual_N[None, :]
 
 
 def stateless(

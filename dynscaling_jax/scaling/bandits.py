@@ -1,8 +1,8 @@
 """The bandits: each query an arm, each pull one more sample.
 
 Each function gives a Policy that spends all it is asked to while a slot is
-free. A score is written for one query, as a row over the pulls of this
-round, and vmapped; allocation.place turns the rows into grants. A pull that
+free. score(v) is what the queries are worth after v pulls of this round, and
+allocation.place turns it into grants. A pull that
 was granted in this round has no outcome yet: it is virtual, and each policy
 says what it lowers.
 """
@@ -15,13 +15,14 @@ from jax.scipy.special import betaln
 from dynscaling_jax.scaling.allocation import (
     free_slots,
     place,
-    pulls,
+    place_all,
     stateless,
 )
 from dynscaling_jax.scaling.uncertainty import (
     answer_counts,
     leaders,
     measure_by_name,
+    two_leaders,
 )
 from dynscaling_jax.types import Candidates, Policy
 
@@ -31,8 +32,12 @@ def uniform() -> Policy:
 
     def allocate(key, state, candidates: Candidates, budget):
         del state
-        score_QN = -pulls(candidates).astype(jnp.float32)
-        return place(key, score_QN, free_slots(candidates), budget)
+        count_Q = candidates.count_Q
+
+        def score(virtual):
+            return -(count_Q + virtual).astype(jnp.float32)
+
+        return place_all(key, score, candidates, budget)
 
     return stateless(allocate)
 
@@ -47,9 +52,16 @@ def random() -> Policy:
     def allocate(key, state, candidates: Candidates, budget):
         del state
         draw, ties = jax.random.split(key)
-        wait_QN = jax.random.exponential(draw, candidates.answer_QN.shape)
-        score_QN = -jnp.cumsum(wait_QN, axis=1)
-        return place(ties, score_QN, free_slots(candidates), budget)
+        queries, slots = candidates.answer_QN.shape
+
+        def table(virtual_V):
+            def wait(virtual):
+                column = jax.random.fold_in(draw, virtual)
+                return jax.random.exponential(column, (queries,))
+
+            return -jnp.cumsum(jax.vmap(wait)(virtual_V), axis=0)
+
+        return place(ties, table, free_slots(candidates), budget, slots)
 
     return stateless(allocate)
 
@@ -72,16 +84,17 @@ def ucb(
         total = jnp.maximum(jnp.sum(candidates.count_Q), 1)
         width = c * jnp.sqrt(2 * jnp.log(total.astype(jnp.float32)))
 
-        def score(answer_N, count, pull_N):
-            bonus_N = width / jnp.sqrt(pull_N.astype(jnp.float32))
-            return jnp.where(
-                pull_N == 0, jnp.inf, measure(answer_N, count) + bonus_N
+        uncertain_Q = jax.vmap(measure)(
+            candidates.answer_QN, candidates.count_Q
+        )
+
+        def score(virtual):
+            n_Q = (candidates.count_Q + virtual).astype(jnp.float32)
+            return uncertain_Q + jnp.where(
+                n_Q == 0, jnp.inf, width / jnp.sqrt(n_Q)
             )
 
-        score_QN = jax.vmap(score)(
-            candidates.answer_QN, candidates.count_Q, pulls(candidates)
-        )
-        return place(key, score_QN, free_slots(candidates), budget)
+        return place_all(key, score, candidates, budget)
 
     return stateless(allocate)
 
@@ -100,24 +113,26 @@ def thompson(prior: float = 1.0) -> Policy:
     def allocate(key, state, candidates: Candidates, budget):
         del state
         draw, ties = jax.random.split(key)
-        queries, slots = candidates.answer_QN.shape
 
-        def score(key, answer_N, count):
+        def look(key, answer_N, count):
             counts_N, _ = answer_counts(answer_N, count)
             first, second = leaders(counts_N)
             rest = jnp.sum(counts_N) - first - second
             mass_3 = jnp.stack([first, second, rest]).astype(jnp.float32)
             share_3 = jax.random.dirichlet(key, mass_3 + prior)
-            mass = jnp.sum(mass_3) + 3 * prior
-            left_N = mass / (mass + jnp.arange(slots, dtype=jnp.float32))
-            return (1 - jnp.abs(share_3[0] - share_3[1])) * left_N
+            return 1 - jnp.abs(share_3[0] - share_3[1]), jnp.sum(mass_3)
 
-        score_QN = jax.vmap(score)(
-            jax.random.split(draw, queries),
+        uncertain_Q, mass_Q = jax.vmap(look)(
+            jax.random.split(draw, candidates.count_Q.shape[0]),
             candidates.answer_QN,
             candidates.count_Q,
         )
-        return place(ties, score_QN, free_slots(candidates), budget)
+        mass_Q += 3 * prior
+
+        def score(virtual):
+            return uncertain_Q * mass_Q / (mass_Q + virtual.astype(jnp.float32))
+
+        return place_all(ties, score, candidates, budget)
 
     return stateless(allocate)
 
@@ -136,18 +151,16 @@ def pets() -> Policy:
     def allocate(key, state, candidates: Candidates, budget):
         del state
 
-        def score(answer_N, count):
-            first, second = leaders(answer_counts(answer_N, count)[0])
-            a_N = (first + 1 + jnp.arange(answer_N.shape[0])).astype(
-                jnp.float32
-            )
-            b = second.astype(jnp.float32) + 1
+        first_Q, second_Q = two_leaders(candidates)
+
+        def score(virtual):
+            a_Q = (first_Q + 1 + virtual).astype(jnp.float32)
+            b_Q = second_Q.astype(jnp.float32) + 1
             return jnp.exp(
-                -(a_N + b) * jnp.log(2.0) - betaln(a_N, b) - jnp.log(a_N)
+                -(a_Q + b_Q) * jnp.log(2.0) - betaln(a_Q, b_Q) - jnp.log(a_Q)
             )
 
-        score_QN = jax.vmap(score)(candidates.answer_QN, candidates.count_Q)
-        return place(key, score_QN, free_slots(candidates), budget)
+        return place_all(key, score, candidates, budget)
 
     return stateless(allocate)
 
@@ -164,22 +177,23 @@ def uab() -> Policy:
     def allocate(key, state, candidates: Candidates, budget):
         del state
 
-        def score(answer_N, weight_N, count, pull_N):
+        def success(answer_N, weight_N, count):
             slot_N = jnp.arange(answer_N.shape[0])
             read_N = (slot_N < count) & (answer_N >= 0)
             read = jnp.sum(read_N)
             total = jnp.sum(jnp.where(read_N, weight_N, 0.0))
             mean = total / jnp.maximum(read, 1).astype(jnp.float32)
-            p = jnp.where(read == 0, 0.5, jnp.exp(jnp.minimum(mean, 0.0)))
-            return p * (1 - p) ** pull_N.astype(jnp.float32)
+            return jnp.where(read == 0, 0.5, jnp.exp(jnp.minimum(mean, 0.0)))
 
-        score_QN = jax.vmap(score)(
-            candidates.answer_QN,
-            candidates.weight_QN,
-            candidates.count_Q,
-            pulls(candidates),
+        p_Q = jax.vmap(success)(
+            candidates.answer_QN, candidates.weight_QN, candidates.count_Q
         )
-        return place(key, score_QN, free_slots(candidates), budget)
+
+        def score(virtual):
+            n_Q = (candidates.count_Q + virtual).astype(jnp.float32)
+            return p_Q * (1 - p_Q) ** n_Q
+
+        return place_all(key, score, candidates, budget)
 
     return stateless(allocate, weight="logprob")
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
 
-from dynscaling_jax.scaling.allocation import free_slots, place, stateless
+from dynscaling_jax.scaling.allocation import place_all, stateless
 from dynscaling_jax.scaling.bandits import above
-from dynscaling_jax.scaling.uncertainty import answer_counts, leaders
+from dynscaling_jax.scaling.uncertainty import two_leaders
 from dynscaling_jax.types import Candidates, Policy
 
 FIRST = 1e9  # the score of a query without samples, above all others
@@ -41,24 +41,25 @@ def opportunity_cost(
     def allocate(key, state, candidates: Candidates, budget):
         del state
 
-        def score(answer_N, count):
-            counts_N = answer_counts(answer_N, count)[0]
-            first, second = leaders(counts_N.astype(jnp.float32))
-            count = count.astype(jnp.float32)
-            virtual_N = jnp.arange(answer_N.shape[0], dtype=jnp.float32)
-            log_cost_N = log_opportunity_cost(
-                first + leader,
-                second + runner_up,
-                count + leader + runner_up,
-                virtual_N,
-            )
-            drawn_N = count + virtual_N
-            log_score_N = log_cost_N - power * jnp.log(jnp.maximum(drawn_N, 1))
-            log_score_N = jnp.where(drawn_N > 0, log_score_N, FIRST)
-            return jax.lax.cummin(log_score_N)
+        first_Q, second_Q, count_Q = (
+            counts_Q.astype(jnp.float32)
+            for counts_Q in (*two_leaders(candidates), candidates.count_Q)
+        )
 
-        score_QN = jax.vmap(score)(candidates.answer_QN, candidates.count_Q)
-        return place(key, score_QN, free_slots(candidates), budget)
+        def score(virtual):
+            virtual = virtual.astype(jnp.float32)
+            log_cost_Q = log_opportunity_cost(
+                first_Q + leader,
+                second_Q + runner_up,
+                count_Q + leader + runner_up,
+                virtual,
+            )
+            drawn_Q = count_Q + virtual
+            return jnp.where(
+                drawn_Q > 0, log_cost_Q - power * jnp.log(drawn_Q), FIRST
+            )
+
+        return place_all(key, score, candidates, budget)
 
     return stateless(allocate)
 

@@ -8,14 +8,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from dynscaling_jax.scaling.allocation import (
-    free_slots,
-    place,
-    pulls,
-    stateless,
-)
+from dynscaling_jax.scaling.allocation import place_all, stateless
 from dynscaling_jax.scaling.bandits import above
-from dynscaling_jax.scaling.uncertainty import answer_counts, behind, leaders
+from dynscaling_jax.scaling.uncertainty import behind, two_leaders
 from dynscaling_jax.types import Candidates, Policy
 
 
@@ -51,18 +46,16 @@ def posterior_gain(
     def allocate(key, state, candidates: Candidates, budget):
         del state
 
-        def score(answer_N, count, pull_N):
-            first, second = leaders(answer_counts(answer_N, count)[0])
-            gain = behind(first, second, leader, rival)
-            n = jnp.maximum(count, 1).astype(jnp.float32)
-            return n * gain / pull_N.astype(jnp.float32) ** 2
-
-        score_QN = jax.vmap(score)(
-            candidates.answer_QN, candidates.count_Q, pulls(candidates)
-        )
+        count_Q = candidates.count_Q
+        n_Q = jnp.maximum(count_Q, 1).astype(jnp.float32)
+        gain_Q = n_Q * behind(*two_leaders(candidates), leader, rival)
         if cost == "tokens":
-            score_QN /= mean_tokens(candidates)[:, None]
-        return place(key, score_QN, free_slots(candidates), budget)
+            gain_Q /= mean_tokens(candidates)
+
+        def score(virtual):
+            return gain_Q / (count_Q + virtual).astype(jnp.float32) ** 2
+
+        return place_all(key, score, candidates, budget)
 
     return stateless(allocate)
 

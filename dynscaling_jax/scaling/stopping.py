@@ -14,7 +14,6 @@ from jax.scipy.special import betainc, betaln
 from dynscaling_jax.scaling.allocation import (
     free_slots,
     place,
-    pulls,
     stateless,
 )
 from dynscaling_jax.scaling.bandits import at_least
@@ -173,7 +172,13 @@ def _even(stops: Rule, most: int | None = None, block: int = 1) -> Policy:
         free_Q = free_slots(candidates)
         if most is not None:
             free_Q = jnp.clip(most - candidates.count_Q, 0, free_Q)
-        score_QN = -(pulls(candidates) // block).astype(jnp.float32)
-        return place(key, score_QN, jnp.where(stopped_Q, 0, free_Q), budget)
+        free_Q = jnp.where(stopped_Q, 0, free_Q)
+
+        def score(virtual):
+            blocks_Q = (candidates.count_Q + virtual) // block
+            return -blocks_Q.astype(jnp.float32)
+
+        slots = candidates.answer_QN.shape[1]
+        return place(key, jax.vmap(score), free_Q, budget, slots)
 
     return stateless(allocate)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import betainc, gammainc, gammaincc, xlogy
 
+from dynscaling_jax.types import Candidates
+
 Measure = Callable[[jax.Array], jax.Array]
 
 
@@ -36,6 +38,15 @@ def leaders(counts_N: jax.Array) -> tuple[jax.Array, jax.Array]:
     at = jnp.argmax(counts_N)
     slot_N = jnp.arange(counts_N.shape[0])
     return counts_N[at], jnp.max(jnp.where(slot_N == at, 0, counts_N))
+
+
+def two_leaders(candidates: Candidates) -> tuple[jax.Array, jax.Array]:
+    """leaders of every query, each int32 [Q]."""
+
+    def of_one(answer_N: jax.Array, count: jax.Array):
+        return leaders(answer_counts(answer_N, count)[0])
+
+    return jax.vmap(of_one)(candidates.answer_QN, candidates.count_Q)
 
 
 def entropy(counts_N: jax.Array) -> jax.Array:
