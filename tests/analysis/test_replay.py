@@ -14,6 +14,7 @@ from dynscaling_jax.analysis.replay import (
     play,
     replay,
     rounds_to,
+    shuffled,
     sweep,
 )
 from dynscaling_jax.analysis.statistics import maj_at_k
@@ -44,6 +45,22 @@ def bank_of(seed=0, logprobs=False):
         -rng.random((QUERIES, SLOTS), np.float32) if logprobs else None,
         np.array([0, 0, 0, 0, -2], np.int32),
     )
+
+
+@pytest.mark.parametrize("slots", [1, 2, 7, 64, 80])
+def test_shuffled_rows_are_permutations(slots):
+    order_QN = np.asarray(shuffled(jax.random.key(1), 9, slots))
+    assert (np.sort(order_QN, axis=1) == np.arange(slots)).all()
+
+
+def test_every_permutation_is_as_likely():
+    """Chi-square over 24,000 shuffles of four, 23 degrees of freedom, below
+    58.6 at level 1e-4."""
+    order_QN = np.asarray(shuffled(jax.random.key(2), 24_000, 4))
+    number = order_QN @ np.array([64, 16, 4, 1])
+    _, seen = np.unique(number, return_counts=True)
+    assert len(seen) == 24
+    assert ((seen - 1000) ** 2 / 1000).sum() < 58.6
 
 
 @pytest.mark.parametrize(
