@@ -55,6 +55,10 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 16,
 }
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+WIDE_HEADS = {**LLAMA, "head_dim": 8}
+GEMMA = {**WIDE_HEADS, "query_pre_attn_scalar": 6, "sliding_window": 5}
+GEMMA3_KINDS = ("sliding", "full", "sliding")
+PHI = {**LLAMA, "pad_token_id": 0}
 Llama, Mistral = transformers.LlamaConfig, transformers.MistralConfig
 TINY = {
     "llama_grouped": Llama(**LLAMA),
@@ -70,6 +74,64 @@ TINY = {
     "mistral_no_window": Mistral(**{**MISTRAL, "sliding_window": None}),
     "mistral_multi_query_sharded": Mistral(
         **{**MISTRAL, "num_key_value_heads": 1}
+    ),
+    "llama_biases": Llama(**LLAMA, attention_bias=True),
+    "qwen2_grouped": transformers.Qwen2Config(**LLAMA),
+    "qwen2_window_tied": transformers.Qwen2Config(
+        **LLAMA,
+        use_sliding_window=True,
+        sliding_window=5,
+        max_window_layers=1,
+        tie_word_embeddings=True,
+    ),
+    "qwen3_grouped": transformers.Qwen3Config(**WIDE_HEADS),
+    "qwen3_multi_query_tied": transformers.Qwen3Config(
+        **{**WIDE_HEADS, "num_key_value_heads": 1},
+        tie_word_embeddings=True,
+    ),
+    "smollm3_without_rope": transformers.SmolLM3Config(
+        **LLAMA, no_rope_layer_interval=2, pad_token_id=0
+    ),
+    "gemma2_grouped": transformers.Gemma2Config(**GEMMA),
+    "gemma2_multi_query": transformers.Gemma2Config(
+        **{**GEMMA, "num_key_value_heads": 1, "sliding_window": 3},
+        attn_logit_softcapping=3.0,
+        final_logit_softcapping=5.0,
+    ),
+    "gemma3_grouped": transformers.Gemma3TextConfig(
+        **GEMMA, sliding_window_pattern=2
+    ),
+    "gemma3_scaled": transformers.Gemma3TextConfig(
+        **{**GEMMA, "num_hidden_layers": 3, "num_key_value_heads": 1},
+        layer_types=[f"{kind}_attention" for kind in GEMMA3_KINDS],
+        rope_parameters={
+            "full_attention": LINEAR_ROPE,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    ),
+    "phi3_grouped": transformers.Phi3Config(**PHI),
+    "phi3_partial_window_tied": transformers.Phi3Config(
+        **{**PHI, "hidden_size": 32, "num_key_value_heads": 4},
+        tie_word_embeddings=True,
+        sliding_window=5,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 100.0,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
+    "phi3_longrope": transformers.Phi3Config(
+        **{**PHI, "original_max_position_embeddings": 32},
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 100.0,
+            "short_factor": [1.0, 1.5],
+            "long_factor": [2.0, 4.0],
+        },
+    ),
+    "olmo2_grouped": transformers.Olmo2Config(**LLAMA),
+    "olmo2_multi_query_tied": transformers.Olmo2Config(
+        **{**LLAMA, "num_key_value_heads": 1}, tie_word_embeddings=True
     ),
 }
 

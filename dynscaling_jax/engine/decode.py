@@ -108,7 +108,7 @@ def decode(
             attend,
             list(zip(state.prefix, state.suffix, recent, strict=True)),
         )
-        logits = transformer.head(params, hidden)
+        logits = transformer.head(params, config, hidden)
         drawn = _draw(rows.key, rows.drawn, logits, settings)
         chunk = jax.tree.map(
             lambda whole, new: whole.at[at].set(new),
@@ -144,22 +144,23 @@ def _grouped(config: ModelConfig, state: State, start, at):
     kv_heads, dim = config.kv_heads, config.head_dim
     ahead = jnp.repeat(state.length, per, total_repeat_length=batch)
 
-    def seen(slots, first, filled):
+    def seen(kind, slots, first, filled):
         """[GR, 1, 1, slots]: written, and inside the window."""
         slot = jnp.arange(slots)[None]
         mask = slot < filled[:, None]
-        if config.window:
+        if kind.window:
             now = ahead + start + at
-            mask &= now[:, None] - (first[:, None] + slot) < config.window
+            mask &= now[:, None] - (first[:, None] + slot) < kind.window
         return mask[:, None, None]
 
-    def attend(kept, q, k, v):
+    def attend(kind, kept, q, k, v):
         (pk, pv), (sk, sv), recent = kept
         recent = tuple(
             jax.lax.dynamic_update_index_in_dim(r, new, at, 2)
             for r, new in zip(recent, (k, v), strict=True)
         )
-        prefix_mask = seen(pk.shape[2], jnp.zeros_like(start), ahead)
+        nothing = jnp.zeros_like(start)
+        prefix_mask = seen(kind, pk.shape[2], nothing, ahead)
         shared = q.reshape(groups, per, kv_heads, rep, dim).swapaxes(1, 2)
         shared = shared.reshape(groups, kv_heads, per * rep, dim)
         mask = jnp.repeat(
@@ -175,7 +176,7 @@ def _grouped(config: ModelConfig, state: State, start, at):
             shared, mask = jax.lax.optimization_barrier(
                 (jnp.repeat(shared, 2, 2), jnp.repeat(mask, 2, 2))
             )
-        prefix = attention.attend(shared, pk, pv, mask)
+        prefix = attention.attend(shared, pk, pv, mask, config.softcap)
         if lone:
             prefix = jax.tree.map(lambda x: x[:, :, :1], prefix)
         prefix = jax.tree.map(
@@ -187,11 +188,14 @@ def _grouped(config: ModelConfig, state: State, start, at):
             prefix,
         )
         own = q.reshape(batch, kv_heads, rep, dim)
-        suffix = attention.attend(own, sk, sv, seen(sk.shape[2], ahead, start))
+        suffix = attention.attend(
+            own, sk, sv, seen(kind, sk.shape[2], ahead, start), config.softcap
+        )
         newest = attention.attend(
             own,
             *recent,
-            seen(CHUNK, ahead + start, jnp.full_like(start, at + 1)),
+            seen(kind, CHUNK, ahead + start, jnp.full_like(start, at + 1)),
+            config.softcap,
         )
         out = attention.merge(prefix, suffix, newest)
         return out.reshape(batch, config.heads, dim), recent

@@ -1,6 +1,6 @@
 """Reading a prompt: its keys, its values and the logits after its end.
 
-One compiled layer serves all layers of a model: a prompt is long enough that
+One compiled layer serves all layers of a kind: a prompt is long enough that
 handing the layers over one by one costs nothing, and a new length of prompt
 compiles in a fraction of a second where the whole decoder takes several.
 """
@@ -25,9 +25,9 @@ def prefill(
     Padding comes after all that count and so is never seen by it.
     """
     layers = []
-    x = _embed(params["embed"], tokens)
-    for layer in params["layers"]:
-        x, kv = _read(layer, config, x)
+    x = _embed(params["embed"], config, tokens)
+    for at, layer in enumerate(params["layers"]):
+        x, kv = _read(layer, config, config.kind(at), x)
         layers.append(kv)
     logits = _logits(params, config, x, length)
     return Prefix(tuple(layers), jnp.asarray(length), logits)
@@ -51,57 +51,53 @@ def extend(
         size: P' that the result is padded to, kept + length at least.
     """
     layers = []
-    x = _embed(params["embed"], tokens)
-    for layer, old in zip(params["layers"], base, strict=True):
-        x, kv = _read_on(layer, config, x, old, kept, size)
+    x = _embed(params["embed"], config, tokens)
+    for at, (layer, old) in enumerate(zip(params["layers"], base, strict=True)):
+        x, kv = _read_on(layer, config, config.kind(at), x, old, kept, size)
         layers.append(kv)
     logits = _logits(params, config, x, length)
     return Prefix(tuple(layers), jnp.add(kept, length), logits)
 
 
-@jax.jit
-def _embed(table, tokens):
-    return table[tokens]
+_embed = jax.jit(transformer.embed, static_argnums=1)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _read(layer, config, x):
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _read(layer, config, kind, x):
     positions = jnp.arange(x.shape[0])
     attend = transformer.causal(config, positions)
-    return transformer.block(layer, config, x, positions, attend, None)
+    return transformer.block(layer, config, kind, x, positions, attend, None)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 5))
-def _read_on(layer, config, x, old, kept, size):
+@functools.partial(jax.jit, static_argnums=(1, 2, 6))
+def _read_on(layer, config, kind, x, old, kept, size):
     positions = kept + jnp.arange(x.shape[0])
     rep = config.heads // config.kv_heads
     where = jnp.repeat(positions, rep)
 
-    def attend(old, q, k, v):
+    def attend(kind, old, q, k, v):
         q = transformer.group_heads(q, config.kv_heads)
         k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
         at = jnp.arange(old[0].shape[1])
-        before = attention.visible(where, at, config.window)
+        before = attention.visible(where, at, kind.window)
         before &= (at < kept)[None]
-        within = attention.visible(where, positions, config.window)
+        within = attention.visible(where, positions, kind.window)
         out = attention.merge(
-            attention.attend(q, old[0], old[1], before),
-            attention.attend(q, k, v, within),
+            attention.attend(q, old[0], old[1], before, config.softcap),
+            attention.attend(q, k, v, within, config.softcap),
         )
         kv = tuple(
             _join(o, n, kept, size) for o, n in zip(old, (k, v), strict=True)
         )
         return transformer.ungroup_heads(out, rep), kv
 
-    return transformer.block(layer, config, x, positions, attend, old)
+    return transformer.block(layer, config, kind, x, positions, attend, old)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(params, config, x, length):
-    last = transformer.rms_norm(
-        x[length - 1][None], params["norm"], config.norm_eps
-    )
-    return transformer.head(params, last)[0]
+    last = transformer.rms_norm(x[length - 1][None], params["norm"], config)
+    return transformer.head(params, config, last)[0]
 
 
 def _join(old, new, kept, size):

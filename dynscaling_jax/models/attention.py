@@ -24,20 +24,27 @@ class Part(NamedTuple):
     value: jax.Array  # [..., M, D], the same sum, weighting the values
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    softcap: float = 0.0,
+) -> Part:
     """Attends to one part.
 
     Args:
         q: [..., M, D], scaled already.
         k: [..., S, D]; v: [..., S, D].
         mask: bool, broadcasts to [..., M, S]; True where a key is visible.
+        softcap: of the scores; 0 is none.
     """
     width = v.shape[-1]
     q, k, v = (_widened(x) for x in (q, k, v))
     scores = jnp.einsum(
         "...md,...sd->...ms", q, k, preferred_element_type=jnp.float32
     )
-    scores = jnp.where(mask, scores, MASKED)
+    scores = jnp.where(mask, capped(scores, softcap), MASKED)
     peak = scores.max(-1, keepdims=True)
     # Fused with the sum below, they would round by the number of queries.
     weights, peak = jax.lax.optimization_barrier((jnp.exp(scores - peak), peak))
@@ -48,6 +55,11 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
         preferred_element_type=jnp.float32,
     )
     return Part(peak, weights.sum(-1, keepdims=True), value[..., :width])
+
+
+def capped(x: jax.Array, cap: float) -> jax.Array:
+    """c tanh(x / c), which stays within c (Gemma 2, arXiv 2408.00118)."""
+    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def _widened(x: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ tensor, so that the host holds one tensor at a time beside the model.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from dynscaling_jax.models import config as configs
+from dynscaling_jax.models import families
 from dynscaling_jax.models.config import ModelConfig, RopeScaling
 from dynscaling_jax.models.transformer import Params, param_shapes
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+NEIGHBOURS = ("llama", "mistral")  # families whose GGUF files rotate those
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of float types
 
 
@@ -40,7 +42,7 @@ def load_hf(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
     """
     raw = read_json(directory / "config.json")
     generation = directory / "generation_config.json"
-    config = configs.from_hf(
+    config = families.from_hf(
         raw, read_json(generation) if generation.exists() else None
     )
     source: dict[str, Tensor] = {}
@@ -48,6 +50,8 @@ def load_hf(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
         source.update(_safetensors(file))
     # buffers that early files carry; the decoder computes them
     source = {k: v for k, v in source.items() if "rotary_emb.inv_freq" not in k}
+    for fused, parts in families.FAMILIES[config.family].fused.items():
+        source = _split(source, fused, parts, config)
     if config.tied:
         # The config decides (as in transformers): some files of tied models
         # repeat the embedding as the head, and it must then be the same.
@@ -58,7 +62,32 @@ def load_hf(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
                 f"{directory}: tie_word_embeddings is true, yet "
                 "lm_head.weight differs from model.embed_tokens.weight"
             )
-    return config, place(str(directory), config, source, hf_name, dtype)
+    names = functools.partial(hf_name, family=config.family)
+    return config, place(str(directory), config, source, names, dtype)
+
+
+def _split(
+    source: Mapping[str, Tensor],
+    fused: str,
+    parts: tuple[str, ...],
+    config: ModelConfig,
+) -> dict[str, Tensor]:
+    """The parts of a projection that the file holds as one, by rows."""
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    rows = (q, kv, kv) if len(parts) == 3 else (config.ffn, config.ffn)
+    result: dict[str, Tensor] = {}
+    for name, tensor in source.items():
+        whole = sum(rows), config.width
+        if f".{fused}." not in name or tensor.shape != whole:
+            result[name] = tensor
+            continue
+        ends = np.cumsum(rows)
+        for part, end, size in zip(parts, ends, rows, strict=True):
+            result[name.replace(fused, part)] = Tensor(
+                (size, config.width),
+                lambda t=tensor, a=end - size, b=end: t.read()[a:b],
+            )
+    return result
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -98,7 +127,7 @@ def load_gguf(file: Path, dtype: Any) -> tuple[ModelConfig, Params, dict]:
         FileNotFoundError, ValueError: as load_hf.
     """
     metadata, tensors = read_gguf(file)
-    config = configs.from_gguf(metadata)
+    config = families.from_gguf(metadata)
     source = {
         name: Tensor(
             tuple(int(n) for n in reversed(t.shape)),
@@ -116,16 +145,18 @@ def load_gguf(file: Path, dtype: Any) -> tuple[ModelConfig, Params, dict]:
         config, tied="output.weight" not in source, rope_scaling=scaling
     )
 
-    def unpermute(path: tuple, value: np.ndarray) -> np.ndarray:
-        # llama.cpp rotates neighbours, HF rotates halves: rows of the q and
-        # k projections are stored in another order.
-        if path[-1] not in ("q", "k"):
+    def as_hf(path: tuple, value: np.ndarray) -> np.ndarray:
+        if config.norm_offset and path[-1].endswith("norm"):
+            return value - config.norm_offset  # llama.cpp adds it
+        # In Llama's files llama.cpp rotates neighbours, HF rotates halves:
+        # rows of the q and k projections are stored in another order.
+        if path[-1] not in ("q", "k") or config.family not in NEIGHBOURS:
             return value
         heads = config.heads if path[-1] == "q" else config.kv_heads
         paired = value.reshape(heads, config.head_dim // 2, 2, -1)
         return paired.swapaxes(1, 2).reshape(value.shape)
 
-    params = place(str(file), config, source, gguf_name, dtype, unpermute)
+    params = place(str(file), config, source, gguf_name, dtype, as_hf)
     return config, params, metadata
 
 
@@ -168,7 +199,7 @@ def place(
     return params
 
 
-def hf_name(path: tuple) -> str:
+def hf_name(path: tuple, family: str = "llama") -> str:
     """Our path of a parameter -> its name in a Hugging Face file."""
     top = {
         "embed": "model.embed_tokens",
@@ -177,13 +208,20 @@ def hf_name(path: tuple) -> str:
     }
     if path[0] in top:
         return f"{top[path[0]]}.weight"
-    part = {
+    part, kind = path[2], "weight"
+    if part.endswith("_bias"):
+        part, kind = part.removesuffix("_bias"), "bias"
+    name = {
         "attn_norm": "input_layernorm",
         "ffn_norm": "post_attention_layernorm",
+        "ffn_post_norm": "post_feedforward_layernorm",
+        "q_norm": "self_attn.q_norm",
+        "k_norm": "self_attn.k_norm",
         **{p: f"self_attn.{p}_proj" for p in "qkvo"},
         **{p: f"mlp.{p}_proj" for p in ("gate", "up", "down")},
-    }[path[2]]
-    return f"model.layers.{path[1]}.{part}.weight"
+        **families.FAMILIES[family].names,
+    }[part]
+    return f"model.layers.{path[1]}.{name}.{kind}"
 
 
 def gguf_name(path: tuple) -> str:
@@ -191,14 +229,21 @@ def gguf_name(path: tuple) -> str:
     top = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
     if path[0] in top:
         return f"{top[path[0]]}.weight"
-    part = {
+    part, kind = path[2], "weight"
+    if part.endswith("_bias"):
+        part, kind = part.removesuffix("_bias"), "bias"
+    name = {
         "attn_norm": "attn_norm",
         "ffn_norm": "ffn_norm",
+        "attn_post_norm": "post_attention_norm",
+        "ffn_post_norm": "post_ffw_norm",
         **{p: f"attn_{p}" for p in "qkv"},
         "o": "attn_output",
+        "q_norm": "attn_q_norm",
+        "k_norm": "attn_k_norm",
         **{p: f"ffn_{p}" for p in ("gate", "up", "down")},
-    }[path[2]]
-    return f"blk.{path[1]}.{part}.weight"
+    }[part]
+    return f"blk.{path[1]}.{name}.{kind}"
 
 
 def read_gguf(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,8 +1,7 @@
-"""One ModelConfig for every family, read from config.json or GGUF metadata."""
+"""One ModelConfig for every family; families.py reads it from files."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +11,8 @@ class RopeScaling:
     """How rotary frequencies are stretched.
 
     kind is linear, llama3, or factors: one divisor for each frequency, as
-    GGUF files store llama3's.
+    GGUF files store llama3's and longrope lists them. attention multiplies
+    what is rotated.
     """
 
     kind: str
@@ -21,11 +21,24 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_context: int = 8192
     factors: tuple[float, ...] = ()
+    attention: float = 1.0
+
+
+class Kind(NamedTuple):
+    """What differs from layer to layer of one decoder."""
+
+    window: int  # tokens that a query sees, its own included; 0 sees all
+    rope_theta: float  # 0 does not rotate
+    rope_scaling: RopeScaling | None
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a decoder. Widths are in features, lengths in tokens."""
+    """The shape of a decoder. Widths are in features, lengths in tokens.
+
+    Which biases and norms a layer has is said by flags, for the tree of
+    parameters; the decoder applies those that it finds there.
+    """
 
     family: str
     vocab_size: int
@@ -40,9 +53,24 @@ class ModelConfig:
     tied: bool = False
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
-    window: int = 0  # sliding window of attention; 0 sees everything
+    window: int = 0  # sliding window of local layers; 0 sees everything
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
+    local: tuple[bool, ...] = ()  # which layers have the window; () is all
+    local_rope_theta: float = 0.0  # of local layers, not scaled; 0: as others
+    rotates: tuple[bool, ...] = ()  # which layers rotate; () is all
+    rope_share: float = 1.0  # of a head's features that are rotated
+    qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: str = ""  # head: of each head; whole: of all heads at once
+    pre_norm: bool = True  # norms before attention and feed-forward
+    post_norm: bool = False  # norms after them, before the residual sum
+    norm_offset: float = 0.0  # what norms add to their weights
+    activation: str = "silu"  # or gelu, its tanh form
+    embed_scale: float = 1.0
+    query_scale: float = 0.0  # 0 is head_dim^-1/2
+    softcap: float = 0.0  # of attention scores: c tanh(x / c); 0 is none
+    final_softcap: float = 0.0  # of logits
 
     def __post_init__(self):
         for name in (
@@ -66,27 +94,54 @@ class ModelConfig:
                 f"model config: heads ({self.heads}) must be a multiple of "
                 f"kv_heads ({self.kv_heads})"
             )
-        if self.head_dim % 2:
+        if self.head_dim % 2 or self.rope_dim % 2:
             raise ValueError(
-                f"model config: head_dim must be even, got {self.head_dim}"
+                f"model config: head_dim must be even, got {self.head_dim}, "
+                f"and so must what is rotated of it, {self.rope_dim}"
             )
         factors = self.rope_scaling.factors if self.rope_scaling else ()
-        if factors and len(factors) != self.head_dim // 2:
+        if factors and len(factors) != self.rope_dim // 2:
             raise ValueError(
-                f"model config: {self.head_dim // 2} rope factors expected, "
+                f"model config: {self.rope_dim // 2} rope factors expected, "
                 f"got {len(factors)}"
             )
+        for name in ("local", "rotates"):
+            if len(getattr(self, name)) not in (0, self.layers):
+                raise ValueError(
+                    f"model config: {name} must have an entry for each of "
+                    f"{self.layers} layers, got {len(getattr(self, name))}"
+                )
+
+    @property
+    def rope_dim(self) -> int:
+        """Features of a head that are rotated."""
+        return int(self.head_dim * self.rope_share)
+
+    def kind(self, layer: int) -> Kind:
+        local = self.local[layer] if self.local else bool(self.window)
+        theta, scaling = self.rope_theta, self.rope_scaling
+        if local and self.local_rope_theta:
+            theta, scaling = self.local_rope_theta, None
+        if self.rotates and not self.rotates[layer]:
+            theta = 0.0
+        return Kind(self.window if local else 0, theta, scaling)
 
 
-def rope_frequencies(config: ModelConfig) -> np.ndarray:
+def rope_frequencies(
+    config: ModelConfig, kind: Kind | None = None
+) -> np.ndarray:
     """Rotary angles per position, float32 [D/2] (RoFormer, eq. 15).
 
     Llama 3.1 keeps high frequencies, divides low ones by the factor, and
     blends linearly in between.
+
+    Args:
+        kind: of the layer; by default of the first.
     """
-    exponents = np.arange(0, config.head_dim, 2) / config.head_dim
-    freqs = (1.0 / config.rope_theta**exponents).astype(np.float32)
-    scaling = config.rope_scaling
+    kind = kind or config.kind(0)
+    exponents = np.arange(0, config.rope_dim, 2) / config.rope_dim
+    freqs = (1.0 / kind.rope_theta**exponents).astype(np.float32)
+    scaling = kind.rope_scaling
     if scaling is None:
         return freqs
     if scaling.kind == "linear":
@@ -97,202 +152,3 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
     turns = scaling.original_context * freqs / (2 * np.pi)
     blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return (freqs * (blend + (1 - blend) / scaling.factor)).astype(np.float32)
-
-
-FAMILIES = {
-    # config.json model_type -> GGUF architecture of the same decoder
-    "llama": "llama",
-    "mistral": "llama",
-}
-
-
-def from_hf(
-    raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None
-) -> ModelConfig:
-    """Reads config.json and, for the ids that end a turn, generation_config.
-
-    Raises:
-        ValueError: an unknown family, a missing field or one we cannot obey.
-    """
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(
-            f"config.json: model_type {family!r} is not supported; known: "
-            f"{', '.join(sorted(FAMILIES))}"
-        )
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(
-            f"config.json: hidden_act must be silu for {family}, got "
-            f"{raw['hidden_act']!r}"
-        )
-    for flag in ("attention_bias", "mlp_bias"):
-        if raw.get(flag):
-            raise ValueError(f"config.json: {flag}=true is not supported")
-    mistral = family == "mistral"  # its fields have defaults of their own
-    try:
-        width, heads = raw["hidden_size"], raw["num_attention_heads"]
-        rope = {**_rope_defaults(raw), **(raw.get("rope_parameters") or {})}
-        return ModelConfig(
-            family=family,
-            vocab_size=raw["vocab_size"],
-            width=width,
-            layers=raw["num_hidden_layers"],
-            heads=heads,
-            kv_heads=raw.get("num_key_value_heads", 8 if mistral else None)
-            or heads,
-            head_dim=raw.get("head_dim") or width // heads,
-            ffn=raw["intermediate_size"],
-            context=raw["max_position_embeddings"],
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            tied=bool(raw.get("tie_word_embeddings", False)),
-            rope_theta=float(rope.get("rope_theta", 10_000.0)),
-            rope_scaling=_rope_scaling(rope, raw["max_position_embeddings"]),
-            window=raw.get("sliding_window", 4096) or 0 if mistral else 0,
-            bos_id=_first_id(raw.get("bos_token_id")),
-            eos_ids=_ids(
-                (generation or {}).get("eos_token_id", raw.get("eos_token_id"))
-            ),
-        )
-    except KeyError as error:
-        raise ValueError(f"config.json: field {error} is missing") from None
-    except (AttributeError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"config.json: a field is wrong ({error})") from None
-
-
-def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The config.json that describes this decoder.
-
-    Raises:
-        ValueError: rope factors, for which config.json has no field.
-    """
-    if config.rope_scaling and config.rope_scaling.factors:
-        raise ValueError(
-            "config.json cannot hold the rope factors of this GGUF file; "
-            "start from the model's Hugging Face directory"
-        )
-    raw = {
-        "architectures": [
-            {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}[
-                config.family
-            ]
-        ],
-        "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.ffn,
-        "max_position_embeddings": config.context,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied,
-        "rope_theta": config.rope_theta,
-        "hidden_act": "silu",
-        "bos_token_id": config.bos_id,
-        "eos_token_id": list(config.eos_ids) or None,
-    }
-    if config.family == "mistral":
-        raw["sliding_window"] = config.window or None
-    if config.rope_scaling:
-        scaling = config.rope_scaling
-        raw["rope_scaling"] = {
-            "rope_type": scaling.kind,
-            "factor": scaling.factor,
-        }
-        if scaling.kind == "llama3":
-            raw["rope_scaling"] |= {
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_context,
-            }
-    return raw
-
-
-def from_gguf(metadata: Mapping[str, Any]) -> ModelConfig:
-    """Reads GGUF key/value metadata (llama.cpp's names).
-
-    Raises:
-        ValueError: an unknown architecture or a missing key.
-    """
-    arch = str(metadata.get("general.architecture"))
-    if arch not in FAMILIES.values():
-        raise ValueError(
-            f"GGUF: architecture {arch!r} is not supported; known: "
-            f"{', '.join(sorted(set(FAMILIES.values())))}"
-        )
-
-    def get(key: str, default: Any = None) -> Any:
-        value = metadata.get(f"{arch}.{key}", default)
-        if value is None:
-            raise ValueError(f"GGUF: metadata key {arch}.{key} is missing")
-        return value
-
-    heads, width = get("attention.head_count"), get("embedding_length")
-    tokens = metadata.get("tokenizer.ggml.tokens", ())
-    if get("rope.scaling.type", "none") not in ("none", "linear"):
-        raise ValueError(
-            f"GGUF: rope scaling {get('rope.scaling.type')!r} is not supported"
-        )
-    factor = get("rope.scaling.factor", 1.0)
-    eos = [
-        metadata.get("tokenizer.ggml.eos_token_id"),
-        metadata.get("tokenizer.ggml.eot_token_id"),
-    ]
-    window = int(get("attention.sliding_window", 0))
-    return ModelConfig(
-        family="mistral" if window else arch,
-        vocab_size=int(metadata.get(f"{arch}.vocab_size", len(tokens))),
-        width=width,
-        layers=get("block_count"),
-        heads=heads,
-        kv_heads=get("attention.head_count_kv", heads),
-        head_dim=get("attention.key_length", width // heads),
-        ffn=get("feed_forward_length"),
-        context=get("context_length"),
-        norm_eps=float(get("attention.layer_norm_rms_epsilon")),
-        rope_theta=float(get("rope.freq_base", 10_000.0)),
-        rope_scaling=RopeScaling("linear", factor) if factor != 1.0 else None,
-        window=window,
-        bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_ids=tuple(dict.fromkeys(i for i in eos if i is not None)),
-    )
-
-
-def _rope_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
-    # transformers 4 wrote rope_theta and rope_scaling side by side; 5 writes
-    # one rope_parameters, which wins.
-    return {
-        "rope_theta": raw.get("rope_theta", 10_000.0),
-        **(raw.get("rope_scaling") or {}),
-    }
-
-
-def _rope_scaling(rope: Mapping[str, Any], context: int) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return RopeScaling("linear", float(rope["factor"]))
-    if kind == "llama3":
-        return RopeScaling(
-            "llama3",
-            float(rope["factor"]),
-            float(rope["low_freq_factor"]),
-            float(rope["high_freq_factor"]),
-            int(rope.get("original_max_position_embeddings", context)),
-        )
-    raise ValueError(
-        f"config.json: rope scaling {kind!r} is not supported; known: "
-        "default, linear, llama3"
-    )
-
-
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
-
-
-def _first_id(value: int | list[int] | None) -> int | None:
-    return next(iter(_ids(value)), None)

@@ -23,10 +23,17 @@ def attention_flops(config: ModelConfig, first: int, last: int) -> float:
     """Of scores and weighted values, for queries at positions first up to
     and without last, each seeing itself and what its window shows before.
     """
-    window = config.window or last
+    keys = sum(
+        _visible(config.kind(layer).window or last, first, last)
+        for layer in range(config.layers)
+    )
+    return 4.0 * config.heads * config.head_dim * keys
+
+
+def _visible(window: int, first: int, last: int) -> float:
+    """Keys that the queries from first up to last see, in one layer."""
     full = min(max(window, first), last)  # from here on the window is full
-    keys = (full - first) * (first + 1 + full) / 2 + (last - full) * window
-    return 4.0 * config.layers * config.heads * config.head_dim * keys
+    return (full - first) * (first + 1 + full) / 2 + (last - full) * window
 
 
 def sample_flops(

@@ -8,6 +8,7 @@ queries saw, so that a plain sequence, a prefill and a grouped decode step
 are the same decoder.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,31 +17,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynscaling_jax.models import attention
-from dynscaling_jax.models.config import ModelConfig, rope_frequencies
+from dynscaling_jax.models.config import Kind, ModelConfig, rope_frequencies
 
 Params = dict[str, Any]
 Cache = Any  # what one layer keeps
 Attend = Callable[
-    [Cache, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Cache]
+    [Kind, Cache, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Cache]
 ]
-"""(cache, q [T, H, D], k [T, K, D], v [T, K, D]) -> ([T, H, D], cache);
-q is rotated and scaled, k rotated."""
+"""(kind of layer, cache, q [T, H, D], k [T, K, D], v [T, K, D]) ->
+([T, H, D], cache); q is rotated and scaled, k rotated."""
+
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 def param_shapes(config: ModelConfig) -> Params:
     """The tree of parameters, as shapes."""
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    layer = {
-        "attn_norm": (config.width,),
+    layer: dict[str, tuple[int, ...]] = {
         "q": (q, config.width),
         "k": (kv, config.width),
         "v": (kv, config.width),
         "o": (config.width, q),
-        "ffn_norm": (config.width,),
         "gate": (config.ffn, config.width),
         "up": (config.ffn, config.width),
         "down": (config.width, config.ffn),
     }
+    if config.pre_norm:
+        layer |= {"attn_norm": (config.width,), "ffn_norm": (config.width,)}
+    if config.post_norm:
+        layer["attn_post_norm"] = layer["ffn_post_norm"] = (config.width,)
+    if config.qkv_bias:
+        layer |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)}
+    if config.o_bias:
+        layer["o_bias"] = (config.width,)
+    if config.qk_norm == "head":
+        layer["q_norm"] = layer["k_norm"] = (config.head_dim,)
+    elif config.qk_norm:
+        layer |= {"q_norm": (q,), "k_norm": (kv,)}
     shapes: Params = {
         "embed": (config.vocab_size, config.width),
         "layers": [dict(layer) for _ in range(config.layers)],
@@ -71,27 +88,48 @@ def init_params(
     )
 
 
-def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """[..., in] x [out, in] -> [..., out]."""
-    return jax.lax.dot_general(
+def linear(
+    x: jax.Array, weight: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+    """[..., in] x [out, in] + [out] -> [..., out]."""
+    y = jax.lax.dot_general(
         x, weight, (((x.ndim - 1,), (1,)), ((), ())), None, x.dtype
     )
+    return y if bias is None else y + _last(bias, y)
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm of [T, width] in float32 (arXiv 1910.07467)."""
+def rms_norm(
+    x: jax.Array, weight: jax.Array | None, config: ModelConfig
+) -> jax.Array:
+    """Root-mean-square norm of [..., width] in float32 (arXiv 1910.07467);
+    x itself where there is no weight."""
+    if weight is None:
+        return x
     wide = x.astype(jnp.float32)
-    wide *= jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + eps)
-    return wide.astype(x.dtype) * weight[None]
-
-
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotary embedding of [T, heads, D] by angles [T, D/2]; halves pair."""
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-    a, b = jnp.split(x.astype(jnp.float32), 2, -1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(
-        x.dtype
+    wide *= jax.lax.rsqrt(
+        (wide * wide).mean(-1, keepdims=True) + config.norm_eps
     )
+    if config.norm_offset:  # Gemma rounds after the product, Llama before
+        weight = weight.astype(jnp.float32) + config.norm_offset
+        return (wide * _last(weight, wide)).astype(x.dtype)
+    return wide.astype(x.dtype) * _last(weight, wide)
+
+
+def rotate(
+    x: jax.Array, positions: jax.Array, config: ModelConfig, kind: Kind
+) -> jax.Array:
+    """Rotary embedding of [T, heads, D] at positions [T]; halves pair. Of
+    each head the first rope_dim features turn."""
+    if not kind.rope_theta:
+        return x
+    freqs = jnp.asarray(rope_frequencies(config, kind))
+    angles = jnp.outer(positions.astype(jnp.float32), freqs)
+    size = kind.rope_scaling.attention if kind.rope_scaling else 1.0
+    cos, sin = (f(angles)[:, None] * size for f in (jnp.cos, jnp.sin))
+    turned, rest = x[..., : config.rope_dim], x[..., config.rope_dim :]
+    a, b = jnp.split(turned.astype(jnp.float32), 2, -1)
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+    return jnp.concatenate([turned.astype(x.dtype), rest], -1)
 
 
 def hidden_states(
@@ -108,55 +146,90 @@ def hidden_states(
     T may be the tokens of one sequence or one token each of many rows: only
     `attend` knows the difference.
     """
-    x = params["embed"][tokens]
+    x = embed(params["embed"], config, tokens)
     kept = []
-    for layer, cache in zip(params["layers"], caches, strict=True):
-        x, cache = block(layer, config, x, positions, attend, cache)
+    layers = zip(params["layers"], caches, strict=True)
+    for at, (layer, cache) in enumerate(layers):
+        kind = config.kind(at)
+        x, cache = block(layer, config, kind, x, positions, attend, cache)
         kept.append(cache)
-    return rms_norm(x, params["norm"], config.norm_eps), kept
+    return rms_norm(x, params["norm"], config), kept
 
 
-def head(params: Params, hidden: jax.Array) -> jax.Array:
+def embed(table: jax.Array, config: ModelConfig, tokens: jax.Array):
+    """[T] -> [T, width]."""
+    x = table[tokens]
+    if config.embed_scale != 1.0:
+        x *= jnp.asarray(config.embed_scale, x.dtype)
+    return x
+
+
+def head(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Logits, float32 [..., V]."""
     weight = params.get("head", params["embed"])
-    return linear(hidden, weight).astype(jnp.float32)
+    logits = linear(hidden, weight).astype(jnp.float32)
+    return attention.capped(logits, config.final_softcap)
 
 
 def block(
     layer: Params,
     config: ModelConfig,
+    kind: Kind,
     x: jax.Array,
     positions: jax.Array,
     attend: Attend,
     cache: Cache,
 ) -> tuple[jax.Array, Cache]:
-    """One layer over the residual stream x [T, width]."""
+    """One layer over the residual stream x [T, width]; biases and norms that
+    the layer has not are left out."""
     count, dim = x.shape[0], config.head_dim
-    freqs = jnp.asarray(rope_frequencies(config))
-    angles = jnp.outer(positions.astype(jnp.float32), freqs)
-    h = rms_norm(x, layer["attn_norm"], config.norm_eps)
-    q = linear(h, layer["q"]).reshape(count, config.heads, dim)
-    k = linear(h, layer["k"]).reshape(count, config.kv_heads, dim)
-    v = linear(h, layer["v"]).reshape(count, config.kv_heads, dim)
-    q = rotate(q, angles) * np.float32(dim**-0.5).astype(x.dtype)
-    seen, cache = attend(cache, q, rotate(k, angles), v)
-    x = x + linear(seen.reshape(count, -1).astype(x.dtype), layer["o"])
-    h = rms_norm(x, layer["ffn_norm"], config.norm_eps)
-    gated = jax.nn.silu(linear(h, layer["gate"])) * linear(h, layer["up"])
-    return x + linear(gated, layer["down"]), cache
+    h = rms_norm(x, layer.get("attn_norm"), config)
+    q, k, v = (linear(h, layer[p], layer.get(f"{p}_bias")) for p in "qkv")
+    q, k = (
+        _normed_heads(y, layer.get(f"{p}_norm"), config)
+        for y, p in ((q, "q"), (k, "k"))
+    )
+    q, k = (rotate(y, positions, config, kind) for y in (q, k))
+    scale = config.query_scale or dim**-0.5
+    q *= np.float32(scale).astype(x.dtype)
+    v = v.reshape(count, config.kv_heads, dim)
+    seen, cache = attend(kind, cache, q, k, v)
+    seen = seen.reshape(count, -1).astype(x.dtype)
+    out = linear(seen, layer["o"], layer.get("o_bias"))
+    x = x + rms_norm(out, layer.get("attn_post_norm"), config)
+    h = rms_norm(x, layer.get("ffn_norm"), config)
+    gate = ACTIVATIONS[config.activation](linear(h, layer["gate"]))
+    out = linear(gate * linear(h, layer["up"]), layer["down"])
+    return x + rms_norm(out, layer.get("ffn_post_norm"), config), cache
+
+
+def _normed_heads(
+    x: jax.Array, weight: jax.Array | None, config: ModelConfig
+) -> jax.Array:
+    """[T, heads * D] -> [T, heads, D], normed before or after the split, as
+    the weight is as long as all heads or one."""
+    heads = x.reshape(x.shape[0], -1, config.head_dim)
+    if weight is not None and weight.shape[0] == x.shape[1]:
+        return rms_norm(x, weight, config).reshape(heads.shape)
+    return rms_norm(heads, weight, config)
+
+
+def _last(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """[D] with leading axes of one, as many as x has axes."""
+    return weight.reshape((1,) * (x.ndim - 1) + weight.shape)
 
 
 def causal(config: ModelConfig, positions: jax.Array) -> Attend:
     """Attention within one sequence; keeps its keys and values [K, T, D]."""
 
-    def attend(_, q, k, v):
+    def attend(kind, _, q, k, v):
         q = group_heads(q, config.kv_heads)
         k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
         rep = config.heads // config.kv_heads
         mask = attention.visible(
-            jnp.repeat(positions, rep), positions, config.window
+            jnp.repeat(positions, rep), positions, kind.window
         )
-        out = attention.merge(attention.attend(q, k, v, mask))
+        out = attention.merge(attention.attend(q, k, v, mask, config.softcap))
         return ungroup_heads(out, rep), (k, v)
 
     return attend
@@ -189,4 +262,4 @@ def forward(
         causal(config, positions),
         [None] * config.layers,
     )
-    return head(params, hidden)
+    return head(params, config, hidden)

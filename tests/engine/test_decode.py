@@ -54,6 +54,29 @@ MODELS = {
     # shorter than a chunk, so that it passes from the prompt over the
     # suffix into the recent keys
     "multi-query, window": {"kv_heads": 1, "window": 12},
+    "as gemma 3": {
+        "layers": 2,
+        "head_dim": 6,
+        "window": 12,
+        "local": (True, False),
+        "local_rope_theta": 50.0,
+        "post_norm": True,
+        "qk_norm": "head",
+        "norm_offset": 1.0,
+        "softcap": 4.0,
+        "final_softcap": 6.0,
+    },
+    "as smollm 3, olmo 2, phi 3": {
+        "layers": 2,
+        "kv_heads": 4,
+        "rotates": (False, True),
+        "rope_share": 0.5,
+        "qkv_bias": True,
+        "o_bias": True,
+        "pre_norm": False,
+        "post_norm": True,
+        "qk_norm": "whole",
+    },
 }
 
 
@@ -160,7 +183,7 @@ def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
         attend = decode._grouped(config, state, start, jnp.int32(5))
         shared = jnp.repeat(prefix, groups, 1)
         kept = (tuple(shared), tuple(suffix), tuple(recent))
-        return attend(kept, q, k, v)[0]
+        return attend(config.kind(0), kept, q, k, v)[0]
 
     arrays = q, k, v, prefix, suffix, recent
     whole = seen(1, *arrays)
