@@ -7,13 +7,22 @@ from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from tokenizers import Tokenizer as Backend
 
 from dynscaling_jax.models.checkpoints import read_json
 from dynscaling_jax.types import Message
 
-CONTROL, USER_DEFINED = 3, 4  # GGUF token types
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # GGUF token types
+SPACE = "\u2581"  # how SentencePiece writes a space
 TEMPLATE_FAULTS = (  # what a template's expressions can raise
     jinja2.TemplateError,
     ArithmeticError,
@@ -147,34 +156,21 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         ValueError: a vocabulary of a kind that is not supported, or a part
             that is missing or does not fit the others.
     """
-    kind = metadata.get("tokenizer.ggml.model")
-    pre = metadata.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2" or pre not in PRE_TOKENIZERS:
-        raise ValueError(
-            f"GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} is not "
-            f"supported; known: gpt2 with {', '.join(PRE_TOKENIZERS)}"
-        )
     try:
         tokens = metadata["tokenizer.ggml.tokens"]
-        merges = metadata["tokenizer.ggml.merges"]
+        backend = Backend(_gguf_model(metadata, tokens))
+        kind = metadata["tokenizer.ggml.model"]
     except KeyError as error:
         raise ValueError(f"GGUF: metadata key {error} is missing") from None
-    try:
-        bpe = models.BPE(
-            {token: i for i, token in enumerate(tokens)},
-            [tuple(m.split(" ")) for m in merges],
-            ignore_merges=pre == "llama-bpe",
+    if kind == "llama":
+        _as_sentencepiece(
+            backend, metadata.get("tokenizer.ggml.add_space_prefix", True)
         )
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"GGUF: vocabulary and merges: {error}") from error
-    backend = Backend(bpe)
-    backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
-    backend.decoder = decoders.ByteLevel()
-    types = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
-    if len(types) != len(tokens):
-        raise ValueError(
-            f"GGUF: {len(tokens)} tokens, yet {len(types)} token types"
-        )
+    else:
+        pre = metadata.get("tokenizer.ggml.pre", "default")
+        backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
+        backend.decoder = decoders.ByteLevel()
+    types = _types(metadata, tokens)
     added = [
         AddedToken(token, special=t == CONTROL, normalized=False)
         for token, t in zip(tokens, types, strict=True)
@@ -185,11 +181,87 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         f"{name}_token": metadata.get(f"tokenizer.ggml.{key}_token_id")
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
-    return Tokenizer(
-        backend,
-        metadata.get("tokenizer.chat_template"),
-        {n: tokens[i] if i is not None else "" for n, i in ids.items()},
-    )
+    named = {n: tokens[i] if i is not None else "" for n, i in ids.items()}
+    bos = named["bos_token"]
+    if bos and metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"):
+        backend.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], special_tokens=[(bos, ids["bos_token"])]
+        )
+    return Tokenizer(backend, metadata.get("tokenizer.chat_template"), named)
+
+
+def _types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
+    types = metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    if len(types) != len(tokens):
+        raise ValueError(
+            f"GGUF: {len(tokens)} tokens, yet {len(types)} token types"
+        )
+    return types
+
+
+def _gguf_model(
+    metadata: Mapping[str, Any], tokens: Sequence[str]
+) -> models.BPE:
+    """The merges of a vocabulary, given (gpt2) or by scores (llama)."""
+    kind = metadata.get("tokenizer.ggml.model")
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    ids = {token: i for i, token in enumerate(tokens)}
+    settings: dict[str, Any] = {}
+    if kind == "llama":
+        scores = metadata["tokenizer.ggml.scores"]
+        unknown = metadata.get("tokenizer.ggml.unknown_token_id")
+        merges = _by_score(ids, scores, _types(metadata, tokens))
+        settings = {"byte_fallback": True, "fuse_unk": True}
+        if unknown is not None:
+            settings["unk_token"] = tokens[unknown]
+    elif kind == "gpt2" and pre in PRE_TOKENIZERS:
+        merges = [
+            tuple(m.split(" ")) for m in metadata["tokenizer.ggml.merges"]
+        ]
+        settings = {"ignore_merges": pre == "llama-bpe"}
+    else:
+        raise ValueError(
+            f"GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} is not "
+            f"supported; known: llama, and gpt2 with "
+            f"{', '.join(PRE_TOKENIZERS)}"
+        )
+    try:
+        return models.BPE(ids, merges, **settings)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"GGUF: vocabulary and merges: {error}") from error
+
+
+def _by_score(
+    ids: Mapping[str, int], scores: Sequence[float], types: Sequence[int]
+) -> list[tuple[str, str]]:
+    """The merges of SentencePiece's BPE: of the pairs that make a piece, those
+    of the best piece first."""
+    if len(scores) != len(ids):
+        raise ValueError(
+            f"GGUF: {len(ids)} distinct tokens, yet {len(scores)} scores"
+        )
+    merges = []
+    for piece, i in ids.items():
+        if types[i] != NORMAL:
+            continue
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in ids and right in ids:
+                merges.append((-scores[i], ids[left], ids[right], left, right))
+    return [(left, right) for *_, left, right in sorted(merges)]
+
+
+def _as_sentencepiece(backend: Backend, space_first: bool) -> None:
+    """Spaces are written as a mark of their own; unknown characters as
+    bytes."""
+    mark = normalizers.Replace(" ", SPACE)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback()]
+    steps.append(decoders.Fuse())
+    if space_first:
+        mark = normalizers.Sequence([normalizers.Prepend(SPACE), mark])
+        steps.append(decoders.Strip(" ", 1, 0))
+    backend.normalizer = mark
+    backend.decoder = decoders.Sequence(steps)
 
 
 def _gpt2() -> pre_tokenizers.PreTokenizer:
@@ -202,11 +274,21 @@ def _smollm() -> pre_tokenizers.PreTokenizer:
     )
 
 
+def _qwen2() -> pre_tokenizers.PreTokenizer:
+    return _pattern(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
 def _llama3() -> pre_tokenizers.PreTokenizer:
-    pattern = (
+    return _pattern(
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
+
+
+def _pattern(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), "isolated"),
@@ -219,6 +301,7 @@ PRE_TOKENIZERS = {
     "default": _gpt2,
     "gpt-2": _gpt2,
     "llama-bpe": _llama3,
+    "qwen2": _qwen2,
     "smollm": _smollm,
 }
 
