@@ -1,6 +1,6 @@
 """A policy of one's own: the next samples go to those that have least.
 
-python examples/own_policy.py
+.venv/bin/python examples/own_policy.py
 """
 
 import jax

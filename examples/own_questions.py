@@ -1,6 +1,6 @@
 """DynScaling on questions of one's own.
 
-python examples/own_questions.py
+.venv/bin/python examples/own_questions.py
 """
 
 import jax

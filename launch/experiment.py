@@ -172,6 +172,11 @@ def budget_of(
     """
     fields = config.budget
     samples = fields.samples_per_query
+    if not samples >= 1:
+        raise ValueError(
+            f"budget.samples_per_query={samples} is less than one sample for "
+            "each question; raise it, or take fewer questions by task.limit"
+        )
     budget = Budget(
         samples=None if samples == math.inf else math.ceil(samples * queries),
         new_tokens=fields.new_tokens,

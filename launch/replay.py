@@ -1,7 +1,7 @@
 """Replays policies on banks of recorded samples.
 
     python -m launch.replay --bank=A.jsonl,B.jsonl \
-        --policies=uniform,ucb,posterior_gain --budgets=2,4,8,16,32 \
+        --policies=uniform,ucb,opportunity_cost --budgets=2,4,8,16,32 \
         --replicates=1000 --seed=0 --out=DIR
 
 Writes DIR/replay.json and figures, and prints a table. A bank is a file of
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 BANK = flags.DEFINE_list("bank", None, "Bank files.")
 POLICIES = flags.DEFINE_string(
     "policies",
-    "uniform,ucb,posterior_gain",
+    "uniform,ucb,opportunity_cost",
     "Names, with hyper-parameters: ucb(uncertainty=beta,c=0.2); or all.",
 )
 VOTE = flags.DEFINE_string("vote", "majority", "The vote.")
@@ -56,7 +56,7 @@ REPLICATES = flags.DEFINE_integer(
 SEED = flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
 OUT = flags.DEFINE_string("out", None, "Directory of the results.")
 ROUND = flags.DEFINE_float(
-    "round", 1.0, "Samples a question in a round.", lower_bound=0.01
+    "round", 0.25, "Samples a question in a round.", lower_bound=0.01
 )
 DEPTH = flags.DEFINE_integer(
     "depth", None, "Keeps the first so many samples of each question."
@@ -65,6 +65,11 @@ CHUNK = flags.DEFINE_integer(
     "chunk", 25, "Replicates in memory at once.", lower_bound=1
 )
 TARGETS = (0.8, 0.9, 0.95)
+LEGEND = """
+@8     accuracy of the vote at 8 samples a question, on average
+spent  samples a question that were drawn of the last budget
+x 0.9  how often uniform's samples go into the policy's, where each has come
+       90% of the way from pass@1 to the uniform vote at 40"""
 FULL = 40  # samples of the uniform vote that sets the goal of savings
 
 
@@ -104,6 +109,7 @@ def main(_) -> None:
         sys.exit("launch.replay: stopped; nothing was written")
     if len(reports) > 1:
         print(overall(reports))
+    print(LEGEND)
     print(f"\n{out / 'replay.json'}")
 
 

@@ -6,6 +6,7 @@ Started again with the same command, a run that was stopped goes on.
 """
 
 import logging
+import re
 import signal
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def main(_) -> None:
     # absl shows what others log: devices that are not there, each request
     for noisy in ("jax", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # JAX is imported after the flags are read, so that --help and a mistyped
     # field answer at once.
     from launch import experiment
@@ -41,9 +43,22 @@ def main(_) -> None:
     print(experiment.table(summary))
 
 
+def read_flags(args: list[str]) -> list[str]:
+    """Flags as absl reads them; a mistyped field of the config is one line."""
+    try:
+        return app.parse_flags_with_usage(args)
+    except AttributeError as error:
+        field = re.search(r"\w+", str(error))
+        hint = re.search(r'Did you mean "\w+"', str(error))
+        sys.exit(
+            f"launch.run: the config has no field {field and field[0]!r}; "
+            + (f"{hint[0]}?" if hint else "see configs/common.py")
+        )
+
+
 def cli() -> None:
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=read_flags)
 
 
 if __name__ == "__main__":

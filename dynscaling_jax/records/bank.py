@@ -184,6 +184,8 @@ def _rows(path: Path) -> list[_Row]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of recorded samples")
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():

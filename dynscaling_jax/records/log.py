@@ -52,7 +52,12 @@ class Log:
         """config is what has to be the same for a run to go on; about
         (versions, commit, device) is written beside it as the run begins."""
         self.workdir = Path(workdir)
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"{self.workdir} cannot be a workdir: {error.strerror}"
+            ) from error
         self._lock = filelock.FileLock(self.workdir / ".lock")
         try:
             self._lock.acquire(timeout=0)

@@ -62,6 +62,7 @@ def done(tmp_path_factory):
         f"--bank={varied},{same}",
         "--policies=ucb(uncertainty=beta,c=0.2),lead_k(lead=1),oracle",
         "--budgets=8,2,2.5",
+        "--round=1",
         "--replicates=20",
         "--chunk=10",
         f"--out={home / 'out'}",
