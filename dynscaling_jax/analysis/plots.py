@@ -45,6 +45,8 @@ def _curves(
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for number, (name, of_one) in enumerate(played.items()):
+        # below one sample a question some have no vote at all
+        of_one = _from_one_on(of_one)
         spent_M = getattr(of_one, f"{axis}_RM").mean(axis=0)
         mean_M = of_one.accuracy_RM.mean(axis=0)
         replicates = len(of_one.accuracy_RM)
@@ -68,3 +70,16 @@ def _curves(
     figure.savefig(draft, dpi=120, format="png")
     os.replace(draft, path)
     return path
+
+
+def _from_one_on(played: Played) -> Played:
+    """The marks of at least one sample a question; all, if there are none."""
+    kept_M = played.samples_RM.mean(axis=0) > 1 - 1e-6
+    if not kept_M.any():
+        return played
+    return Played(
+        played.accuracy_RM[:, kept_M],
+        played.samples_RM[:, kept_M],
+        played.tokens_RM[:, kept_M],
+        played.right_QM[:, kept_M],
+    )
