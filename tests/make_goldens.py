@@ -58,6 +58,12 @@ LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
 WIDE_HEADS = {**LLAMA, "head_dim": 8}
 GEMMA = {**WIDE_HEADS, "query_pre_attn_scalar": 6, "sliding_window": 5}
 GEMMA3_KINDS = ("sliding", "full", "sliding")
+MOE = {
+    **WIDE_HEADS,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+}
 PHI = {**LLAMA, "pad_token_id": 0}
 Llama, Mistral = transformers.LlamaConfig, transformers.MistralConfig
 TINY = {
@@ -132,6 +138,13 @@ TINY = {
     "olmo2_grouped": transformers.Olmo2Config(**LLAMA),
     "olmo2_multi_query_tied": transformers.Olmo2Config(
         **{**LLAMA, "num_key_value_heads": 1}, tie_word_embeddings=True
+    ),
+    "qwen3_moe": transformers.Qwen3MoeConfig(**MOE),
+    "qwen3_moe_some_dense_tied": transformers.Qwen3MoeConfig(
+        **{**MOE, "num_hidden_layers": 3, "num_key_value_heads": 1},
+        mlp_only_layers=[1],
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
     ),
 }
 

@@ -52,6 +52,7 @@ def load_hf(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
     source = {k: v for k, v in source.items() if "rotary_emb.inv_freq" not in k}
     for fused, parts in families.FAMILIES[config.family].fused.items():
         source = _split(source, fused, parts, config)
+    source = _stack(source, config)
     if config.tied:
         # The config decides (as in transformers): some files of tied models
         # repeat the embedding as the head, and it must then be the same.
@@ -64,6 +65,29 @@ def load_hf(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
             )
     names = functools.partial(hf_name, family=config.family)
     return config, place(str(directory), config, source, names, dtype)
+
+
+def _stack(
+    source: Mapping[str, Tensor], config: ModelConfig
+) -> dict[str, Tensor]:
+    """The tensors of single experts as one of all, named as the dense part."""
+    result = dict(source)
+    for part, pattern in families.FAMILIES[config.family].stacked.items():
+        for layer in filter(config.sparse, range(config.layers)):
+            names = [
+                f"model.layers.{layer}.{pattern.format(one)}.weight"
+                for one in range(config.experts)
+            ]
+            parts = [result.pop(name) for name in names if name in source]
+            shapes = {tensor.shape for tensor in parts}
+            if len(parts) < len(names) or len(shapes) > 1:
+                result |= {n: source[n] for n in names if n in source}
+                continue  # place says what is wrong
+            result[hf_name(("layers", layer, part))] = Tensor(
+                (config.experts, *parts[0].shape),
+                lambda parts=parts: np.stack([t.read() for t in parts]),
+            )
+    return result
 
 
 def _split(

@@ -69,6 +69,11 @@ class ModelConfig:
     activation: str = "silu"  # or gelu, its tanh form
     embed_scale: float = 1.0
     query_scale: float = 0.0  # 0 is head_dim^-1/2
+    experts: int = 0  # of a layer's feed-forward; 0 has one for all tokens
+    experts_per_token: int = 0
+    expert_ffn: int = 0
+    expert_renormalise: bool = False  # weights of the chosen sum to one
+    dense: tuple[bool, ...] = ()  # layers without experts; () is none
     softcap: float = 0.0  # of attention scores: c tanh(x / c); 0 is none
     final_softcap: float = 0.0  # of logits
 
@@ -105,7 +110,14 @@ class ModelConfig:
                 f"model config: {self.rope_dim // 2} rope factors expected, "
                 f"got {len(factors)}"
             )
-        for name in ("local", "rotates"):
+        if self.experts and not (
+            0 < self.experts_per_token <= self.experts and self.expert_ffn > 0
+        ):
+            raise ValueError(
+                f"model config: {self.experts_per_token} of {self.experts} "
+                f"experts of width {self.expert_ffn} for a token"
+            )
+        for name in ("local", "rotates", "dense"):
             if len(getattr(self, name)) not in (0, self.layers):
                 raise ValueError(
                     f"model config: {name} must have an entry for each of "
@@ -116,6 +128,10 @@ class ModelConfig:
     def rope_dim(self) -> int:
         """Features of a head that are rotated."""
         return int(self.head_dim * self.rope_share)
+
+    def sparse(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return self.experts > 0 and not (self.dense and self.dense[layer])
 
     def kind(self, layer: int) -> Kind:
         local = self.local[layer] if self.local else bool(self.window)

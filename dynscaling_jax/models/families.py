@@ -20,7 +20,8 @@ class Family(NamedTuple):
 
     read gives fields of ModelConfig, write the fields of config.json that
     stand for them. names replaces parts of Hugging Face tensor names;
-    fused, parts that the file holds as rows of one tensor.
+    fused, parts that the file holds as rows of one tensor; stacked, parts of
+    layers with experts that it holds as a tensor for each expert.
     """
 
     architecture: str
@@ -29,6 +30,7 @@ class Family(NamedTuple):
     write: Callable[[ModelConfig], Fields]
     names: Mapping[str, str] = {}
     fused: Mapping[str, tuple[str, ...]] = {}
+    stacked: Mapping[str, str] = {}
     defaults: Mapping[str, Any] = {}  # of config.json, where it is silent
 
 
@@ -278,6 +280,33 @@ def _qwen3(raw: Raw) -> Fields:
     return {"qk_norm": "head", **_biases(raw), **_qwen_window(raw)}
 
 
+def _qwen3_moe(raw: Raw) -> Fields:
+    every = raw.get("decoder_sparse_step", 1)
+    only = raw.get("mlp_only_layers") or ()
+    layers = range(raw["num_hidden_layers"])
+    dense = tuple(i in only or (i + 1) % every > 0 for i in layers)
+    return {
+        **_qwen3(raw),
+        "experts": raw.get("num_experts") or raw["num_local_experts"],
+        "experts_per_token": raw["num_experts_per_tok"],
+        "expert_ffn": raw["moe_intermediate_size"],
+        "expert_renormalise": bool(raw.get("norm_topk_prob", False)),
+        "dense": dense if any(dense) else (),
+    }
+
+
+def _write_qwen3_moe(config: ModelConfig) -> Fields:
+    return {
+        **_write_qwen(config),
+        "num_experts": config.experts,
+        "num_experts_per_tok": config.experts_per_token,
+        "moe_intermediate_size": config.expert_ffn,
+        "norm_topk_prob": config.expert_renormalise,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [i for i, d in enumerate(config.dense) if d],
+    }
+
+
 def _write_qwen(config: ModelConfig) -> Fields:
     return {
         "hidden_act": "silu",
@@ -388,6 +417,16 @@ FAMILIES: dict[str, Family] = {
         _qwen3,
         _write_qwen,
         defaults={"head_dim": 128},
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        "",
+        _qwen3_moe,
+        _write_qwen3_moe,
+        names={"router": "mlp.gate"},
+        stacked={
+            p: f"mlp.experts.{{}}.{p}_proj" for p in ("gate", "up", "down")
+        },
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",

@@ -11,7 +11,13 @@ def linear_flops(config: ModelConfig) -> float:
     """Of all projections of all layers, for one token."""
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     attention = config.width * (q + kv + kv) + q * config.width
-    return 2.0 * config.layers * (attention + 3 * config.width * config.ffn)
+    dense = 3 * config.width * config.ffn
+    chosen = config.experts_per_token * config.expert_ffn
+    sparse = config.width * (config.experts + 3 * chosen)
+    return 2.0 * sum(
+        attention + (sparse if config.sparse(layer) else dense)
+        for layer in range(config.layers)
+    )
 
 
 def head_flops(config: ModelConfig) -> float:

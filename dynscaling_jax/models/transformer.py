@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynscaling_jax.models import attention
+from dynscaling_jax.models import attention, experts
 from dynscaling_jax.models.config import Kind, ModelConfig, rope_frequencies
 
 Params = dict[str, Any]
@@ -58,9 +58,19 @@ def param_shapes(config: ModelConfig) -> Params:
         layer["q_norm"] = layer["k_norm"] = (config.head_dim,)
     elif config.qk_norm:
         layer |= {"q_norm": (q,), "k_norm": (kv,)}
+    many, inner = config.experts, config.expert_ffn
+    sparse = layer | {
+        "router": (many, config.width),
+        "gate": (many, inner, config.width),
+        "up": (many, inner, config.width),
+        "down": (many, config.width, inner),
+    }
     shapes: Params = {
         "embed": (config.vocab_size, config.width),
-        "layers": [dict(layer) for _ in range(config.layers)],
+        "layers": [
+            dict(sparse if config.sparse(at) else layer)
+            for at in range(config.layers)
+        ],
         "norm": (config.width,),
     }
     if not config.tied:
@@ -198,9 +208,33 @@ def block(
     out = linear(seen, layer["o"], layer.get("o_bias"))
     x = x + rms_norm(out, layer.get("attn_post_norm"), config)
     h = rms_norm(x, layer.get("ffn_norm"), config)
-    gate = ACTIVATIONS[config.activation](linear(h, layer["gate"]))
-    out = linear(gate * linear(h, layer["up"]), layer["down"])
+    out = feed_forward(layer, config, h)
     return x + rms_norm(out, layer.get("ffn_post_norm"), config), cache
+
+
+def feed_forward(layer: Params, config: ModelConfig, h: jax.Array) -> jax.Array:
+    """[T, width] -> [T, width], gated; through experts where the layer has
+    them."""
+    activate = ACTIVATIONS[config.activation]
+
+    def gated(rows, gate, up, down):
+        return linear(activate(linear(rows, gate)) * linear(rows, up), down)
+
+    weights = layer["gate"], layer["up"], layer["down"]
+    if "router" not in layer:
+        return gated(h, *weights)
+    weight, chosen = experts.route(
+        linear(h, layer["router"]),
+        config.experts_per_token,
+        config.expert_renormalise,
+    )
+    return experts.mix(
+        h,
+        weight,
+        chosen,
+        config.experts,
+        lambda rows, one: gated(rows, *(w[one] for w in weights)),
+    )
 
 
 def _normed_heads(

@@ -66,6 +66,13 @@ MODELS = {
         "softcap": 4.0,
         "final_softcap": 6.0,
     },
+    "with experts": {
+        "layers": 2,
+        "experts": 4,
+        "experts_per_token": 2,
+        "expert_ffn": 8,
+        "dense": (True, False),
+    },
     "as smollm 3, olmo 2, phi 3": {
         "layers": 2,
         "kv_heads": 4,
