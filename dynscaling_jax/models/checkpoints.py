@@ -21,6 +21,7 @@ from dynscaling_jax.models.config import ModelConfig, RopeScaling
 from dynscaling_jax.models.transformer import Params, param_shapes
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+PARAMS = "params"  # the folder of an Orbax checkpoint
 NEIGHBOURS = ("llama", "mistral")  # families whose GGUF files rotate those
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of float types
 
@@ -40,11 +41,7 @@ def load_hf(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
         ValueError: a corrupt file, pickled weights, or tensors that do not
             fit the config one for one.
     """
-    raw = read_json(directory / "config.json")
-    generation = directory / "generation_config.json"
-    config = families.from_hf(
-        raw, read_json(generation) if generation.exists() else None
-    )
+    config = read_config(directory)
     source: dict[str, Tensor] = {}
     for file in _weight_files(directory):
         source.update(_safetensors(file))
@@ -112,6 +109,28 @@ def _split(
                 lambda t=tensor, a=end - size, b=end: t.read()[a:b],
             )
     return result
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """config.json and, where there is one, generation_config.json.
+
+    Raises:
+        FileNotFoundError, ValueError: as families.from_hf and read_json.
+    """
+    generation = directory / "generation_config.json"
+    return families.from_hf(
+        read_json(directory / "config.json"),
+        read_json(generation) if generation.exists() else None,
+    )
+
+
+def hf_dtypes(directory: Path) -> set[str]:
+    """The float types of the tensors, by safetensors' names."""
+    return {
+        kind
+        for file in _weight_files(directory)
+        for kind in _kinds(file).values()
+    }
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -207,12 +226,7 @@ def place(
         for n, (_, shape) in wanted.items()
         if n in source and source[n].shape != shape
     ]
-    if faults:
-        shown = "; ".join(faults[:8])
-        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise ValueError(
-            f"{where}: tensors do not fit the model config: {shown}{more}"
-        )
+    refuse(where, faults)
     params: Params = {"layers": [{} for _ in range(config.layers)]}
     for file_name, (path, _) in wanted.items():
         value = convert(path, source[file_name].read())
@@ -221,6 +235,24 @@ def place(
             node = node[step]
         node[path[-1]] = jnp.asarray(value, dtype)
     return params
+
+
+def refuse(where: str, faults: list[str]) -> None:
+    """Raises ValueError with the first faults, if there are any."""
+    if faults:
+        shown = "; ".join(faults[:8])
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise ValueError(
+            f"{where}: tensors do not fit the model config: {shown}{more}"
+        )
+
+
+def shapes_by_path(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """ "layers.0.q" -> shape."""
+    return {
+        ".".join(map(str, path)): shape
+        for path, shape in _leaves(param_shapes(config))
+    }
 
 
 def hf_name(path: tuple, family: str = "llama") -> str:
@@ -327,11 +359,15 @@ def _dequantize(file: Path, tensor: Any) -> np.ndarray:
         ) from error
 
 
+def _kinds(file: Path) -> dict[str, str]:
+    handle = safe_open(file, framework="numpy")
+    return {n: handle.get_slice(n).get_dtype() for n in handle.keys()}
+
+
 def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
         handle = safe_open(file, framework="numpy")
-        for name in handle.keys():
-            kind = handle.get_slice(name).get_dtype()
+        for name, kind in _kinds(file).items():
             if kind not in FLOATS:
                 raise ValueError(
                     f"{file}: {name} is stored as {kind}; expected one of "

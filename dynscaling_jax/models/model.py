@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dynscaling_jax.models import checkpoints, tokenizer, transformer
+from dynscaling_jax.models import (
+    checkpoints,
+    tokenizer,
+    transformer,
+)
 from dynscaling_jax.models.config import ModelConfig
 
 DTYPES = ("float32", "bfloat16")
@@ -101,6 +105,11 @@ def load_model(path: str | Path, dtype: str = "float32") -> Model:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
     file = resolve(str(path))
+    if (file / checkpoints.PARAMS).is_dir():
+        from dynscaling_jax.models import export  # Orbax takes a second
+
+        config, params = export.load_orbax(file, jnp.dtype(dtype))
+        return Model(config, params, lambda: tokenizer.from_directory(file))
     if file.is_dir():
         config, params = checkpoints.load_hf(file, jnp.dtype(dtype))
         return Model(config, params, lambda: tokenizer.from_directory(file))
@@ -115,6 +124,20 @@ def load_model(path: str | Path, dtype: str = "float32") -> Model:
         )
     config, params, metadata = checkpoints.load_gguf(file, jnp.dtype(dtype))
     return Model(config, params, lambda: tokenizer.from_gguf(metadata))
+
+
+def stored_dtype(source: Path) -> str:
+    """bfloat16 where all tensors of a checkpoint are; else float32, which
+    holds every type that is read without loss."""
+    if (source / checkpoints.PARAMS).is_dir():
+        from dynscaling_jax.models import export
+
+        kinds = export.orbax_dtypes(source)
+    elif source.is_dir():
+        kinds = checkpoints.hf_dtypes(source)
+    else:
+        kinds = {"float32"}
+    return "bfloat16" if kinds <= {"BF16", "bfloat16"} else "float32"
 
 
 def resolve(path: str) -> Path:

@@ -48,14 +48,15 @@ class Tokenizer:
         backend.no_truncation()  # tokenizer.json may ask for either
         backend.no_padding()
         self.backend = backend
-        self._variables = dict(variables)
+        self.template = template
+        self.variables = dict(variables)
         self._specials = [
             token.content
             for token in backend.get_added_tokens_decoder().values()
             if token.special and len(token.content) > 1
         ]
         try:
-            self._template = _environment().from_string(template or PLAIN)
+            self._compiled = _environment().from_string(template or PLAIN)
         except jinja2.TemplateError as error:
             raise ValueError(f"chat template: {error}") from error
         self._add_bos = template is None
@@ -94,8 +95,8 @@ class Tokenizer:
             for m in messages
         ]
         try:
-            text = self._template.render(
-                messages=turns, add_generation_prompt=True, **self._variables
+            text = self._compiled.render(
+                messages=turns, add_generation_prompt=True, **self.variables
             )
         except TEMPLATE_FAULTS as error:
             raise ValueError(f"chat template: {error}") from error

@@ -1,0 +1,191 @@
+"""Parameters to files: Orbax, and the layout of Hugging Face.
+
+DIR/params/                   Orbax; or model*.safetensors
+DIR/config.json               as Hugging Face writes it
+DIR/tokenizer.json, ...       as the source has them
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from safetensors.numpy import save_file
+
+from dynscaling_jax.models import checkpoints, families
+from dynscaling_jax.models.checkpoints import PARAMS
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.tokenizer import Tokenizer
+from dynscaling_jax.models.transformer import Params
+
+SIDE = (  # files that stand beside the weights
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "*.model",
+)
+SHARD = 4 * 2**30  # bytes of a safetensors file
+
+
+def save_orbax(directory: Path, params: Params) -> None:
+    """Writes DIR/params, each process of a mesh its own part."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory.absolute() / PARAMS, params)
+
+
+def save_hf(
+    directory: Path, config: ModelConfig, params: Params, shard: int = SHARD
+) -> None:
+    """Writes safetensors that transformers loads, in shards with an index
+    where one file would be larger than `shard` bytes."""
+    files: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, value in hf_tensors(config, params):
+        if files[-1] and size + value.nbytes > shard:
+            files.append({})
+            size = 0
+        files[-1][name] = value
+        size += value.nbytes
+    if len(files) == 1:
+        save_file(files[0], directory / "model.safetensors", {"format": "pt"})
+        return
+    where = {}
+    for at, tensors in enumerate(files, 1):
+        name = f"model-{at:05}-of-{len(files):05}.safetensors"
+        save_file(tensors, directory / name, {"format": "pt"})
+        where |= dict.fromkeys(tensors, name)
+    total = sum(value.nbytes for tensors in files for value in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    _write_json(directory / "model.safetensors.index.json", index)
+
+
+def hf_tensors(
+    config: ModelConfig, params: Params
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor) of a Hugging Face file; what it holds as one tensor is
+    joined again, what it holds apart is parted."""
+    family = families.FAMILIES[config.family]
+    joins = {
+        part: (fused, parts)
+        for fused, parts in family.fused.items()
+        for part in parts
+    }
+    held: dict[str, np.ndarray] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        steps: tuple[Any, ...] = tuple(
+            getattr(step, "key", getattr(step, "idx", None)) for step in path
+        )
+        value = np.asarray(leaf)
+        name = checkpoints.hf_name(steps, config.family)
+        pattern = family.stacked.get(str(steps[-1]))
+        if pattern and config.sparse(steps[1]):
+            for one, part in enumerate(value):
+                expert = f"model.layers.{steps[1]}.{pattern.format(one)}.weight"
+                yield expert, np.ascontiguousarray(part)
+            continue
+        part = next((p for p in joins if f".{p}." in name), None)
+        if part is None:
+            yield name, value
+            continue
+        fused, parts = joins[part]
+        held[name] = value
+        names = [name.replace(part, p) for p in parts]
+        if all(n in held for n in names):
+            whole = np.concatenate([held.pop(n) for n in names])
+            yield name.replace(part, fused), whole
+
+
+def save_side_files(
+    directory: Path,
+    source: Path,
+    config: ModelConfig,
+    tokenizer: Callable[[], Tokenizer],
+) -> None:
+    """Writes config and tokenizer: copies of the source's, or made from a
+    GGUF file's metadata."""
+    if source.is_dir():
+        for pattern in SIDE:
+            for file in source.glob(pattern):
+                shutil.copyfile(file, directory / file.name)
+        return
+    _write_json(directory / "config.json", families.to_hf(config))
+    made = tokenizer()
+    made.backend.save(str(directory / "tokenizer.json"))
+    _write_json(
+        directory / "tokenizer_config.json",
+        {
+            "chat_template": made.template,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **made.variables,
+        },
+    )
+
+
+def load_orbax(
+    directory: Path, dtype: Any, sharding: jax.sharding.Sharding | None = None
+) -> tuple[ModelConfig, Params]:
+    """Reads what save_orbax wrote.
+
+    Args:
+        sharding: where each parameter is to lie; it is read straight there.
+
+    Raises:
+        FileNotFoundError: no config.json.
+        ValueError: arrays that do not fit the config; each is named.
+    """
+    config = checkpoints.read_config(directory)
+    folder = directory.absolute() / PARAMS
+    expected = checkpoints.shapes_by_path(config)
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            tree = checkpointer.metadata(folder).item_metadata.tree
+        except (AttributeError, FileNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"{folder}: not a whole Orbax checkpoint ({error})"
+            ) from error
+        held = {
+            _path_name(path): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        faults = [f"missing {n}" for n in expected if n not in held]
+        faults += [f"unknown {n}" for n in held if n not in expected]
+        faults += [
+            f"{n}: expected shape {list(s)}, got {list(held[n])}"
+            for n, s in expected.items()
+            if n in held and held[n] != s
+        ]
+        checkpoints.refuse(str(directory), faults)
+        target = jax.tree.map(
+            lambda shape: jax.ShapeDtypeStruct(
+                shape, jnp.dtype(dtype), sharding=sharding
+            ),
+            checkpoints.param_shapes(config),
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
+        return config, checkpointer.restore(folder, target)
+
+
+def orbax_dtypes(directory: Path) -> set[str]:
+    """The types of the arrays of an Orbax checkpoint."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(directory.absolute() / PARAMS)
+        leaves = jax.tree.leaves(metadata.item_metadata.tree)
+    return {str(leaf.dtype) for leaf in leaves}
+
+
+def _path_name(path: tuple) -> str:
+    return ".".join(
+        str(getattr(step, "key", getattr(step, "idx", step))) for step in path
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
