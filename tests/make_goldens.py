@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 TESTS = (
     HERE / "models" / "test_transformer.py",
     HERE / "test_smollm2.py",
+    HERE / "test_gemma3.py",
 )
 LENGTH = 24  # tokens of a sequence
 NEW = 64  # tokens of greedy text

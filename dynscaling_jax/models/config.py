@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+MOST_LAYERS = 1000
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -94,6 +96,7 @@ class ModelConfig:
                     f"model config: {name} must be a positive whole number, "
                     f"got {value!r}"
                 )
+        check_layers(self.layers)
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model config: heads ({self.heads}) must be a multiple of "
@@ -141,6 +144,15 @@ class ModelConfig:
         if self.rotates and not self.rotates[layer]:
             theta = 0.0
         return Kind(self.window if local else 0, theta, scaling)
+
+
+def check_layers(layers: object) -> None:
+    """Raises ValueError for more layers than any decoder has, which a damaged
+    file may claim: each costs memory before its weights are looked for."""
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise ValueError(
+            f"model config: layers must be at most {MOST_LAYERS}, got {layers}"
+        )
 
 
 def rope_frequencies(

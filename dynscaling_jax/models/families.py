@@ -9,7 +9,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dynscaling_jax.models.config import ModelConfig, RopeScaling
+from dynscaling_jax.models.config import (
+    ModelConfig,
+    RopeScaling,
+    check_layers,
+)
 
 Raw = Mapping[str, Any]
 Fields = dict[str, Any]
@@ -48,6 +52,7 @@ def from_hf(raw: Raw, generation: Raw | None = None) -> ModelConfig:
         )
     family = FAMILIES[name]
     raw = {**family.defaults, **raw}
+    check_layers(raw.get("num_hidden_layers", 1))
     if raw.get("mlp_bias"):
         raise ValueError("config.json: mlp_bias=true is not supported")
     try:
@@ -498,6 +503,7 @@ def from_gguf(metadata: Raw) -> ModelConfig:
             raise ValueError(f"GGUF: metadata key {arch}.{key} is missing")
         return value
 
+    check_layers(get("block_count"))
     heads, width = get("attention.head_count"), get("embedding_length")
     tokens = metadata.get("tokenizer.ggml.tokens", ())
     if get("rope.scaling.type", "none") not in ("none", "linear"):

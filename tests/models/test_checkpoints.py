@@ -287,19 +287,54 @@ def test_a_truncated_gguf_file_is_refused(gguf_bytes, tmp_path, part):
 
 
 def test_a_damaged_gguf_header_loads_or_is_refused(gguf_bytes, tmp_path):
-    """Whatever a flipped byte does to the reader, a ValueError comes out."""
-    random = np.random.RandomState(0)
+    """Whatever flipped bytes and huge claims do to the reader, a ValueError
+    comes out, in a moment."""
     file = tmp_path / "model.gguf"
     refused = 0
-    for _ in range(60):
-        damaged = bytearray(gguf_bytes)
-        damaged[random.randint(1_000)] ^= 1 << random.randint(8)
-        file.write_bytes(damaged)
+    for seed in range(200):
+        file.write_bytes(damaged(gguf_bytes, 1_500, seed))
         try:
             load_model(file)
         except ValueError:
             refused += 1
-    assert refused > 20
+    assert refused > 100
+
+
+def test_a_damaged_safetensors_header_loads_or_is_refused(hf):
+    directory = hf("llama_grouped")
+    file = directory / "model.safetensors"
+    whole, refused = file.read_bytes(), 0
+    for seed in range(200):
+        file.write_bytes(damaged(whole, 1_500, seed))
+        try:
+            load_model(directory)
+        except ValueError:
+            refused += 1
+    assert refused > 100
+
+
+def damaged(whole: bytes, header: int, seed: int) -> bytes:
+    """Flips a bit, writes a huge number or leaves bytes out, in the header."""
+    random = np.random.RandomState(seed)
+    result = bytearray(whole)
+    for _ in range(random.randint(1, 4)):
+        at, what = random.randint(header), random.randint(3)
+        if what == 0:
+            result[at] ^= 1 << random.randint(8)
+        elif what == 1:
+            claim = (2**63, 2**64 - 1, 2**40, 10**9, 0)[random.randint(5)]
+            result[at : at + 8] = claim.to_bytes(8, "little")
+        else:
+            del result[at : at + random.randint(1, 9)]
+    return bytes(result)
+
+
+def test_more_layers_than_there_can_be(hf):
+    """A billion layers took all memory before a tensor was missed."""
+    directory = hf("llama_grouped")
+    edit_config(directory, num_hidden_layers=10**9)
+    with pytest.raises(ValueError, match="layers must be at most 1000"):
+        load_model(directory)
 
 
 def test_other_files_are_no_gguf(goldens, tmp_path):
