@@ -56,6 +56,13 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 16,
 }
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "beta_fast": 4.0,
+    "beta_slow": 0.5,
+    "original_max_position_embeddings": 16,
+}
 WIDE_HEADS = {**LLAMA, "head_dim": 8}
 GEMMA = {**WIDE_HEADS, "query_pre_attn_scalar": 6, "sliding_window": 5}
 GEMMA3_KINDS = ("sliding", "full", "sliding")
@@ -146,6 +153,18 @@ TINY = {
         mlp_only_layers=[1],
         norm_topk_prob=True,
         tie_word_embeddings=True,
+    ),
+    "qwen2_yarn": transformers.Qwen2Config(
+        **LLAMA, rope_parameters={**YARN, "factor": 4.0}
+    ),
+    "qwen3_yarn_not_whole": transformers.Qwen3Config(
+        **WIDE_HEADS,
+        rope_parameters={
+            **YARN,
+            "factor": 2.0,
+            "truncate": False,
+            "attention_factor": 1.3,
+        },
     ),
 }
 

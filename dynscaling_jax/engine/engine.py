@@ -23,6 +23,7 @@ from dynscaling_jax.models.model import Model
 from dynscaling_jax.types import Message, Query, Request, Sample
 
 SHORTEST = 128  # least length a prompt is padded to; doubled as needed
+CHAIN_ROWS = 8  # chains that are drawn at the same time
 REUSE = 16  # a common beginning shorter than this is read anew
 
 
@@ -69,7 +70,8 @@ class Engine:
             max_new_tokens: of one sample, its end-of-turn token included.
             temperature, top_k, top_p, min_p: 0, 0, 1 and 0 switch them off.
             stop: strings that end a sample and are cut from its text.
-            rows: samples that are drawn at the same time.
+            rows: samples that are drawn at the same time; of chains, which
+                have long prompts of their own, about 8.
             rows_per_group: of these, how many share the keys of one prompt;
                 by default 8, or the largest power of two below that divides
                 rows.
@@ -112,6 +114,12 @@ class Engine:
         self.seed = np.uint32(seed)
         self.rows = rows
         self.rows_per_group = rows_per_group
+        # Chains come a few at a time, each with a long prompt of its own. How
+        # many rows run beside it must not depend on what else is asked for:
+        # a product rounds by the number of its rows.
+        self.chain_rows = min(
+            rows, -(-CHAIN_ROWS // rows_per_group) * rows_per_group
+        )
         self.row_steps = 0  # rows x steps computed
         self.live_steps = 0  # of these, steps that drew a token of a sample
         ids = model.config.eos_ids
@@ -137,17 +145,21 @@ class Engine:
         streams = collections.defaultdict(dict)
         for request in requests:
             prompt = self._prompt(request)
-            by_prompt = streams[self._bucket(len(prompt.ids))]
-            by_prompt.setdefault(prompt, []).append(request)
-        for size, by_prompt in sorted(streams.items()):
+            chain = prompt.ids != prompt.base
+            stream = (
+                self._bucket(len(prompt.ids)),
+                self.chain_rows if chain else self.rows,
+            )
+            streams[stream].setdefault(prompt, []).append(request)
+        for (size, rows), by_prompt in sorted(streams.items()):
             shared = {
                 p: r
                 for p, r in by_prompt.items()
                 if 2 * len(r) >= self.rows_per_group
             }
             alone = {p: r for p, r in by_prompt.items() if p not in shared}
-            yield from self._stream(size, self.rows_per_group, shared)
-            yield from self._stream(size, 1, alone)
+            yield from self._stream(size, rows, self.rows_per_group, shared)
+            yield from self._stream(size, rows, 1, alone)
 
     def generate(
         self, prompts: Sequence[str], n: int = 1
@@ -249,22 +261,27 @@ class Engine:
         return prefix
 
     def _stream(
-        self, size: int, per: int, work: dict[Prompt, list[Request]]
+        self,
+        size: int,
+        count: int,
+        per: int,
+        work: dict[Prompt, list[Request]],
     ) -> Iterator[Sample]:
-        """Draws all of one prompt length and group size; keeps rows busy."""
+        """Draws all of one prompt length, in `count` rows, `per` to a group;
+        keeps them busy."""
         if not work:
             return
-        config, groups = self.model.config, self.rows // per
+        config, groups = self.model.config, count // per
         pending = {p: collections.deque(r) for p, r in work.items()}
         waiting = collections.deque(pending)  # prompts not placed yet
         placed: list[Prompt | None] = [None] * groups
-        rows: list[Row | None] = [None] * self.rows
+        rows: list[Row | None] = [None] * count
         slots = -(-self.max_new_tokens // decode.CHUNK) * decode.CHUNK
         state = cache.empty(config, groups, per, size, slots, self._dtype)
         while waiting or any(pending.values()) or any(rows):
-            fresh = np.zeros(self.rows, bool)
-            name = np.zeros((self.rows, 3), np.uint32)
-            limit = np.zeros(self.rows, np.int32)
+            fresh = np.zeros(count, bool)
+            name = np.zeros((count, 3), np.uint32)
+            limit = np.zeros(count, np.int32)
             for g in range(groups):
                 own = range(g * per, (g + 1) * per)
                 prompt = placed[g]
@@ -307,7 +324,7 @@ class Engine:
                 self.model.params, config, state, self.stop_ids, self.settings
             )
             chunk = jax.tree.map(np.asarray, chunk)
-            self.row_steps += chunk.live.any(1).sum() * self.rows
+            self.row_steps += chunk.live.any(1).sum() * count
             self.live_steps += chunk.live.sum()
             for i, row in enumerate(rows):
                 if row is None:

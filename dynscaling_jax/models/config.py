@@ -12,9 +12,10 @@ MOST_LAYERS = 1000
 class RopeScaling:
     """How rotary frequencies are stretched.
 
-    kind is linear, llama3, or factors: one divisor for each frequency, as
-    GGUF files store llama3's and longrope lists them. attention multiplies
-    what is rotated.
+    kind is linear, llama3, yarn, or factors: one divisor for each frequency,
+    as GGUF files store llama3's and longrope lists them. The frequency
+    factors are turns within original_context between which llama3 and yarn
+    blend; attention multiplies what is rotated.
     """
 
     kind: str
@@ -24,6 +25,7 @@ class RopeScaling:
     original_context: int = 8192
     factors: tuple[float, ...] = ()
     attention: float = 1.0
+    whole: bool = True  # yarn: blends between whole features
 
 
 class Kind(NamedTuple):
@@ -161,7 +163,7 @@ def rope_frequencies(
     """Rotary angles per position, float32 [D/2] (RoFormer, eq. 15).
 
     Llama 3.1 keeps high frequencies, divides low ones by the factor, and
-    blends linearly in between.
+    blends linearly in between; so does YaRN (arXiv 2309.00071), by feature.
 
     Args:
         kind: of the layer; by default of the first.
@@ -177,6 +179,26 @@ def rope_frequencies(
     if scaling.kind == "factors":
         return freqs / np.asarray(scaling.factors, np.float32)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    if scaling.kind == "yarn":
+        return _yarn(config.rope_dim, kind.rope_theta, scaling, freqs)
     turns = scaling.original_context * freqs / (2 * np.pi)
     blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return (freqs * (blend + (1 - blend) / scaling.factor)).astype(np.float32)
+
+
+def _yarn(
+    dim: int, theta: float, scaling: RopeScaling, freqs: np.ndarray
+) -> np.ndarray:
+    def feature(turns: float) -> float:
+        """The one that turns so often within the original context."""
+        share = scaling.original_context / (turns * 2 * np.pi)
+        return dim * np.log(share) / (2 * np.log(theta))
+
+    first = feature(scaling.high_freq_factor)
+    last = feature(scaling.low_freq_factor)
+    if scaling.whole:
+        first, last = np.floor(first), np.ceil(last)
+    first, last = max(first, 0), min(last, dim - 1)
+    width = (last - first) or 0.001
+    far = np.clip((np.arange(dim // 2) - first) / width, 0, 1)
+    return (freqs * (1 - far + far / scaling.factor)).astype(np.float32)

@@ -126,6 +126,14 @@ def to_hf(config: ModelConfig) -> Fields:
                 "high_freq_factor": scaling.high_freq_factor,
                 "original_max_position_embeddings": scaling.original_context,
             }
+        if scaling.kind == "yarn":
+            raw["rope_scaling"] |= {
+                "beta_slow": scaling.low_freq_factor,
+                "beta_fast": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_context,
+                "attention_factor": scaling.attention,
+                "truncate": scaling.whole,
+            }
     return raw | family.write(config)
 
 
@@ -195,10 +203,33 @@ def _rope_scaling(raw: Raw, rope: Raw, kind: str) -> Fields:
             "factors", factors=factors, attention=float(attention)
         )
         return {"rope_scaling": scaling, "context": int(original)}
+    if kind == "yarn":
+        factor = float(rope.get("factor") or context / original)
+        attention = rope.get("attention_factor")
+        if attention is None:
+            scale, of_all = rope.get("mscale"), rope.get("mscale_all_dim")
+            attention = _yarn_size(factor, 1.0)
+            if scale and of_all:
+                attention = _yarn_size(factor, scale)
+                attention /= _yarn_size(factor, of_all)
+        scaling = RopeScaling(
+            "yarn",
+            factor,
+            float(rope.get("beta_slow") or 1),
+            float(rope.get("beta_fast") or 32),
+            int(original),
+            attention=float(attention),
+            whole=bool(rope.get("truncate", True)),
+        )
+        return {"rope_scaling": scaling}
     raise ValueError(
         f"config.json: rope scaling {kind!r} is not supported; known: "
-        "default, linear, llama3, longrope"
+        "default, linear, llama3, yarn, longrope"
     )
+
+
+def _yarn_size(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _windows(

@@ -98,7 +98,7 @@ def test_stop_ids_come_from_the_generation_config_where_it_has_them():
         ({"num_attention_heads": 0}, "a field is wrong"),
         ({"hidden_size": None}, "a field is wrong"),
         ({"rms_norm_eps": None}, "a field is wrong"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2}}, "'yarn'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "'dynamic'"),
         ({"rope_scaling": {"type": "linear"}}, "'factor' is missing"),
         ({"rope_scaling": ["linear"]}, "a field is wrong"),
     ],
