@@ -28,7 +28,7 @@ METHODS = {
     "dynscaling_ucb": Method("integrated", "ucb", first=4),
     # each half of it alone
     "integrated_only": Method("integrated", "uniform", first=4),
-    "dynamic_only": Method("parallel", "opportunity_cost", first=4),
+    "dynamic_only": Method("parallel", "opportunity_cost"),
     # each attempt reads the last one
     "sequential": Method("revision(depth=16)", "uniform"),
     # recursive self-aggregation

@@ -53,10 +53,27 @@ BUDGETS = flags.DEFINE_list(
 REPLICATES = flags.DEFINE_integer(
     "replicates", 1000, "Orders of draws.", lower_bound=1
 )
-SEED = flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
+SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Seed of all randomness.",
+    lower_bound=0,
+    upper_bound=2**31 - 1,
+)
 OUT = flags.DEFINE_string("out", None, "Directory of the results.")
 ROUND = flags.DEFINE_float(
-    "round", 0.25, "Samples a question in a round.", lower_bound=0.01
+    "round",
+    0.25,
+    "Samples a question in a round.",
+    lower_bound=0.01,
+    upper_bound=1e6,
+)
+FIRST = flags.DEFINE_float(
+    "first",
+    None,
+    "Samples a question in the first round; by default as in the others.",
+    lower_bound=0.01,
+    upper_bound=1e6,
 )
 DEPTH = flags.DEFINE_integer(
     "depth", None, "Keeps the first so many samples of each question."
@@ -85,9 +102,11 @@ def main(_) -> None:
         from dynscaling_jax.records.bank import read_bank
 
         budgets = read_budgets(BUDGETS.value)
-        banks = [
-            read_bank(path, depth=DEPTH.value) for path in BANK.value or ()
-        ]
+        if not BANK.value:
+            raise ValueError("bank: expected at least one file.")
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"out: {out} is a file; expected a directory.")
+        banks = [read_bank(path, depth=DEPTH.value) for path in BANK.value]
         names = [bank.name for bank in banks]
         if len(set(names)) < len(names):
             raise ValueError(f"bank: two of one name among {names}.")
@@ -99,14 +118,14 @@ def main(_) -> None:
             report, curves[bank.name] = study(bank, budgets)
             reports.append(report)
             print(table(report), flush=True)
+        write(out / "replay.json", {**settings(), "banks": reports})
         for name, played in curves.items():
             accuracy_curves(played, name, out / name)
-        write(out / "replay.json", {**settings(), "banks": reports})
     except (ValueError, OSError, ImportError) as error:
         logging.debug("the replay failed", exc_info=True)  # --verbosity=1
         sys.exit(f"launch.replay: {error}")
     except KeyboardInterrupt:
-        sys.exit("launch.replay: stopped; nothing was written")
+        sys.exit("launch.replay: stopped")
     if len(reports) > 1:
         print(overall(reports))
     print(LEGEND)
@@ -179,9 +198,13 @@ def study(
     vote = spec.parse(VOTE.value, VOTES, "vote")
     queries, depth = bank.answer_QN.shape
     size = max(1, round(ROUND.value * queries))
+    first = max(1, round((FIRST.value or ROUND.value) * queries))
     most = round(max(min(FULL, depth), budgets[-1]) * queries)
+    ends = [*range(first, most, size), most]
+    asked_for = [max(1, round(budget * queries)) for budget in budgets]
+    runs = 1 + sum(samples not in ends for samples in asked_for)
     with tqdm(
-        total=len(players) * REPLICATES.value,
+        total=runs * len(players) * REPLICATES.value,
         desc=bank.name,
         unit="replicate",
         disable=None,
@@ -199,16 +222,14 @@ def study(
                 progress=bar.update,
             )
 
-        ends = [*range(size, most, size), most]
-        curves = play(rounds_to(ends, size))
+        curves = play(rounds_to(ends, size, first))
         results = []
-        for budget in budgets:
-            samples = max(1, round(budget * queries))
+        for budget, samples in zip(budgets, asked_for, strict=True):
             played, at = curves, -1
             if samples in ends:
                 at = ends.index(samples)
             else:  # it ends within a round, so it is a run of its own
-                played = play(rounds_to([samples], size))
+                played = play(rounds_to([samples], size, first))
             results += [
                 result(name, budget, played[name], at, played.get("oracle"))
                 for name in asked
@@ -248,6 +269,10 @@ def result(
     from dynscaling_jax.analysis.statistics import bootstrap_interval
 
     accuracy_R = played.accuracy_RM[:, at]
+    replicates = len(accuracy_R)
+    stderr = math.nan
+    if replicates > 1:
+        stderr = float(accuracy_R.std(ddof=1) / replicates**0.5)
     behind = math.nan
     if best is not None:
         behind = float(regret(played.accuracy_RM, best.accuracy_RM)[at])
@@ -255,7 +280,7 @@ def result(
         "policy": name,
         "budget": budget,
         "accuracy": float(accuracy_R.mean()),
-        "stderr": float(accuracy_R.std() / len(accuracy_R) ** 0.5),
+        "stderr": stderr,
         "accuracy_ci95": bootstrap_interval(
             played.right_QM[:, at], seed=SEED.value
         ),
@@ -271,6 +296,7 @@ def settings() -> dict[str, Any]:
         "replicates": REPLICATES.value,
         "seed": SEED.value,
         "round": ROUND.value,
+        "first": FIRST.value or ROUND.value,
     }
 
 

@@ -27,7 +27,7 @@ def accuracy_curves(
     """Draws STEM-samples.png and STEM-tokens.png, each whole or not at all.
 
     A band is the 95% normal interval of the mean over replicates: how sure
-    the curve is about this bank, not about other questions.
+    the curve is about these recorded samples, not about other questions.
 
     Returns:
       The files written.

@@ -23,8 +23,10 @@ class Saving(NamedTuple):
     than uniform.
 
     ratio_ci95 is a percentile bootstrap over the replicates, which the two
-    share: how sure the ratio is on this bank, not on other questions. A
-    resample in which the policy never reaches the goal counts as ratio 0.
+    share: how sure the ratio is on these recorded samples, not on others of
+    the same questions or on other questions; nan for a single replicate. A
+    resample in which the policy never reaches the goal counts as ratio 0, one
+    that sets no goal is left out.
     """
 
     target: float
@@ -94,7 +96,7 @@ def saving(
         if np.isfinite(ours):  # there is a goal
             ratios.append(0.0 if np.isnan(theirs) else ours / theirs)
     low = high = np.nan
-    if np.isfinite(found[0] / found[2]):
+    if replicates > 1 and np.isfinite(found[0] / found[2]):
         low, high = np.quantile(ratios, [0.025, 0.975])
     return Saving(
         target,

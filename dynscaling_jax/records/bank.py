@@ -97,7 +97,9 @@ def read_bank(
             row.answers[:depth], reference, same
         )
     return Bank(
-        name=path.parent.name if path.name == "samples.jsonl" else path.stem,
+        name=path.resolve().parent.name
+        if path.name == "samples.jsonl"
+        else path.stem,
         ids=tuple(row.query_id for row in rows),
         answer_QN=answer_QN,
         tokens_QN=np.array([r.new_tokens[:depth] for r in rows], np.int32),

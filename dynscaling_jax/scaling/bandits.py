@@ -7,6 +7,8 @@ was granted in this round has no outcome yet: it is virtual, and each policy
 says what it lowers.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -200,11 +202,15 @@ def uab() -> Policy:
 
 def at_least(name: str, value: float, bound: float) -> None:
     """Checks a hyper-parameter; one that is traced goes unchecked."""
-    if not isinstance(value, Tracer) and not value >= bound:
-        raise ValueError(f"{name}={value}: expected at least {bound}.")
+    if not isinstance(value, Tracer) and not bound <= value < math.inf:
+        raise ValueError(
+            f"{name}={value}: expected at least {bound}, and finite."
+        )
 
 
 def above(name: str, value: float, bound: float) -> None:
     """As at_least, the bound excluded."""
-    if not isinstance(value, Tracer) and not value > bound:
-        raise ValueError(f"{name}={value}: expected more than {bound}.")
+    if not isinstance(value, Tracer) and not bound < value < math.inf:
+        raise ValueError(
+            f"{name}={value}: expected more than {bound}, and finite."
+        )

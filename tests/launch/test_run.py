@@ -214,7 +214,9 @@ def test_what_a_vote_asks_has_a_log_of_its_own(tiny_model, tmp_path):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_it_says_how_to_go_on(tiny_model, tmp_path, stop):
     process = subprocess.Popen(
-        command(tiny_model, tmp_path),
+        command(
+            tiny_model, tmp_path, "--config.budget.samples_per_query=2000.0"
+        ),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -129,10 +129,10 @@ def test_one_compilation_serves_every_budget(name):
 @given(rows=rows, seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_the_order_of_queries_matters_in_ties_alone(name, rows, seed):
-    """Grants that no tie decides (equal under three keys) move with their
-    query when the queries are reordered."""
+    """Grants that no tie decides (equal under ten keys, which with a tie
+    happens once in 2^18) move with their query when they are reordered."""
     turn = np.random.default_rng(seed).permutation(QUERIES)
-    keys = [jax.random.key(k) for k in range(3)]
+    keys = [jax.random.key(k) for k in range(10)]
     straight = [grants_of(name, packed(rows), 6, k).tolist() for k in keys]
     turned = [
         grants_of(name, packed([rows[q] for q in turn]), 6, k).tolist()
