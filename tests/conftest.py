@@ -28,6 +28,14 @@ CHATML = (
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
+LONG = ("test_smollm2", "test_examples", "test_run")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, or one process would end alone with them."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     """What torch and transformers gave; see make_goldens.py."""
