@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/python -m launch.run --config=configs/smollm2_arithmetic.py --workdir=runs/demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .
