@@ -10,6 +10,7 @@ Letters: Q questions, N samples of each, T rounds, M marks (rounds after
 which the vote is taken), C replicates of a chunk, R replicates.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -211,9 +212,11 @@ def replay(
     """
     check(bank, players, vote)
     _fits(bank, rounds)
-    play_all = _compiled(bank, players, vote, rounds, seed, chunk)
+    chunks = _chunks(bank, replicates, seed, chunk)
+    first = next(chunks)
+    play_all = _compiled(players, vote, rounds, *first[:2])
     parts: dict[str, list[Played]] = {name: [] for name in players}
-    for drawn, key_C, kept in _chunks(bank, replicates, seed, chunk):
+    for drawn, key_C, kept in itertools.chain([first], chunks):
         for name, play_chunk in play_all.items():
             right_CMQ, count_CMQ, tokens_CM = play_chunk(drawn, key_C)
             parts[name].append(_summed(right_CMQ, count_CMQ, tokens_CM, kept))
@@ -284,15 +287,13 @@ def check(bank: Bank, players: Mapping[str, Player], vote: Vote) -> None:
 
 
 def _compiled(
-    bank: Bank,
     players: Mapping[str, Player],
     vote: Vote,
     rounds: Rounds,
-    seed: int,
-    chunk: int,
+    drawn: Draw,
+    key_C: jax.Array,
 ) -> dict[str, Callable]:
-    """play of a chunk for every policy, compiled side by side."""
-    drawn, key_C, _ = next(_chunks(bank, 1, seed, chunk))
+    """play of chunks like this one for every policy, compiled side by side."""
 
     def of_one(player: Player) -> Callable:
         play_chunk = jax.jit(jax.vmap(partial(play, player, vote, rounds)))

@@ -129,7 +129,7 @@ def hf_dtypes(directory: Path) -> set[str]:
     return {
         kind
         for file in _weight_files(directory)
-        for kind in _kinds(file).values()
+        for kind in _kinds(safe_open(file, framework="numpy")).values()
     }
 
 
@@ -219,14 +219,11 @@ def place(
     """
     shapes = param_shapes(config)
     wanted = {name(path): (path, s) for path, s in _leaves(shapes)}
-    faults = [f"missing {n}" for n in wanted if n not in source]
-    faults += [f"unknown {n}" for n in source if n not in wanted]
-    faults += [
-        f"{n}: expected shape {list(shape)}, got {list(source[n].shape)}"
-        for n, (_, shape) in wanted.items()
-        if n in source and source[n].shape != shape
-    ]
-    refuse(where, faults)
+    refuse_misfits(
+        where,
+        {n: shape for n, (_, shape) in wanted.items()},
+        {n: tensor.shape for n, tensor in source.items()},
+    )
     params: Params = {"layers": [{} for _ in range(config.layers)]}
     for file_name, (path, _) in wanted.items():
         value = convert(path, source[file_name].read())
@@ -237,8 +234,20 @@ def place(
     return params
 
 
-def refuse(where: str, faults: list[str]) -> None:
-    """Raises ValueError with the first faults, if there are any."""
+def refuse_misfits(
+    where: str,
+    expected: Mapping[str, tuple[int, ...]],
+    held: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Raises ValueError with the first tensors, by name, that are missing,
+    left over or of another shape, if there are any."""
+    faults = [f"missing {n}" for n in expected if n not in held]
+    faults += [f"unknown {n}" for n in held if n not in expected]
+    faults += [
+        f"{n}: expected shape {list(shape)}, got {list(held[n])}"
+        for n, shape in expected.items()
+        if n in held and held[n] != shape
+    ]
     if faults:
         shown = "; ".join(faults[:8])
         more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
@@ -359,15 +368,14 @@ def _dequantize(file: Path, tensor: Any) -> np.ndarray:
         ) from error
 
 
-def _kinds(file: Path) -> dict[str, str]:
-    handle = safe_open(file, framework="numpy")
+def _kinds(handle: safe_open) -> dict[str, str]:
     return {n: handle.get_slice(n).get_dtype() for n in handle.keys()}
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
         handle = safe_open(file, framework="numpy")
-        for name, kind in _kinds(file).items():
+        for name, kind in _kinds(handle).items():
             if kind not in FLOATS:
                 raise ValueError(
                     f"{file}: {name} is stored as {kind}; expected one of "

@@ -80,9 +80,7 @@ def hf_tensors(
     }
     held: dict[str, np.ndarray] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        steps: tuple[Any, ...] = tuple(
-            getattr(step, "key", getattr(step, "idx", None)) for step in path
-        )
+        steps = _steps(path)
         value = np.asarray(leaf)
         name = checkpoints.hf_name(steps, config.family)
         pattern = family.stacked.get(str(steps[-1]))
@@ -152,17 +150,10 @@ def load_orbax(
                 f"{folder}: not a whole Orbax checkpoint ({error})"
             ) from error
         held = {
-            _path_name(path): tuple(leaf.shape)
+            ".".join(map(str, _steps(path))): tuple(leaf.shape)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        faults = [f"missing {n}" for n in expected if n not in held]
-        faults += [f"unknown {n}" for n in held if n not in expected]
-        faults += [
-            f"{n}: expected shape {list(s)}, got {list(held[n])}"
-            for n, s in expected.items()
-            if n in held and held[n] != s
-        ]
-        checkpoints.refuse(str(directory), faults)
+        checkpoints.refuse_misfits(str(directory), expected, held)
         target = jax.tree.map(
             lambda shape: jax.ShapeDtypeStruct(
                 shape, jnp.dtype(dtype), sharding=sharding
@@ -181,9 +172,10 @@ def orbax_dtypes(directory: Path) -> set[str]:
     return {str(leaf.dtype) for leaf in leaves}
 
 
-def _path_name(path: tuple) -> str:
-    return ".".join(
-        str(getattr(step, "key", getattr(step, "idx", step))) for step in path
+def _steps(path: tuple) -> tuple[Any, ...]:
+    """JAX's path of a leaf as ours: ("layers", 0, "q")."""
+    return tuple(
+        getattr(step, "key", getattr(step, "idx", None)) for step in path
     )
 
 

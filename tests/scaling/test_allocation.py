@@ -34,6 +34,16 @@ def sequential(key, score_QN, free_Q, budget):
     return grants
 
 
+def check_sequential(score_QN, free, budget):
+    grants_Q = placed(
+        KEY,
+        jnp.array(score_QN),
+        jnp.array(free, jnp.int32),
+        jnp.int32(budget),
+    )
+    assert grants_Q.tolist() == sequential(KEY, score_QN, free, budget).tolist()
+
+
 scores = st.lists(
     st.lists(
         # few values, so that ties are common; both zeros, both infinities
@@ -66,13 +76,7 @@ def test_equals_one_argmax_a_pull_on_random_scores(seed, budget):
     rng = np.random.default_rng(seed)
     score_QN = -np.sort(rng.normal(size=(QUERIES, SLOTS)).astype(np.float32))
     free = rng.integers(0, SLOTS + 1, QUERIES)
-    grants_Q = placed(
-        KEY,
-        jnp.array(score_QN),
-        jnp.array(free, jnp.int32),
-        jnp.int32(budget),
-    )
-    assert grants_Q.tolist() == sequential(KEY, score_QN, free, budget).tolist()
+    check_sequential(score_QN, free, budget)
 
 
 @given(
@@ -92,13 +96,7 @@ def test_equals_one_argmax_a_pull_on_wide_tables(seed, budget, apart, ties):
         score_QN = np.round(score_QN)
     score_QN = -np.sort(-score_QN.astype(np.float32))
     free = rng.integers(0, 2 * NARROW + 4, QUERIES)
-    grants_Q = placed(
-        KEY,
-        jnp.array(score_QN),
-        jnp.array(free, jnp.int32),
-        jnp.int32(budget),
-    )
-    assert grants_Q.tolist() == sequential(KEY, score_QN, free, budget).tolist()
+    check_sequential(score_QN, free, budget)
 
 
 def test_the_order_of_queries_does_not_matter_without_ties():
