@@ -1,4 +1,4 @@
-"""One ModelConfig for every family; families.py reads it from files."""
+"""One ModelConfig for every family; hf_config.py reads it."""
 
 import dataclasses
 from typing import NamedTuple

@@ -17,11 +17,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
 
-from dynscaling_jax.models import checkpoints, families
+from dynscaling_jax.models import checkpoints, hf_checkpoint, hf_config
 from dynscaling_jax.models.checkpoints import PARAMS
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.families import FAMILIES
 from dynscaling_jax.models.tokenizer import Tokenizer
-from dynscaling_jax.models.transformer import Params
+from dynscaling_jax.models.transformer import Params, param_shapes
 
 SIDE = (  # files that stand beside the weights
     "config.json",
@@ -72,7 +73,7 @@ def hf_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, tensor) of a Hugging Face file; what it holds as one tensor is
     joined again, what it holds apart is parted."""
-    family = families.FAMILIES[config.family]
+    family = FAMILIES[config.family]
     joins = {
         part: (fused, parts)
         for fused, parts in family.fused.items()
@@ -82,7 +83,7 @@ def hf_tensors(
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         steps = _steps(path)
         value = np.asarray(leaf)
-        name = checkpoints.hf_name(steps, config.family)
+        name = hf_checkpoint.tensor_name(steps, config.family)
         pattern = family.stacked.get(str(steps[-1]))
         if pattern and config.sparse(steps[1]):
             for one, part in enumerate(value):
@@ -114,7 +115,7 @@ def save_side_files(
             for file in source.glob(pattern):
                 shutil.copyfile(file, directory / file.name)
         return
-    _write_json(directory / "config.json", families.to_hf(config))
+    _write_json(directory / "config.json", hf_config.write(config))
     made = tokenizer()
     made.backend.save(str(directory / "tokenizer.json"))
     _write_json(
@@ -139,7 +140,7 @@ def load_orbax(
         FileNotFoundError: no config.json.
         ValueError: arrays that do not fit the config; each is named.
     """
-    config = checkpoints.read_config(directory)
+    config = hf_checkpoint.read_config(directory)
     folder = directory.absolute() / PARAMS
     expected = checkpoints.shapes_by_path(config)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -158,7 +159,7 @@ def load_orbax(
             lambda shape: jax.ShapeDtypeStruct(
                 shape, jnp.dtype(dtype), sharding=sharding
             ),
-            checkpoints.param_shapes(config),
+            param_shapes(config),
             is_leaf=lambda node: isinstance(node, tuple),
         )
         return config, checkpointer.restore(folder, target)

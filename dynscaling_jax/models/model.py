@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dynscaling_jax.models import (
-    checkpoints,
+    gguf_checkpoint,
+    hf_checkpoint,
     tokenizer,
     transformer,
 )
+from dynscaling_jax.models.checkpoints import PARAMS
 from dynscaling_jax.models.config import ModelConfig
 
 DTYPES = ("float32", "bfloat16")
@@ -105,36 +107,36 @@ def load_model(path: str | Path, dtype: str = "float32") -> Model:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
     file = resolve(str(path))
-    if (file / checkpoints.PARAMS).is_dir():
+    if (file / PARAMS).is_dir():
         from dynscaling_jax.models import export  # Orbax takes a second
 
         config, params = export.load_orbax(file, jnp.dtype(dtype))
         return Model(config, params, lambda: tokenizer.from_directory(file))
     if file.is_dir():
-        config, params = checkpoints.load_hf(file, jnp.dtype(dtype))
+        config, params = hf_checkpoint.load(file, jnp.dtype(dtype))
         return Model(config, params, lambda: tokenizer.from_directory(file))
     if file.suffix == ".safetensors":
         raise ValueError(
             f"{file}: give its directory, which holds config.json too"
         )
-    if file.suffix in checkpoints.PICKLED:
+    if file.suffix in hf_checkpoint.PICKLED:
         raise ValueError(
             f"{file}: pickled weights can run code when they are read and "
             "are refused; give a directory with safetensors or a GGUF file"
         )
-    config, params, metadata = checkpoints.load_gguf(file, jnp.dtype(dtype))
+    config, params, metadata = gguf_checkpoint.load(file, jnp.dtype(dtype))
     return Model(config, params, lambda: tokenizer.from_gguf(metadata))
 
 
 def stored_dtype(source: Path) -> str:
     """bfloat16 where all tensors of a checkpoint are; else float32, which
     holds every type that is read without loss."""
-    if (source / checkpoints.PARAMS).is_dir():
+    if (source / PARAMS).is_dir():
         from dynscaling_jax.models import export
 
         kinds = export.orbax_dtypes(source)
     elif source.is_dir():
-        kinds = checkpoints.hf_dtypes(source)
+        kinds = hf_checkpoint.dtypes(source)
     else:
         kinds = {"float32"}
     return "bfloat16" if kinds <= {"BF16", "bfloat16"} else "float32"

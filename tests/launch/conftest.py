@@ -9,8 +9,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dynscaling_jax.models import config as configs
-from dynscaling_jax.models import families
-from dynscaling_jax.models.checkpoints import hf_name
+from dynscaling_jax.models import hf_checkpoint, hf_config
 from dynscaling_jax.models.transformer import init_params
 
 TEMPLATE = (
@@ -44,7 +43,7 @@ def tiny_model(tmp_path_factory):
     )
     params = init_params(jax.random.key(0), config)
     tensors = {
-        hf_name(
+        hf_checkpoint.tensor_name(
             tuple(
                 getattr(step, "key", getattr(step, "idx", None))
                 for step in path
@@ -53,7 +52,7 @@ def tiny_model(tmp_path_factory):
         for path, value in jax.tree_util.tree_leaves_with_path(params)
     }
     save_file(tensors, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(families.to_hf(config)))
+    (directory / "config.json").write_text(json.dumps(hf_config.write(config)))
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"chat_template": TEMPLATE})
     )

@@ -11,8 +11,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dynscaling_jax.models import checkpoints, load_model
-from dynscaling_jax.models.checkpoints import gguf_name, hf_name
+from dynscaling_jax.models import (
+    checkpoints,
+    gguf_checkpoint,
+    hf_checkpoint,
+    load_model,
+)
 from dynscaling_jax.models.transformer import param_shapes
 
 
@@ -44,7 +48,7 @@ def write_gguf(file: Path, directory: Path, dtype=np.float32, **extra) -> Path:
     extra are further tensors.
     """
     raw = json.loads((directory / "config.json").read_text())
-    config, _ = checkpoints.load_hf(directory, jnp.float32)
+    config, _ = hf_checkpoint.load(directory, jnp.float32)
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_block_count(config.layers)
     writer.add_context_length(config.context)
@@ -56,8 +60,8 @@ def write_gguf(file: Path, directory: Path, dtype=np.float32, **extra) -> Path:
     writer.add_rope_freq_base(raw["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     tensors = load_file(directory / "model.safetensors")
-    for path, _ in checkpoints._leaves(param_shapes(config)):
-        value = tensors[hf_name(path)]
+    for path, _ in checkpoints.leaves(param_shapes(config)):
+        value = tensors[hf_checkpoint.tensor_name(path)]
         if path[-1] in ("q", "k"):  # to neighbouring pairs
             heads = config.heads if path[-1] == "q" else config.kv_heads
             halves = value.reshape(heads, 2, -1, value.shape[-1])
@@ -65,7 +69,7 @@ def write_gguf(file: Path, directory: Path, dtype=np.float32, **extra) -> Path:
                 value.shape
             )
         wide = np.float32 if value.ndim == 1 else dtype
-        writer.add_tensor(gguf_name(path), value.astype(wide))
+        writer.add_tensor(gguf_checkpoint.tensor_name(path), value.astype(wide))
     for name, value in extra.items():
         writer.add_tensor(f"{name}.weight", value)
     writer.write_header_to_file()
@@ -91,13 +95,15 @@ def test_every_tensor_of_the_file_is_placed(goldens):
     model = load_model(directory)
     with safe_open(directory / "model.safetensors", "numpy") as file:
         names = set(file.keys())
-        for path, shape in checkpoints._leaves(param_shapes(model.config)):
+        for path, shape in checkpoints.leaves(param_shapes(model.config)):
             node = model.params
             for step in path:
                 node = node[step]
-            names.remove(hf_name(path))
+            names.remove(hf_checkpoint.tensor_name(path))
             assert node.shape == shape
-            np.testing.assert_array_equal(node, file.get_tensor(hf_name(path)))
+            np.testing.assert_array_equal(
+                node, file.get_tensor(hf_checkpoint.tensor_name(path))
+            )
     assert not names
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dynscaling_jax.models import config as configs
-from dynscaling_jax.models import families
+from dynscaling_jax.models import families, gguf_config, hf_config
 from dynscaling_jax.models.config import ModelConfig, RopeScaling
 
 HF = {
@@ -33,7 +33,7 @@ GGUF = {
 
 
 def test_defaults_are_those_of_transformers():
-    config = families.from_hf(HF)
+    config = hf_config.read(HF)
     assert config == ModelConfig(
         "llama", 48, 16, 2, 4, 4, 4, 24, 64, norm_eps=1e-6
     )
@@ -44,15 +44,15 @@ def test_mistral_has_a_window_and_grouped_heads_unless_told_otherwise():
     such a file without a window gives other logits past 4096 tokens."""
     wide = {"hidden_size": 32, "num_attention_heads": 16}
     raw = {**HF, **wide, "model_type": "mistral"}
-    config = families.from_hf(raw)
+    config = hf_config.read(raw)
     assert (config.window, config.kv_heads) == (4096, 8)
-    assert families.from_hf({**raw, "sliding_window": None}).window == 0
-    assert families.from_hf({**raw, "sliding_window": 7}).window == 7
+    assert hf_config.read({**raw, "sliding_window": None}).window == 0
+    assert hf_config.read({**raw, "sliding_window": 7}).window == 7
 
 
 def test_llama_has_no_window():
     """transformers ignores the field in a Llama file, and so do we."""
-    assert families.from_hf({**HF, "sliding_window": 7}).window == 0
+    assert hf_config.read({**HF, "sliding_window": 7}).window == 0
 
 
 @pytest.mark.parametrize(
@@ -70,17 +70,17 @@ def test_llama_has_no_window():
 )
 def test_rope_is_read_in_both_layouts(rope):
     """transformers 4 wrote rope_scaling, 5 writes rope_parameters."""
-    config = families.from_hf({**HF, **rope})
+    config = hf_config.read({**HF, **rope})
     assert config.rope_theta == 5e5
     assert config.rope_scaling == RopeScaling("linear", 4.0)
 
 
 def test_stop_ids_come_from_the_generation_config_where_it_has_them():
     raw = {**HF, "eos_token_id": 2, "bos_token_id": 1}
-    assert families.from_hf(raw).eos_ids == (2,)
-    assert families.from_hf(raw, {}).eos_ids == (2,)
-    assert families.from_hf(raw, {"eos_token_id": [2, 7]}).eos_ids == (2, 7)
-    assert families.from_hf(raw).bos_id == 1
+    assert hf_config.read(raw).eos_ids == (2,)
+    assert hf_config.read(raw, {}).eos_ids == (2,)
+    assert hf_config.read(raw, {"eos_token_id": [2, 7]}).eos_ids == (2, 7)
+    assert hf_config.read(raw).bos_id == 1
 
 
 @pytest.mark.parametrize(
@@ -105,17 +105,17 @@ def test_stop_ids_come_from_the_generation_config_where_it_has_them():
 )
 def test_what_cannot_be_obeyed_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        families.from_hf({**HF, **change})
+        hf_config.read({**HF, **change})
 
 
 @pytest.mark.parametrize("field", [k for k in HF if k != "model_type"])
 def test_a_missing_field_is_named(field):
     raw = {k: v for k, v in HF.items() if k != field}
     with pytest.raises(ValueError, match=f"field '{field}' is missing"):
-        families.from_hf(raw)
+        hf_config.read(raw)
 
 
-BASE = families.from_hf({**HF, "eos_token_id": [2, 3], "bos_token_id": 1})
+BASE = hf_config.read({**HF, "eos_token_id": [2, 3], "bos_token_id": 1})
 
 
 def test_every_golden_config_is_written_back(goldens):
@@ -123,10 +123,10 @@ def test_every_golden_config_is_written_back(goldens):
     seen = set()
     for file in sorted(goldens.glob("*/config.json")):
         raw = json.loads(file.read_text())
-        config = families.from_hf(raw)
+        config = hf_config.read(raw)
         if config.rope_scaling and config.rope_scaling.factors:
             continue
-        assert families.from_hf(families.to_hf(config)) == config, file
+        assert hf_config.read(hf_config.write(config)) == config, file
         seen.add(config.family)
     assert seen == set(families.FAMILIES)
 
@@ -145,14 +145,14 @@ def test_every_golden_config_is_written_back(goldens):
     ],
 )
 def test_to_hf_is_read_back(config):
-    assert families.from_hf(families.to_hf(config)) == config
+    assert hf_config.read(hf_config.write(config)) == config
 
 
 def test_rope_factors_cannot_be_written_to_config_json():
     scaling = RopeScaling("factors", factors=(1.0, 2.0))
     config = dataclasses.replace(BASE, rope_scaling=scaling)
     with pytest.raises(ValueError, match="cannot hold the rope factors"):
-        families.to_hf(config)
+        hf_config.write(config)
     with pytest.raises(ValueError, match="2 rope factors expected, got 1"):
         dataclasses.replace(
             BASE, rope_scaling=RopeScaling("factors", factors=(1.0,))
@@ -167,7 +167,7 @@ def test_gguf_metadata():
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.eot_token_id": 5,
     }
-    assert families.from_gguf({**GGUF, **extra}) == ModelConfig(
+    assert gguf_config.read({**GGUF, **extra}) == ModelConfig(
         "llama",
         48,
         16,
@@ -184,7 +184,7 @@ def test_gguf_metadata():
 
 
 def test_gguf_with_a_window_is_mistral():
-    config = families.from_gguf({**GGUF, "llama.attention.sliding_window": 9})
+    config = gguf_config.read({**GGUF, "llama.attention.sliding_window": 9})
     assert (config.family, config.window) == ("mistral", 9)
 
 
@@ -200,7 +200,7 @@ def test_gguf_with_a_window_is_mistral():
 def test_gguf_metadata_that_cannot_be_obeyed_is_refused(change, message):
     metadata = {k: v for k, v in {**GGUF, **change}.items() if v is not None}
     with pytest.raises(ValueError, match=message):
-        families.from_gguf(metadata)
+        gguf_config.read(metadata)
 
 
 def test_frequencies_by_hand():

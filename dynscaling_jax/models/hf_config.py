@@ -1,0 +1,211 @@
+"""config.json to ModelConfig and back."""
+
+import math
+
+from dynscaling_jax.models.config import (
+    ModelConfig,
+    RopeScaling,
+    check_layers,
+)
+from dynscaling_jax.models.families import FAMILIES, Fields, Raw
+
+
+def read(raw: Raw, generation: Raw | None = None) -> ModelConfig:
+    """Reads config.json and, for the ids that end a turn, generation_config.
+
+    Raises:
+        ValueError: an unknown family, a missing field or one we cannot obey.
+    """
+    name = raw.get("model_type")
+    if name not in FAMILIES:
+        raise ValueError(
+            f"config.json: model_type {name!r} is not supported; known: "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+    family = FAMILIES[name]
+    raw = {**family.defaults, **raw}
+    check_layers(raw.get("num_hidden_layers", 1))
+    if raw.get("mlp_bias"):
+        raise ValueError("config.json: mlp_bias=true is not supported")
+    try:
+        width, heads = raw["hidden_size"], raw["num_attention_heads"]
+        fields = {
+            "kv_heads": raw.get("num_key_value_heads") or heads,
+            "head_dim": raw.get("head_dim") or width // heads,
+            "context": raw["max_position_embeddings"],
+            "tied": bool(raw.get("tie_word_embeddings", False)),
+            **_activation(raw),
+            **_rope(raw),
+            **family.read(raw),
+        }
+        eos = (generation or {}).get("eos_token_id", raw.get("eos_token_id"))
+        return ModelConfig(
+            family=name,
+            vocab_size=raw["vocab_size"],
+            width=width,
+            layers=raw["num_hidden_layers"],
+            heads=heads,
+            ffn=raw["intermediate_size"],
+            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            bos_id=_first_id(raw.get("bos_token_id")),
+            eos_ids=_ids(eos),
+            **fields,
+        )
+    except KeyError as error:
+        raise ValueError(f"config.json: field {error} is missing") from None
+    except (AttributeError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"config.json: a field is wrong ({error})") from None
+
+
+def write(config: ModelConfig) -> Fields:
+    """The config.json that describes this decoder.
+
+    Raises:
+        ValueError: rope factors, for which config.json has no field.
+    """
+    scaling = config.rope_scaling
+    if scaling and scaling.factors:
+        raise ValueError(
+            "config.json cannot hold the rope factors of this file; start "
+            "from the model's Hugging Face directory"
+        )
+    family = FAMILIES[config.family]
+    raw = {
+        "architectures": [family.architecture],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn,
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "rope_theta": config.rope_theta,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": list(config.eos_ids) or None,
+    }
+    if scaling:
+        raw["rope_scaling"] = {
+            "rope_type": scaling.kind,
+            "factor": scaling.factor,
+        }
+        if scaling.kind == "llama3":
+            raw["rope_scaling"] |= {
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_context,
+            }
+        if scaling.kind == "yarn":
+            raw["rope_scaling"] |= {
+                "beta_slow": scaling.low_freq_factor,
+                "beta_fast": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_context,
+                "attention_factor": scaling.attention,
+                "truncate": scaling.whole,
+            }
+    return raw | family.write(config)
+
+
+def _activation(raw: Raw) -> Fields:
+    name = raw.get("hidden_activation") or raw.get("hidden_act", "silu")
+    known = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
+    if name not in known:
+        raise ValueError(
+            f"config.json: activation {name!r} is not supported; known: "
+            f"{', '.join(known)}"
+        )
+    return {"activation": known[name]}
+
+
+def _rope(raw: Raw) -> Fields:
+    # transformers 4 wrote rope_theta and rope_scaling side by side; 5 writes
+    # one rope_parameters, which wins, with an entry for each kind of layer
+    # where they differ.
+    rope = {
+        "rope_theta": raw.get("rope_theta", 10_000.0),
+        **(raw.get("rope_scaling") or {}),
+    }
+    given = raw.get("rope_parameters") or {}
+    rope |= given.get("full_attention", given)
+    fields: Fields = {"rope_theta": float(rope["rope_theta"])}
+    local = given.get("sliding_attention", {}).get("rope_theta")
+    local = local or raw.get("rope_local_base_freq")
+    if local:
+        fields["local_rope_theta"] = float(local)
+    share = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if share is not None:
+        fields["rope_share"] = float(share)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    return fields | _rope_scaling(raw, rope, kind)
+
+
+def _rope_scaling(raw: Raw, rope: Raw, kind: str) -> Fields:
+    context = raw["max_position_embeddings"]
+    original = rope.get("original_max_position_embeddings")
+    original = original or raw.get("original_max_position_embeddings", context)
+    if kind == "default":
+        return {"rope_scaling": None}
+    if kind == "linear":
+        return {"rope_scaling": RopeScaling("linear", float(rope["factor"]))}
+    if kind == "llama3":
+        scaling = RopeScaling(
+            "llama3",
+            float(rope["factor"]),
+            float(rope["low_freq_factor"]),
+            float(rope["high_freq_factor"]),
+            int(original),
+        )
+        return {"rope_scaling": scaling}
+    if kind in ("longrope", "su"):
+        # The short factors, up to the context that the model was trained
+        # with: past it all keys would have to be rotated anew.
+        stretch = context / original
+        attention = rope.get("attention_factor")
+        if attention is None:
+            log = math.log(stretch) / math.log(original)
+            attention = math.sqrt(1 + log) if stretch > 1 else 1.0
+        factors = tuple(map(float, rope["short_factor"]))
+        scaling = RopeScaling(
+            "factors", factors=factors, attention=float(attention)
+        )
+        return {"rope_scaling": scaling, "context": int(original)}
+    if kind == "yarn":
+        factor = float(rope.get("factor") or context / original)
+        attention = rope.get("attention_factor")
+        if attention is None:
+            scale, of_all = rope.get("mscale"), rope.get("mscale_all_dim")
+            attention = _yarn_size(factor, 1.0)
+            if scale and of_all:
+                attention = _yarn_size(factor, scale)
+                attention /= _yarn_size(factor, of_all)
+        scaling = RopeScaling(
+            "yarn",
+            factor,
+            float(rope.get("beta_slow") or 1),
+            float(rope.get("beta_fast") or 32),
+            int(original),
+            attention=float(attention),
+            whole=bool(rope.get("truncate", True)),
+        )
+        return {"rope_scaling": scaling}
+    raise ValueError(
+        f"config.json: rope scaling {kind!r} is not supported; known: "
+        "default, linear, llama3, yarn, longrope"
+    )
+
+
+def _yarn_size(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _first_id(value: int | list[int] | None) -> int | None:
+    return next(iter(_ids(value)), None)
