@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 
 from dynscaling_jax.models.model import resolve
@@ -71,6 +72,12 @@ MOE = {
     "num_experts": 6,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 12,
+}
+OSS = {
+    **WIDE_HEADS,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 5,
 }
 PHI = {**LLAMA, "pad_token_id": 0}
 Llama, Mistral = transformers.LlamaConfig, transformers.MistralConfig
@@ -154,6 +161,26 @@ TINY = {
         norm_topk_prob=True,
         tie_word_embeddings=True,
     ),
+    "gpt_oss_grouped": transformers.GptOssConfig(
+        **OSS, swiglu_limit=1.5, swiglu_alpha=0.7, rope_parameters=LINEAR_ROPE
+    ),
+    "gpt_oss_multi_query_mxfp4": transformers.GptOssConfig(
+        **{
+            **OSS,
+            "num_key_value_heads": 1,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+        },
+        quantization_config={
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": ["model.layers.*.self_attn"],
+        },
+        rope_parameters={
+            **YARN,
+            "factor": 4.0,
+            "truncate": False,
+        },
+    ),
     "qwen2_yarn": transformers.Qwen2Config(
         **LLAMA, rope_parameters={**YARN, "factor": 4.0}
     ),
@@ -221,8 +248,17 @@ def tiny_goldens(out: Path, seed: int) -> None:
                 )
         shards = {"max_shard_size": "8KB"} if "sharded" in name else {}
         model.save_pretrained(out / name, **shards)
+        packed = {}
+        if "mxfp4" in name:
+            pack_experts(out / name, generator)
+            packed["quantization_config"] = transformers.Mxfp4Config(
+                dequantize=True
+            )
         read = transformers.AutoModelForCausalLM.from_pretrained(
-            out / name, dtype=torch.float32, attn_implementation="eager"
+            out / name,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            **packed,
         )
         shape = (2, LENGTH)
         ids = torch.randint(config.vocab_size, shape, generator=generator)
@@ -233,6 +269,24 @@ def tiny_goldens(out: Path, seed: int) -> None:
             ids=ids.numpy().astype(np.int32),
             logits=logits.numpy(),
         )
+
+
+def pack_experts(folder: Path, generator: torch.Generator) -> None:
+    """Random MXFP4 weights in place of those of the experts."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name in list(tensors):
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            continue
+        experts, rows, columns = tensors.pop(name).swapaxes(1, 2).shape
+        for part, low, high, shape in (
+            ("blocks", 0, 256, (experts, rows, columns // 32, 16)),
+            ("scales", 121, 127, (experts, rows, columns // 32)),
+        ):
+            tensors[f"{name}_{part}"] = torch.randint(
+                low, high, shape, dtype=torch.uint8, generator=generator
+            )
+    save_file(tensors, file, {"format": "pt"})
 
 
 def smollm2_goldens(out: Path, seed: int) -> None:

@@ -197,8 +197,11 @@ def _grouped(config: ModelConfig, state: State, start, at):
             seen(kind, CHUNK, ahead + start, jnp.full_like(start, at + 1)),
             config.softcap,
         )
-        out = attention.merge(prefix, suffix, newest)
-        return out.reshape(batch, config.heads, dim), recent
+        part = jax.tree.map(
+            lambda x: x.reshape(batch, config.heads, -1),
+            attention.merge(prefix, suffix, newest),
+        )
+        return part, recent
 
     return attend
 

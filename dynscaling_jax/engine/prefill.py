@@ -82,14 +82,14 @@ def _read_on(layer, config, kind, x, old, kept, size):
         before = attention.visible(where, at, kind.window)
         before &= (at < kept)[None]
         within = attention.visible(where, positions, kind.window)
-        out = attention.merge(
+        seen = attention.merge(
             attention.attend(q, old[0], old[1], before, config.softcap),
             attention.attend(q, k, v, within, config.softcap),
         )
         kv = tuple(
             _join(o, n, kept, size) for o, n in zip(old, (k, v), strict=True)
         )
-        return transformer.ungroup_heads(out, rep), kv
+        return transformer.ungroup_heads(seen, rep), kv
 
     return transformer.block(layer, config, kind, x, positions, attend, old)
 

@@ -71,16 +71,32 @@ def _widened(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x)  # or the zeros are left out again
 
 
-def merge(*parts: Part) -> jax.Array:
-    """Joins parts with the same leading shape into the output [..., M, D].
-
-    Some part must hold a visible key.
-    """
+def merge(*parts: Part) -> Part:
+    """Joins parts over different keys, of the same leading shape."""
     peak = functools.reduce(jnp.maximum, [part.peak for part in parts])
     scaled = [(jnp.exp(part.peak - peak), part) for part in parts]
     total = functools.reduce(jnp.add, [s * part.total for s, part in scaled])
     value = functools.reduce(jnp.add, [s * part.value for s, part in scaled])
-    return value / total
+    return Part(peak, total, value)
+
+
+def output(part: Part, sinks: jax.Array | None = None) -> jax.Array:
+    """The weighted mean of the values, float32 [..., H, D].
+
+    Some key must be visible.
+
+    Args:
+        part: over all keys, [..., H, D].
+        sinks: [H], scores of a key without value (arXiv 2309.17453), which
+            heads look at instead of any other.
+    """
+    if sinks is not None:
+        peak = jnp.broadcast_to(
+            sinks.astype(jnp.float32)[:, None], part.peak.shape
+        )
+        nothing = jnp.zeros_like(part.value)
+        part = merge(part, Part(peak, jnp.ones_like(peak), nothing))
+    return part.value / part.total
 
 
 def visible(query_pos: jax.Array, key_pos: jax.Array, window: int) -> jax.Array:

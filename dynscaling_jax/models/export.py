@@ -17,10 +17,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
 
-from dynscaling_jax.models import checkpoints, hf_checkpoint, hf_config
+from dynscaling_jax.models import (
+    checkpoints,
+    hf_checkpoint,
+    hf_config,
+    hf_layout,
+)
 from dynscaling_jax.models.checkpoints import PARAMS
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.families import FAMILIES
 from dynscaling_jax.models.tokenizer import Tokenizer
 from dynscaling_jax.models.transformer import Params, param_shapes
 
@@ -71,35 +75,12 @@ def save_hf(
 def hf_tensors(
     config: ModelConfig, params: Params
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) of a Hugging Face file; what it holds as one tensor is
-    joined again, what it holds apart is parted."""
-    family = FAMILIES[config.family]
-    joins = {
-        part: (fused, parts)
-        for fused, parts in family.fused.items()
-        for part in parts
-    }
-    held: dict[str, np.ndarray] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        steps = _steps(path)
-        value = np.asarray(leaf)
-        name = hf_checkpoint.tensor_name(steps, config.family)
-        pattern = family.stacked.get(str(steps[-1]))
-        if pattern and config.sparse(steps[1]):
-            for one, part in enumerate(value):
-                expert = f"model.layers.{steps[1]}.{pattern.format(one)}.weight"
-                yield expert, np.ascontiguousarray(part)
-            continue
-        part = next((p for p in joins if f".{p}." in name), None)
-        if part is None:
-            yield name, value
-            continue
-        fused, parts = joins[part]
-        held[name] = value
-        names = [name.replace(part, p) for p in parts]
-        if all(n in held for n in names):
-            whole = np.concatenate([held.pop(n) for n in names])
-            yield name.replace(part, fused), whole
+    """(name, tensor) of a Hugging Face file."""
+    named = (
+        (hf_layout.tensor_name(_steps(path), config.family), np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    )
+    return hf_layout.pack(named, config)
 
 
 def save_side_files(
@@ -114,6 +95,9 @@ def save_side_files(
         for pattern in SIDE:
             for file in source.glob(pattern):
                 shutil.copyfile(file, directory / file.name)
+        raw = checkpoints.read_json(source / "config.json")
+        if raw.pop("quantization_config", None):  # what we write is not
+            _write_json(directory / "config.json", raw)
         return
     _write_json(directory / "config.json", hf_config.write(config))
     made = tokenizer()

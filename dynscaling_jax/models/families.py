@@ -18,9 +18,10 @@ class Family(NamedTuple):
     """One model_type of config.json.
 
     read gives fields of ModelConfig, write the fields of config.json that
-    stand for them. names replaces parts of Hugging Face tensor names;
-    fused, parts that the file holds as rows of one tensor; stacked, parts of
-    layers with experts that it holds as a tensor for each expert.
+    stand for them. names replaces parts of Hugging Face tensor names. The
+    others say what files hold otherwise than as a tensor for each of ours,
+    with our names of the parts: fused, as rows of one; stacked, as one for
+    each expert; turned, as one of all experts, in turns.
     """
 
     architecture: str
@@ -30,6 +31,7 @@ class Family(NamedTuple):
     names: Mapping[str, str] = {}
     fused: Mapping[str, tuple[str, ...]] = {}
     stacked: Mapping[str, str] = {}
+    turned: Mapping[str, tuple[str, ...]] = {}
     defaults: Mapping[str, Any] = {}  # of config.json, where it is silent
 
 
@@ -211,6 +213,34 @@ def _write_phi3(config: ModelConfig) -> Fields:
     }
 
 
+def _gpt_oss(raw: Raw) -> Fields:
+    return {
+        **_biases(raw),
+        **_windows(raw, raw["sliding_window"], lambda layer: layer % 2 == 0),
+        "experts": raw["num_local_experts"],
+        "experts_per_token": raw["num_experts_per_tok"],
+        "expert_ffn": raw["intermediate_size"],
+        "expert_renormalise": True,
+        "expert_bias": True,
+        "sinks": True,
+        "activation": "clamped",
+        "unit_limit": float(raw["swiglu_limit"]),
+        "unit_slope": float(raw["swiglu_alpha"]),
+    }
+
+
+def _write_gpt_oss(config: ModelConfig) -> Fields:
+    return {
+        **_write_llama(config),
+        "sliding_window": config.window or None,
+        "layer_types": _layer_types(config),
+        "num_local_experts": config.experts,
+        "num_experts_per_tok": config.experts_per_token,
+        "swiglu_limit": config.unit_limit,
+        "swiglu_alpha": config.unit_slope,
+    }
+
+
 def _olmo2(raw: Raw) -> Fields:
     return {
         **_biases(raw),
@@ -292,8 +322,8 @@ FAMILIES: dict[str, Family] = {
         _phi3,
         _write_phi3,
         fused={
-            "self_attn.qkv_proj": tuple(f"self_attn.{p}_proj" for p in "qkv"),
-            "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+            "self_attn.qkv_proj": ("q", "k", "v"),
+            "mlp.gate_up_proj": ("gate", "up"),
         },
         defaults={"rms_norm_eps": 1e-5},
     ),
@@ -304,5 +334,36 @@ FAMILIES: dict[str, Family] = {
         _write_llama,
         names={"attn_post_norm": "post_attention_layernorm"},
         defaults={"rms_norm_eps": 1e-5},
+    ),
+    "gpt_oss": Family(
+        "GptOssForCausalLM",
+        "",
+        _gpt_oss,
+        _write_gpt_oss,
+        names={"router": "mlp.router"},
+        turned={
+            "mlp.experts.gate_up_proj": ("gate", "up"),
+            "mlp.experts.down_proj": ("down",),
+        },
+        defaults={
+            "attention_bias": True,
+            "head_dim": 64,
+            "num_key_value_heads": 8,
+            "num_local_experts": 128,
+            "num_experts_per_tok": 4,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 150_000.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
+            "sliding_window": 128,
+            "swiglu_limit": 7.0,
+            "swiglu_alpha": 1.702,
+        },
     ),
 }

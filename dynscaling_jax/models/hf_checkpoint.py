@@ -1,17 +1,15 @@
 """Hugging Face directories: config.json and safetensors to parameters."""
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from dynscaling_jax.models import checkpoints, hf_config
+from dynscaling_jax.models import checkpoints, hf_config, hf_layout
 from dynscaling_jax.models.checkpoints import Tensor, read_json
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.families import FAMILIES
 from dynscaling_jax.models.transformer import Params
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -32,9 +30,7 @@ def load(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
         source.update(_safetensors(file))
     # buffers that early files carry; the decoder computes them
     source = {k: v for k, v in source.items() if "rotary_emb.inv_freq" not in k}
-    for fused, parts in FAMILIES[config.family].fused.items():
-        source = _split(source, fused, parts, config)
-    source = _stack(source, config)
+    source = hf_layout.unpack(source, config)
     if config.tied:
         # The config decides (as in transformers): some files of tied models
         # repeat the embedding as the head, and it must then be the same.
@@ -45,57 +41,10 @@ def load(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
                 f"{directory}: tie_word_embeddings is true, yet "
                 "lm_head.weight differs from model.embed_tokens.weight"
             )
-    names = functools.partial(tensor_name, family=config.family)
+    names = functools.partial(hf_layout.tensor_name, family=config.family)
     return config, checkpoints.place(
         str(directory), config, source, names, dtype
     )
-
-
-def _stack(
-    source: Mapping[str, Tensor], config: ModelConfig
-) -> dict[str, Tensor]:
-    """The tensors of single experts as one of all, named as the dense part."""
-    result = dict(source)
-    for part, pattern in FAMILIES[config.family].stacked.items():
-        for layer in filter(config.sparse, range(config.layers)):
-            names = [
-                f"model.layers.{layer}.{pattern.format(one)}.weight"
-                for one in range(config.experts)
-            ]
-            parts = [result.pop(name) for name in names if name in source]
-            shapes = {tensor.shape for tensor in parts}
-            if len(parts) < len(names) or len(shapes) > 1:
-                result |= {n: source[n] for n in names if n in source}
-                continue  # checkpoints.place says what is wrong
-            result[tensor_name(("layers", layer, part))] = Tensor(
-                (config.experts, *parts[0].shape),
-                lambda parts=parts: np.stack([t.read() for t in parts]),
-            )
-    return result
-
-
-def _split(
-    source: Mapping[str, Tensor],
-    fused: str,
-    parts: tuple[str, ...],
-    config: ModelConfig,
-) -> dict[str, Tensor]:
-    """The parts of a projection that the file holds as one, by rows."""
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    rows = (q, kv, kv) if len(parts) == 3 else (config.ffn, config.ffn)
-    result: dict[str, Tensor] = {}
-    for name, tensor in source.items():
-        whole = sum(rows), config.width
-        if f".{fused}." not in name or tensor.shape != whole:
-            result[name] = tensor
-            continue
-        ends = np.cumsum(rows)
-        for part, end, size in zip(parts, ends, rows, strict=True):
-            result[name.replace(fused, part)] = Tensor(
-                (size, config.width),
-                lambda t=tensor, a=end - size, b=end: t.read()[a:b],
-            )
-    return result
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -150,31 +99,6 @@ def _weight_files(directory: Path) -> list[Path]:
     return [whole] if whole in files else files
 
 
-def tensor_name(path: tuple, family: str = "llama") -> str:
-    """Our path of a parameter -> its name in a Hugging Face file."""
-    top = {
-        "embed": "model.embed_tokens",
-        "norm": "model.norm",
-        "head": "lm_head",
-    }
-    if path[0] in top:
-        return f"{top[path[0]]}.weight"
-    part, kind = path[2], "weight"
-    if part.endswith("_bias"):
-        part, kind = part.removesuffix("_bias"), "bias"
-    name = {
-        "attn_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_post_norm": "post_feedforward_layernorm",
-        "q_norm": "self_attn.q_norm",
-        "k_norm": "self_attn.k_norm",
-        **{p: f"self_attn.{p}_proj" for p in "qkvo"},
-        **{p: f"mlp.{p}_proj" for p in ("gate", "up", "down")},
-        **FAMILIES[family].names,
-    }[part]
-    return f"model.layers.{path[1]}.{name}.{kind}"
-
-
 def _kinds(handle: safe_open) -> dict[str, str]:
     return {n: handle.get_slice(n).get_dtype() for n in handle.keys()}
 
@@ -183,11 +107,12 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
         handle = safe_open(file, framework="numpy")
         for name, kind in _kinds(handle).items():
-            if kind not in FLOATS:
+            packed = kind == "U8" and name.endswith(hf_layout.PACKED)
+            if kind not in FLOATS and not packed:
                 raise ValueError(
                     f"{file}: {name} is stored as {kind}; expected one of "
                     f"{', '.join(FLOATS)}, that is weights that are not "
-                    "quantised"
+                    "quantised, or MXFP4"
                 )
         return {
             name: Tensor(

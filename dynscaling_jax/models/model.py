@@ -139,7 +139,7 @@ def stored_dtype(source: Path) -> str:
         kinds = hf_checkpoint.dtypes(source)
     else:
         kinds = {"float32"}
-    return "bfloat16" if kinds <= {"BF16", "bfloat16"} else "float32"
+    return "bfloat16" if kinds <= {"BF16", "U8", "bfloat16"} else "float32"
 
 
 def resolve(path: str) -> Path:

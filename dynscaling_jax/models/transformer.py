@@ -8,7 +8,6 @@ queries saw, so that a plain sequence, a prefill and a grouped decode step
 are the same decoder.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,16 +21,25 @@ from dynscaling_jax.models.config import Kind, ModelConfig, rope_frequencies
 Params = dict[str, Any]
 Cache = Any  # what one layer keeps
 Attend = Callable[
-    [Kind, Cache, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Cache]
+    [Kind, Cache, jax.Array, jax.Array, jax.Array],
+    tuple[attention.Part, Cache],
 ]
 """(kind of layer, cache, q [T, H, D], k [T, K, D], v [T, K, D]) ->
-([T, H, D], cache); q is rotated and scaled, k rotated."""
+(part [T, H, D], cache); q is rotated and scaled, k rotated."""
 
 
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=True),
-}
+def gate_units(
+    config: ModelConfig, gate: jax.Array, up: jax.Array
+) -> jax.Array:
+    """What a gated feed-forward passes on to `down`."""
+    if config.activation == "silu":
+        return jax.nn.silu(gate) * up
+    if config.activation == "gelu":
+        return jax.nn.gelu(gate, approximate=True) * up
+    # clamped: gpt-oss (arXiv 2508.10925)
+    gate = jnp.minimum(gate, config.unit_limit)
+    up = jnp.clip(up, -config.unit_limit, config.unit_limit)
+    return gate * jax.nn.sigmoid(config.unit_slope * gate) * (up + 1)
 
 
 def param_shapes(config: ModelConfig) -> Params:
@@ -58,6 +66,8 @@ def param_shapes(config: ModelConfig) -> Params:
         layer["q_norm"] = layer["k_norm"] = (config.head_dim,)
     elif config.qk_norm:
         layer |= {"q_norm": (q,), "k_norm": (kv,)}
+    if config.sinks:
+        layer["sinks"] = (config.heads,)
     many, inner = config.experts, config.expert_ffn
     sparse = layer | {
         "router": (many, config.width),
@@ -65,6 +75,13 @@ def param_shapes(config: ModelConfig) -> Params:
         "up": (many, inner, config.width),
         "down": (many, config.width, inner),
     }
+    if config.expert_bias:
+        sparse |= {
+            "router_bias": (many,),
+            "gate_bias": (many, inner),
+            "up_bias": (many, inner),
+            "down_bias": (many, config.width),
+        }
     shapes: Params = {
         "embed": (config.vocab_size, config.width),
         "layers": [
@@ -204,6 +221,7 @@ def block(
     q *= np.float32(scale).astype(x.dtype)
     v = v.reshape(count, config.kv_heads, dim)
     seen, cache = attend(kind, cache, q, k, v)
+    seen = attention.output(seen, layer.get("sinks"))
     seen = seen.reshape(count, -1).astype(x.dtype)
     out = linear(seen, layer["o"], layer.get("o_bias"))
     x = x + rms_norm(out, layer.get("attn_post_norm"), config)
@@ -215,16 +233,25 @@ def block(
 def feed_forward(layer: Params, config: ModelConfig, h: jax.Array) -> jax.Array:
     """[T, width] -> [T, width], gated; through experts where the layer has
     them."""
-    activate = ACTIVATIONS[config.activation]
 
-    def gated(rows, gate, up, down):
-        return linear(activate(linear(rows, gate)) * linear(rows, up), down)
+    def gated(rows, weights):
+        gate, up = (
+            linear(rows, weights[p], weights.get(f"{p}_bias"))
+            for p in ("gate", "up")
+        )
+        units = gate_units(config, gate, up)
+        return linear(units, weights["down"], weights.get("down_bias"))
 
-    weights = layer["gate"], layer["up"], layer["down"]
     if "router" not in layer:
-        return gated(h, *weights)
+        return gated(h, layer)
+    stacks = {
+        name: layer[name]
+        for part in ("gate", "up", "down")
+        for name in (part, f"{part}_bias")
+        if name in layer
+    }
     weight, chosen = experts.route(
-        linear(h, layer["router"]),
+        linear(h, layer["router"], layer.get("router_bias")),
         config.experts_per_token,
         config.expert_renormalise,
     )
@@ -233,7 +260,7 @@ def feed_forward(layer: Params, config: ModelConfig, h: jax.Array) -> jax.Array:
         weight,
         chosen,
         config.experts,
-        lambda rows, one: gated(rows, *(w[one] for w in weights)),
+        lambda rows, one: gated(rows, jax.tree.map(lambda w: w[one], stacks)),
     )
 
 
@@ -263,8 +290,8 @@ def causal(config: ModelConfig, positions: jax.Array) -> Attend:
         mask = attention.visible(
             jnp.repeat(positions, rep), positions, kind.window
         )
-        out = attention.merge(attention.attend(q, k, v, mask, config.softcap))
-        return ungroup_heads(out, rep), (k, v)
+        seen = attention.attend(q, k, v, mask, config.softcap)
+        return ungroup_heads(seen, rep), (k, v)
 
     return attend
 
@@ -276,11 +303,15 @@ def group_heads(q: jax.Array, kv_heads: int) -> jax.Array:
     return q.swapaxes(0, 1).reshape(kv_heads, -1, dim)
 
 
-def ungroup_heads(out: jax.Array, rep: int) -> jax.Array:
+def ungroup_heads(part: attention.Part, rep: int) -> attention.Part:
     """[K, T * rep, D] -> [T, H, D]."""
-    kv_heads, _, dim = out.shape
-    out = out.reshape(kv_heads, -1, rep, dim).swapaxes(0, 1)
-    return out.reshape(out.shape[0], -1, dim)
+
+    def ungroup(x):
+        kv_heads, _, dim = x.shape
+        x = x.reshape(kv_heads, -1, rep, dim).swapaxes(0, 1)
+        return x.reshape(x.shape[0], -1, dim)
+
+    return jax.tree.map(ungroup, part)
 
 
 def forward(

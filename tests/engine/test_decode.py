@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dynscaling_jax.engine import cache, decode, prefill
-from dynscaling_jax.models import transformer
+from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.tokenizer import Tokenizer
 from dynscaling_jax.types import Message, Query, Request
 
@@ -190,7 +190,7 @@ def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
         attend = decode._grouped(config, state, start, jnp.int32(5))
         shared = jnp.repeat(prefix, groups, 1)
         kept = (tuple(shared), tuple(suffix), tuple(recent))
-        return attend(config.kind(0), kept, q, k, v)[0]
+        return attention.output(attend(config.kind(0), kept, q, k, v)[0])
 
     arrays = q, k, v, prefix, suffix, recent
     whole = seen(1, *arrays)

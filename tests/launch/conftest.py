@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dynscaling_jax.models import config as configs
-from dynscaling_jax.models import hf_checkpoint, hf_config
+from dynscaling_jax.models import hf_config, hf_layout
 from dynscaling_jax.models.transformer import init_params
 
 TEMPLATE = (
@@ -43,7 +43,7 @@ def tiny_model(tmp_path_factory):
     )
     params = init_params(jax.random.key(0), config)
     tensors = {
-        hf_checkpoint.tensor_name(
+        hf_layout.tensor_name(
             tuple(
                 getattr(step, "key", getattr(step, "idx", None))
                 for step in path

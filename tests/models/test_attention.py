@@ -34,7 +34,10 @@ def test_parts_merge_to_the_whole(qkv, cuts):
     ]
     expected = softmax_attention(q, k, v, mask)
     np.testing.assert_allclose(
-        attention.merge(*parts), expected, rtol=1e-5, atol=1e-6
+        attention.output(attention.merge(*parts)),
+        expected,
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -42,12 +45,22 @@ def test_a_part_without_visible_keys_adds_nothing(qkv):
     q, k, v = qkv
     seen = attention.attend(q, k, v, np.ones((5, 12), bool))
     hidden = attention.attend(q, 9 * k, 9 * v, np.zeros((5, 12), bool))
-    alone = attention.merge(seen)
+    alone = attention.output(seen)
     for merged in (
         attention.merge(hidden, seen),
         attention.merge(seen, hidden, hidden),
     ):
-        np.testing.assert_array_equal(merged, alone)
+        np.testing.assert_array_equal(attention.output(merged), alone)
+
+
+def test_a_sink_is_a_key_without_a_value(qkv):
+    q, k, v = qkv
+    sinks = np.array([0.5, -1.0, 2.0, 30.0, -30.0], "f")  # one a query here
+    mask = np.ones((5, 12), bool)
+    got = attention.output(attention.attend(q, k, v, mask), sinks)
+    weights = np.exp(np.einsum("md,sd->ms", q, k))
+    total = weights.sum(-1, keepdims=True) + np.exp(sinks)[:, None]
+    np.testing.assert_allclose(got, weights @ v / total, rtol=2e-5, atol=1e-6)
 
 
 def test_great_scores_do_not_overflow(qkv):
@@ -56,7 +69,7 @@ def test_great_scores_do_not_overflow(qkv):
         attention.attend(q * 1e4, k[:6], v[:6], True),
         attention.attend(q * 1e4, k[6:], v[6:], True),
     ]
-    out = attention.merge(*parts)
+    out = attention.output(attention.merge(*parts))
     winner = np.einsum("md,sd->ms", q, k).argmax(-1)
     np.testing.assert_allclose(out, v[winner], rtol=1e-5)
 
@@ -74,6 +87,6 @@ def test_gradients_are_finite(qkv):
     mask = np.tri(5, 12, dtype=bool)
 
     def loss(q):
-        return attention.merge(attention.attend(q, k, v, mask)).sum()
+        return attention.output(attention.attend(q, k, v, mask)).sum()
 
     assert np.isfinite(jax.grad(loss)(q)).all()

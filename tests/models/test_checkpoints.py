@@ -15,6 +15,7 @@ from dynscaling_jax.models import (
     checkpoints,
     gguf_checkpoint,
     hf_checkpoint,
+    hf_layout,
     load_model,
 )
 from dynscaling_jax.models.transformer import param_shapes
@@ -61,7 +62,7 @@ def write_gguf(file: Path, directory: Path, dtype=np.float32, **extra) -> Path:
     writer.add_vocab_size(config.vocab_size)
     tensors = load_file(directory / "model.safetensors")
     for path, _ in checkpoints.leaves(param_shapes(config)):
-        value = tensors[hf_checkpoint.tensor_name(path)]
+        value = tensors[hf_layout.tensor_name(path)]
         if path[-1] in ("q", "k"):  # to neighbouring pairs
             heads = config.heads if path[-1] == "q" else config.kv_heads
             halves = value.reshape(heads, 2, -1, value.shape[-1])
@@ -99,10 +100,10 @@ def test_every_tensor_of_the_file_is_placed(goldens):
             node = model.params
             for step in path:
                 node = node[step]
-            names.remove(hf_checkpoint.tensor_name(path))
+            names.remove(hf_layout.tensor_name(path))
             assert node.shape == shape
             np.testing.assert_array_equal(
-                node, file.get_tensor(hf_checkpoint.tensor_name(path))
+                node, file.get_tensor(hf_layout.tensor_name(path))
             )
     assert not names
 

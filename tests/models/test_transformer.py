@@ -38,6 +38,8 @@ CASES = (
     "phi3_longrope",
     "olmo2_grouped",
     "olmo2_multi_query_tied",
+    "gpt_oss_grouped",
+    "gpt_oss_multi_query_mxfp4",
 )
 
 
@@ -89,6 +91,11 @@ def test_logits_equal_those_of_transformers(goldens, golden, name):
         ("gemma3_scaled", {"rope_scaling": None}),
         ("phi3_partial_window_tied", {"rope_share": 1.0}),
         ("phi3_longrope", {"rope_scaling": None}),
+        ("gpt_oss_grouped", {"unit_limit": 7.0}),
+        ("gpt_oss_grouped", {"unit_slope": 1.0}),
+        ("gpt_oss_grouped", {"window": 0}),
+        ("gpt_oss_grouped", {"expert_renormalise": False}),
+        ("gpt_oss_multi_query_mxfp4", {"rope_scaling": None}),
     ],
 )
 def test_goldens_notice_a_wrong_config(goldens, golden, name, change):
