@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynscaling_jax.engine import cache, sampling
-from dynscaling_jax.engine.cache import Prefix, Rows, State
+from dynscaling_jax.engine.cache import Layers, Prefix, Rows, State
 from dynscaling_jax.engine.sampling import Draw, Settings
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
@@ -95,20 +95,7 @@ def decode(
 
     def step(carry):
         at, rows, recent, chunk = carry
-        attend = _grouped(config, state, start, at)
-        groups = state.length.shape[0]
-        ahead = jnp.repeat(
-            state.length, batch // groups, total_repeat_length=batch
-        )
-        hidden, recent = transformer.hidden_states(
-            params,
-            config,
-            rows.token,
-            ahead + rows.drawn - 1,
-            attend,
-            list(zip(state.prefix, state.suffix, recent, strict=True)),
-        )
-        logits = transformer.head(params, config, hidden)
+        logits, recent = read(params, config, state, recent, rows.token, at)
         drawn = _draw(rows.key, rows.drawn, logits, settings)
         chunk = jax.tree.map(
             lambda whole, new: whole.at[at].set(new),
@@ -122,7 +109,7 @@ def decode(
             & ~_ends(drawn.token, stops)
             & (rows.drawn + 1 < rows.limit),
         )
-        return at + 1, rows, tuple(recent), chunk
+        return at + 1, rows, recent, chunk
 
     _, rows, recent, chunk = jax.lax.while_loop(
         lambda carry: (carry[0] < CHUNK) & carry[1].live.any(),
@@ -131,6 +118,36 @@ def decode(
     )
     suffix = cache.append(state.suffix, recent, start)
     return state._replace(rows=rows, suffix=suffix), chunk
+
+
+def read(
+    params: Params,
+    config: ModelConfig,
+    state: State,
+    recent: Layers,
+    token: jax.Array,
+    at: jax.Array,
+) -> tuple[jax.Array, Layers]:
+    """Reads one more token int32 [GR] of each row.
+
+    Args:
+        recent: keys and values of this chunk's steps before `at`.
+
+    Returns:
+        Logits float32 [GR, V] of the token after it, and recent with its own.
+    """
+    start = state.rows.drawn - 1
+    batch, groups = len(token), len(state.length)
+    ahead = jnp.repeat(state.length, batch // groups, total_repeat_length=batch)
+    hidden, recent = transformer.hidden_states(
+        params,
+        config,
+        token,
+        ahead + start + at,
+        _grouped(config, state, start, at),
+        list(zip(state.prefix, state.suffix, recent, strict=True)),
+    )
+    return transformer.head(params, config, hidden), tuple(recent)
 
 
 def _grouped(config: ModelConfig, state: State, start, at):
@@ -194,7 +211,12 @@ def _grouped(config: ModelConfig, state: State, start, at):
         newest = attention.attend(
             own,
             *recent,
-            seen(kind, CHUNK, ahead + start, jnp.full_like(start, at + 1)),
+            seen(
+                kind,
+                recent[0].shape[2],
+                ahead + start,
+                jnp.full_like(start, at + 1),
+            ),
             config.softcap,
         )
         part = jax.tree.map(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynscaling_jax.engine import cache, decode, prefill
 from dynscaling_jax.models import load_model, transformer
 from dynscaling_jax.models.config import ModelConfig
 
@@ -60,6 +61,39 @@ def test_logits_equal_those_of_transformers(goldens, golden, name):
     logits = model.logits(golden(name)["ids"])
     assert logits.dtype == jnp.float32
     assert relative_error(logits, golden(name)["logits"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_through_the_grouped_cache_equal_transformers(
+    goldens, golden, name
+):
+    """Two groups of two rows; a prompt, two whole chunks of steps and a part
+    of a third."""
+    model = load_model(goldens / name)
+    params, config = model.params, model.config
+    ids, expected = golden(name)["ids"], golden(name)["logits"]
+    prompt, chunk, per = 5, 8, 2
+    state = cache.empty(config, 2, per, 8, 24, jnp.float32)
+    for group, tokens in enumerate(ids):
+        padded = np.zeros(8, np.int32)
+        padded[:prompt] = tokens[:prompt]
+        prefix = prefill.prefill(params, config, padded, np.int32(prompt))
+        assert relative_error(prefix.logits, expected[group, prompt - 1]) < 1e-4
+        state = cache.place(state, prefix, np.int32(group))
+    read = jax.jit(decode.read, static_argnums=1)
+    for first in range(prompt, ids.shape[1], chunk):
+        recent = jax.tree.map(
+            lambda s: jnp.zeros((*s.shape[:2], chunk, s.shape[3])), state.suffix
+        )
+        for at, where in enumerate(range(first, ids.shape[1])[:chunk]):
+            token = np.repeat(ids[:, where], per)
+            logits, recent = read(params, config, state, recent, token, at)
+            wanted = np.repeat(expected[:, where], per, 0)
+            assert relative_error(logits, wanted) < 1e-4, where
+        start = state.rows.drawn - 1
+        suffix = cache.append(state.suffix, recent, start)
+        rows = state.rows._replace(drawn=state.rows.drawn + chunk)
+        state = state._replace(suffix=suffix, rows=rows)
 
 
 @pytest.mark.parametrize(
