@@ -13,6 +13,7 @@ def get_config() -> Any:
     # hf://org/name@revision, or openai://model@base_url
     config.model = "smollm2-135m-instruct"
     config.dtype = "float32"  # or bfloat16
+    config.quantize = ""  # int8: of the weights of a local model
     config.seed = 0
 
     # a name of configs/methods.py; the three axes replace one part each

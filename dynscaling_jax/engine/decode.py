@@ -139,7 +139,7 @@ def read(
     start = state.rows.drawn - 1
     batch, groups = len(token), len(state.length)
     ahead = jnp.repeat(state.length, batch // groups, total_repeat_length=batch)
-    hidden, recent = transformer.hidden_states(
+    hidden, kept = transformer.hidden_states(
         params,
         config,
         token,
@@ -147,7 +147,7 @@ def read(
         _grouped(config, state, start, at),
         list(zip(state.prefix, state.suffix, recent, strict=True)),
     )
-    return transformer.head(params, config, hidden), tuple(recent)
+    return transformer.head(params, config, hidden), tuple(kept)
 
 
 def _grouped(config: ModelConfig, state: State, start, at):

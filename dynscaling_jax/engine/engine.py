@@ -196,7 +196,7 @@ class Engine:
 
     @property
     def _dtype(self):
-        return self.model.params["embed"].dtype
+        return self.model.params["norm"].dtype
 
     def _bucket(self, length: int) -> int:
         size = SHORTEST

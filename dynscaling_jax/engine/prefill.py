@@ -25,7 +25,7 @@ def prefill(
     Padding comes after all that count and so is never seen by it.
     """
     layers = []
-    x = _embed(params["embed"], config, tokens)
+    x = _embed(params, config, tokens)
     for at, layer in enumerate(params["layers"]):
         x, kv = _read(layer, config, config.kind(at), x)
         layers.append(kv)
@@ -51,7 +51,7 @@ def extend(
         size: P' that the result is padded to, kept + length at least.
     """
     layers = []
-    x = _embed(params["embed"], config, tokens)
+    x = _embed(params, config, tokens)
     for at, (layer, old) in enumerate(zip(params["layers"], base, strict=True)):
         x, kv = _read_on(layer, config, config.kind(at), x, old, kept, size)
         layers.append(kv)

@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.transformer import Params, param_shapes
 
 PARAMS = "params"  # the folder of an Orbax checkpoint
+
+
+Finish = Callable[[tuple, np.ndarray], Any]
+"""(path of a parameter, its values) -> what the tree holds."""
 
 
 class Tensor(NamedTuple):
@@ -30,7 +33,7 @@ def place(
     config: ModelConfig,
     source: Mapping[str, Tensor],
     name: Callable[[tuple], str],
-    dtype: Any,
+    finish: Finish,
     convert: Callable[[tuple, np.ndarray], np.ndarray] = lambda _, v: v,
 ) -> Params:
     """Fills the parameter tree from a source, one tensor at a time.
@@ -52,7 +55,7 @@ def place(
         node = params
         for step in path[:-1]:
             node = node[step]
-        node[path[-1]] = jnp.asarray(value, dtype)
+        node[path[-1]] = finish(path, value)
     return params
 
 

@@ -77,7 +77,7 @@ def hf_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, tensor) of a Hugging Face file."""
     named = (
-        (hf_layout.tensor_name(_steps(path), config.family), np.asarray(leaf))
+        (hf_layout.tensor_name(steps(path), config.family), np.asarray(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     )
     return hf_layout.pack(named, config)
@@ -135,7 +135,7 @@ def load_orbax(
                 f"{folder}: not a whole Orbax checkpoint ({error})"
             ) from error
         held = {
-            ".".join(map(str, _steps(path))): tuple(leaf.shape)
+            ".".join(map(str, steps(path))): tuple(leaf.shape)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         checkpoints.refuse_misfits(str(directory), expected, held)
@@ -157,7 +157,7 @@ def orbax_dtypes(directory: Path) -> set[str]:
     return {str(leaf.dtype) for leaf in leaves}
 
 
-def _steps(path: tuple) -> tuple[Any, ...]:
+def steps(path: tuple) -> tuple[Any, ...]:
     """JAX's path of a leaf as ours: ("layers", 0, "q")."""
     return tuple(
         getattr(step, "key", getattr(step, "idx", None)) for step in path

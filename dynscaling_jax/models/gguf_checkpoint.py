@@ -8,14 +8,14 @@ import gguf
 import numpy as np
 
 from dynscaling_jax.models import checkpoints, gguf_config
-from dynscaling_jax.models.checkpoints import Tensor
+from dynscaling_jax.models.checkpoints import Finish, Tensor
 from dynscaling_jax.models.config import ModelConfig, RopeScaling
 from dynscaling_jax.models.transformer import Params
 
 NEIGHBOURS = ("llama", "mistral")  # families whose GGUF files rotate those
 
 
-def load(file: Path, dtype: Any) -> tuple[ModelConfig, Params, dict]:
+def load(file: Path, finish: Finish) -> tuple[ModelConfig, Params, dict]:
     """Reads a GGUF file and dequantises it; also returns its metadata.
 
     Raises:
@@ -52,7 +52,7 @@ def load(file: Path, dtype: Any) -> tuple[ModelConfig, Params, dict]:
         return paired.swapaxes(1, 2).reshape(value.shape)
 
     params = checkpoints.place(
-        str(file), config, source, tensor_name, dtype, as_hf
+        str(file), config, source, tensor_name, finish, as_hf
     )
     return config, params, metadata
 

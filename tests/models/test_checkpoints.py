@@ -49,7 +49,9 @@ def write_gguf(file: Path, directory: Path, dtype=np.float32, **extra) -> Path:
     extra are further tensors.
     """
     raw = json.loads((directory / "config.json").read_text())
-    config, _ = hf_checkpoint.load(directory, jnp.float32)
+    config, _ = hf_checkpoint.load(
+        directory, lambda _, value: jnp.asarray(value)
+    )
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_block_count(config.layers)
     writer.add_context_length(config.context)
