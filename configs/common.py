@@ -14,6 +14,8 @@ def get_config() -> Any:
     config.model = "smollm2-135m-instruct"
     config.dtype = "float32"  # or bfloat16
     config.quantize = ""  # int8: of the weights of a local model
+    # tokens of a sequence at most, where not what the model was trained with
+    config.context = config_dict.placeholder(int)
     config.seed = 0
 
     # a name of configs/methods.py; the three axes replace one part each

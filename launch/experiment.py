@@ -150,7 +150,9 @@ def open_source(config: Config) -> Source:
         most = Budget(new_tokens=config.engine.max_new_tokens)
         reader = Reader(end_of_thinking=thinking)
         return Source(sample_fn, reader, most, lambda _: None)
-    model = load_model(config.model, config.dtype, config.quantize)
+    model = load_model(
+        config.model, config.dtype, config.quantize, config.context
+    )
     engine = Engine(model, seed=config.seed, **config.engine)
     context, new = model.config.context, config.engine.max_new_tokens
     most = Budget(

@@ -150,6 +150,15 @@ TINY = {
             "long_factor": [2.0, 4.0],
         },
     ),
+    "phi3_longrope_long": transformers.Phi3Config(
+        **{**PHI, "original_max_position_embeddings": 12},
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 100.0,
+            "short_factor": [1.0, 1.5],
+            "long_factor": [2.0, 4.0],
+        },
+    ),
     "olmo2_grouped": transformers.Olmo2Config(**LLAMA),
     "olmo2_multi_query_tied": transformers.Olmo2Config(
         **{**LLAMA, "num_key_value_heads": 1}, tie_word_embeddings=True

@@ -25,6 +25,8 @@ class RopeScaling:
     original_context: int = 8192
     factors: tuple[float, ...] = ()
     attention: float = 1.0
+    long_factors: tuple[float, ...] = ()  # of longrope, past the context that
+    long_context: int = 0  # the model was trained with, up to this one
     whole: bool = True  # yarn: blends between whole features
 
 
@@ -113,12 +115,13 @@ class ModelConfig:
                 f"model config: head_dim must be even, got {self.head_dim}, "
                 f"and so must what is rotated of it, {self.rope_dim}"
             )
-        factors = self.rope_scaling.factors if self.rope_scaling else ()
-        if factors and len(factors) != self.rope_dim // 2:
-            raise ValueError(
-                f"model config: {self.rope_dim // 2} rope factors expected, "
-                f"got {len(factors)}"
-            )
+        scaling = self.rope_scaling or RopeScaling("none")
+        for factors in (scaling.factors, scaling.long_factors):
+            if factors and len(factors) != self.rope_dim // 2:
+                raise ValueError(
+                    f"model config: {self.rope_dim // 2} rope factors "
+                    f"expected, got {len(factors)}"
+                )
         if self.experts and not (
             0 < self.experts_per_token <= self.experts and self.expert_ffn > 0
         ):
@@ -150,6 +153,27 @@ class ModelConfig:
         if self.rotates and not self.rotates[layer]:
             theta = 0.0
         return Kind(self.window if local else 0, theta, scaling)
+
+
+def with_context(config: ModelConfig, tokens: int) -> ModelConfig:
+    """The same decoder for sequences of so many tokens at most.
+
+    Past the context that a model of longrope (arXiv 2402.13753) was trained
+    with it rotates by its long factors, from the first token on.
+
+    Raises:
+        ValueError: more than the model can have.
+    """
+    scaling = config.rope_scaling
+    longest = max(config.context, scaling.long_context if scaling else 0)
+    if not 1 < tokens <= longest:
+        raise ValueError(
+            f"context must lie within 2 and {longest} tokens for this model, "
+            f"got {tokens}"
+        )
+    if scaling and tokens > config.context:
+        scaling = dataclasses.replace(scaling, factors=scaling.long_factors)
+    return dataclasses.replace(config, context=tokens, rope_scaling=scaling)
 
 
 def check_layers(layers: object) -> None:

@@ -160,16 +160,19 @@ def _rope_scaling(raw: Raw, rope: Raw, kind: str) -> Fields:
         )
         return {"rope_scaling": scaling}
     if kind in ("longrope", "su"):
-        # The short factors, up to the context that the model was trained
-        # with: past it all keys would have to be rotated anew.
-        stretch = context / original
+        # A sequence has one set of factors: keys that were rotated by the
+        # short ones cannot be met by queries rotated by the long ones.
+        stretch = float(rope.get("factor") or context / original)
         attention = rope.get("attention_factor")
         if attention is None:
             log = math.log(stretch) / math.log(original)
             attention = math.sqrt(1 + log) if stretch > 1 else 1.0
-        factors = tuple(map(float, rope["short_factor"]))
         scaling = RopeScaling(
-            "factors", factors=factors, attention=float(attention)
+            "factors",
+            factors=tuple(map(float, rope["short_factor"])),
+            attention=float(attention),
+            long_factors=tuple(map(float, rope["long_factor"])),
+            long_context=int(context),
         )
         return {"rope_scaling": scaling, "context": int(original)}
     if kind == "yarn":

@@ -18,7 +18,7 @@ from dynscaling_jax.models import (
     transformer,
 )
 from dynscaling_jax.models.checkpoints import PARAMS
-from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.config import ModelConfig, with_context
 
 DTYPES = ("float32", "bfloat16")
 QUANTIZERS = {"": lambda _, weight: weight, "int8": quantization.quantize}
@@ -74,12 +74,18 @@ class Model:
         cache.
 
         Raises:
-            ValueError: another shape, or ids outside the vocabulary, which
-                XLA would clamp to others without a word.
+            ValueError: another shape, more tokens than the context, or ids
+                outside the vocabulary, which XLA would clamp to others
+                without a word.
         """
         ids = np.asarray(token_ids)
         if ids.ndim != 2:
             raise ValueError(f"token_ids must be [B, L], got {ids.shape}")
+        if ids.shape[1] > self.config.context:
+            raise ValueError(
+                f"token_ids are {ids.shape[1]} long, the context of the model "
+                f"has {self.config.context} tokens"
+            )
         high = self.config.vocab_size
         known = ids.dtype.kind in "iu" and ((ids >= 0) & (ids < high)).all()
         if not known:
@@ -94,7 +100,10 @@ def _logits(params, config, ids):
 
 
 def load_model(
-    path: str | Path, dtype: str = "float32", quantize: str = ""
+    path: str | Path,
+    dtype: str = "float32",
+    quantize: str = "",
+    context: int | None = None,
 ) -> Model:
     """Loads a model by name, file, directory or hub address.
 
@@ -104,6 +113,9 @@ def load_model(
         dtype: float32 or bfloat16, of parameters and activations.
         quantize: int8, of the weights, as models.quantization says; empty
             keeps them in dtype.
+        context: tokens of a sequence at most; by default what the model was
+            trained with. Phi's longrope reaches further, see
+            models.config.with_context.
 
     Raises:
         FileNotFoundError: what is missing, and how to get it.
@@ -122,6 +134,7 @@ def load_model(
         return smaller(path, jnp.asarray(value, kind))
 
     file = resolve(str(path))
+    read = functools.partial(tokenizer.from_directory, file)
     if (file / PARAMS).is_dir():
         from dynscaling_jax.models import export  # Orbax takes a second
 
@@ -129,21 +142,23 @@ def load_model(
         params = jax.tree_util.tree_map_with_path(
             lambda path, leaf: finish(export.steps(path), leaf), params
         )
-        return Model(config, params, lambda: tokenizer.from_directory(file))
-    if file.is_dir():
+    elif file.is_dir():
         config, params = hf_checkpoint.load(file, finish)
-        return Model(config, params, lambda: tokenizer.from_directory(file))
-    if file.suffix == ".safetensors":
+    elif file.suffix == ".safetensors":
         raise ValueError(
             f"{file}: give its directory, which holds config.json too"
         )
-    if file.suffix in hf_checkpoint.PICKLED:
+    elif file.suffix in hf_checkpoint.PICKLED:
         raise ValueError(
             f"{file}: pickled weights can run code when they are read and "
             "are refused; give a directory with safetensors or a GGUF file"
         )
-    config, params, metadata = gguf_checkpoint.load(file, finish)
-    return Model(config, params, lambda: tokenizer.from_gguf(metadata))
+    else:
+        config, params, metadata = gguf_checkpoint.load(file, finish)
+        read = functools.partial(tokenizer.from_gguf, metadata)
+    if context:
+        config = with_context(config, context)
+    return Model(config, params, read)
 
 
 def stored_dtype(source: Path) -> str:

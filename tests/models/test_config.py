@@ -8,7 +8,11 @@ import pytest
 
 from dynscaling_jax.models import config as configs
 from dynscaling_jax.models import families, gguf_config, hf_config
-from dynscaling_jax.models.config import ModelConfig, RopeScaling
+from dynscaling_jax.models.config import (
+    ModelConfig,
+    RopeScaling,
+    with_context,
+)
 
 HF = {
     "model_type": "llama",
@@ -228,3 +232,21 @@ def test_frequencies_by_hand():
         [1.0, 0.1 * (keep + (1 - keep) / 8)],
         rtol=1e-5,
     )
+
+
+def test_a_context_of_ones_own():
+    plain = BASE
+    assert with_context(plain, 20).context == 20
+    scaling = RopeScaling(
+        "factors", factors=(1.0,) * 4, long_factors=(2.0,) * 4, long_context=900
+    )
+    phi = dataclasses.replace(
+        BASE, context=100, head_dim=8, rope_scaling=scaling
+    )
+    assert with_context(phi, 100).rope_scaling == scaling
+    longer = with_context(phi, 101)
+    assert longer.context == 101
+    assert longer.rope_scaling.factors == scaling.long_factors
+    for config, tokens, most in ((plain, 0, plain.context), (phi, 901, 900)):
+        with pytest.raises(ValueError, match=f"2 and {most} tokens"):
+            with_context(config, tokens)

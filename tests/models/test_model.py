@@ -24,6 +24,8 @@ def test_token_ids_may_be_lists_but_must_be_a_batch(goldens):
     assert loaded.logits([[1, 2, 3]]).shape == (1, 3, 48)
     with pytest.raises(ValueError, match=r"must be \[B, L\], got \(3,\)"):
         loaded.logits([1, 2, 3])
+    with pytest.raises(ValueError, match="65 long, the context .* 64 tokens"):
+        loaded.logits([[1] * 65])
 
 
 @pytest.mark.parametrize("ids", [[[1, 48]], [[-1, 2]], [[0.5, 1.0]]])

@@ -37,11 +37,15 @@ CASES = (
     "phi3_grouped",
     "phi3_partial_window_tied",
     "phi3_longrope",
+    "phi3_longrope_long",
     "olmo2_grouped",
     "olmo2_multi_query_tied",
     "gpt_oss_grouped",
     "gpt_oss_multi_query_mxfp4",
 )
+
+
+LENGTH = 24  # tokens of the sequences in the goldens
 
 
 def relative_error(got, expected) -> float:
@@ -57,7 +61,7 @@ def golden(goldens):
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_those_of_transformers(goldens, golden, name):
-    model = load_model(goldens / name)
+    model = load_model(goldens / name, context=LENGTH)
     logits = model.logits(golden(name)["ids"])
     assert logits.dtype == jnp.float32
     assert relative_error(logits, golden(name)["logits"]) < 1e-4
@@ -69,7 +73,7 @@ def test_steps_through_the_grouped_cache_equal_transformers(
 ):
     """Two groups of two rows; a prompt, two whole chunks of steps and a part
     of a third."""
-    model = load_model(goldens / name)
+    model = load_model(goldens / name, context=LENGTH)
     params, config = model.params, model.config
     ids, expected = golden(name)["ids"], golden(name)["logits"]
     prompt, chunk, per = 5, 8, 2
@@ -134,7 +138,7 @@ def test_steps_through_the_grouped_cache_equal_transformers(
 )
 def test_goldens_notice_a_wrong_config(goldens, golden, name, change):
     """A golden file that any decoder meets would prove nothing."""
-    model = load_model(goldens / name)
+    model = load_model(goldens / name, context=LENGTH)
     wrong = dataclasses.replace(model.config, **change)
     logits = jax.vmap(
         lambda ids: transformer.forward(model.params, wrong, ids)
