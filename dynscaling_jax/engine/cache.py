@@ -93,7 +93,7 @@ def place(state: State, prefix: Prefix, group: jax.Array) -> State:
     )
 
 
-def append(suffix: Layers, recent: Layers, start: jax.Array) -> Layers:
+def append(suffix: Any, recent: Any, start: jax.Array) -> Any:
     """Moves a chunk of keys [GR, K, C, D] to each row's own place, from
     slot start [GR] on."""
 

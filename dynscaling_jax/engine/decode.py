@@ -1,14 +1,21 @@
-"""The jitted functions of decoding: start rows, take a chunk of steps."""
+"""The jitted functions of decoding: start rows, take a chunk of steps.
+
+A step is a loop of the host over the layers, one compiled function for each
+kind of them. Calling it takes some 50 microseconds, which pass while the
+layer before is computed; and a new number of rows or length of prompt
+compiles in a fraction of a second, where a whole decoder takes ten.
+"""
 
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynscaling_jax.engine import cache, sampling
 from dynscaling_jax.engine.cache import Layers, Prefix, Rows, State
-from dynscaling_jax.engine.sampling import Draw, Settings
+from dynscaling_jax.engine.sampling import Draw, Settings, Sums
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.transformer import Params
@@ -17,11 +24,11 @@ CHUNK = 16  # steps between two looks of the host
 
 
 class Chunk(NamedTuple):
-    """What a chunk drew. A row's tokens count while live; finished rows
-    and ghosts go on drawing what nobody reads."""
+    """What a chunk of C steps drew. A row's tokens count while live; finished
+    rows and ghosts go on drawing what nobody reads."""
 
-    draws: Draw  # each [C, GR]
-    live: jax.Array  # bool [C, GR]
+    draws: Draw  # numpy, each [C, GR]
+    live: np.ndarray  # bool [C, GR]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -41,7 +48,7 @@ def start(
     live: jax.Array,
     stops: jax.Array,
     settings: Settings,
-) -> tuple[Rows, Draw]:
+) -> tuple[Rows, Sums]:
     """Draws the first token of fresh rows from their group's logits [G, V].
 
     It sees no keys, so that one compilation serves prompts of every length.
@@ -72,52 +79,36 @@ def start(
     return rows, drawn
 
 
-@functools.partial(jax.jit, static_argnums=(1,), donate_argnums=2)
 def decode(
     params: Params,
     config: ModelConfig,
     state: State,
-    stops: jax.Array,
+    stops: jax.typing.ArrayLike,
     settings: Settings,
+    steps: int = CHUNK,
 ) -> tuple[State, Chunk]:
-    """Takes CHUNK steps with all rows, fewer when no row is left live."""
-    batch = state.rows.token.shape[0]
-    start = state.rows.drawn - 1
-    recent = jax.tree.map(
-        lambda s: jnp.zeros((*s.shape[:2], CHUNK, s.shape[3]), s.dtype),
-        state.suffix,
-    )
-    float_rows = jnp.zeros((CHUNK, batch), jnp.float32)
-    chunk = Chunk(
-        Draw(float_rows.astype(jnp.int32), float_rows, float_rows, float_rows),
-        jnp.zeros((CHUNK, batch), bool),
-    )
-
-    def step(carry):
-        at, rows, recent, chunk = carry
-        logits, recent = read(params, config, state, recent, rows.token, at)
-        drawn = _draw(rows.key, rows.drawn, logits, settings)
-        chunk = jax.tree.map(
-            lambda whole, new: whole.at[at].set(new),
-            chunk,
-            Chunk(drawn, rows.live),
+    """Takes `steps` steps, CHUNK at most, with all rows; fewer when no row is
+    left live. The state is used up."""
+    rows, start = state.rows, _start(state.rows)
+    recent = tuple(map(_recent, state.suffix))
+    top = {k: v for k, v in params.items() if k != "layers"}
+    chunk = []
+    for at in map(np.int32, range(steps)):
+        hidden, recent = _layers(
+            params, config, state, start, recent, rows.token, at
         )
-        rows = rows._replace(
-            token=drawn.token,
-            drawn=rows.drawn + 1,
-            live=rows.live
-            & ~_ends(drawn.token, stops)
-            & (rows.drawn + 1 < rows.limit),
-        )
-        return at + 1, rows, recent, chunk
-
-    _, rows, recent, chunk = jax.lax.while_loop(
-        lambda carry: (carry[0] < CHUNK) & carry[1].live.any(),
-        step,
-        (0, state.rows, recent, chunk),
+        rows, step = _turn(top, config, hidden, rows, stops, settings)
+        chunk.append(step)
+        # one step behind, so that the device always has the next to do
+        if at and not np.asarray(chunk[-2][1]).any():
+            break
+    suffix = tuple(
+        _append(kv, new, start)
+        for kv, new in zip(state.suffix, recent, strict=True)
     )
-    suffix = cache.append(state.suffix, recent, start)
-    return state._replace(rows=rows, suffix=suffix), chunk
+    sums, live = jax.tree.map(lambda *each: np.stack(each), *chunk)
+    draws = sampling.measures(sums, config.vocab_size)
+    return state._replace(rows=rows, suffix=suffix), Chunk(draws, live)
 
 
 def read(
@@ -131,35 +122,127 @@ def read(
     """Reads one more token int32 [GR] of each row.
 
     Args:
-        recent: keys and values of this chunk's steps before `at`.
+        recent: keys and values of this chunk's steps before `at`; used up.
 
     Returns:
         Logits float32 [GR, V] of the token after it, and recent with its own.
     """
-    start = state.rows.drawn - 1
-    batch, groups = len(token), len(state.length)
-    ahead = jnp.repeat(state.length, batch // groups, total_repeat_length=batch)
-    hidden, kept = transformer.hidden_states(
-        params,
-        config,
-        token,
-        ahead + start + at,
-        _grouped(config, state, start, at),
-        list(zip(state.prefix, state.suffix, recent, strict=True)),
+    hidden, recent = _layers(
+        params, config, state, _start(state.rows), recent, token, at
     )
-    return transformer.head(params, config, hidden), tuple(kept)
+    hidden = transformer.rms_norm(hidden, params["norm"], config)
+    return transformer.head(params, config, hidden), recent
 
 
-def _grouped(config: ModelConfig, state: State, start, at):
+def _layers(
+    params, config, state, start, recent, token, at
+) -> tuple[jax.Array, Layers]:
+    """Hidden states [GR, width], not normalised, and the recent keys."""
+    x = _embed({n: params[n] for n in ("embed", "norm")}, config, token)
+    kept = []
+    for number, layer in enumerate(params["layers"]):
+        x, new = _layer(
+            layer,
+            config,
+            config.kind(number),
+            x,
+            state.length,
+            start,
+            at,
+            recent[number],
+            (state.prefix[number], state.suffix[number]),
+        )
+        kept.append(new)
+    return x, tuple(kept)
+
+
+_embed = jax.jit(transformer.embed, static_argnums=1)
+
+
+@jax.jit
+def _start(rows):
+    return rows.drawn - 1
+
+
+@jax.jit
+def _recent(suffix):
+    return jax.tree.map(
+        lambda s: jnp.zeros((*s.shape[:2], CHUNK, s.shape[3]), s.dtype), suffix
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=7)
+def _layer(layer, config, kind, x, length, start, at, recent, kept):
+    ahead = jnp.repeat(
+        length, len(start) // len(length), total_repeat_length=len(start)
+    )
+    attend = _grouped(config, len(length), ahead, start, at)
+    return transformer.block(
+        layer,
+        config,
+        kind,
+        x,
+        ahead + start + at,
+        attend,
+        (*kept, recent),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _turn(top, config, hidden, rows, stops, settings):
+    """Draws a token of each row; returns the rows and (sums, was live)."""
+    hidden = transformer.rms_norm(hidden, top["norm"], config)
+    logits = transformer.head(top, config, hidden)
+    drawn = _draw(rows.key, rows.drawn, logits, settings)
+    step = drawn, rows.live
+    rows = rows._replace(
+        token=drawn.token,
+        drawn=rows.drawn + 1,
+        live=rows.live
+        & ~_ends(drawn.token, stops)
+        & (rows.drawn + 1 < rows.limit),
+    )
+    return rows, step
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _append(suffix, recent, start):
+    return cache.append(suffix, recent, start)
+
+
+def select(
+    state: State, groups: np.ndarray, rows: np.ndarray, live: np.ndarray
+) -> State:
+    """Some groups [G'] and some rows [G' R'] of a state, by number; rows
+    stand beside the others of their group, and those not live are ghosts."""
+    take = lambda pairs, index: tuple(_take(kv, index) for kv in pairs)
+    kept = _take(state.rows, rows)
+    return State(
+        take(state.prefix, groups),
+        _take(state.length, groups),
+        _take(state.logits, groups),
+        take(state.suffix, rows),
+        kept._replace(live=kept.live & live),
+    )
+
+
+@jax.jit
+def _take(tree, index):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def _grouped(config: ModelConfig, groups: int, ahead, start, at):
     """Attention of one new token a row: prefix, suffix and recent keys.
 
     Queries of a group meet its prefix in one product, [R * rep, D] against
     [P, D] for each key head.
+
+    Args:
+        ahead, start: int32 [GR], tokens of the prompt and drawn ones before
+            this chunk; at: int32, steps of this chunk before this one.
     """
-    batch, groups = start.shape[0], state.length.shape[0]
-    per, rep = batch // groups, config.heads // config.kv_heads
-    kv_heads, dim = config.kv_heads, config.head_dim
-    ahead = jnp.repeat(state.length, per, total_repeat_length=batch)
+    batch, rep = start.shape[0], config.heads // config.kv_heads
+    per, kv_heads, dim = batch // groups, config.kv_heads, config.head_dim
 
     def seen(kind, slots, first, filled):
         """[GR, 1, 1, slots]: written, and inside the window."""
@@ -228,12 +311,12 @@ def _grouped(config: ModelConfig, state: State, start, at):
     return attend
 
 
-def _draw(key, position, logits, settings) -> Draw:
+def _draw(key, position, logits, settings) -> Sums:
     """One token a row; the position in the sample ends the chain of keys."""
 
     def one(key, position, logits):
         key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
-        return sampling.draw(key, logits, settings)
+        return sampling.choose(key, logits, settings)
 
     return jax.vmap(one)(key, position, logits)
 

@@ -1,6 +1,7 @@
 """Requests in, samples out: prompts, groups, rows and their refilling."""
 
 import collections
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,13 @@ from dynscaling_jax.engine import (
     prefill,
     sampling,
 )
-from dynscaling_jax.engine.cache import Prefix
+from dynscaling_jax.engine.cache import Prefix, State
 from dynscaling_jax.models.flops import sample_flops
 from dynscaling_jax.models.model import Model
 from dynscaling_jax.types import Message, Query, Request, Sample
 
 SHORTEST = 128  # least length a prompt is padded to; doubled as needed
-CHAIN_ROWS = 8  # chains that are drawn at the same time
+NARROWEST = 8  # rows; fewer may round otherwise
 REUSE = 16  # a common beginning shorter than this is read anew
 
 
@@ -35,13 +36,21 @@ class Prompt(NamedTuple):
     common: int  # length of that beginning, where it is worth reusing
 
 
-class Row(NamedTuple):
+@dataclasses.dataclass(eq=False)
+class Row:
     """A sample that is being drawn."""
 
     request: Request
     prompt: Prompt
-    limit: int
-    draws: list  # sampling.Draw of numpy arrays, [steps] each
+    limit: int  # tokens to draw at most
+    draws: list = dataclasses.field(default_factory=list)
+    count: int = 0  # tokens drawn
+
+    def take(self, draws: sampling.Draw, column: int, steps: int) -> None:
+        """Adds the first steps of a column of draws, each [C, GR]."""
+        own = jax.tree.map(lambda x: x[:steps, column], draws)
+        self.draws.append(own)
+        self.count += steps
 
 
 class Engine:
@@ -70,8 +79,7 @@ class Engine:
             max_new_tokens: of one sample, its end-of-turn token included.
             temperature, top_k, top_p, min_p: 0, 0, 1 and 0 switch them off.
             stop: strings that end a sample and are cut from its text.
-            rows: samples that are drawn at the same time; of chains, which
-                have long prompts of their own, about 8.
+            rows: samples that are drawn at the same time, at most.
             rows_per_group: of these, how many share the keys of one prompt;
                 by default 8, or the largest power of two below that divides
                 rows.
@@ -114,12 +122,15 @@ class Engine:
         self.seed = np.uint32(seed)
         self.rows = rows
         self.rows_per_group = rows_per_group
-        # Chains come a few at a time, each with a long prompt of its own. How
-        # many rows run beside it must not depend on what else is asked for:
-        # a product rounds by the number of its rows.
-        self.chain_rows = min(
-            rows, -(-CHAIN_ROWS // rows_per_group) * rows_per_group
-        )
+        # On a CPU fewer rows take less time, and a product of so many rounds
+        # each alike (tests/engine/test_width.py). Elsewhere time is that of
+        # reading the weights, and a sample must not depend on how many others
+        # are asked for: one number of rows.
+        self.widths = (rows,)
+        if jax.default_backend() == "cpu":
+            halves = (rows >> n for n in range(rows.bit_length()))
+            fit = [w for w in halves if w >= NARROWEST]
+            self.widths = tuple(sorted({rows, *fit}))
         self.row_steps = 0  # rows x steps computed
         self.live_steps = 0  # of these, steps that drew a token of a sample
         ids = model.config.eos_ids
@@ -145,21 +156,17 @@ class Engine:
         streams = collections.defaultdict(dict)
         for request in requests:
             prompt = self._prompt(request)
-            chain = prompt.ids != prompt.base
-            stream = (
-                self._bucket(len(prompt.ids)),
-                self.chain_rows if chain else self.rows,
-            )
-            streams[stream].setdefault(prompt, []).append(request)
-        for (size, rows), by_prompt in sorted(streams.items()):
+            stream = streams[self._bucket(len(prompt.ids))]
+            stream.setdefault(prompt, []).append(request)
+        for size, by_prompt in sorted(streams.items()):
             shared = {
                 p: r
                 for p, r in by_prompt.items()
                 if 2 * len(r) >= self.rows_per_group
             }
             alone = {p: r for p, r in by_prompt.items() if p not in shared}
-            yield from self._stream(size, rows, self.rows_per_group, shared)
-            yield from self._stream(size, rows, 1, alone)
+            yield from self._stream(size, self.rows_per_group, shared)
+            yield from self._stream(size, 1, alone)
 
     def generate(
         self, prompts: Sequence[str], n: int = 1
@@ -261,86 +268,127 @@ class Engine:
         return prefix
 
     def _stream(
-        self,
-        size: int,
-        count: int,
-        per: int,
-        work: dict[Prompt, list[Request]],
+        self, size: int, per: int, work: dict[Prompt, list[Request]]
     ) -> Iterator[Sample]:
-        """Draws all of one prompt length, in `count` rows, `per` to a group;
-        keeps them busy."""
+        """Draws all of one prompt length, `per` rows to a group; keeps the
+        rows busy, and takes fewer where the work is less."""
         if not work:
             return
-        config, groups = self.model.config, count // per
+        config = self.model.config
         pending = {p: collections.deque(r) for p, r in work.items()}
         waiting = collections.deque(pending)  # prompts not placed yet
-        placed: list[Prompt | None] = [None] * groups
+        needed = per * sum(-(-len(r) // per) for r in work.values())
+        count = self._width(needed, size, per)
+        placed: list[Prompt | None] = [None] * (count // per)
         rows: list[Row | None] = [None] * count
         slots = -(-self.max_new_tokens // decode.CHUNK) * decode.CHUNK
-        state = cache.empty(config, groups, per, size, slots, self._dtype)
+        state = cache.empty(config, count // per, per, size, slots, self._dtype)
         while waiting or any(pending.values()) or any(rows):
-            fresh = np.zeros(count, bool)
-            name = np.zeros((count, 3), np.uint32)
-            limit = np.zeros(count, np.int32)
-            for g in range(groups):
-                own = range(g * per, (g + 1) * per)
-                prompt = placed[g]
-                idle = not any(rows[i] for i in own)
-                if idle and not (prompt and pending[prompt]):
-                    prompt = placed[g] = _next(waiting, pending)
-                    if prompt:
-                        state = decode.place(
-                            state, self._prefix(prompt), np.int32(g)
-                        )
-                for i in own:
-                    if rows[i] or not (prompt and pending[prompt]):
-                        continue
-                    request = pending[prompt].popleft()
-                    row = rows[i] = self._row(request, prompt)
-                    fresh[i], limit[i] = True, row.limit
-                    words = sampling.query_words(request.query.id)
-                    name[i] = (*words, request.index)
-            if fresh.any():
-                live = np.array([r is not None for r in rows])
-                started, first = decode.start(
-                    state.rows,
-                    state.logits,
-                    self.seed,
-                    fresh,
-                    name,
-                    limit,
-                    live,
-                    self.stop_ids,
-                    self.settings,
-                )
-                state = state._replace(rows=started)
-                first = jax.tree.map(np.asarray, first)
-                for i, row in enumerate(rows):
-                    if row and fresh[i]:
-                        row.draws.append(
-                            jax.tree.map(lambda x, i=i: x[i : i + 1], first)
-                        )
+            state = self._fill(state, placed, rows, waiting, pending)
+            most = max(r.limit - r.count for r in rows if r)
             state, chunk = decode.decode(
-                self.model.params, config, state, self.stop_ids, self.settings
+                self.model.params,
+                config,
+                state,
+                self.stop_ids,
+                self.settings,
+                max(1, min(decode.CHUNK, most)),
             )
-            chunk = jax.tree.map(np.asarray, chunk)
-            self.row_steps += chunk.live.any(1).sum() * count
+            self.row_steps += chunk.live.any(1).sum() * len(rows)
             self.live_steps += chunk.live.sum()
             for i, row in enumerate(rows):
                 if row is None:
                     continue
-                steps = int(chunk.live[:, i].sum())
-                row.draws.append(
-                    jax.tree.map(lambda x, i=i, n=steps: x[:n, i], chunk.draws)
-                )
+                row.take(chunk.draws, i, int(chunk.live[:, i].sum()))
                 sample = self._finished(row)
                 if sample:
                     rows[i] = None
                     yield sample
+            if any(rows) and not any(pending.values()):
+                state, placed, rows = self._narrow(state, size, placed, rows)
+
+    def _width(self, needed: int, size: int, per: int) -> int:
+        """The fewest rows that hold `needed`; all there may be otherwise."""
+        room = self._prefix_tokens // size * (per if self.widths[1:] else 1)
+        fit = [w for w in self.widths if w <= room and w % per == 0]
+        fit = fit or self.widths[:1]
+        return next((w for w in fit if w >= needed), fit[-1])
+
+    def _fill(self, state, placed, rows, waiting, pending) -> State:
+        """Gives idle rows their next samples, and idle groups their next
+        prompts."""
+        count, per = len(rows), len(rows) // len(placed)
+        fresh = np.zeros(count, bool)
+        name = np.zeros((count, 3), np.uint32)
+        limit = np.zeros(count, np.int32)
+        for g in range(len(placed)):
+            own = range(g * per, (g + 1) * per)
+            prompt = placed[g]
+            idle = not any(rows[i] for i in own)
+            if idle and not (prompt and pending[prompt]):
+                prompt = placed[g] = _next(waiting, pending)
+                if prompt:
+                    prefix = self._prefix(prompt)
+                    state = decode.place(state, prefix, np.int32(g))
+            for i in own:
+                if rows[i] or not (prompt and pending[prompt]):
+                    continue
+                request = pending[prompt].popleft()
+                row = rows[i] = self._row(request, prompt)
+                fresh[i], limit[i] = True, row.limit
+                words = sampling.query_words(request.query.id)
+                name[i] = (*words, request.index)
+        if not fresh.any():
+            return state
+        started, first = decode.start(
+            state.rows,
+            state.logits,
+            self.seed,
+            fresh,
+            name,
+            limit,
+            np.array([r is not None for r in rows]),
+            self.stop_ids,
+            self.settings,
+        )
+        first = sampling.measures(
+            jax.tree.map(lambda x: np.asarray(x)[None], first),
+            self.model.config.vocab_size,
+        )
+        for i, row in enumerate(rows):
+            if row and fresh[i]:
+                row.take(first, i, 1)
+        return state._replace(rows=started)
+
+    def _narrow(self, state, size, placed, rows):
+        """The rows that still draw in half as many or fewer, if they fit."""
+        live = [i for i, row in enumerate(rows) if row]
+        per = len(rows) // len(placed)
+        for each in dict.fromkeys((per, 1)):
+            groups = _grouped(live, lambda i: rows[i].prompt, each)
+            count = self._width(each * len(groups), size, each)
+            if 2 * count <= len(rows) and each * len(groups) <= count:
+                break
+        else:
+            return state, placed, rows
+        groups += [[] for _ in range(count // each - len(groups))]
+        order = [g + [None] * (each - len(g)) for g in groups]
+        kept = [i for group in order for i in group]
+        state = decode.select(
+            state,
+            np.array([g[0] // per if g else 0 for g in groups], np.int32),
+            np.array([i or 0 for i in kept], np.int32),
+            np.array([i is not None for i in kept]),
+        )
+        return (
+            state,
+            [rows[g[0]].prompt if g else None for g in groups],
+            [None if i is None else rows[i] for i in kept],
+        )
 
     def _row(self, request: Request, prompt: Prompt) -> Row:
         room = self.model.config.context - len(prompt.ids)
-        return Row(request, prompt, min(self.max_new_tokens, room), [])
+        return Row(request, prompt, min(self.max_new_tokens, room))
 
     def _finished(self, row: Row) -> Sample | None:
         """The sample, if it is whole: by a stop id, a stop string or its
@@ -395,6 +443,18 @@ class Engine:
                 "certainty": float(draws.certainty.mean()),
             },
         )
+
+
+def _grouped(items, key, size: int) -> list[list]:
+    """Lists of at most `size` items of one key, keys in order."""
+    by_key: dict = {}
+    for item in items:
+        by_key.setdefault(key(item), []).append(item)
+    return [
+        own[at : at + size]
+        for own in by_key.values()
+        for at in range(0, len(own), size)
+    ]
 
 
 def _next(waiting, pending) -> Prompt | None:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynscaling_jax.models.attention import row_sums
+
 BLOCK = 256  # tokens of one block of the two-level inverse
 TOP = 20  # likeliest tokens whose log-probability makes the confidence
 
@@ -33,6 +35,16 @@ class Draw(NamedTuple):
     logprob: jax.Array  # float32, of the token
     confidence: jax.Array  # float32, minus the mean of the TOP greatest
     certainty: jax.Array  # float32, KL(uniform || p), arXiv 2502.18581
+
+
+class Sums(NamedTuple):
+    """A drawn token, and sums over the vocabulary. float32."""
+
+    token: jax.Array  # int32
+    logit: jax.Array  # of the token
+    log_total: jax.Array  # log of the sum of exponentials
+    top: jax.Array  # sum of the TOP greatest logits
+    all: jax.Array  # sum of all
 
 
 def settings(
@@ -86,41 +98,68 @@ def row_key(seed: jax.Array, name: jax.Array) -> jax.Array:
 
 def draw(key: jax.Array, logits: jax.Array, settings: Settings) -> Draw:
     """Draws one token from logits float32 [V]."""
+    return measures(choose(key, logits, settings), logits.shape[0])
+
+
+def measures(sums: Sums, vocabulary: int) -> Draw:
+    """What a draw tells of the distribution; of NumPy arrays of any shape
+    too. There a product and a sum are rounded one after the other, which XLA
+    leaves open."""
+    return Draw(
+        sums.token,
+        sums.logit - sums.log_total,
+        sums.log_total - sums.top / min(TOP, vocabulary),
+        sums.log_total - sums.all / vocabulary - np.float32(np.log(vocabulary)),
+    )
+
+
+def choose(key: jax.Array, logits: jax.Array, settings: Settings) -> Sums:
+    """Draws one token from logits float32 [V].
+
+    The vocabulary is read as blocks [B, BLOCK] whose sums and greatest
+    values answer the rest. One uniform chooses a block, a second one a token
+    within it, so that each search runs over a few hundred float32 sums and no
+    precision is lost in a sum over the whole vocabulary.
+    """
+    vocabulary = logits.shape[0]
     filtered = jax.lax.cond(
         (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0),
         lambda: _filter(logits, settings),
         lambda: logits,
     )
+    blocks, kept = _blocks(logits), _blocks(filtered)
+    peak_B = blocks.max(1)
+    peak = peak_B.max()
+
+    def invert():
+        weigh = lambda x: jnp.exp((x - peak) / settings.temperature)
+        u, v = jax.random.uniform(key, (2,))
+        block = _pick(u, weigh(kept).sum(1))
+        return block * BLOCK + _pick(v, weigh(kept[block]))
+
     token = jax.lax.cond(
         settings.temperature > 0,
-        lambda: _invert(key, (filtered - logits.max()) / settings.temperature),
+        invert,
         lambda: logits.argmax().astype(jnp.int32),
     )
-    log_total = jax.nn.logsumexp(logits)
-    top, _ = jax.lax.top_k(logits, min(TOP, logits.shape[0]))
-    return Draw(
+    total_B = jnp.exp(blocks - peak).sum(1)
+    # the greatest logits lie in the blocks with the greatest of their own
+    _, best = jax.lax.top_k(peak_B, min(TOP, len(peak_B)))
+    top, _ = jax.lax.top_k(blocks[best].ravel(), min(TOP, vocabulary))
+    return Sums(
         token,
-        logits[token] - log_total,
-        log_total - top.mean(),
-        log_total - logits.mean() - np.log(logits.shape[0]),
+        logits[token],
+        peak + jnp.log(row_sums(total_B)[0]),
+        row_sums(top)[0],
+        row_sums(_blocks(logits, 0.0).sum(1))[0],
     )
 
 
-def _invert(key: jax.Array, logits: jax.Array) -> jax.Array:
-    """The token at a uniform point of the distribution function; the
-    greatest of the logits [V] is 0.
-
-    One uniform chooses a block of tokens, a second one a token within the
-    block, so that each search runs over a few hundred float32 sums and no
-    precision is lost in a sum over the whole vocabulary.
-    """
-    blocks = -(-logits.shape[0] // BLOCK)
-    padding = blocks * BLOCK - logits.shape[0]
-    padded = jnp.pad(logits, (0, padding), constant_values=-jnp.inf)
-    weights = jnp.exp(padded).reshape(blocks, BLOCK)
-    u, v = jax.random.uniform(key, (2,))
-    block = _pick(u, weights.sum(1))
-    return block * BLOCK + _pick(v, weights[block])
+def _blocks(logits: jax.Array, rest: float = -np.inf) -> jax.Array:
+    """[V] -> [B, BLOCK], padded with `rest`: tokens that are never drawn."""
+    padding = -len(logits) % BLOCK
+    padded = jnp.pad(logits, (0, padding), constant_values=rest)
+    return padded.reshape(-1, BLOCK)
 
 
 def _pick(uniform: jax.Array, weights: jax.Array) -> jax.Array:

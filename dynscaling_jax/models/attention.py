@@ -54,7 +54,29 @@ def attend(
         v,
         preferred_element_type=jnp.float32,
     )
-    return Part(peak, weights.sum(-1, keepdims=True), value[..., :width])
+    return Part(peak, row_sums(weights), value[..., :width])
+
+
+def row_sums(x: jax.Array) -> jax.Array:
+    """[..., D] -> [..., 1], float32 sums that round by the row alone.
+
+    XLA:CPU adds in an order that depends on the number of rows too, so that a
+    sample would depend on how many others are drawn beside it.
+    """
+    x = x.astype(jnp.float32)
+    return jax.lax.platform_dependent(
+        x, cpu=_in_order, default=lambda x: x.sum(-1, keepdims=True)
+    )
+
+
+def _in_order(x: jax.Array) -> jax.Array:
+    """Sums of eight slices at a time, each order written out."""
+    while x.shape[-1] > 1:
+        missing = -x.shape[-1] % min(8, x.shape[-1])
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+        parts = jnp.split(x, min(8, x.shape[-1]), -1)
+        x = jax.lax.optimization_barrier(functools.reduce(jnp.add, parts))
+    return x
 
 
 def capped(x: jax.Array, cap: float) -> jax.Array:
@@ -75,7 +97,10 @@ def merge(*parts: Part) -> Part:
     """Joins parts over different keys, of the same leading shape."""
     peak = functools.reduce(jnp.maximum, [part.peak for part in parts])
     scaled = [(jnp.exp(part.peak - peak), part) for part in parts]
-    total = functools.reduce(jnp.add, [s * part.total for s, part in scaled])
+    # As exponentials: a product that is added may be rounded once or twice,
+    # and which of them depends on how the rows were laid out.
+    totals = [jnp.exp(part.peak - peak + jnp.log(part.total)) for part in parts]
+    total = functools.reduce(jnp.add, totals)
     value = functools.reduce(jnp.add, [s * part.value for s, part in scaled])
     return Part(peak, total, value)
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from dynscaling_jax.models.attention import row_sums
+
 BLOCK = 8  # rows that meet one expert's weights at a time
 
 
@@ -18,11 +20,10 @@ def route(
 ) -> tuple[jax.Array, jax.Array]:
     """Weights float32 [T, count] and ids int32 [T, count] of the experts that
     a softmax over logits [T, E] prefers."""
-    shares = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    weight, chosen = jax.lax.top_k(shares, count)
-    if renormalise:
-        weight /= weight.sum(-1, keepdims=True)
-    return weight, chosen
+    logits = logits.astype(jnp.float32)
+    odds = jnp.exp(logits - logits.max(-1, keepdims=True))
+    weight, chosen = jax.lax.top_k(odds, count)
+    return weight / row_sums(weight if renormalise else odds), chosen
 
 
 def mix(

@@ -137,9 +137,8 @@ def rms_norm(
     if weight is None:
         return x
     wide = x.astype(jnp.float32)
-    wide *= jax.lax.rsqrt(
-        (wide * wide).mean(-1, keepdims=True) + config.norm_eps
-    )
+    mean = attention.row_sums(wide * wide) / wide.shape[-1]
+    wide *= jax.lax.rsqrt(mean + config.norm_eps)
     if config.norm_offset:  # Gemma rounds after the product, Llama before
         weight = weight.astype(jnp.float32) + config.norm_offset
         return (wide * _last(weight, wide)).astype(x.dtype)

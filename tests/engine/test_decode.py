@@ -200,9 +200,8 @@ def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
 
     @functools.partial(jax.jit, static_argnums=0)
     def seen(groups, q, k, v, prefix, suffix, recent):
-        state = cache.empty(config, groups, 8 // groups, 128, 32, jnp.float32)
-        state = state._replace(length=jnp.full(groups, 100, jnp.int32))
-        attend = decode._grouped(config, state, start, jnp.int32(5))
+        ahead = jnp.full_like(start, 100)
+        attend = decode._grouped(config, groups, ahead, start, jnp.int32(5))
         shared = jnp.repeat(prefix, groups, 1)
         kept = (tuple(shared), tuple(suffix), tuple(recent))
         return attention.output(attend(config.kind(0), kept, q, k, v)[0])

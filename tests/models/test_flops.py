@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dynscaling_jax.engine import cache, decode, prefill, sampling
+from dynscaling_jax.engine import cache, decode, prefill
 from dynscaling_jax.models import flops, transformer
 from dynscaling_jax.models.config import ModelConfig
 
@@ -66,11 +66,16 @@ def test_prefill(config, params):
 
 
 def test_decode_step(config, params):
-    """XLA counts the body of a loop of unknown length once: one step."""
     state = cache.empty(config, ROWS // PER, PER, PROMPT, NEW, np.float32)
-    stops = np.full(8, -1, np.int32)
+    recent = jax.tree.map(lambda s: s[:, :, : decode.CHUNK], state.suffix)
     counted = xla_flops(
-        decode.decode, params, config, state, stops, sampling.settings()
+        jax.jit(decode.read, static_argnums=1),
+        params,
+        config,
+        state,
+        recent,
+        np.zeros(ROWS, np.int32),
+        np.int32(0),
     )
     keys = PROMPT + NEW + decode.CHUNK
     formula = (

@@ -1,0 +1,120 @@
+"""On a CPU the number of rows follows the work; no bit may depend on it."""
+
+import jax
+import numpy as np
+import pytest
+
+from dynscaling_jax.engine import Engine, decode, sampling
+from dynscaling_jax.models import transformer
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.types import Message, Query, Request
+
+WIDTHS = (8, 16, 32, 64)
+SHAPES = {
+    "narrow": {"width": 32, "heads": 4, "kv_heads": 2, "head_dim": 16},
+    "one key head": {"width": 48, "heads": 6, "kv_heads": 1, "head_dim": 16},
+    "odd": {"width": 100, "heads": 5, "kv_heads": 5, "head_dim": 20},
+    "as smollm2": {"width": 576, "heads": 9, "kv_heads": 3, "head_dim": 64},
+    "experts": {
+        "width": 64,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 16,
+        "experts": 4,
+        "experts_per_token": 2,
+        "expert_ffn": 24,
+    },
+}
+
+
+@pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
+def test_a_layer_rounds_by_the_row(fields):
+    """A sum over features, which XLA:CPU adds in an order that depends on
+    the number of rows, made samples depend on what ran beside them."""
+    config = ModelConfig(
+        "llama", vocab_size=999, layers=1, ffn=136, context=512, **fields
+    )
+    params = transformer.init_params(jax.random.key(0), config)
+    random = np.random.RandomState(0)
+
+    def normal(*shape):
+        return random.standard_normal(shape).astype("f")
+
+    most, kv, dim = WIDTHS[-1], config.kv_heads, config.head_dim
+    x = normal(most, config.width)
+    kept = [
+        (normal(most, kv, s, dim), normal(most, kv, s, dim)) for s in (16, 32)
+    ]
+    prompt = normal(2, 1, kv, 128, dim)
+    start = np.arange(most, dtype=np.int32) % 3 * 16
+    outs = {}
+    for width in WIDTHS:
+        for per in (1, 8):
+            groups = width // per
+            recent, suffix = (tuple(a[:width] for a in pair) for pair in kept)
+            hidden, _ = decode._layer(
+                params["layers"][0],
+                config,
+                config.kind(0),
+                x[:width],
+                np.full(groups, 100, np.int32),
+                start[:width],
+                np.int32(3),
+                recent,
+                (tuple(np.repeat(p, groups, 0) for p in prompt), suffix),
+            )
+            logits = jax.jit(transformer.head, static_argnums=1)(
+                params, config, hidden
+            )
+            outs[width, per] = np.asarray(logits)
+    for (width, _), logits in outs.items():
+        np.testing.assert_array_equal(logits[:8], outs[8, 1])
+        np.testing.assert_array_equal(logits, outs[most, 8][:width])
+
+
+@pytest.mark.parametrize("vocabulary", [261, 5_000])
+def test_a_draw_rounds_by_the_row(vocabulary):
+    logits = 3 * jax.random.normal(jax.random.key(0), (64, vocabulary))
+    keys = jax.random.split(jax.random.key(1), 64)
+    draw = jax.jit(jax.vmap(sampling.choose, (0, 0, None)))
+    settings = sampling.settings(0.7)
+    whole = draw(keys, logits, settings)
+    for width in WIDTHS:
+        part = draw(keys[:width], logits[:width], settings)
+        jax.tree.map(
+            lambda a, b, n=width: np.testing.assert_array_equal(a, b[:n]),
+            part,
+            whole,
+        )
+
+
+def test_rows_become_fewer_and_samples_stay(tiny, monkeypatch):
+    """40 samples in 64 rows, then in 32, 16 and 8 as they end; and each
+    query alone, in 8 rows, and all with one number of rows throughout."""
+    model = tiny(layers=1, eos_ids=(258, 11, 50))
+    queries = [Query(str(i), (Message("user", "x" * i),)) for i in range(8)]
+    work = [Request(q, q.messages, i) for q in queries for i in range(5)]
+    settings = {"rows": 64, "rows_per_group": 8, "max_new_tokens": 112}
+    widths = []
+    select = decode.select
+
+    def spy(state, groups, rows, live):
+        widths.append(len(rows))
+        return select(state, groups, rows, live)
+
+    monkeypatch.setattr(decode, "select", spy)
+    engine = Engine(model, **settings)
+    assert engine.widths == (8, 16, 32, 64)
+    drawn = {(s.query_id, s.index): s for s in engine(work)}
+    assert len(drawn) == 40 and widths and widths[-1] == 8
+    assert engine.live_steps > 0.6 * engine.row_steps
+    for q in queries:
+        own = [r for r in work if r.query == q]
+        for sample in Engine(model, **settings)(own):
+            assert sample == drawn[q.id, sample.index]
+    widths.clear()
+    fixed = Engine(model, **settings)
+    fixed.widths = (64,)
+    for sample in fixed(work):
+        assert sample == drawn[sample.query_id, sample.index]
+    assert not widths
