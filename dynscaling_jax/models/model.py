@@ -2,8 +2,9 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from dynscaling_jax.models import (
     gguf_checkpoint,
     hf_checkpoint,
     tokenizer,
+    tokenizer_gguf,
     transformer,
 )
 from dynscaling_jax.models.checkpoints import PARAMS
@@ -67,6 +69,14 @@ class Model:
                 )
         return loaded
 
+    @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids that end a turn: those of the config, and those that the
+        tokenizer knows. A directory need not say again in its config that
+        its template ends turns with <|im_end|>."""
+        ids = (*self.config.eos_ids, *self.tokenizer.end_ids)
+        return tuple(dict.fromkeys(ids))
+
     def logits(self, token_ids: ArrayLike) -> jax.Array:
         """Logits float32 [B, L, V] of whole sequences [B, L], without a
         cache.
@@ -91,13 +101,21 @@ def _logits(params, config, ids):
     return jax.vmap(forward)(ids)
 
 
-def load_model(path: str | Path, dtype: str = "float32") -> Model:
+def load_model(
+    path: str | Path,
+    dtype: str = "float32",
+    template_variables: Mapping[str, Any] | None = None,
+) -> Model:
     """Loads a model by name, file, directory or hub address.
 
     Args:
         path: smollm2-135m-instruct, a GGUF file, a directory in Hugging Face
             layout, or hf://org/name@revision.
         dtype: float32 or bfloat16, of parameters and activations.
+        template_variables: what the chat template is to read, such as
+            {"enable_thinking": False}. `today`, a date such as 2024-07-26,
+            is what it is told when it asks for the date: by default one that
+            never changes, so that prompts do not.
 
     Raises:
         FileNotFoundError: what is missing, and how to get it.
@@ -107,14 +125,17 @@ def load_model(path: str | Path, dtype: str = "float32") -> Model:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
     file = resolve(str(path))
+    in_directory = functools.partial(
+        tokenizer.from_directory, file, template_variables
+    )
     if (file / PARAMS).is_dir():
         from dynscaling_jax.models import export  # Orbax takes a second
 
         config, params = export.load_orbax(file, jnp.dtype(dtype))
-        return Model(config, params, lambda: tokenizer.from_directory(file))
+        return Model(config, params, in_directory)
     if file.is_dir():
         config, params = hf_checkpoint.load(file, jnp.dtype(dtype))
-        return Model(config, params, lambda: tokenizer.from_directory(file))
+        return Model(config, params, in_directory)
     if file.suffix == ".safetensors":
         raise ValueError(
             f"{file}: give its directory, which holds config.json too"
@@ -125,7 +146,11 @@ def load_model(path: str | Path, dtype: str = "float32") -> Model:
             "are refused; give a directory with safetensors or a GGUF file"
         )
     config, params, metadata = gguf_checkpoint.load(file, jnp.dtype(dtype))
-    return Model(config, params, lambda: tokenizer.from_gguf(metadata))
+    return Model(
+        config,
+        params,
+        lambda: tokenizer_gguf.from_gguf(metadata, template_variables),
+    )
 
 
 def stored_dtype(source: Path) -> str:
