@@ -13,6 +13,10 @@ def get_config() -> Any:
     # hf://org/name@revision, or openai://model@base_url
     config.model = "smollm2-135m-instruct"
     config.dtype = "float32"  # or bfloat16
+    # of the chat template, as JSON: {"enable_thinking": false}. A template
+    # that asks for the date is told {"today": "2024-07-26"} on every day, so
+    # that a run goes on tomorrow with the prompts it began with.
+    config.template_variables = ""
     config.seed = 0
 
     # a name of configs/methods.py; the three axes replace one part each
