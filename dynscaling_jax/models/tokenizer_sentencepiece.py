@@ -5,6 +5,7 @@ the few fields that matter, with no more trust than a wire format needs.
 """
 
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,11 @@ def merges_by_score(
     ids: Mapping[str, int], scores: Sequence[float], kinds: Sequence[int]
 ) -> list[tuple[str, str]]:
     """The merges of SentencePiece's BPE: of the pairs that make a piece, those
-    of the best piece first."""
+    of the best piece first.
+
+    Among equals SentencePiece goes from left to right. Runs of spaces are
+    such in Mistral's models; the longest left part first does the same.
+    """
     merges = []
     for piece, i in ids.items():
         if kinds[i] != NORMAL:
@@ -87,8 +92,13 @@ def merges_by_score(
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in ids and right in ids:
-                merges.append((-scores[i], ids[left], ids[right], left, right))
-    return [(left, right) for *_, left, right in sorted(merges)]
+                merges.append((left, right, i))
+
+    def order(merge: tuple[str, str, int]) -> tuple:
+        left, right, i = merge
+        return -scores[i], -len(left), -len(right), ids[left], ids[right]
+
+    return [(left, right) for left, right, _ in sorted(merges, key=order)]
 
 
 def decoder(leading: int) -> decoders.Decoder:
@@ -110,22 +120,12 @@ def _backend(
     try:
         made = _unigram if model.kind == UNIGRAM else _bpe
         backend = Backend(made(model, pieces))
-        # A space goes first in each stretch of text between special tokens,
-        # as when each is encoded by itself. "legacy": false asks for one at
-        # the beginning alone, and so do user-defined pieces, which belong to
-        # the text around them.
-        kinds = {piece.kind for piece in pieces}
-        each = config.get("legacy", True) and USER_DEFINED not in kinds
-        steps = _normalizers(model)
-        if model.space_first and not each:
+        backend.normalizer = normalizers.Sequence(_normalizers(model, config))
+        if model.space_first and not config.get("legacy", True):
+            # one space, at the very beginning: what transformers does then
             backend.pre_tokenizer = pre_tokenizers.Metaspace(
                 SPACE, prepend_scheme="first", split=False
             )
-        elif model.space_first:
-            steps.append(normalizers.Prepend(SPACE))
-        if not model.space_first or each:
-            steps.append(normalizers.Replace(" ", SPACE))
-        backend.normalizer = normalizers.Sequence(steps)
         backend.decoder = decoder(LONGEST if model.trim else model.space_first)
     except ValueError:
         raise
@@ -170,7 +170,7 @@ def _unigram(model: Model, pieces: Sequence[Piece]) -> models.Unigram:
     )
 
 
-def _normalizers(model: Model) -> list[Any]:
+def _normalizers(model: Model, config: Mapping[str, Any]) -> list[Any]:
     steps: list[Any] = []
     if model.charsmap:
         _check_charsmap(model.charsmap)
@@ -180,7 +180,23 @@ def _normalizers(model: Model) -> list[Any]:
             normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""),
             normalizers.Replace(Regex(" {2,}"), " "),
         ]
-    return steps
+    if model.space_first and not config.get("legacy", True):
+        return steps
+    if model.space_first:
+        # In each stretch of text between special tokens, as when each is
+        # encoded by itself. Pieces of a user are found after this step and
+        # must not change by it.
+        own = [re.escape(p.text) for p in model.pieces if _in_text(model, p)]
+        alone = rf"(?!(?:{'|'.join(own)})\z)" if own else ""
+        pattern = Regex(rf"\A{alone}(?=[\s\S])")
+        steps.append(normalizers.Replace(pattern, SPACE))
+    return [*steps, normalizers.Replace(" ", SPACE)]
+
+
+def _in_text(model: Model, piece: Piece) -> bool:
+    """Whether a piece belongs to the text around it: it is found in it once
+    spaces are marked. A map of characters must not touch it."""
+    return piece.kind == USER_DEFINED and not model.charsmap
 
 
 def _added(
@@ -190,11 +206,11 @@ def _added(
     found: dict[int, AddedToken] = {}
     for i, piece in enumerate(model.pieces):
         if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED):
-            # one that holds marks is found once spaces are written so
             found[i] = AddedToken(
                 piece.text,
                 special=piece.kind != USER_DEFINED,
-                normalized=SPACE in piece.text and not model.space_first,
+                normalized=_in_text(model, piece)
+                and config.get("legacy", True),
             )
     for text, i in added.items():
         if not isinstance(i, int) or i < 0:

@@ -123,7 +123,8 @@ def test_ids_and_texts_are_those_of_sentencepiece(tmp_path, trained, name):
         "".join(draw.choice(" ab<>\n\u2581fi01") for _ in range(30))
         for _ in range(100)
     ]
-    for text in TEXTS + code + mixed:
+    runs = [" " * n + "a" + "\n" * n + " " * n for n in range(40)]
+    for text in TEXTS + code + mixed + runs:
         ids = theirs.encode(text)
         assert ours.encode(text) == ids, text
         if theirs.unk_id() not in ids:  # sentencepiece writes " ?? " for it
@@ -137,6 +138,27 @@ def test_text_survives(tmp_path, trained, name):
     tokenizer = read(tmp_path, trained[name])
     for text in TEXTS[:-1]:  # all but the mark of spaces itself
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_runs_of_spaces_of_one_score(tmp_path, trained):
+    """Mistral's: all have the lowest score, and of equals the leftmost pair
+    comes first. Rows of 23 spaces had 14 + 9 in place of 16 + 7."""
+
+    def add(model):
+        for piece in model.pieces:
+            if set(piece.piece) == {"\u2581"}:
+                piece.score = -1e9
+        have = {piece.piece for piece in model.pieces}
+        for n in (*range(2, 15), 16):
+            if "\u2581" * n not in have:
+                model.pieces.add(piece="\u2581" * n, score=-1e9)
+
+    data = edited(trained["bpe with bytes"], add)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=data)
+    ours = read(tmp_path, data)
+    for n in range(60):
+        text = "a" + " " * n + "b"
+        assert ours.encode(text) == theirs.encode(text), n
 
 
 def test_pieces_of_all_kinds(tmp_path, trained):
@@ -194,11 +216,8 @@ def test_pieces_of_a_user_take_no_space(tmp_path):
     )
     theirs = sentencepiece.SentencePieceProcessor(model_proto=data)
     ours = read(tmp_path, data)
-    for text in ("<|user|>ab", "ab<|user|>cd <|user|>", "no such piece"):
-        expected = theirs.encode(text)
-        if text.startswith("<"):  # sentencepiece puts a space before it
-            expected = expected[1:]
-        assert ours.encode(text) == expected
+    for text in ("<|user|>ab", "  ab<|user|>cd <|user|> ", "no such piece"):
+        assert ours.encode(text) == theirs.encode(text)
     assert "<|user|>" not in ours.render([Message("user", "a<|user|>")])
 
 
