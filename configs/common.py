@@ -16,6 +16,10 @@ def get_config() -> Any:
     config.quantize = ""  # int8: of the weights of a local model
     # tokens of a sequence at most, where not what the model was trained with
     config.context = config_dict.placeholder(int)
+    # of the chat template, as JSON: {"enable_thinking": false}. A template
+    # that asks for the date is told {"today": "2024-07-26"} on every day, so
+    # that a run goes on tomorrow with the prompts it began with.
+    config.template_variables = ""
     config.seed = 0
 
     # a name of configs/methods.py; the three axes replace one part each

@@ -136,7 +136,13 @@ def task_fields(config: Config) -> dict[str, Any]:
 def open_source(config: Config) -> Source:
     """A local model behind an engine, or an endpoint."""
     thinking = config.end_of_thinking or None
+    variables = template_variables(config)
     if config.model.startswith("openai://"):
+        if variables:
+            raise ValueError(
+                "config.template_variables is of the templates of local "
+                "models; an endpoint renders by its own settings"
+            )
         from dynscaling_jax.engine.endpoint import endpoint, parse_url
 
         sample_fn = endpoint(
@@ -151,7 +157,7 @@ def open_source(config: Config) -> Source:
         reader = Reader(end_of_thinking=thinking)
         return Source(sample_fn, reader, most, lambda _: None)
     model = load_model(
-        config.model, config.dtype, config.quantize, config.context
+        config.model, config.dtype, config.quantize, config.context, variables
     )
     engine = Engine(model, seed=config.seed, **config.engine)
     context, new = model.config.context, config.engine.max_new_tokens
@@ -162,6 +168,23 @@ def open_source(config: Config) -> Source:
     )
     reader = Reader(engine.count_tokens, context - new, thinking)
     return Source(engine, reader, most, engine.check)
+
+
+def template_variables(config: Config) -> dict[str, Any]:
+    """What the chat template is to read, from JSON."""
+    text = config.template_variables
+    try:
+        variables = json.loads(text or "{}")
+    except ValueError as error:
+        raise ValueError(
+            f"config.template_variables={text!r} is not JSON ({error})"
+        ) from None
+    if not isinstance(variables, dict):
+        raise ValueError(
+            f"config.template_variables={text!r}: expected a JSON object, "
+            'such as {"enable_thinking": false}'
+        )
+    return variables
 
 
 def budget_of(

@@ -133,7 +133,7 @@ class Engine:
             self.widths = tuple(sorted({rows, *fit}))
         self.row_steps = 0  # rows x steps computed
         self.live_steps = 0  # of these, steps that drew a token of a sample
-        ids = model.config.eos_ids
+        ids = model.eos_ids
         size = max(8, len(ids))
         self.stop_ids = np.full(size, -1, np.int32)
         self.stop_ids[: len(ids)] = ids
@@ -403,7 +403,7 @@ class Engine:
         ids = draws.token.tolist()
         decode_text = self.model.tokenizer.decode
         reason, text = None, ""
-        if ids[-1] in self.model.config.eos_ids:
+        if ids[-1] in self.model.eos_ids:
             reason, text = "stop", decode_text(ids[:-1])
         elif len(ids) >= row.limit:
             reason, text = "length", decode_text(ids)

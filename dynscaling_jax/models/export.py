@@ -33,6 +33,7 @@ SIDE = (  # files that stand beside the weights
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "added_tokens.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "*.model",

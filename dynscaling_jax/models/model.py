@@ -2,8 +2,9 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from dynscaling_jax.models import (
     hf_checkpoint,
     quantization,
     tokenizer,
+    tokenizer_gguf,
     transformer,
 )
 from dynscaling_jax.models.checkpoints import PARAMS
@@ -69,6 +71,14 @@ class Model:
                 )
         return loaded
 
+    @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids that end a turn: those of the config, and those that the
+        tokenizer knows. A directory need not say again in its config that
+        its template ends turns with <|im_end|>."""
+        ids = (*self.config.eos_ids, *self.tokenizer.end_ids)
+        return tuple(dict.fromkeys(ids))
+
     def logits(self, token_ids: ArrayLike) -> jax.Array:
         """Logits float32 [B, L, V] of whole sequences [B, L], without a
         cache.
@@ -104,6 +114,7 @@ def load_model(
     dtype: str = "float32",
     quantize: str = "",
     context: int | None = None,
+    template_variables: Mapping[str, Any] | None = None,
 ) -> Model:
     """Loads a model by name, file, directory or hub address.
 
@@ -116,6 +127,10 @@ def load_model(
         context: tokens of a sequence at most; by default what the model was
             trained with. Phi's longrope reaches further, see
             models.config.with_context.
+        template_variables: what the chat template is to read, such as
+            {"enable_thinking": False}. `today`, a date such as 2024-07-26,
+            is what it is told when it asks for the date: by default one that
+            never changes, so that prompts do not.
 
     Raises:
         FileNotFoundError: what is missing, and how to get it.
@@ -134,7 +149,7 @@ def load_model(
         return smaller(path, jnp.asarray(value, kind))
 
     file = resolve(str(path))
-    read = functools.partial(tokenizer.from_directory, file)
+    read = functools.partial(tokenizer.from_directory, file, template_variables)
     if (file / PARAMS).is_dir():
         from dynscaling_jax.models import export  # Orbax takes a second
 
@@ -155,7 +170,9 @@ def load_model(
         )
     else:
         config, params, metadata = gguf_checkpoint.load(file, finish)
-        read = functools.partial(tokenizer.from_gguf, metadata)
+        read = functools.partial(
+            tokenizer_gguf.from_gguf, metadata, template_variables
+        )
     if context:
         config = with_context(config, context)
     return Model(config, params, read)

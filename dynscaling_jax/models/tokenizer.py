@@ -1,38 +1,23 @@
-"""Text to ids and back, and the chat template."""
+"""Text to ids and back, and the prompt that a chat makes."""
 
-import json
+import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import (
-    AddedToken,
-    Regex,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
 from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
+from dynscaling_jax.models import tokenizer_sentencepiece
 from dynscaling_jax.models.checkpoints import read_json
+from dynscaling_jax.models.template import Template, check_read
 from dynscaling_jax.types import Message
 
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # GGUF token types
-SPACE = "\u2581"  # how SentencePiece writes a space
-TEMPLATE_FAULTS = (  # what a template's expressions can raise
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+# How families write what parts turns. Some, as DeepSeek, have such a token as
+# an ordinary one: the flag `special` alone does not tell.
+MARKER = re.compile(r"<[|\uff5c].+[|\uff5c]>")
+PROBE = "dynscaling"  # a turn that no template writes by itself
 
 
 class Tokenizer:
@@ -50,21 +35,26 @@ class Tokenizer:
         self.backend = backend
         self.template = template
         self.variables = dict(variables)
+        self._compiled = Template(template, variables)
         self._specials = [
             token.content
             for token in backend.get_added_tokens_decoder().values()
-            if token.special and len(token.content) > 1
+            if (token.special and len(token.content) > 1)
+            or MARKER.fullmatch(token.content)
         ]
-        try:
-            self._compiled = _environment().from_string(template or PLAIN)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"chat template: {error}") from error
-        self._add_bos = template is None
 
     @property
     def size(self) -> int:
         """One more than the greatest id."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+
+    @functools.cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a turn: of eos_token, and of the special token
+        that the template writes after what an assistant said."""
+        tokens = [self.variables.get("eos_token"), self._end_of_turn()]
+        ids = [self.backend.token_to_id(token) for token in tokens if token]
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
 
     def encode(self, text: str) -> list[int]:
         """Text to ids; special tokens written in it are recognised, none is
@@ -86,27 +76,41 @@ class Tokenizer:
         Raises:
             ValueError: the template refuses these messages.
         """
+        turns = [Message(m.role, self._defuse(m.content)) for m in messages]
         opened = ""
-        if messages and messages[-1].role == "assistant":
-            *messages, last = messages
-            opened = self._defuse(last.content)
-        turns = [
-            {"role": m.role, "content": self._defuse(m.content)}
-            for m in messages
-        ]
-        try:
-            text = self._compiled.render(
-                messages=turns, add_generation_prompt=True, **self.variables
-            )
-        except TEMPLATE_FAULTS as error:
-            raise ValueError(f"chat template: {error}") from error
-        return text + opened
+        if turns and turns[-1].role == "assistant":
+            opened = turns.pop().content
+        return self._compiled.render(turns) + opened
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Messages to the ids of a prompt."""
-        return self.backend.encode(
-            self.render(messages), add_special_tokens=self._add_bos
-        ).ids
+        """Messages to the ids of a prompt.
+
+        It begins with bos_token, once, where the tokenizer begins texts with
+        it, whether the template writes it or leaves it out. (transformers
+        leaves it out with the template; llama.cpp does not.)
+        """
+        text = self.render(messages)
+        if self.template is None:
+            return self.backend.encode(text).ids
+        ids = self.encode(text)
+        return ids if ids[:1] == self._begin else self._begin + ids
+
+    @functools.cached_property
+    def _begin(self) -> list[int]:
+        bos = self.variables.get("bos_token")
+        ids = self.backend.encode(PROBE).ids[:1]
+        begins = bos and ids == [self.backend.token_to_id(bos)]
+        return ids if begins else []
+
+    def _end_of_turn(self) -> str | None:
+        turns = [Message("user", PROBE), Message("assistant", PROBE)]
+        try:
+            text = self._compiled.render(turns, prompt=False)
+        except ValueError:
+            return None  # what it refuses is said when a run asks for it
+        _, found, rest = text.rpartition(PROBE)
+        after = [s for s in self._specials if rest.lstrip().startswith(s)]
+        return max(after, key=len) if found and after else None
 
     def _defuse(self, text: str) -> str:
         for token in self._specials:
@@ -115,217 +119,114 @@ class Tokenizer:
         return text
 
 
-# Models without a template read the contents, a blank line between.
-PLAIN = "{% for m in messages %}{{ m.content }}\n\n{% endfor %}"
+def from_directory(
+    directory: Path, variables: Mapping[str, Any] | None = None
+) -> Tokenizer:
+    """Reads the tokenizer and the template of a Hugging Face directory:
+    tokenizer.json or, where there is none, SentencePiece's tokenizer.model.
 
-
-def from_directory(directory: Path) -> Tokenizer:
-    """Reads tokenizer.json and the template of a Hugging Face directory.
+    Args:
+        variables: for the template, beside the names of special tokens.
 
     Raises:
-        FileNotFoundError: tokenizer.json is missing.
-        ValueError: a file that is corrupt.
+        FileNotFoundError: neither file is there.
+        ValueError: a file that is corrupt, or variables that the template
+            does not read.
     """
-    file = directory / "tokenizer.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{directory}: tokenizer.json is missing, so text cannot be "
-            "encoded; copy it from the model's repository"
+    file, model = directory / "tokenizer.json", directory / "tokenizer.model"
+    if file.is_file():
+        try:
+            backend = Backend.from_file(str(file))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"{file}: not a tokenizer ({error})") from error
+        raw = _config(directory)
+    elif model.is_file():
+        raw = _config(directory)
+        added = directory / "added_tokens.json"
+        backend, named = tokenizer_sentencepiece.read(
+            model, raw, read_json(added) if added.is_file() else {}
         )
-    try:
-        backend = Backend.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"{file}: not a tokenizer ({error})") from error
-    extra = directory / "tokenizer_config.json"
-    raw = read_json(extra) if extra.is_file() else {}
+        raw = {"add_bos_token": True, **named, **raw}
+    else:
+        raise FileNotFoundError(
+            f"{directory}: tokenizer.json is missing, and tokenizer.model "
+            "too, so text cannot be encoded; copy one from the model's "
+            "repository"
+        )
+    # of what kind and content: {"bos_token": ..., "add_bos_token": true}
+    named = {
+        name: _content(value)
+        for name, value in raw.items()
+        if name.endswith("_token") and _content(value)
+    }
+    if "add_bos_token" in raw or "add_eos_token" in raw:
+        begin = raw.get("add_bos_token") and named.get("bos_token")
+        end = raw.get("add_eos_token") and named.get("eos_token")
+        add_ends(backend, begin or "", end or "")
+    template = _template(directory, raw)
+    chosen = dict(variables or {})
+    check_read(template, list(chosen))
+    return Tokenizer(backend, template, {**named, **chosen})
+
+
+def add_ends(backend: Backend, begin: str, end: str) -> None:
+    """Texts begin and end with these tokens, where named.
+
+    Raises:
+        ValueError: a token that the vocabulary lacks.
+    """
+    ids = {t: backend.token_to_id(t) for t in (begin, end) if t}
+    for token, i in ids.items():
+        if i is None:
+            raise ValueError(
+                f"texts are to begin or end with {token!r}, which the "
+                "tokenizer's vocabulary lacks"
+            )
+    backend.post_processor = processors.TemplateProcessing(
+        single=[part for part in (begin, "$A", end) if part],
+        special_tokens=list(ids.items()),
+    )
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json; what early files hold apart is joined to it."""
+    file = directory / "tokenizer_config.json"
+    raw = read_json(file) if file.is_file() else {}
+    named = directory / "special_tokens_map.json"
+    if named.is_file() and "added_tokens_decoder" not in raw:
+        raw |= read_json(named)
+    return raw
+
+
+def _template(directory: Path, raw: Mapping[str, Any]) -> str | None:
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}: not text ({error})") from None
     template = raw.get("chat_template")
     if isinstance(template, list):  # several by name
-        by_name = {t.get("name"): t.get("template") for t in template}
-        template = by_name.get("default")
-    if (directory / "chat_template.jinja").is_file():
-        template = (directory / "chat_template.jinja").read_text("utf-8")
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    return Tokenizer(
-        backend, template, {n: _content(raw.get(n)) for n in names}
-    )
-
-
-def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-    """Builds the tokenizer that GGUF metadata describes.
-
-    Raises:
-        ValueError: a vocabulary of a kind that is not supported, or a part
-            that is missing or does not fit the others.
-    """
-    try:
-        tokens = metadata["tokenizer.ggml.tokens"]
-        backend = Backend(_gguf_model(metadata, tokens))
-        kind = metadata["tokenizer.ggml.model"]
-    except KeyError as error:
-        raise ValueError(f"GGUF: metadata key {error} is missing") from None
-    if kind == "llama":
-        _as_sentencepiece(
-            backend, metadata.get("tokenizer.ggml.add_space_prefix", True)
-        )
-    else:
-        pre = metadata.get("tokenizer.ggml.pre", "default")
-        backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
-        backend.decoder = decoders.ByteLevel()
-    types = _types(metadata, tokens)
-    added = [
-        AddedToken(token, special=t == CONTROL, normalized=False)
-        for token, t in zip(tokens, types, strict=True)
-        if t in (CONTROL, USER_DEFINED)
-    ]
-    backend.add_tokens(added)
-    ids = {
-        f"{name}_token": metadata.get(f"tokenizer.ggml.{key}_token_id")
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
-    }
-    named = {n: tokens[i] if i is not None else "" for n, i in ids.items()}
-    bos = named["bos_token"]
-    if bos and metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"):
-        backend.post_processor = processors.TemplateProcessing(
-            single=[bos, "$A"], special_tokens=[(bos, ids["bos_token"])]
-        )
-    return Tokenizer(backend, metadata.get("tokenizer.chat_template"), named)
-
-
-def _types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
-    types = metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
-    if len(types) != len(tokens):
+        by_name = {
+            t.get("name"): t.get("template")
+            for t in template
+            if isinstance(t, Mapping)
+        }
+        if "default" not in by_name:
+            raise ValueError(
+                f"{directory}: tokenizer_config.json has chat templates "
+                f"{', '.join(map(str, by_name))}, and none is named default; "
+                "write the one you want into chat_template.jinja"
+            )
+        template = by_name["default"]
+    if template is not None and not isinstance(template, str):
         raise ValueError(
-            f"GGUF: {len(tokens)} tokens, yet {len(types)} token types"
+            f"{directory}: tokenizer_config.json: chat_template must be text"
         )
-    return types
-
-
-def _gguf_model(
-    metadata: Mapping[str, Any], tokens: Sequence[str]
-) -> models.BPE:
-    """The merges of a vocabulary, given (gpt2) or by scores (llama)."""
-    kind = metadata.get("tokenizer.ggml.model")
-    pre = metadata.get("tokenizer.ggml.pre", "default")
-    ids = {token: i for i, token in enumerate(tokens)}
-    settings: dict[str, Any] = {}
-    if kind == "llama":
-        scores = metadata["tokenizer.ggml.scores"]
-        unknown = metadata.get("tokenizer.ggml.unknown_token_id")
-        merges = _by_score(ids, scores, _types(metadata, tokens))
-        settings = {"byte_fallback": True, "fuse_unk": True}
-        if unknown is not None:
-            settings["unk_token"] = tokens[unknown]
-    elif kind == "gpt2" and pre in PRE_TOKENIZERS:
-        merges = [
-            tuple(m.split(" ")) for m in metadata["tokenizer.ggml.merges"]
-        ]
-        settings = {"ignore_merges": pre == "llama-bpe"}
-    else:
-        raise ValueError(
-            f"GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} is not "
-            f"supported; known: llama, and gpt2 with "
-            f"{', '.join(PRE_TOKENIZERS)}"
-        )
-    try:
-        return models.BPE(ids, merges, **settings)
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"GGUF: vocabulary and merges: {error}") from error
-
-
-def _by_score(
-    ids: Mapping[str, int], scores: Sequence[float], types: Sequence[int]
-) -> list[tuple[str, str]]:
-    """The merges of SentencePiece's BPE: of the pairs that make a piece, those
-    of the best piece first."""
-    if len(scores) != len(ids):
-        raise ValueError(
-            f"GGUF: {len(ids)} distinct tokens, yet {len(scores)} scores"
-        )
-    merges = []
-    for piece, i in ids.items():
-        if types[i] != NORMAL:
-            continue
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in ids and right in ids:
-                merges.append((-scores[i], ids[left], ids[right], left, right))
-    return [(left, right) for *_, left, right in sorted(merges)]
-
-
-def _as_sentencepiece(backend: Backend, space_first: bool) -> None:
-    """Spaces are written as a mark of their own; unknown characters as
-    bytes."""
-    mark = normalizers.Replace(" ", SPACE)
-    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback()]
-    steps.append(decoders.Fuse())
-    if space_first:
-        mark = normalizers.Sequence([normalizers.Prepend(SPACE), mark])
-        steps.append(decoders.Strip(" ", 1, 0))
-    backend.normalizer = mark
-    backend.decoder = decoders.Sequence(steps)
-
-
-def _gpt2() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False)
-
-
-def _smollm() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), _gpt2()]
-    )
-
-
-def _qwen2() -> pre_tokenizers.PreTokenizer:
-    return _pattern(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-
-
-def _llama3() -> pre_tokenizers.PreTokenizer:
-    return _pattern(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-
-
-def _pattern(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-PRE_TOKENIZERS = {
-    "default": _gpt2,
-    "gpt-2": _gpt2,
-    "llama-bpe": _llama3,
-    "qwen2": _qwen2,
-    "smollm": _smollm,
-}
+    return template
 
 
 def _content(token: Any) -> str:
     if isinstance(token, Mapping):
         token = token.get("content")
-    return token or ""
-
-
-def _environment() -> jinja2.Environment:
-    # Templates come with checkpoints and are not trusted.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols"],
-    )
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
-    return environment
+    return token if isinstance(token, str) else ""

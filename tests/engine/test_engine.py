@@ -77,6 +77,19 @@ def assert_same(drawn, whole):
         assert sample == whole[name]
 
 
+def test_a_run_stops_where_the_template_ends_turns(tiny, recording_engine):
+    """The config names no id that ends a turn; the template does, 258."""
+    engine = recording_engine(
+        tiny(layers=1), temperature=1.0, max_new_tokens=64, rows=16
+    )
+    samples = list(engine(ask(QUERIES[:1], range(32))))
+    tokens = [draws.token.tolist() for _, draws in engine.drawn.values()]
+    stopped = [ids for ids in tokens if 258 in ids]
+    assert stopped and all(ids.index(258) == len(ids) - 1 for ids in stopped)
+    reasons = [sample.finish_reason for sample in samples]
+    assert reasons.count("stop") == len(stopped)
+
+
 def test_refills_happen(model, whole):
     """What follows would prove little if all rows ended together."""
     lengths = {s.new_tokens for s in whole.values()}

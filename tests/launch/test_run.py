@@ -267,6 +267,30 @@ def test_an_unknown_field_is_named(tiny_model, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ('{"thinking": false}', "no variable 'thinking'; it reads: none"),
+        ("thinking=false", "'thinking=false' is not JSON"),
+        ("[]", "expected a JSON object"),
+    ],
+)
+def test_template_variables_that_nothing_reads(
+    tiny_model, tmp_path, value, error
+):
+    done = run(tiny_model, tmp_path, f"--config.template_variables={value}")
+    assert error in one_line(done)
+
+
+def test_an_endpoint_takes_no_template_variables(tmp_path):
+    done = run(
+        "openai://m@http://127.0.0.1:9/v1",
+        tmp_path,
+        '--config.template_variables={"enable_thinking": false}',
+    )
+    assert "of the templates of local models" in one_line(done)
+
+
 def test_a_workdir_of_another_config_is_refused(tiny_model, undisturbed):
     workdir, _ = undisturbed
     before = (workdir / "config.json").read_bytes()

@@ -6,8 +6,10 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from dynscaling_jax.models import load_model, model
+from dynscaling_jax.types import Message
 
 
 def test_a_directory_without_a_tokenizer_gives_logits(goldens):
@@ -53,6 +55,28 @@ def test_a_tokenizer_must_know_the_ids_that_end_a_turn(tiny):
     assert loaded.tokenizer.size == 259
     with pytest.raises(ValueError, match="260 ends a turn"):
         _ = tiny(eos_ids=(258, 260)).tokenizer
+
+
+def test_a_turn_ends_where_config_or_tokenizer_says(tiny):
+    """A fine-tuned model whose config.json kept the base model's eos, and
+    that has no generation_config.json: its template ends turns with 258."""
+    assert tiny(eos_ids=(7,)).eos_ids == (7, 258)
+    assert tiny(eos_ids=(258, 7)).eos_ids == (258, 7)
+
+
+def test_template_variables(goldens, tmp_path):
+    directory = shutil.copytree(goldens / "llama_grouped", tmp_path / "m")
+    alphabet = {"a": 0, "b": 1, "c": 2}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(alphabet, []))
+    backend.save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text(
+        "{% if thinks is defined and not thinks %}a{% endif %}"
+        "{{ messages[0].content }}"
+    )
+    question = [Message("user", "b")]
+    for variables, ids in (({}, [1]), ({"thinks": False}, [0, 1])):
+        loaded = load_model(directory, template_variables=variables)
+        assert loaded.tokenizer.encode_chat(question) == ids
 
 
 def test_dtype(goldens):

@@ -9,6 +9,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
 from dynscaling_jax.models import tokenizer as tokenizers
 from dynscaling_jax.models.tokenizer import Tokenizer
@@ -105,62 +106,103 @@ def test_content_without_special_tokens_is_left_alone(byte_tokenizer):
     assert text in byte_tokenizer.render([user(text)])
 
 
-HOSTILE = (
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ messages.__init__.__globals__ }}",
-    "{{ raise_exception.__globals__['__builtins__'] }}",
-    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-    "{{ self.__init__.__globals__ }}",
-    "{{ '{0.__class__.__mro__}'.format(messages) }}",
-    "{{ (''|attr('__class__')).mro() }}",
-    "{{ messages.append(1) }}",
-    "{{ messages[0].update(role='system') }}",
-    "{{ messages[0].clear() }}",
-    "{% for i in range(10 ** 9) %}x{% endfor %}",
-    "{% include '/etc/passwd' %}",
-    "{% import 'os' as os %}",
-    "{{ open('/etc/passwd') }}",
-    "{{ 1 / 0 }}",
-    "{{ messages[7].content }}",
-    "{{ messages + 1 }}",
-    "{{ raise_exception('roles must alternate') }}",
-    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-)
-
-
-@pytest.mark.parametrize("template", HOSTILE)
-def test_a_hostile_or_failing_template_is_refused(byte_tokenizer, template):
-    tokenizer = with_template(byte_tokenizer, template)
-    messages = [user("hi")]
-    with pytest.raises(ValueError, match="chat template: "):
-        tokenizer.render(messages)
-    assert messages == [user("hi")]
-
-
-@pytest.mark.parametrize("template", ["{% if %}", "{{ a", "{% nonsense %}"])
-def test_a_template_that_does_not_parse_is_refused(byte_tokenizer, template):
-    with pytest.raises(ValueError, match="chat template: "):
-        with_template(byte_tokenizer, template)
-
-
-def test_what_templates_may_use(byte_tokenizer):
-    template = (
-        "{{ bos_token }}\n"
-        "{% for m in messages %}\n"
-        "  {% if loop.index > 1 %}{% break %}{% endif %}\n"
-        "{{ m | tojson }}{% endfor %}"
-    )
-    text = with_template(byte_tokenizer, template).render(
-        [user("é"), user("x")]
-    )
-    # trim_blocks and lstrip_blocks, and unescaped JSON, as in transformers
-    assert text == '<s>\n{"role": "user", "content": "é"}'
-
-
 def test_a_model_without_a_template_reads_the_contents(byte_tokenizer):
     tokenizer = with_template(byte_tokenizer, None)
     text = tokenizer.render([user("a"), user("b")])
     assert text == "a\n\nb\n\n"
+
+
+# The beginning and the end of a prompt
+
+ENDOFTEXT = 256
+
+
+def with_ends(tokenizer: Tokenizer, template: str | None) -> Tokenizer:
+    """A tokenizer whose post-processor begins texts with <|endoftext|>, as
+    that of Llama 3 does with its own."""
+    backend = Backend.from_str(tokenizer.backend.to_str())
+    tokenizers.add_ends(backend, "<|endoftext|>", "")
+    return Tokenizer(backend, template, {"bos_token": "<|endoftext|>"})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ bos_token }}{{ messages[0].content }}",
+        "<|endoftext|>{{ messages[0].content }}",
+        "{{ messages[0].content }}",
+        None,
+    ],
+)
+def test_a_prompt_begins_with_bos_once(byte_tokenizer, template):
+    tokenizer = with_ends(byte_tokenizer, template)
+    for text in ("ab", "", "<|endoftext|>ab"):
+        ids = tokenizer.encode_chat([user(text)])
+        assert ids[0] == ENDOFTEXT and ids.count(ENDOFTEXT) == 1
+
+
+def test_no_bos_where_a_tokenizer_adds_none(byte_tokenizer):
+    """Qwen has a bos_token by name that no text begins with."""
+    backend = byte_tokenizer.backend
+    for template, count in (("{{ bos_token }}a", 1), ("a", 0), (None, 0)):
+        tokenizer = Tokenizer(backend, template, {"bos_token": "<|endoftext|>"})
+        ids = tokenizer.encode_chat([user("a")])
+        assert ids.count(ENDOFTEXT) == count
+
+
+def test_no_bos_that_a_checkpoint_does_not_name(byte_tokenizer):
+    """Its tokenizer may be another family's, whose post-processor stayed."""
+    backend = with_ends(byte_tokenizer, None).backend
+    tokenizer = Tokenizer(backend, "a", {})
+    assert tokenizer.encode_chat([user("u")]) == tokenizer.encode("a")
+
+
+TURNS = "{% for m in messages %}{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "ids"),
+    [
+        (TURNS, None, (END,)),
+        (TURNS, "<|endoftext|>", (ENDOFTEXT, END)),
+        (TURNS, "<|im_end|>", (END,)),
+        (TURNS, "<|no such token|>", (END,)),
+        (TURNS.replace("<|im_end|>", " <|im_end|>"), None, (END,)),
+        # what the text names between turns ends none
+        (TURNS.replace("<|im_end|>", "<|im_start|>x"), None, (START,)),
+        (TURNS.replace("<|im_end|>", ""), "<|endoftext|>", (ENDOFTEXT,)),
+        (TURNS.replace("m.content", "'it'"), None, ()),
+        ("{{ raise_exception('no') }}", "<|im_end|>", (END,)),
+        (None, "<|endoftext|>", (ENDOFTEXT,)),
+        (None, None, ()),
+    ],
+)
+def test_what_ends_a_turn(byte_tokenizer, template, eos, ids):
+    named = {"eos_token": eos} if eos else {}
+    tokenizer = Tokenizer(byte_tokenizer.backend, template, named)
+    assert tokenizer.end_ids == ids
+
+
+def test_a_message_ends_otherwise_than_a_turn(byte_tokenizer):
+    """gpt-oss ends a message with <|end|> and the turn with <|return|>: a
+    run that stopped at the former would stop before the answer."""
+    template = (
+        "{% for m in messages %}{{ m.content }}"
+        "{{ '<|im_end|>' if loop.last and not add_generation_prompt "
+        "else '<|im_start|>' }}{% endfor %}"
+    )
+    tokenizer = Tokenizer(byte_tokenizer.backend, template, {})
+    assert tokenizer.end_ids == (END,)
+
+
+def test_markers_that_are_ordinary_tokens(byte_tokenizer):
+    """DeepSeek-R1's distills have the tokens that part turns as ordinary
+    ones: a message could write them. Tags of the text stay as they are."""
+    backend = Backend.from_str(byte_tokenizer.backend.to_str())
+    backend.add_tokens(["<\uff5cUser\uff5c>", "<think>", "||"])
+    tokenizer = Tokenizer(backend, None, {})
+    text = tokenizer.render([user("<\uff5cUser\uff5c><think>a||b")])
+    assert text == "<\u200b\uff5cUser\uff5c><think>a||b\n\n"
 
 
 # Files
@@ -193,6 +235,61 @@ def test_the_template_is_found_where_transformers_puts_it(directory):
     assert text(configure(directory, chat_template=several)) == "two"
     (directory / "chat_template.jinja").write_text("three")
     assert text(tokenizers.from_directory(directory)) == "three"
+
+
+def test_templates_without_a_default_are_refused(directory):
+    with pytest.raises(ValueError, match="rag, and none is named default"):
+        configure(directory, chat_template=[{"name": "rag", "template": ""}])
+    with pytest.raises(ValueError, match="chat_template must be text"):
+        configure(directory, chat_template=7)
+    (directory / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="chat_template.jinja: not text"):
+        tokenizers.from_directory(directory)
+
+
+def test_special_tokens_have_the_names_of_the_config(directory):
+    tokenizer = configure(
+        directory,
+        bos_token=None,
+        eos_token={"content": "<|im_end|>"},
+        image_token="<image>",
+        add_bos_token=True,
+        chat_template="{{ bos_token is defined }}{{ image_token }}",
+    )
+    assert tokenizer.render([user("u")]) == "False<image>"
+    assert tokenizer.end_ids == (END,)
+    # a directory of before 2023 names them apart
+    file = directory / "special_tokens_map.json"
+    file.write_text('{"eos_token": "<|endoftext|>"}')
+    template = "{{ eos_token }}"
+    assert configure(directory, chat_template=template).end_ids == (256,)
+    newer = {"added_tokens_decoder": {}, "eos_token": "<|im_end|>"}
+    assert configure(directory, **newer).end_ids == (END,)
+
+
+def test_the_config_says_whether_texts_begin_with_bos(directory):
+    template = "{{ messages[0].content }}"
+    named = {"bos_token": "<|endoftext|>", "chat_template": template}
+    for adds, begin in ((True, [ENDOFTEXT]), (False, [])):
+        tokenizer = configure(directory, add_bos_token=adds, **named)
+        ids = tokenizer.encode_chat([user("a")])
+        assert ids == begin + tokenizer.encode("a")
+    with pytest.raises(ValueError, match="begin or end with '<none>'"):
+        configure(directory, add_bos_token=True, bos_token="<none>")
+
+
+def test_variables_of_a_user(directory):
+    template = (
+        "{% if enable_thinking is defined and not enable_thinking %}"
+        "<think></think>{% endif %}{{ strftime_now('%Y') }}"
+    )
+    plain = configure(directory, chat_template=template)
+    assert plain.render([user("u")]) == "2024"
+    chosen = {"enable_thinking": False, "today": "2031-05-01"}
+    tokenizer = tokenizers.from_directory(directory, chosen)
+    assert tokenizer.render([user("u")]) == "<think></think>2031"
+    with pytest.raises(ValueError, match="reads no variable 'thinking'"):
+        tokenizers.from_directory(directory, {"thinking": False})
 
 
 def test_nothing_is_cut_or_padded(directory):
@@ -231,89 +328,3 @@ def test_missing_and_corrupt_files(directory):
     (directory / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer.json is missing"):
         tokenizers.from_directory(directory)
-
-
-# GGUF metadata: a, b, space, ab, 1, 2, 12 and a control token
-
-GGUF = {
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "smollm",
-    "tokenizer.ggml.tokens": ["a", "b", "Ġ", "ab", "1", "2", "12", "<|x|>"],
-    "tokenizer.ggml.merges": ["a b", "1 2"],
-    "tokenizer.ggml.token_type": [1, 1, 1, 1, 1, 1, 1, 3],
-    "tokenizer.ggml.eos_token_id": 7,
-}
-
-
-def test_gguf_pre_tokenizers():
-    """SmolLM2 parts digits; GPT-2 joins them where a merge allows it."""
-    smollm = tokenizers.from_gguf(GGUF)
-    assert smollm.encode("ab 12<|x|>") == [3, 2, 4, 5, 7]
-    gpt2 = tokenizers.from_gguf({**GGUF, "tokenizer.ggml.pre": "gpt-2"})
-    assert gpt2.encode("ab12") == [3, 6]
-    llama3 = tokenizers.from_gguf({**GGUF, "tokenizer.ggml.pre": "llama-bpe"})
-    assert llama3.encode("ab12<|x|>") == [3, 6, 7]
-    assert smollm.decode([3, 2, 4, 7]) == "ab 1"
-
-
-SENTENCEPIECE = {
-    "tokenizer.ggml.model": "llama",
-    "tokenizer.ggml.tokens": [
-        *("<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>"),
-        *("\u2581", "a", "b", "ab", "\u2581a", "\u2581ab", "bb", "\n\n"),
-    ],
-    "tokenizer.ggml.scores": [0.0] * 8 + [-2.0, -3.0, -4.0, -1.0, 0.0],
-    "tokenizer.ggml.token_type": [2, 3, 3, 6, 6, 1, 1, 1, 1, 1, 1, 1, 4],
-    "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.eos_token_id": 2,
-    "tokenizer.ggml.unknown_token_id": 0,
-    "tokenizer.ggml.add_space_prefix": False,
-}
-
-
-def test_gguf_sentencepiece():
-    """By hand: the best piece is merged first, so "abb" is a, bb; spaces are
-    a mark; what is in no piece is written as bytes."""
-    tokenizer = tokenizers.from_gguf(SENTENCEPIECE)
-    assert tokenizer.encode("abb") == [6, 11]
-    assert tokenizer.encode("ab") == [8]
-    assert tokenizer.encode(" ab a") == [10, 9]
-    assert tokenizer.encode("a\n\nb") == [6, 12, 7]
-    assert tokenizer.encode("\u00e9") == [3, 4]
-    for text in ("abb", " ab a", "a\n\nb", "\u00e9", "  a"):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-    # without a chat template a prompt begins as the model was trained
-    prompt = tokenizer.encode_chat([Message("user", "ab")])
-    assert prompt[:2] == [1, 8]
-
-
-def test_gguf_sentencepiece_may_begin_with_a_space():
-    spaced = {**SENTENCEPIECE, "tokenizer.ggml.add_space_prefix": True}
-    tokenizer = tokenizers.from_gguf(spaced)
-    assert tokenizer.encode("ab") == [10]
-    assert tokenizer.decode([10]) == "ab"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model": "t5"}, "GGUF tokenizer 't5'"),
-        ({"model": "llama"}, "tokenizer.ggml.scores' is missing"),
-        ({"model": "llama", "scores": [0.0]}, "8 distinct tokens, yet 1"),
-        ({"pre": "tekken"}, "pre-tokenizer 'tekken' is not supported"),
-        ({"tokens": None}, "tokenizer.ggml.tokens' is missing"),
-        ({"merges": None}, "tokenizer.ggml.merges' is missing"),
-        ({"merges": ["a c"]}, "vocabulary and merges"),
-        ({"merges": ["a b c"]}, "vocabulary and merges"),
-        ({"token_type": [1]}, "8 tokens, yet 1 token types"),
-        ({"chat_template": "{% if %}"}, "chat template: "),
-    ],
-)
-def test_gguf_metadata_that_does_not_fit_is_refused(change, message):
-    change = {
-        k if k == "chat_template" else f"ggml.{k}": v for k, v in change.items()
-    }
-    change = {f"tokenizer.{k}": v for k, v in change.items()}
-    metadata = {k: v for k, v in {**GGUF, **change}.items() if v is not None}
-    with pytest.raises(ValueError, match=message):
-        tokenizers.from_gguf(metadata)
