@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dynscaling_jax.models.config import ModelConfig
@@ -56,7 +57,8 @@ def place(
         node = params
         for step in path[:-1]:
             node = node[step]
-        node[path[-1]] = finish(path, value)
+        # else many tensors would wait for their copies to end
+        node[path[-1]] = jax.block_until_ready(finish(path, value))
     return params
 
 

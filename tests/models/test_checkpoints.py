@@ -1,18 +1,26 @@
 """Files to parameters: what is read, and what is refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from dynscaling_jax.models import (
+    ModelConfig,
     checkpoints,
+    export,
+    hf_config,
     hf_layout,
     load_model,
+    transformer,
 )
 from dynscaling_jax.models.transformer import param_shapes
 
@@ -99,6 +107,63 @@ def test_buffers_of_early_files_are_skipped(hf):
     buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
     resave(directory, lambda t: t.update({buffer: np.ones(2, np.float32)}))
     assert golden_error(directory, load_model(directory)) < 1e-4
+
+
+# What it takes
+
+PEAK = """
+import sys
+import jax.numpy as jnp
+from dynscaling_jax.models import load_model
+
+def peak():
+    status = open("/proc/self/status").read()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+jnp.ones(2).block_until_ready()
+before = peak()
+model = load_model(sys.argv[1], "bfloat16")
+print(peak() - before)
+"""
+SLACK = 48 * 2**20  # what the interpreter and the allocator keep beside
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory, write_gguf) -> tuple[Path, Path, int, int]:
+    """A directory and a GGUF file, sharded, in float32; the bytes of the
+    model and of its largest tensor in bfloat16."""
+    out = tmp_path_factory.mktemp("large")
+    config = ModelConfig(
+        "llama", 16_000, 512, 8, 8, 4, 64, 1_536, 64, rope_theta=1e4
+    )
+    params = transformer.init_params(jax.random.key(0), config)
+    raw = hf_config.write(config)
+    raw["rope_parameters"] = {"rope_theta": raw["rope_theta"]}
+    (out / "config.json").write_text(json.dumps(raw))
+    export.save_hf(out, config, params, shard=64 * 2**20)
+    write_gguf(out / "m.gguf", out, shard=30)
+    sizes = [2 * leaf.size for leaf in jax.tree.leaves(params)]
+    (first,) = out.glob("m-00001-of-*.gguf")
+    return out, first, sum(sizes), max(sizes)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak is Linux's"
+)
+@pytest.mark.parametrize("form", ["safetensors", "gguf"])
+def test_loading_takes_the_model_and_one_tensor(large, form):
+    """Files were mapped: their pages counted until the last was read."""
+    directory, file, model, largest = large
+    path = directory if form == "safetensors" else file
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, path],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert model < 2 * int(done.stdout)  # it was read at all
+    assert int(done.stdout) < model + largest + SLACK
 
 
 # What is refused
