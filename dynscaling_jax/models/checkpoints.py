@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.transformer import Params, param_shapes
 
 PARAMS = "params"  # the folder of an Orbax checkpoint
+PIECE = 2**20  # values that are converted at a time
 
 
 Finish = Callable[[tuple, np.ndarray], Any]
@@ -55,8 +57,22 @@ def place(
         node = params
         for step in path[:-1]:
             node = node[step]
-        node[path[-1]] = finish(path, value)
+        # else many tensors would wait for their copies to end
+        node[path[-1]] = jax.block_until_ready(finish(path, value))
     return params
+
+
+def fill(
+    rows: np.ndarray,
+    read: Callable[[int, int], np.ndarray],
+    start: int = 0,
+) -> None:
+    """Fills [rows, width] from read(first, end), a few rows at a time from
+    `start`, so that a tensor is not held in the form of the file too."""
+    step = max(1, PIECE // max(1, rows.shape[1]))
+    for first in range(0, len(rows), step):
+        end = min(first + step, len(rows))
+        rows[first:end] = read(start + first, start + end)
 
 
 def refuse_misfits(

@@ -139,7 +139,8 @@ class ModelConfig:
     @property
     def rope_dim(self) -> int:
         """Features of a head that are rotated."""
-        return int(self.head_dim * self.rope_share)
+        # a share such as 30 / 44 is rounded, and must give 30 again
+        return int(self.head_dim * self.rope_share + 1e-6)
 
     def sparse(self, layer: int) -> bool:
         """Whether a layer has experts."""

@@ -1,8 +1,8 @@
 """The families of models: what is their own in config.json and in files.
 
 A family is one entry of FAMILIES, at the end. docs/add_a_model.md shows how
-one is added. hf_config.py reads what all families share, gguf_config.py the
-metadata of GGUF files.
+one is added. hf_config.py reads what all families share; gguf_families.py says
+what is their own in GGUF files.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,6 @@ class Family(NamedTuple):
     """
 
     architecture: str
-    gguf: str  # llama.cpp's name of the architecture; empty: none yet
     read: Callable[[Raw], Fields]
     write: Callable[[ModelConfig], Fields]
     names: Mapping[str, str] = {}
@@ -263,28 +262,23 @@ _GEMMA_DEFAULTS = {
 }
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM", "llama", _llama, _write_llama),
+    "llama": Family("LlamaForCausalLM", _llama, _write_llama),
     "mistral": Family(
         "MistralForCausalLM",
-        "llama",
         _mistral,
         _write_window,
         defaults={"sliding_window": 4096, "num_key_value_heads": 8},
     ),
-    "smollm3": Family(
-        "SmolLM3ForCausalLM", "smollm3", _smollm3, _write_smollm3
-    ),
-    "qwen2": Family("Qwen2ForCausalLM", "qwen2", _qwen2, _write_qwen),
+    "smollm3": Family("SmolLM3ForCausalLM", _smollm3, _write_smollm3),
+    "qwen2": Family("Qwen2ForCausalLM", _qwen2, _write_qwen),
     "qwen3": Family(
         "Qwen3ForCausalLM",
-        "qwen3",
         _qwen3,
         _write_qwen,
         defaults={"head_dim": 128},
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
-        "",
         _qwen3_moe,
         _write_qwen3_moe,
         names={"router": "mlp.gate"},
@@ -294,7 +288,6 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
-        "gemma2",
         _gemma2,
         _write_gemma,
         names=_GEMMA_NAMES,
@@ -306,7 +299,6 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
-        "gemma3",
         _gemma3,
         _write_gemma,
         names=_GEMMA_NAMES,
@@ -318,7 +310,6 @@ FAMILIES: dict[str, Family] = {
     ),
     "phi3": Family(
         "Phi3ForCausalLM",
-        "phi3",
         _phi3,
         _write_phi3,
         fused={
@@ -329,7 +320,6 @@ FAMILIES: dict[str, Family] = {
     ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
-        "olmo2",
         _olmo2,
         _write_llama,
         names={"attn_post_norm": "post_attention_layernorm"},
@@ -337,7 +327,6 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_oss": Family(
         "GptOssForCausalLM",
-        "",
         _gpt_oss,
         _write_gpt_oss,
         names={"router": "mlp.router"},

@@ -1,97 +1,134 @@
 """GGUF files: metadata and quantised tensors to parameters."""
 
 import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 
-from dynscaling_jax.models import checkpoints, gguf_config
-from dynscaling_jax.models.checkpoints import Finish, Tensor
-from dynscaling_jax.models.config import ModelConfig, RopeScaling
+from dynscaling_jax.models import checkpoints, gguf_config, gguf_layout
+from dynscaling_jax.models.checkpoints import Finish
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.gguf_layout import Stored
 from dynscaling_jax.models.transformer import Params
 
-NEIGHBOURS = ("llama", "mistral")  # families whose GGUF files rotate those
+FACTORS = {  # of rotary frequencies, by kind
+    "all": "rope_freqs.weight",
+    "short": "rope_factors_short.weight",
+    "long": "rope_factors_long.weight",
+}
 
 
-def load(file: Path, finish: Finish) -> tuple[ModelConfig, Params, dict]:
-    """Reads a GGUF file and dequantises it; also returns its metadata.
+def load(
+    file: Path, dtype: Any, finish: Finish
+) -> tuple[ModelConfig, Params, dict]:
+    """Reads and dequantises a GGUF file, or the files of which it is the
+    first; also returns the metadata.
 
     Raises:
         FileNotFoundError, ValueError: as hf_checkpoint.load.
     """
     metadata, tensors = read(file)
-    config = gguf_config.read(metadata)
-    source = {
-        name: Tensor(
-            tuple(int(n) for n in reversed(t.shape)),
-            lambda t=t: _dequantize(file, t),
-        )
-        for name, t in tensors.items()
+    source = {name: _stored(*found) for name, found in tensors.items()}
+    arch = gguf_config.architecture(metadata)
+    factors = {
+        kind: tuple(map(float, source.pop(name).rows(0, 1)[0]))
+        for kind, name in FACTORS.items()
+        if name in source
     }
-    factors = source.pop("rope_freqs.weight", None)
-    scaling = (
-        RopeScaling("factors", factors=tuple(map(float, factors.read())))
-        if factors
-        else config.rope_scaling
-    )
-    config = dataclasses.replace(
-        config, tied="output.weight" not in source, rope_scaling=scaling
-    )
-
-    def as_hf(path: tuple, value: np.ndarray) -> np.ndarray:
-        if config.norm_offset and path[-1].endswith("norm"):
-            return value - config.norm_offset  # llama.cpp adds it
-        # In Llama's files llama.cpp rotates neighbours, HF rotates halves:
-        # rows of the q and k projections are stored in another order.
-        if path[-1] not in ("q", "k") or config.family not in NEIGHBOURS:
-            return value
-        heads = config.heads if path[-1] == "q" else config.kv_heads
-        paired = value.reshape(heads, config.head_dim // 2, 2, -1)
-        return paired.swapaxes(1, 2).reshape(value.shape)
-
+    config = _as_held(gguf_config.read(metadata, factors), source)
     params = checkpoints.place(
-        str(file), config, source, tensor_name, finish, as_hf
+        str(file),
+        config,
+        gguf_layout.unpack(source, config, dtype),
+        functools.partial(gguf_layout.tensor_name, config=config),
+        finish,
+        functools.partial(
+            gguf_layout.as_ours, config=config, neighbours=arch.neighbours
+        ),
     )
     return config, params, metadata
 
 
-def tensor_name(path: tuple) -> str:
-    """Our path of a parameter -> its name in a GGUF file."""
-    top = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
-    if path[0] in top:
-        return f"{top[path[0]]}.weight"
-    part, kind = path[2], "weight"
-    if part.endswith("_bias"):
-        part, kind = part.removesuffix("_bias"), "bias"
-    name = {
-        "attn_norm": "attn_norm",
-        "ffn_norm": "ffn_norm",
-        "attn_post_norm": "post_attention_norm",
-        "ffn_post_norm": "post_ffw_norm",
-        **{p: f"attn_{p}" for p in "qkv"},
-        "o": "attn_output",
-        "q_norm": "attn_q_norm",
-        "k_norm": "attn_k_norm",
-        **{p: f"ffn_{p}" for p in ("gate", "up", "down")},
-    }[part]
-    return f"blk.{path[1]}.{name}.{kind}"
+def _as_held(config: ModelConfig, source: Mapping[str, Stored]) -> ModelConfig:
+    """With what metadata do not say: whether there are biases and a head of
+    its own is seen by the tensors."""
+    qkv_bias = {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}
+    return dataclasses.replace(
+        config,
+        tied="output.weight" not in source,
+        qkv_bias=config.qkv_bias or not qkv_bias.isdisjoint(source),
+        o_bias="blk.0.attn_output.bias" in source,
+    )
 
 
-def read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metadata and tensors (mapped, not read) of a GGUF file.
+def read(file: Path) -> tuple[dict[str, Any], dict[str, tuple[Path, Any]]]:
+    """Metadata, and each tensor's file and description.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a GGUF file, a truncated or a corrupt one.
+        FileNotFoundError: no such file, or one of a split file is missing.
+        ValueError: not a GGUF file, a truncated or a corrupt one, or one of
+            a split file that is not the first.
     """
+    metadata, described = _header(file)
+    count = metadata.get("split.count", 1)
+    tensors = {name: (file, t) for name, t in described.items()}
+    for at, part in enumerate(_parts(file, metadata)[1:], 1):
+        if not part.is_file():
+            raise FileNotFoundError(
+                f"{file} is the first of {count} files, and {part.name} is "
+                "missing beside it; fetch it too"
+            )
+        found, described = _header(part)
+        if found.get("split.no") != at or not tensors.keys().isdisjoint(
+            described
+        ):
+            raise ValueError(
+                f"{part}: not part {at} (split.no) of {file.name}, or its "
+                "tensors are there already; fetch it again"
+            )
+        tensors |= {name: (part, t) for name, t in described.items()}
+    expected = metadata.get("split.tensors.count", len(tensors))
+    if expected != len(tensors):
+        raise ValueError(
+            f"{file}: {expected} tensors expected in its {count} files, got "
+            f"{len(tensors)}; fetch them again"
+        )
+    return metadata, tensors
+
+
+def _parts(file: Path, metadata: Mapping[str, Any]) -> list[Path]:
+    """The files of a split model, of which `file` must be the first."""
+    count = metadata.get("split.count", 1)
+    if not isinstance(count, int) or count < 2:
+        return [file]
+    named = re.fullmatch(r"(.+)-00001-of-(\d{5})\.gguf", file.name)
+    if not named or int(named[2]) != count or metadata.get("split.no"):
+        raise ValueError(
+            f"{file}: one of the {count} files of a split model; give the "
+            f"first, whose name ends in -00001-of-{count:05}.gguf"
+        )
+    return [
+        file.with_name(f"{named[1]}-{at:05}-of-{count:05}.gguf")
+        for at in range(1, count + 1)
+    ]
+
+
+def _header(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata and descriptions of tensors, which lie within the file."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such GGUF file")
     try:
         reader = gguf.GGUFReader(file)
         metadata = {k: f.contents() for k, f in reader.fields.items()}
-        tensors = {t.name: t for t in reader.tensors}
+        if reader.byte_order == "S":
+            raise ValueError("its bytes are in the order of another machine")
+        return metadata, {t.name: t for t in reader.tensors}
     except (
         ArithmeticError,
         IndexError,
@@ -104,15 +141,30 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{file}: not a whole GGUF file ({type(error).__name__}: {error});"
             " fetch it again"
         ) from error
-    return metadata, tensors
 
 
-def _dequantize(file: Path, tensor: Any) -> np.ndarray:
-    try:
-        return gguf.dequantize(tensor.data, tensor.tensor_type)
-    except (NotImplementedError, ValueError) as error:
-        raise ValueError(
-            f"{file}: {tensor.name} is stored as {tensor.tensor_type.name}, "
-            f"which cannot be dequantised ({error}); take another file of "
-            "this model, such as Q8_0"
-        ) from error
+def _stored(file: Path, tensor: Any) -> Stored:
+    """Reads rows from the file, not through a map of it, whose pages would
+    count as the process's memory until the whole file lies in it."""
+    shape = tuple(int(n) for n in reversed(tensor.shape)) or (1,)
+    size = int(tensor.n_bytes) // max(1, math.prod(shape[:-1]))
+
+    def rows(first: int, end: int) -> np.ndarray:
+        data = np.fromfile(
+            file,
+            np.uint8,
+            (end - first) * size,
+            offset=tensor.data_offset + first * size,
+        )
+        try:
+            return gguf.dequantize(
+                data.reshape(end - first, size), tensor.tensor_type
+            )
+        except (NotImplementedError, ValueError) as error:
+            raise ValueError(
+                f"{file}: {tensor.name} is stored as "
+                f"{tensor.tensor_type.name}, which cannot be dequantised "
+                f"({error}); take another file of this model, such as Q8_0"
+            ) from error
+
+    return Stored(shape, rows)

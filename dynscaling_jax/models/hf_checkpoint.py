@@ -1,8 +1,12 @@
 """Hugging Face directories: config.json and safetensors to parameters."""
 
 import functools
+import json
+import math
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -12,11 +16,18 @@ from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.transformer import Params
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of float types
+FLOATS = {  # by safetensors' names
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+}
 
 
-def load(directory: Path, finish: Finish) -> tuple[ModelConfig, Params]:
-    """Reads config.json and safetensors, one file or sharded.
+def load(
+    directory: Path, dtype: Any, finish: Finish
+) -> tuple[ModelConfig, Params]:
+    """Reads config.json and safetensors, one file or sharded, as dtype.
 
     Raises:
         FileNotFoundError: no config.json or no safetensors.
@@ -26,7 +37,7 @@ def load(directory: Path, finish: Finish) -> tuple[ModelConfig, Params]:
     config = read_config(directory)
     source: dict[str, Tensor] = {}
     for file in _weight_files(directory):
-        source.update(_safetensors(file))
+        source.update(_safetensors(file, dtype))
     # buffers that early files carry; the decoder computes them
     source = {k: v for k, v in source.items() if "rotary_emb.inv_freq" not in k}
     source = hf_layout.unpack(source, config)
@@ -102,10 +113,12 @@ def _kinds(handle: safe_open) -> dict[str, str]:
     return {n: handle.get_slice(n).get_dtype() for n in handle.keys()}
 
 
-def _safetensors(file: Path) -> dict[str, Tensor]:
+def _safetensors(file: Path, dtype: Any) -> dict[str, Tensor]:
+    """Floats come as dtype, packed ones as they are."""
     try:
         handle = safe_open(file, framework="numpy")
-        for name, kind in _kinds(handle).items():
+        kinds = _kinds(handle)
+        for name, kind in kinds.items():
             packed = kind == "U8" and name.endswith(hf_layout.PACKED)
             if kind not in FLOATS and not packed:
                 raise ValueError(
@@ -113,14 +126,56 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
                     f"{', '.join(FLOATS)}, that is weights that are not "
                     "quantised, or MXFP4"
                 )
+        begins = _begins(file)
         return {
-            name: Tensor(
+            name: _tensor(
+                file,
+                begins[name],
                 tuple(handle.get_slice(name).get_shape()),
-                lambda name=name: handle.get_tensor(name),
+                np.dtype(FLOATS.get(kind, np.uint8)),
+                np.dtype(dtype if kind in FLOATS else np.uint8),
             )
-            for name in handle.keys()
+            for name, kind in kinds.items()
         }
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{file}: not a whole safetensors file ({error}); fetch it again"
         ) from error
+
+
+def _begins(file: Path) -> dict[str, int]:
+    """Where in a whole file each tensor begins."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+    header.pop("__metadata__", None)
+    return {
+        name: 8 + size + entry["data_offsets"][0]
+        for name, entry in header.items()
+    }
+
+
+def _tensor(
+    file: Path,
+    begin: int,
+    shape: tuple[int, ...],
+    stored: np.dtype,
+    dtype: np.dtype,
+) -> Tensor:
+    """Reads the file, not a map of it, whose pages would count as memory of
+    the process until the whole file lies in it."""
+    *outer, width = shape or (1,)
+
+    def rows(first: int, end: int) -> np.ndarray:
+        size = width * stored.itemsize
+        data = np.fromfile(
+            file, np.uint8, (end - first) * size, offset=begin + first * size
+        )
+        return data.view(stored).reshape(end - first, width)
+
+    def read() -> np.ndarray:
+        value = np.empty((math.prod(outer), width), dtype)
+        checkpoints.fill(value, rows)
+        return value.reshape(shape)
+
+    return Tensor(shape, read)

@@ -5,6 +5,7 @@ holds all experts as one, transposed, with gate and up in turns, and may pack
 them as MXFP4. FAMILIES says which.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class Join(NamedTuple):
     ours: dict[str, tuple[int, ...]]
     held: dict[str, tuple[int, ...]]
     split: Callable[[Arrays], Arrays]  # ours to those held
-    join: Callable[[Arrays], Arrays]  # and back
+    join: Callable[[Iterator[np.ndarray]], Arrays]  # and back
 
 
 def tensor_name(path: tuple, family: str = "llama") -> str:
@@ -75,7 +76,7 @@ def unpack(
             result[name] = Tensor(
                 shape,
                 lambda join=join, held=held, at=at: join.join(
-                    [t.read() for t in held if t]
+                    t.read() for t in held if t
                 )[at],
             )
     return result
@@ -145,7 +146,7 @@ def _fused(ours: dict[str, tuple[int, ...]], name: str) -> Join:
         ours,
         {name: (sum(rows), width)},
         lambda parts: [np.concatenate(parts)],
-        lambda whole: np.split(whole[0], np.cumsum(rows)[:-1]),
+        lambda whole: np.split(next(whole), np.cumsum(rows)[:-1]),
     )
 
 
@@ -156,8 +157,17 @@ def _stacked(ours: dict[str, tuple[int, ...]], names: list[str]) -> Join:
         ours,
         dict.fromkeys(names, shape[1:]),
         lambda whole: list(whole[0]),
-        lambda parts: [np.stack(parts)],
+        lambda parts: [_stack(parts, len(names))],
     )
+
+
+def _stack(parts: Iterator[np.ndarray], count: int) -> np.ndarray:
+    """As np.stack, yet with one part at a time in memory."""
+    first = next(parts)
+    whole = np.empty((count, *first.shape), first.dtype)
+    for at, part in enumerate(itertools.chain([first], parts)):
+        whole[at] = part
+    return whole
 
 
 def _turned(ours: dict[str, tuple[int, ...]], name: str) -> Join:
@@ -172,10 +182,12 @@ def _turned(ours: dict[str, tuple[int, ...]], name: str) -> Join:
                 np.stack(parts, 2).reshape(experts, count * out, *rest), 1, -1
             )
         ],
-        lambda whole: [
-            np.moveaxis(whole[0], -1, 1)[:, at::count] for at in range(count)
-        ],
+        lambda whole: _every(np.moveaxis(next(whole), -1, 1), count),
     )
+
+
+def _every(rows: np.ndarray, count: int) -> Arrays:
+    return [rows[:, at::count] for at in range(count)]
 
 
 def _dequantized(source: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -158,7 +158,7 @@ def load_model(
             lambda path, leaf: finish(export.steps(path), leaf), params
         )
     elif file.is_dir():
-        config, params = hf_checkpoint.load(file, finish)
+        config, params = hf_checkpoint.load(file, kind, finish)
     elif file.suffix == ".safetensors":
         raise ValueError(
             f"{file}: give its directory, which holds config.json too"
@@ -169,7 +169,7 @@ def load_model(
             "are refused; give a directory with safetensors or a GGUF file"
         )
     else:
-        config, params, metadata = gguf_checkpoint.load(file, finish)
+        config, params, metadata = gguf_checkpoint.load(file, kind, finish)
         read = functools.partial(
             tokenizer_gguf.from_gguf, metadata, template_variables
         )

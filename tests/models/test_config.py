@@ -1,4 +1,4 @@
-"""config.json and GGUF metadata to ModelConfig."""
+"""config.json to ModelConfig."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dynscaling_jax.models import config as configs
-from dynscaling_jax.models import families, gguf_config, hf_config
+from dynscaling_jax.models import families, hf_config
 from dynscaling_jax.models.config import (
     ModelConfig,
     RopeScaling,
@@ -22,17 +22,6 @@ HF = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
-}
-GGUF = {
-    "general.architecture": "llama",
-    "llama.block_count": 2,
-    "llama.context_length": 64,
-    "llama.embedding_length": 16,
-    "llama.feed_forward_length": 24,
-    "llama.attention.head_count": 4,
-    "llama.attention.head_count_kv": 2,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    "llama.vocab_size": 48,
 }
 
 
@@ -161,50 +150,6 @@ def test_rope_factors_cannot_be_written_to_config_json():
         dataclasses.replace(
             BASE, rope_scaling=RopeScaling("factors", factors=(1.0,))
         )
-
-
-def test_gguf_metadata():
-    extra = {
-        "llama.rope.freq_base": 5e5,
-        "llama.attention.key_length": 6,
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.eot_token_id": 5,
-    }
-    assert gguf_config.read({**GGUF, **extra}) == ModelConfig(
-        "llama",
-        48,
-        16,
-        2,
-        4,
-        2,
-        6,
-        24,
-        64,
-        rope_theta=5e5,
-        bos_id=1,
-        eos_ids=(2, 5),
-    )
-
-
-def test_gguf_with_a_window_is_mistral():
-    config = gguf_config.read({**GGUF, "llama.attention.sliding_window": 9})
-    assert (config.family, config.window) == ("mistral", 9)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"general.architecture": "gemma"}, "architecture 'gemma'"),
-        ({"llama.block_count": None}, "llama.block_count is missing"),
-        ({"llama.rope.scaling.type": "yarn"}, "'yarn' is not supported"),
-        ({"llama.vocab_size": None}, "vocab_size must be a positive"),
-    ],
-)
-def test_gguf_metadata_that_cannot_be_obeyed_is_refused(change, message):
-    metadata = {k: v for k, v in {**GGUF, **change}.items() if v is not None}
-    with pytest.raises(ValueError, match=message):
-        gguf_config.read(metadata)
 
 
 def test_frequencies_by_hand():
