@@ -87,4 +87,69 @@ SIZES: dict[str, dict[str, Any]] = {
         "transformers": {**_TRANSFORMERS, "rows": (32, 64, 128), "goal": 3.0},
         "llama_cpp": {**_LLAMA_CPP, "rows": (16, 32, 64), "goal": 0.0},
     },
+    # a run of launch.run's kind
+    "dynscaling": {
+        "method": "dynscaling",
+        "queries": 32,
+        "samples_per_query": 8,
+        "new_tokens": 128,
+        "temperature": 0.7,
+        "rows": 32,
+        "rows_per_group": 8,
+        # of the plain decoding that it is held against
+        "candidates": 16,
+        "prompt_tokens": 128,
+        # a chain of so many tokens behind a prompt that was read
+        "chains": 4,
+        "chain_prompt": 880,
+        "chain_tokens": 100,
+    },
+    # processes that load, compile and draw
+    "startup": {"rows": 32, "new_tokens": 16},
+    # samples without a model, and by a model that hardly computes
+    "memory": {
+        "queries": 10_000,
+        "candidates": 16,
+        "characters": 400,  # of a sample of the stub
+        "new_tokens": 2,
+        "rows": 512,
+        "prefix_bytes": 2e6,
+        "shape": {
+            "family": "llama",
+            "vocab_size": 256,
+            "width": 16,
+            "layers": 1,
+            "heads": 1,
+            "kv_heads": 1,
+            "head_dim": 16,
+            "ffn": 16,
+            "context": 256,
+        },
+    },
+    # Qwen2.5-7B's shape, random
+    "accelerator": {
+        "on_cpu": False,
+        "dtype": "bfloat16",
+        "queries": 32,
+        "candidates": 16,
+        "prompt_tokens": 512,
+        "new_tokens": 128,
+        "settings": ((64, 16), (128, 16), (256, 16), (512, 16)),
+        "copy_bytes": 2**32,
+        "product": 8192,  # rows and columns
+        "shape": {
+            "family": "qwen2",
+            "vocab_size": 152_064,
+            "width": 3584,
+            "layers": 28,
+            "heads": 28,
+            "kv_heads": 4,
+            "head_dim": 128,
+            "ffn": 18_944,
+            "context": 32_768,
+            "norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "qkv_bias": True,
+        },
+    },
 }

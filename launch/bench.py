@@ -23,6 +23,11 @@ BENCHES = (
     "allocation",
     "replay",
     "decode",
+    "prefix",
+    "dynscaling",
+    "startup",
+    "memory",
+    "accelerator",
 )
 
 

@@ -6,11 +6,13 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 
+ROOT = Path(__file__).parents[2]  # where `launch` is found
 Lines = Iterator[dict[str, Any]]
 Config = Any  # ml_collections.ConfigDict, as configs/bench.py
 

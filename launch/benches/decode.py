@@ -12,19 +12,7 @@ def lines(config: Config) -> Lines:
     setting, tried = ours.best_setting(work, size.settings)
     first, engine = ours.whole(work, setting)
     wave = ours.wave(work, setting, engine)
-    yield {
-        "bench": size.name,
-        **setting._asdict(),
-        "queries": size.queries,
-        "candidates": size.candidates,
-        "prompt_tokens": size.prompt_tokens,
-        "new_tokens": size.new_tokens,
-        "seconds": round(first.seconds, 2),
-        "tokens_per_second": rate(first.tokens, first.seconds),
-        "decode_tokens_per_second": rate(wave.tokens, wave.seconds),
-        "idle": first.idle,
-        "tried": tried,
-    }
+    yield ours.line(size, setting, tried, first, wave)
     yield {
         "bench": "breakdown of a decode step",
         "rows": setting.rows,

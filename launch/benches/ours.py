@@ -50,10 +50,13 @@ class Wave(NamedTuple):
 
 
 def load(config: Config) -> Model:
-    """The model, without ids that end a sample: all samples are as long."""
-    model = load_model(config.model, config.dtype)
-    endless = dataclasses.replace(model.config, eos_ids=())
-    return Model(endless, model.params, lambda: model.tokenizer)
+    return endless(load_model(config.model, config.dtype))
+
+
+def endless(model: Model) -> Model:
+    """Without ids that end a sample: all samples are as long."""
+    config = dataclasses.replace(model.config, eos_ids=())
+    return Model(config, model.params, lambda: model.tokenizer)
 
 
 def make_work(config: Config, size: Config, model: Model) -> Work:
@@ -140,3 +143,25 @@ def draw(used: Engine, some: Sequence[Query], candidates: int) -> int:
         for index in range(candidates)
     ]
     return sum(sample.new_tokens for sample in used(requests))
+
+
+def line(
+    size: Config,
+    setting: Setting,
+    tried: list[dict[str, Any]],
+    done: Whole,
+    decoding: Wave,
+) -> dict[str, Any]:
+    return {
+        "bench": size.name,
+        **setting._asdict(),
+        "queries": size.queries,
+        "candidates": size.candidates,
+        "prompt_tokens": size.prompt_tokens,
+        "new_tokens": size.new_tokens,
+        "seconds": round(done.seconds, 2),
+        "tokens_per_second": rate(done.tokens, done.seconds),
+        "decode_tokens_per_second": rate(decoding.tokens, decoding.seconds),
+        "idle": done.idle,
+        "tried": tried,
+    }
