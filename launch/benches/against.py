@@ -36,7 +36,7 @@ def ratios(
         bench = {"bench": f"{size.name} against {name}"}
         theirs = ask(config, size, work)
         if "missing" in theirs:
-            yield {**bench, **theirs, "install": INSTALL}
+            yield {**bench, "install": INSTALL, **theirs}
             continue
         after, _ = ours.whole(work, setting)
         mine = rate(
@@ -77,7 +77,10 @@ def ask_llama_cpp(config: Config, size: Config, work: Work) -> dict:
     stream for each row, draws on the host or in its graph."""
     file = resolve(config.model).absolute()
     if file.suffix != ".gguf":
-        return {"missing": "llama.cpp reads GGUF files alone"}
+        return {
+            "missing": "a GGUF file: llama.cpp reads nothing else",
+            "install": "--config.model=FILE.gguf",
+        }
     if not Path(config.peers.llama_python).is_file():
         return {"missing": config.peers.llama_python}
     settings = [

@@ -62,5 +62,21 @@ def timed_calls(*modules: ModuleType) -> Iterator[dict[str, list[float]]]:
             setattr(module, name, value)
 
 
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """Seconds of each compilation that happens meanwhile."""
+    seconds: list[float] = []
+
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.endswith("backend_compile_duration"):
+            seconds.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
 def rate(amount: float, seconds: float) -> float:
     return round(amount / max(seconds, 1e-9), 1)

@@ -19,7 +19,7 @@ from dynscaling_jax.scaling.votes import VOTES
 from dynscaling_jax.tasks import Task, answered, load_task
 from dynscaling_jax.types import Budget, Message, Query, Request, SampleFn
 from launch.benches import ours, prompts
-from launch.benches.common import Config, Lines, rate, timed_calls
+from launch.benches.common import Config, Lines, compilations, rate, timed_calls
 from launch.experiment import task_fields
 
 
@@ -28,7 +28,8 @@ def lines(config: Config) -> Lines:
     task = load_task(task_fields(config.task))
     model = load_model(config.model, config.dtype)
     run(size, model, task)  # the same run, compiling
-    engine, result, seconds, sampling = run(size, model, task)
+    with compilations() as compiled:
+        engine, result, seconds, sampling = run(size, model, task)
     chains = sum(bool(s.parents) for many in result.samples for s in many)
     sampled = rate(result.ledger.new_tokens, sampling)
     plain = plain_rate(config, size, model)
@@ -41,6 +42,7 @@ def lines(config: Config) -> Lines:
         "chains": chains,
         "new_tokens": result.ledger.new_tokens,
         "seconds": round(seconds, 2),
+        "compilations": len(compiled),  # of what should all be there
         "sampling_seconds": round(sampling, 2),
         "tokens_per_second": sampled,
         "plain_tokens_per_second": plain,
