@@ -50,6 +50,7 @@ def ratios(
             "their_tokens_per_second": other,
             "ratio": round(mine / max(other, 0.1), 2),
             "goal": goal,
+            **foretold_plain(mine, work, theirs["tried"]),
             "their_decode_tokens_per_second": rate(
                 theirs.pop("decode_tokens"), theirs.pop("decode_seconds")
             ),
@@ -57,6 +58,16 @@ def ratios(
             **theirs,
         }
         before = after
+
+
+def foretold_plain(mine: float, work: Work, tried: list[dict]) -> dict:
+    """The ratio to generate as it is, which reads a prompt for each row, by
+    the probes; nothing where no such setting was tried."""
+    plain = [one["seconds"] for one in tried if one.get("copied") is False]
+    if not plain:
+        return {}
+    tokens = len(work.queries) * work.candidates * work.new_tokens
+    return {"foretold_ratio_to_plain": round(mine * min(plain) / tokens, 2)}
 
 
 def ask_transformers(config: Config, size: Config, work: Work) -> dict:
