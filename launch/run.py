@@ -6,7 +6,6 @@ Started again with the same command, a run that was stopped goes on.
 """
 
 import logging
-import re
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +13,9 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
+from launch.arguments import reader
+
+FIELDS = "configs/common.py"
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config of the run; --config.FIELD=VALUE replaces a field."
 )
@@ -43,22 +45,9 @@ def main(_) -> None:
     print(experiment.table(summary))
 
 
-def read_flags(args: list[str]) -> list[str]:
-    """Flags as absl reads them; a mistyped field of the config is one line."""
-    try:
-        return app.parse_flags_with_usage(args)
-    except AttributeError as error:
-        field = re.search(r"\w+", str(error))
-        hint = re.search(r'Did you mean "\w+"', str(error))
-        sys.exit(
-            f"launch.run: the config has no field {field and field[0]!r}; "
-            + (f"{hint[0]}?" if hint else "see configs/common.py")
-        )
-
-
 def cli() -> None:
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=read_flags)
+    app.run(main, flags_parser=reader("launch.run", FIELDS))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ CHATML = (
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-LONG = ("test_smollm2", "test_examples", "test_run")
+LONG = ("test_smollm2", "test_examples", "test_run", "test_bench")
 
 
 def pytest_collection_modifyitems(items):

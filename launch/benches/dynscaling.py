@@ -1,0 +1,166 @@
+"""A whole DynScaling run: rounds, chains, rows that are filled again."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from configs.methods import METHODS
+from dynscaling_jax.engine import Engine, decode, prefill
+from dynscaling_jax.models import Model, load_model
+from dynscaling_jax.scaling import spec
+from dynscaling_jax.scaling.chains import Reader
+from dynscaling_jax.scaling.loop import Result, scale
+from dynscaling_jax.scaling.policies import POLICIES
+from dynscaling_jax.scaling.strategies import STRATEGIES
+from dynscaling_jax.scaling.votes import VOTES
+from dynscaling_jax.tasks import Task, answered, load_task
+from dynscaling_jax.types import Budget, Message, Query, Request, SampleFn
+from launch.benches import ours, prompts
+from launch.benches.common import Config, Lines, compilations, rate, timed_calls
+from launch.experiment import task_fields
+
+
+def lines(config: Config) -> Lines:
+    size = config.dynscaling
+    task = load_task(task_fields(config.task))
+    model = load_model(config.model, config.dtype)
+    run(size, model, task)  # the same run, compiling
+    with compilations() as compiled:
+        engine, result, seconds, sampling = run(size, model, task)
+    chains = sum(bool(s.parents) for many in result.samples for s in many)
+    sampled = rate(result.ledger.new_tokens, sampling)
+    plain = plain_rate(config, size, model)
+    idle = 1 - engine.live_steps / max(1, engine.row_steps)
+    yield {
+        "bench": "dynscaling",
+        "queries": size.queries,
+        "samples": result.ledger.samples,
+        "rounds": len(result.rounds),
+        "chains": chains,
+        "new_tokens": result.ledger.new_tokens,
+        "seconds": round(seconds, 2),
+        "compilations": len(compiled),  # of what should all be there
+        "sampling_seconds": round(sampling, 2),
+        "tokens_per_second": sampled,
+        "plain_tokens_per_second": plain,
+        "share": round(sampled / plain, 3),
+        "goal": 0.85,
+    }
+    yield {
+        "bench": "dynscaling, idle rows",
+        "row_steps": int(engine.row_steps),
+        "live_steps": int(engine.live_steps),
+        "idle": round(float(idle), 4),
+        "goal": 0.15,
+    }
+    yield extension_line(size, model, task)
+
+
+def run(
+    size: Config, model: Model, task: Task
+) -> tuple[Engine, Result, float, float]:
+    """(engine, result, seconds, of these within the engine)."""
+    engine = _engine(size, model, size.new_tokens)
+    limit = model.config.context - size.new_tokens
+    method = METHODS[size.method]
+    reader = Reader(engine.count_tokens, limit)
+    spent = [0.0]
+    begin = time.perf_counter()
+    result = scale(
+        [problem.query for problem in task.problems[: size.queries]],
+        answered(_watched(engine, spent), task.kind),
+        spec.parse(method.strategy, STRATEGIES, "strategy", reader=reader),
+        spec.parse(method.policy, POLICIES, "policy"),
+        spec.parse(method.vote, VOTES, "vote", reader=reader),
+        Budget(samples=size.queries * size.samples_per_query),
+        jax.random.key(0),
+        first_round=method.first * size.queries,
+        round_size=size.queries,
+    )
+    return engine, result, time.perf_counter() - begin, spent[0]
+
+
+def plain_rate(config: Config, size: Config, model: Model) -> float:
+    """Tokens a second of rows that are all busy and read no prompt."""
+    work = ours.make_work(config, size, ours.endless(model))
+    setting = ours.Setting(size.rows, size.rows_per_group)
+    engine = ours.engine(work, setting)
+    ours.wave(work, setting, engine)  # reads the prompts
+    wave = ours.wave(work, setting, engine)
+    return rate(wave.tokens, wave.seconds)
+
+
+def extension_line(size: Config, model: Model, task: Task) -> dict[str, Any]:
+    """Reading a chain behind a prompt that was read, against reading it
+    whole: seconds within the jitted functions of prefill."""
+    texts = prompts.queries(task, model, size.chains + 1, size.chain_prompt)
+    engine = _engine(size, model, 2)
+    fresh, extended = [], []
+    for query in texts:
+        chain = (*query.messages, Message("assistant", _attempt(size, model)))
+        alone = Query(f"{query.id}/whole", chain)
+        _draw(engine, query, query.messages)
+        with timed_calls(prefill, decode) as times:
+            _draw(engine, query, chain)
+        extended.append(_reading(times))
+        with timed_calls(prefill, decode) as times:
+            _draw(engine, alone, chain)
+        fresh.append(_reading(times))
+    # the first ones compiled
+    share = statistics.median(extended[1:]) / statistics.median(fresh[1:])
+    return {
+        "bench": "dynscaling, a chain behind a cached prompt",
+        "prompt_tokens": size.chain_prompt,
+        "chain_tokens": size.chain_tokens,
+        "extended_ms": round(1e3 * statistics.median(extended[1:]), 1),
+        "fresh_ms": round(1e3 * statistics.median(fresh[1:]), 1),
+        "share": round(share, 3),
+        "goal": 0.3,
+    }
+
+
+def _attempt(size: Config, model: Model) -> str:
+    """A text of about chain_tokens tokens."""
+    text = "The answer is 7."
+    each = len(model.tokenizer.encode(text))
+    return " ".join([text] * max(1, size.chain_tokens // (each + 1)))
+
+
+def _reading(times: dict[str, list[float]]) -> float:
+    """Seconds of all that is not decoding."""
+    parts = {"decode", "start", "place"}
+    return sum(sum(t) for name, t in times.items() if name not in parts)
+
+
+def _draw(engine: Engine, query: Query, messages: tuple[Message, ...]) -> None:
+    for _ in engine([Request(query, messages, 0)]):
+        pass
+
+
+def _engine(size: Config, model: Model, new_tokens: int) -> Engine:
+    return Engine(
+        model,
+        max_new_tokens=new_tokens,
+        temperature=size.temperature,
+        rows=size.rows,
+        rows_per_group=size.rows_per_group,
+    )
+
+
+def _watched(sample_fn: Callable, spent: list[float]) -> SampleFn:
+    """Adds the seconds within sample_fn up."""
+
+    def draw(requests: Sequence[Request]):
+        samples = iter(sample_fn(requests))
+        while True:
+            begin = time.perf_counter()
+            sample = next(samples, None)
+            spent[0] += time.perf_counter() - begin
+            if sample is None:
+                return
+            yield sample
+
+    return draw
