@@ -29,7 +29,7 @@ def median_seconds(once: Callable[[], Any], repeats: int) -> float:
 
 @contextlib.contextmanager
 def timed_calls(*modules: ModuleType) -> Iterator[dict[str, list[float]]]:
-    """Seconds of each call of the jitted functions of some modules, by name.
+    """Seconds of each call of the public functions of some modules, by name.
 
     Each call then waits for its result, so that what is left of the wall
     clock is the host's own time. What a module hands out once to others that
@@ -51,11 +51,14 @@ def timed_calls(*modules: ModuleType) -> Iterator[dict[str, list[float]]]:
         (module, name, value)
         for module in modules
         for name, value in vars(module).items()
-        if hasattr(value, "lower") and hasattr(value, "trace")
+        if not name.startswith("_")
+        and getattr(value, "__module__", "") == module.__name__
+        and not isinstance(value, type)
+        and callable(value)
     ]
     try:
         for module, name, value in originals:
-            setattr(module, name, timed(name.strip("_"), value))
+            setattr(module, name, timed(name, value))
         yield times
     finally:
         for module, name, value in originals:

@@ -95,7 +95,7 @@ def plain_rate(config: Config, size: Config, model: Model) -> float:
 
 def extension_line(size: Config, model: Model, task: Task) -> dict[str, Any]:
     """Reading a chain behind a prompt that was read, against reading it
-    whole: seconds within the jitted functions of prefill."""
+    whole: seconds within the functions of prefill."""
     texts = prompts.queries(task, model, size.chains + 1, size.chain_prompt)
     engine = _engine(size, model, 2)
     fresh, extended = [], []
@@ -131,7 +131,7 @@ def _attempt(size: Config, model: Model) -> str:
 
 def _reading(times: dict[str, list[float]]) -> float:
     """Seconds of all that is not decoding."""
-    parts = {"decode", "start", "place"}
+    parts = {"decode", "start", "place", "select"}
     return sum(sum(t) for name, t in times.items() if name not in parts)
 
 

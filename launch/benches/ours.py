@@ -44,7 +44,7 @@ class Wave(NamedTuple):
 
     tokens: int  # without the first ones, which belong to the prompts
     seconds: float
-    device: float  # seconds of it within jitted functions
+    device: float  # seconds of it within the functions of decoding
     step: float  # seconds of a decode step, on the device
     steps: int
 
@@ -56,7 +56,9 @@ def load(config: Config) -> Model:
 def endless(model: Model) -> Model:
     """Without ids that end a sample: all samples are as long."""
     config = dataclasses.replace(model.config, eos_ids=())
-    return Model(config, model.params, lambda: model.tokenizer)
+    copy = Model(config, model.params, lambda: model.tokenizer)
+    copy.eos_ids = ()
+    return copy
 
 
 def make_work(config: Config, size: Config, model: Model) -> Work:
