@@ -122,26 +122,26 @@ def choose(key: jax.Array, logits: jax.Array, settings: Settings) -> Sums:
     precision is lost in a sum over the whole vocabulary.
     """
     vocabulary = logits.shape[0]
-    filtered = jax.lax.cond(
+    # A branch on whole vocabularies would be computed on one core: it gives
+    # no more than where to cut.
+    cut = jax.lax.cond(
         (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0),
-        lambda: _filter(logits, settings),
-        lambda: logits,
+        lambda: _cut(logits, settings),
+        lambda: jnp.float32(-jnp.inf),
     )
-    blocks, kept = _blocks(logits), _blocks(filtered)
+    heat = jnp.where(settings.temperature > 0, settings.temperature, 1.0)
+    blocks = _blocks(logits)
     peak_B = blocks.max(1)
     peak = peak_B.max()
-
-    def invert():
-        weigh = lambda x: jnp.exp((x - peak) / settings.temperature)
-        u, v = jax.random.uniform(key, (2,))
-        block = _pick(u, weigh(kept).sum(1))
-        return block * BLOCK + _pick(v, weigh(kept[block]))
-
-    token = jax.lax.cond(
+    weigh = lambda x: jnp.where(x >= cut, jnp.exp((x - peak) / heat), 0.0)
+    u, v = jax.random.uniform(key, (2,))
+    drawn = _pick(u, weigh(blocks).sum(1))
+    best_block = peak_B.argmax()
+    token = jnp.where(
         settings.temperature > 0,
-        invert,
-        lambda: logits.argmax().astype(jnp.int32),
-    )
+        drawn * BLOCK + _pick(v, weigh(blocks[drawn])),
+        best_block * BLOCK + blocks[best_block].argmax(),
+    ).astype(jnp.int32)
     total_B = jnp.exp(blocks - peak).sum(1)
     # the greatest logits lie in the blocks with the greatest of their own
     _, best = jax.lax.top_k(peak_B, min(TOP, len(peak_B)))
@@ -150,7 +150,8 @@ def choose(key: jax.Array, logits: jax.Array, settings: Settings) -> Sums:
         token,
         logits[token],
         peak + jnp.log(row_sums(total_B)[0]),
-        row_sums(top)[0],
+        # or the slices of the sum would each become a sort of their own
+        row_sums(jax.lax.optimization_barrier(top))[0],
         row_sums(_blocks(logits, 0.0).sum(1))[0],
     )
 
@@ -173,9 +174,9 @@ def _pick(uniform: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.where(passed.any(), passed.argmax(), last).astype(jnp.int32)
 
 
-def _filter(logits: jax.Array, settings: Settings) -> jax.Array:
-    """Masks what temperature, then top-k, top-p and min-p (arXiv
-    2407.01082) drop, in this order; ties at a threshold stay."""
+def _cut(logits: jax.Array, settings: Settings) -> jax.Array:
+    """The least logit that top-k, then top-p and min-p (arXiv 2407.01082)
+    keep after temperature; ties at a threshold stay."""
     heat = jnp.where(settings.temperature > 0, settings.temperature, 1.0)
     order = _order(logits)
     vocabulary = logits.shape[0]
@@ -190,7 +191,7 @@ def _filter(logits: jax.Array, settings: Settings) -> jax.Array:
         lambda cut: jnp.where(order >= cut, weights, 0.0).sum() >= enough
     )
     kept &= weights >= settings.min_p  # the greatest weight is 1
-    return jnp.where(kept, logits, -jnp.inf)
+    return jnp.where(kept, logits, jnp.inf).min()
 
 
 def _order(logits: jax.Array) -> jax.Array:

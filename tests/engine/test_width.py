@@ -91,7 +91,7 @@ def test_a_draw_rounds_by_the_row(vocabulary):
 def test_rows_become_fewer_and_samples_stay(tiny, monkeypatch):
     """40 samples in 64 rows, then in 32, 16 and 8 as they end; and each
     query alone, in 8 rows, and all with one number of rows throughout."""
-    model = tiny(layers=1, eos_ids=(258, 11, 50))
+    model = tiny(layers=1, eos_ids=(258, *range(12)))
     queries = [Query(str(i), (Message("user", "x" * i),)) for i in range(8)]
     work = [Request(q, q.messages, i) for q in queries for i in range(5)]
     settings = {"rows": 64, "rows_per_group": 8, "max_new_tokens": 112}
