@@ -17,13 +17,14 @@ import jax.numpy as jnp
 
 from dynscaling_jax.models.config import ModelConfig
 
-Layers = tuple[tuple[jax.Array, jax.Array], ...]  # (keys, values) a layer
+Layers = tuple[tuple[jax.Array, jax.Array], ...]
+"""(keys [..., K, D, slots], values [..., K, slots, D]) of each layer."""
 
 
 class Prefix(NamedTuple):
     """A prompt, read: what rows that continue it need."""
 
-    layers: Layers  # each [K, P, D]
+    layers: Layers  # P slots
     length: jax.Array  # int32, tokens that are not padding
     logits: jax.Array  # float32 [V], of the token after the last
 
@@ -41,10 +42,10 @@ class Rows(NamedTuple):
 class State(NamedTuple):
     """All that a decode step changes; donated from chunk to chunk."""
 
-    prefix: Layers  # each [G, K, P, D]
+    prefix: Layers  # [G], P slots
     length: jax.Array  # int32 [G]
     logits: jax.Array  # float32 [G, V]
-    suffix: Layers  # each [GR, K, S, D]
+    suffix: Layers  # [GR], S slots
     rows: Rows
 
 
@@ -59,17 +60,19 @@ def empty(
     """A state of ghosts. Zeros, since 0 x NaN would leak through a mask."""
     batch = groups * rows
 
-    def layers(*shape: int) -> Layers:
+    def layers(number: int, slots: int) -> Layers:
+        keys = (number, config.kv_heads, config.head_dim, slots)
+        values = (number, config.kv_heads, slots, config.head_dim)
         return tuple(
-            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+            (jnp.zeros(keys, dtype), jnp.zeros(values, dtype))
             for _ in range(config.layers)
         )
 
     return State(
-        layers(groups, config.kv_heads, prompt, config.head_dim),
+        layers(groups, prompt),
         jnp.ones(groups, jnp.int32),
         jnp.zeros((groups, config.vocab_size), jnp.float32),
-        layers(batch, config.kv_heads, new, config.head_dim),
+        layers(batch, new),
         Rows(
             jnp.zeros(batch, jnp.int32),
             jnp.ones(batch, jnp.int32),
@@ -93,11 +96,33 @@ def place(state: State, prefix: Prefix, group: jax.Array) -> State:
     )
 
 
-def append(suffix: Any, recent: Any, start: jax.Array) -> Any:
-    """Moves a chunk of keys [GR, K, C, D] to each row's own place, from
-    slot start [GR] on."""
+def append(
+    suffix: tuple[jax.Array, jax.Array],
+    recent: tuple[jax.Array, jax.Array],
+    start: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Moves a layer's chunk of C keys and values to each row's own place,
+    from slot start [GR] on."""
 
-    def put(row: jax.Array, chunk: jax.Array, at: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(row, chunk, at, 1)
+    def put(axis):
+        return jax.vmap(
+            lambda row, chunk, at: jax.lax.dynamic_update_slice_in_dim(
+                row, chunk, at, axis
+            )
+        )
 
-    return jax.tree.map(lambda s, r: jax.vmap(put)(s, r, start), suffix, recent)
+    return (
+        put(2)(suffix[0], recent[0], start),
+        put(1)(suffix[1], recent[1], start),
+    )
+
+
+def grow(
+    suffix: tuple[jax.Array, jax.Array], slots: int
+) -> tuple[jax.Array, jax.Array]:
+    """A layer's keys and values with room for so many more."""
+    none = (0, 0)
+    return (
+        jnp.pad(suffix[0], (none, none, none, (0, slots))),
+        jnp.pad(suffix[1], (none, none, (0, slots), none)),
+    )

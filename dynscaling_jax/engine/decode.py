@@ -164,11 +164,17 @@ def _start(rows):
     return rows.drawn - 1
 
 
-@jax.jit
-def _recent(suffix):
-    return jax.tree.map(
-        lambda s: jnp.zeros((*s.shape[:2], CHUNK, s.shape[3]), s.dtype), suffix
+def recent_of(suffix, steps: int = CHUNK):
+    """Room for a chunk of a layer's keys and values."""
+    keys, values = suffix
+    rows, heads, dim, _ = keys.shape
+    return (
+        jnp.zeros((rows, heads, dim, steps), keys.dtype),
+        jnp.zeros((rows, heads, steps, dim), values.dtype),
     )
+
+
+_recent = jax.jit(recent_of)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=7)
@@ -210,6 +216,15 @@ def _append(suffix, recent, start):
     return cache.append(suffix, recent, start)
 
 
+def grow(state: State, slots: int) -> State:
+    """The same with room for `slots` drawn tokens a row; it is used up."""
+    more = slots - state.suffix[0][1].shape[2]
+    return state._replace(suffix=tuple(_grow(kv, more) for kv in state.suffix))
+
+
+_grow = jax.jit(cache.grow, static_argnums=1)
+
+
 def select(
     state: State, groups: np.ndarray, rows: np.ndarray, live: np.ndarray
 ) -> State:
@@ -235,7 +250,7 @@ def _grouped(config: ModelConfig, groups: int, ahead, start, at):
     """Attention of one new token a row: prefix, suffix and recent keys.
 
     Queries of a group meet its prefix in one product, [R * rep, D] against
-    [P, D] for each key head.
+    [D, P] for each key head.
 
     Args:
         ahead, start: int32 [GR], tokens of the prompt and drawn ones before
@@ -255,12 +270,10 @@ def _grouped(config: ModelConfig, groups: int, ahead, start, at):
 
     def attend(kind, kept, q, k, v):
         (pk, pv), (sk, sv), recent = kept
-        recent = tuple(
-            jax.lax.dynamic_update_index_in_dim(r, new, at, 2)
-            for r, new in zip(recent, (k, v), strict=True)
-        )
+        put = jax.lax.dynamic_update_index_in_dim
+        recent = put(recent[0], k, at, 3), put(recent[1], v, at, 2)
         nothing = jnp.zeros_like(start)
-        prefix_mask = seen(kind, pk.shape[2], nothing, ahead)
+        prefix_mask = seen(kind, pv.shape[2], nothing, ahead)
         shared = q.reshape(groups, per, kv_heads, rep, dim).swapaxes(1, 2)
         shared = shared.reshape(groups, kv_heads, per * rep, dim)
         mask = jnp.repeat(
@@ -289,14 +302,14 @@ def _grouped(config: ModelConfig, groups: int, ahead, start, at):
         )
         own = q.reshape(batch, kv_heads, rep, dim)
         suffix = attention.attend(
-            own, sk, sv, seen(kind, sk.shape[2], ahead, start), config.softcap
+            own, sk, sv, seen(kind, sv.shape[2], ahead, start), config.softcap
         )
         newest = attention.attend(
             own,
             *recent,
             seen(
                 kind,
-                recent[0].shape[2],
+                recent[1].shape[2],
                 ahead + start,
                 jnp.full_like(start, at + 1),
             ),

@@ -24,6 +24,7 @@ from dynscaling_jax.models.model import Model
 from dynscaling_jax.types import Message, Query, Request, Sample
 
 SHORTEST = 128  # least length a prompt is padded to; doubled as needed
+FEWEST_SLOTS = 2 * decode.CHUNK  # of drawn tokens; doubled as needed
 NARROWEST = 8  # rows; fewer may round otherwise
 REUSE = 16  # a common beginning shorter than this is read anew
 
@@ -281,10 +282,13 @@ class Engine:
         count = self._width(needed, size, per)
         placed: list[Prompt | None] = [None] * (count // per)
         rows: list[Row | None] = [None] * count
-        slots = -(-self.max_new_tokens // decode.CHUNK) * decode.CHUNK
+        slots = FEWEST_SLOTS
         state = cache.empty(config, count // per, per, size, slots, self._dtype)
         while waiting or any(pending.values()) or any(rows):
             state = self._fill(state, placed, rows, waiting, pending)
+            while slots < max(r.count for r in rows if r) + decode.CHUNK - 1:
+                slots *= 2
+                state = decode.grow(state, slots)
             most = max(r.limit - r.count for r in rows if r)
             state, chunk = decode.decode(
                 self.model.params,

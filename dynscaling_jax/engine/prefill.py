@@ -45,7 +45,7 @@ def extend(
     """Reads on from a prompt that was read already.
 
     Args:
-        base: keys and values of the earlier prompt, [K, P, D] a layer, of
+        base: keys and values of the earlier prompt, as Prefix has them, of
             which the first `kept` stand at the beginning of this one too.
         tokens: [E], the rest, right-padded, of which length count.
         size: P' that the result is padded to, kept + length at least.
@@ -77,8 +77,8 @@ def _read_on(layer, config, kind, x, old, kept, size):
 
     def attend(kind, old, q, k, v):
         q = transformer.group_heads(q, config.kv_heads)
-        k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
-        at = jnp.arange(old[0].shape[1])
+        k, v = k.transpose(1, 2, 0), v.swapaxes(0, 1)
+        at = jnp.arange(old[1].shape[1])
         before = attention.visible(where, at, kind.window)
         before &= (at < kept)[None]
         within = attention.visible(where, positions, kind.window)
@@ -86,9 +86,7 @@ def _read_on(layer, config, kind, x, old, kept, size):
             attention.attend(q, old[0], old[1], before, config.softcap),
             attention.attend(q, k, v, within, config.softcap),
         )
-        kv = tuple(
-            _join(o, n, kept, size) for o, n in zip(old, (k, v), strict=True)
-        )
+        kv = _join(old[0], k, kept, size, 2), _join(old[1], v, kept, size, 1)
         return transformer.ungroup_heads(seen, rep), kv
 
     return transformer.block(layer, config, kind, x, positions, attend, old)
@@ -100,11 +98,14 @@ def _logits(params, config, x, length):
     return transformer.head(params, config, last)[0]
 
 
-def _join(old, new, kept, size):
-    """[K, size, D]: `kept` slots of old, then new."""
-    old = old[:, :size]
+def _join(old, new, kept, size, axis):
+    """`kept` slots of old along an axis, then new, `size` in all."""
+    cut = lambda x: jax.lax.slice_in_dim(
+        x, 0, min(size, x.shape[axis]), axis=axis
+    )
+    old = cut(old)
     # room for the padding of `new` behind what counts
-    room = size - old.shape[1] + new.shape[1]
-    joined = jnp.pad(old, ((0, 0), (0, room), (0, 0)))
-    joined = jax.lax.dynamic_update_slice_in_dim(joined, new, kept, 1)
-    return joined[:, :size]
+    wider = [(0, 0)] * old.ndim
+    wider[axis] = (0, size - old.shape[axis] + new.shape[axis])
+    joined = jnp.pad(old, wider)
+    return cut(jax.lax.dynamic_update_slice_in_dim(joined, new, kept, axis))

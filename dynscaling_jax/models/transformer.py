@@ -289,11 +289,12 @@ def _last(weight: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def causal(config: ModelConfig, positions: jax.Array) -> Attend:
-    """Attention within one sequence; keeps its keys and values [K, T, D]."""
+    """Attention within one sequence; keeps its keys [K, D, T] and values
+    [K, T, D]."""
 
     def attend(kind, _, q, k, v):
         q = group_heads(q, config.kv_heads)
-        k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
+        k, v = k.transpose(1, 2, 0), v.swapaxes(0, 1)
         rep = config.heads // config.kv_heads
         mask = attention.visible(
             jnp.repeat(positions, rep), positions, kind.window

@@ -203,7 +203,7 @@ def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
         ahead = jnp.full_like(start, 100)
         attend = decode._grouped(config, groups, ahead, start, jnp.int32(5))
         shared = jnp.repeat(prefix, groups, 1)
-        kept = (tuple(shared), tuple(suffix), tuple(recent))
+        kept = [(k.swapaxes(2, 3), v) for k, v in (shared, suffix, recent)]
         return attention.output(attend(config.kind(0), kept, q, k, v)[0])
 
     arrays = q, k, v, prefix, suffix, recent
@@ -227,9 +227,9 @@ def test_place_fills_one_group_alone(tiny):
 
 def test_append_puts_each_row_at_its_own_place():
     """By hand: chunks of 2 at slots 0 and 2."""
-    suffix = ((jnp.zeros((2, 1, 4, 1)), jnp.zeros((2, 1, 4, 1))),)
-    recent = jax.tree.map(
-        lambda _: jnp.array([[[[1.0], [2]]], [[[3], [4]]]]), suffix
-    )
-    ((keys, _),) = cache.append(suffix, recent, jnp.array([0, 2]))
-    assert keys[:, 0, :, 0].tolist() == [[1, 2, 0, 0], [0, 0, 3, 4]]
+    suffix = jnp.zeros((2, 1, 1, 4)), jnp.zeros((2, 1, 4, 1))
+    new = jnp.array([[[[1.0], [2]]], [[[3], [4]]]])
+    recent = new.swapaxes(2, 3), new
+    keys, values = cache.append(suffix, recent, jnp.array([0, 2]))
+    assert keys[:, 0, 0].tolist() == [[1, 2, 0, 0], [0, 0, 3, 4]]
+    assert values[:, 0, :, 0].tolist() == [[1, 2, 0, 0], [0, 0, 3, 4]]

@@ -138,7 +138,10 @@ def test_filters_keep_what_the_reference_keeps(
     np.testing.assert_array_equal(got[kept], logits[kept])
 
 
-jitted_filter = jax.jit(sampling._filter)
+@jax.jit
+def jitted_filter(logits, settings):
+    cut = sampling._cut(logits, settings)
+    return jnp.where(logits >= cut, logits, -jnp.inf)
 
 
 def test_every_filter_keeps_the_likeliest():

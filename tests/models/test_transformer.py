@@ -86,16 +86,15 @@ def test_steps_through_the_grouped_cache_equal_transformers(
         state = cache.place(state, prefix, np.int32(group))
     read = jax.jit(decode.read, static_argnums=1)
     for first in range(prompt, ids.shape[1], chunk):
-        recent = jax.tree.map(
-            lambda s: jnp.zeros((*s.shape[:2], chunk, s.shape[3])), state.suffix
-        )
+        recent = tuple(decode.recent_of(kv, chunk) for kv in state.suffix)
         for at, where in enumerate(range(first, ids.shape[1])[:chunk]):
             token = np.repeat(ids[:, where], per)
             logits, recent = read(params, config, state, recent, token, at)
             wanted = np.repeat(expected[:, where], per, 0)
             assert relative_error(logits, wanted) < 1e-4, where
         start = state.rows.drawn - 1
-        suffix = cache.append(state.suffix, recent, start)
+        pairs = zip(state.suffix, recent, strict=True)
+        suffix = tuple(cache.append(*pair, start) for pair in pairs)
         rows = state.rows._replace(drawn=state.rows.drawn + chunk)
         state = state._replace(suffix=suffix, rows=rows)
 
