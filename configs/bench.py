@@ -69,7 +69,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "prompt_tokens": 128,
         "new_tokens": 128,
         "temperature": 0.7,
-        "settings": ((32, 8), (32, 16), (64, 16)),  # rows, rows per group
+        "settings": ((64, 16), (128, 16), (256, 16)),  # rows, rows per group
         "gemm_rows": (16, 32, 64, 128, 256),
         "gemm_libraries": ("xla", "numpy"),
         "transformers": {**_TRANSFORMERS, "goal": 2.5},
@@ -83,7 +83,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "prompt_tokens": 1024,
         "new_tokens": 128,
         "temperature": 0.7,
-        "settings": ((32, 32), (64, 32)),
+        "settings": ((64, 32), (128, 32)),
         "transformers": {**_TRANSFORMERS, "rows": (32, 64, 128), "goal": 3.0},
         "llama_cpp": {**_LLAMA_CPP, "rows": (16, 32, 64), "goal": 0.0},
     },

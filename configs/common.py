@@ -68,6 +68,6 @@ def get_config() -> Any:
     config.engine.top_p = 1.0
     config.engine.min_p = 0.0
     config.engine.stop = ()
-    config.engine.rows = 32
+    config.engine.rows = 64
     config.engine.rows_per_group = config_dict.placeholder(int)  # up to 8
     return config

@@ -72,7 +72,7 @@ class Engine:
         min_p: float = 0.0,
         stop: Sequence[str] = (),
         seed: int = 0,
-        rows: int = 32,
+        rows: int = 64,
         rows_per_group: int | None = None,
         prefix_bytes: float = 2e9,
     ):
