@@ -3,7 +3,7 @@
 A step is a loop of the host over the layers, one compiled function for each
 kind of them. Calling it takes some 50 microseconds, which pass while the
 layer before is computed; and a new number of rows or length of prompt
-compiles in a fraction of a second, where a whole decoder takes ten.
+compiles in about two seconds, where a whole decoder takes five to eight.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynscaling_jax.engine import cache, sampling
+from dynscaling_jax.engine import cache, prefill, sampling
 from dynscaling_jax.engine.cache import Layers, Prefix, Rows, State
 from dynscaling_jax.engine.sampling import Draw, Settings, Sums
 from dynscaling_jax.models import attention, transformer
@@ -91,12 +91,11 @@ def decode(
     left live. The state is used up."""
     rows, start = state.rows, _start(state.rows)
     recent = tuple(map(_recent, state.suffix))
-    top = {k: v for k, v in params.items() if k != "layers"}
+    top = transformer.without_layers(params)
     chunk = []
     for at in map(np.int32, range(steps)):
-        hidden, recent = _layers(
-            params, config, state, start, recent, rows.token, at
-        )
+        x = prefill.embed(top, config, rows.token)
+        hidden, recent = _layers(params, config, state, start, recent, x, at)
         rows, step = _turn(top, config, hidden, rows, stops, settings)
         chunk.append(step)
         # one step behind, so that the device always has the next to do
@@ -127,18 +126,18 @@ def read(
     Returns:
         Logits float32 [GR, V] of the token after it, and recent with its own.
     """
-    hidden, recent = _layers(
-        params, config, state, _start(state.rows), recent, token, at
-    )
+    x = prefill.embed(transformer.without_layers(params), config, token)
+    start = _start(state.rows)
+    hidden, recent = _layers(params, config, state, start, recent, x, at)
     hidden = transformer.rms_norm(hidden, params["norm"], config)
     return transformer.head(params, config, hidden), recent
 
 
 def _layers(
-    params, config, state, start, recent, token, at
+    params, config, state, start, recent, x, at
 ) -> tuple[jax.Array, Layers]:
-    """Hidden states [GR, width], not normalised, and the recent keys."""
-    x = _embed({n: params[n] for n in ("embed", "norm")}, config, token)
+    """x [GR, width] behind all layers, not normalised, and the recent
+    keys."""
     kept = []
     for number, layer in enumerate(params["layers"]):
         x, new = _layer(
@@ -154,9 +153,6 @@ def _layers(
         )
         kept.append(new)
     return x, tuple(kept)
-
-
-_embed = jax.jit(transformer.embed, static_argnums=1)
 
 
 @jax.jit
@@ -211,9 +207,7 @@ def _turn(top, config, hidden, rows, stops, settings):
     return rows, step
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _append(suffix, recent, start):
-    return cache.append(suffix, recent, start)
+_append = jax.jit(cache.append, donate_argnums=0)
 
 
 def grow(state: State, slots: int) -> State:

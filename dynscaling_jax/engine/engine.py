@@ -121,7 +121,6 @@ class Engine:
         self.stop = tuple(stop)
         self.settings = sampling.settings(temperature, top_k, top_p, min_p)
         self.seed = np.uint32(seed)
-        self.rows = rows
         self.rows_per_group = rows_per_group
         # On a CPU fewer rows take less time, and a product of so many rounds
         # each alike (tests/engine/test_width.py). Elsewhere time is that of

@@ -25,11 +25,12 @@ def prefill(
     Padding comes after all that count and so is never seen by it.
     """
     layers = []
-    x = _embed(params, config, tokens)
+    top = transformer.without_layers(params)
+    x = embed(top, config, tokens)
     for at, layer in enumerate(params["layers"]):
         x, kv = _read(layer, config, config.kind(at), x)
         layers.append(kv)
-    logits = _logits(params, config, x, length)
+    logits = _logits(top, config, x, length)
     return Prefix(tuple(layers), jnp.asarray(length), logits)
 
 
@@ -51,15 +52,16 @@ def extend(
         size: P' that the result is padded to, kept + length at least.
     """
     layers = []
-    x = _embed(params, config, tokens)
+    top = transformer.without_layers(params)
+    x = embed(top, config, tokens)
     for at, (layer, old) in enumerate(zip(params["layers"], base, strict=True)):
         x, kv = _read_on(layer, config, config.kind(at), x, old, kept, size)
         layers.append(kv)
-    logits = _logits(params, config, x, length)
+    logits = _logits(top, config, x, length)
     return Prefix(tuple(layers), jnp.add(kept, length), logits)
 
 
-_embed = jax.jit(transformer.embed, static_argnums=1)
+embed = jax.jit(transformer.embed, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -93,9 +95,9 @@ def _read_on(layer, config, kind, x, old, kept, size):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _logits(params, config, x, length):
-    last = transformer.rms_norm(x[length - 1][None], params["norm"], config)
-    return transformer.head(params, config, last)[0]
+def _logits(top, config, x, length):
+    last = transformer.rms_norm(x[length - 1][None], top["norm"], config)
+    return transformer.head(top, config, last)[0]
 
 
 def _join(old, new, kept, size, axis):

@@ -12,8 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-KEPT = ("router", "sinks")  # small, and decisions hang on them
-
 
 def quantize(path: tuple, weight: jax.Array) -> Any:
     """A qwix.QArray of int8 in place of a weight, or the weight itself.
@@ -23,7 +21,8 @@ def quantize(path: tuple, weight: jax.Array) -> Any:
         weight: [..., out, in].
     """
     name = str(path[-1])
-    if weight.ndim < 2 or name in KEPT or name.endswith("_bias"):
+    # a router is small, and decisions hang on it
+    if weight.ndim < 2 or name == "router" or name.endswith("_bias"):
         return weight
     import qwix  # takes half a second
 

@@ -186,6 +186,11 @@ def hidden_states(
     return rms_norm(x, params["norm"], config), kept
 
 
+def without_layers(params: Params) -> Params:
+    """What is before and behind the layers: embed, norm and head."""
+    return {name: part for name, part in params.items() if name != "layers"}
+
+
 def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
     """[T] -> [T, width]."""
     table = params["embed"]

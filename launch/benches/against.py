@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import gguf
 
 from dynscaling_jax.models.model import resolve
 from launch.benches import ours, prompts
-from launch.benches.common import Config, Lines, rate
+from launch.benches.common import Config, Lines, last_line, rate
 from launch.benches.ours import Setting, Work
 
 SCRIPTS = Path(__file__).parent / "peers"
@@ -130,17 +129,9 @@ def _job(
 def _run(python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
     if not Path(python).is_file():
         return {"missing": python}
-    done = subprocess.run(
-        [python, str(SCRIPTS / script)],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
+    return last_line(
+        [python, str(SCRIPTS / script)], script, input=json.dumps(job)
     )
-    if done.returncode or not done.stdout.strip():
-        said = done.stderr.strip().splitlines() or ["nothing"]
-        raise RuntimeError(f"{script} failed and said: {said[-1]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def write_float32(source: Path, out: Path) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
+import json
 import statistics
+import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,6 +81,21 @@ def compilations() -> Iterator[list[float]]:
         yield seconds
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
+
+
+def last_line(command: Sequence[str], name: str, **settings: Any) -> Any:
+    """The JSON that a process prints last.
+
+    Raises:
+        RuntimeError: it failed or printed nothing; with what it said last.
+    """
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, **settings
+    )
+    if done.returncode or not done.stdout.strip():
+        said = done.stderr.strip().splitlines() or ["nothing"]
+        raise RuntimeError(f"{name} failed and said: {said[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def rate(amount: float, seconds: float) -> float:

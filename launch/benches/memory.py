@@ -8,12 +8,11 @@ are there from the start, are in neither.
 import gc
 import json
 import resource
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from launch.benches.common import ROOT, Config, Lines
+from launch.benches.common import ROOT, Config, Lines, last_line
 
 
 def lines(config: Config) -> Lines:
@@ -22,17 +21,11 @@ def lines(config: Config) -> Lines:
     size = config.memory
     for part in PARTS:
         job = {"part": part, **size.to_dict()}
-        done = subprocess.run(
+        few, many = last_line(
             [sys.executable, "-m", "launch.benches.memory", json.dumps(job)],
+            "the process",
             cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
         )
-        if done.returncode:
-            said = done.stderr.strip().splitlines() or ["nothing"]
-            raise RuntimeError(f"the process failed and said: {said[-1]}")
-        few, many = json.loads(done.stdout.strip().splitlines()[-1])
         drawn = 0.9 * size.queries * size.candidates
         yield {
             "bench": f"memory, {part}",

@@ -4,12 +4,11 @@ kept by an earlier process."""
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 
-from launch.benches.common import ROOT, Config, Lines
+from launch.benches.common import ROOT, Config, Lines, last_line
 
 GOALS = {"cold": 40.0, "kept": 10.0}
 
@@ -33,18 +32,12 @@ def _child(config: Config, folder: str) -> dict[str, float]:
         "dtype": config.dtype,
         **config.startup.to_dict(),
     }
-    done = subprocess.run(
+    return last_line(
         [sys.executable, "-m", "launch.benches.startup", json.dumps(job)],
+        "the process",
         cwd=ROOT,
         env={**os.environ, "JAX_COMPILATION_CACHE_DIR": folder},
-        capture_output=True,
-        text=True,
-        check=False,
     )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing"]
-        raise RuntimeError(f"the process failed and said: {said[-1]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def start(job: dict) -> dict[str, float]:
