@@ -17,6 +17,8 @@ from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.gguf_layout import Stored
 from dynscaling_jax.models.transformer import Params
 
+# Gemma's vocabulary of 262,144 takes two million.
+_MOST_READS = 2**23
 FACTORS = {  # of rotary frequencies, by kind
     "all": "rope_freqs.weight",
     "short": "rope_factors_short.weight",
@@ -119,12 +121,31 @@ def _parts(file: Path, metadata: Mapping[str, Any]) -> list[Path]:
     ]
 
 
+class _Reader(gguf.GGUFReader):
+    """Ends where the file ends, or after as many reads as no header needs.
+
+    The library's own reader takes what lies past the end for empty: an array
+    that claims 2**40 numbers would keep it busy for days.
+    """
+
+    _reads = 0
+
+    def _get(self, offset, dtype, count=1, override_order=None):
+        found = super()._get(offset, dtype, count, override_order)
+        self._reads += 1
+        if len(found) < count:
+            raise ValueError(f"it ends before byte {offset}, or within")
+        if self._reads > _MOST_READS:
+            raise ValueError("its header claims more than a header holds")
+        return found
+
+
 def _header(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metadata and descriptions of tensors, which lie within the file."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such GGUF file")
     try:
-        reader = gguf.GGUFReader(file)
+        reader = _Reader(file)
         metadata = {k: f.contents() for k, f in reader.fields.items()}
         if reader.byte_order == "S":
             raise ValueError("its bytes are in the order of another machine")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from gguf import quants
 from dynscaling_jax.models import (
     checkpoints,
     export,
+    gguf_checkpoint,
     gguf_layout,
     hf_config,
     load_model,
@@ -295,6 +297,32 @@ def test_a_damaged_gguf_header_loads_or_is_refused(whole, tmp_path, refusals):
     comes out, in a moment."""
     file = tmp_path / "model.gguf"
     assert refusals(file, file, whole) > 100
+
+
+@pytest.mark.parametrize("claim", [10**6, 2**63])
+def test_an_array_longer_than_its_file_is_refused(tmp_path, claim):
+    """gguf took what lies past the end of a file for empty numbers: a flipped
+    bit in the length of an array kept a load busy for three minutes."""
+    file = tmp_path / "model.gguf"
+    key = b"tokenizer.ggml.scores"
+    file.write_bytes(
+        struct.pack("<4sIQQ", b"GGUF", 3, 0, 1)
+        + struct.pack(f"<Q{len(key)}sI", len(key), key, 9)
+        + struct.pack("<IQ4f", 6, claim, *range(4))
+    )
+    with pytest.raises(ValueError, match="not a whole GGUF file.*ends before"):
+        load_model(file)
+
+
+def test_a_header_is_not_read_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_checkpoint, "_MOST_READS", 1000)
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_array("numbers", list(range(1001)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match="more than a header holds"):
+        load_model(tmp_path / "a.gguf")
 
 
 @pytest.mark.parametrize("part", ["", "-00001-of-00003"])
