@@ -448,3 +448,5 @@ def use_compilation_cache() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path.home() / ".cache" / "dynscaling_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(home))
+    # the engine has many programs, each soon compiled; together, half a minute
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

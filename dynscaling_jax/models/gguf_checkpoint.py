@@ -125,19 +125,23 @@ class _Reader(gguf.GGUFReader):
     """Ends where the file ends, or after as many reads as no header needs.
 
     The library's own reader takes what lies past the end for empty: an array
-    that claims 2**40 numbers would keep it busy for days.
+    that claims 2**40 numbers would keep it busy for days. It also slices a
+    np.memmap for each number, in three times the time.
     """
 
     _reads = 0
 
     def _get(self, offset, dtype, count=1, override_order=None):
-        found = super()._get(offset, dtype, count, override_order)
         self._reads += 1
-        if len(found) < count:
-            raise ValueError(f"it ends before byte {offset}, or within")
         if self._reads > _MOST_READS:
             raise ValueError("its header claims more than a header holds")
-        return found
+        ordered = np.dtype(dtype).newbyteorder(
+            override_order or self.byte_order
+        )
+        try:
+            return np.ndarray(int(count), ordered, self.data, offset)
+        except (TypeError, ValueError) as error:  # past the end, or 2**63
+            raise ValueError(f"it ends within {count} numbers") from error
 
 
 def _header(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -310,7 +310,7 @@ def test_an_array_longer_than_its_file_is_refused(tmp_path, claim):
         + struct.pack(f"<Q{len(key)}sI", len(key), key, 9)
         + struct.pack("<IQ4f", 6, claim, *range(4))
     )
-    with pytest.raises(ValueError, match="not a whole GGUF file.*ends before"):
+    with pytest.raises(ValueError, match="not a whole GGUF file.*ends within"):
         load_model(file)
 
 
