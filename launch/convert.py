@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -25,7 +26,7 @@ DTYPE = flags.DEFINE_enum(
 )
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     if argv[1:]:
         sys.exit(f"launch.convert: what is {' '.join(argv[1:])!r} for?")
     for noisy in ("jax", "orbax"):

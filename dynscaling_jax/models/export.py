@@ -155,7 +155,8 @@ def orbax_dtypes(directory: Path) -> set[str]:
 def _described(checkpointer: ocp.StandardCheckpointer, folder: Path) -> Any:
     """The tree of a checkpoint's arrays, as shapes and types."""
     try:
-        return checkpointer.metadata(folder).item_metadata.tree
+        found: Any = checkpointer.metadata(folder).item_metadata  # or None
+        return found.tree
     except (AttributeError, FileNotFoundError, ValueError) as error:
         raise ValueError(
             f"{folder}: not a whole Orbax checkpoint ({error})"
