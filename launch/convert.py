@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -25,11 +26,15 @@ DTYPE = flags.DEFINE_enum(
 )
 
 
-def main(_) -> None:
+def main(argv: Sequence[str]) -> None:
+    if argv[1:]:
+        sys.exit(f"launch.convert: what is {' '.join(argv[1:])!r} for?")
     for noisy in ("jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("absl").setLevel(logging.WARNING)
     out = Path(str(OUT.value))
+    if not out.name:
+        sys.exit(f"launch.convert: --out={OUT.value} names no new directory")
     draft = out.with_name(f".{out.name}.tmp")
     try:
         convert(str(MODEL.value), TO.value, out, draft, DTYPE.value)

@@ -69,7 +69,9 @@ def fill(
 ) -> None:
     """Fills [rows, width] from read(first, end), a few rows at a time from
     `start`, so that a tensor is not held in the form of the file too."""
-    step = max(1, PIECE // max(1, rows.shape[1]))
+    if not rows.size:  # a file may claim any number of rows without values
+        return
+    step = max(1, PIECE // rows.shape[1])
     for first in range(0, len(rows), step):
         end = min(first + step, len(rows))
         rows[first:end] = read(start + first, start + end)

@@ -1,11 +1,33 @@
 """One ModelConfig for every family; hf_config.py reads it."""
 
 import dataclasses
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
 MOST_LAYERS = 1000
+MOST_EXPERTS = 1000
+COUNTS = (
+    "vocab_size",
+    "width",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "ffn",
+    "context",
+)
+POSITIVE = ("rope_theta", "rope_share", "embed_scale")
+NOT_NEGATIVE = (  # 0 switches them off
+    "norm_eps",
+    "local_rope_theta",
+    "unit_limit",
+    "unit_slope",
+    "query_scale",
+    "softcap",
+    "final_softcap",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +50,21 @@ class RopeScaling:
     long_factors: tuple[float, ...] = ()  # of longrope, past the context that
     long_context: int = 0  # the model was trained with, up to this one
     whole: bool = True  # yarn: blends between whole features
+
+    def __post_init__(self):
+        whole = (self.original_context, "original_context")
+        _check_whole("rope scaling", *whole, least=1)
+        lists = (*self.factors, *self.long_factors)
+        for value in (self.factor, self.attention, *lists):
+            _check_number("rope scaling", value, "each factor", above=True)
+        low, high = self.low_freq_factor, self.high_freq_factor
+        for value in (low, high):
+            _check_number("rope scaling", value, "each turn", above=True)
+        if self.kind in ("llama3", "yarn") and not low < high:
+            raise ValueError(
+                f"rope scaling: turns must grow from low to high, got {low} "
+                f"and {high}"
+            )
 
 
 class Kind(NamedTuple):
@@ -88,32 +125,31 @@ class ModelConfig:
     final_softcap: float = 0.0  # of logits
 
     def __post_init__(self):
-        for name in (
-            "vocab_size",
-            "width",
-            "layers",
-            "heads",
-            "kv_heads",
-            "head_dim",
-            "ffn",
-            "context",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"model config: {name} must be a positive whole number, "
-                    f"got {value!r}"
-                )
+        for name in COUNTS:
+            _check_whole("model config", getattr(self, name), name, least=1)
+        for name in ("window", "experts", "experts_per_token", "expert_ffn"):
+            _check_whole("model config", getattr(self, name), name, least=0)
+        for i in self.eos_ids:
+            _check_whole("model config", i, "an id that ends turns", least=0)
+        for name in POSITIVE:
+            _check_number("model config", getattr(self, name), name, above=True)
+        for name in NOT_NEGATIVE:
+            _check_number("model config", getattr(self, name), name)
+        if self.experts > MOST_EXPERTS:
+            raise ValueError(
+                f"model config: experts must be at most {MOST_EXPERTS}, got "
+                f"{self.experts}"
+            )
         check_layers(self.layers)
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model config: heads ({self.heads}) must be a multiple of "
                 f"kv_heads ({self.kv_heads})"
             )
-        if self.head_dim % 2 or self.rope_dim % 2:
+        if self.head_dim % 2 or self.rope_dim % 2 or self.rope_share > 1:
             raise ValueError(
                 f"model config: head_dim must be even, got {self.head_dim}, "
-                f"and so must what is rotated of it, {self.rope_dim}"
+                f"and so must what is rotated of it, {self.rope_dim}, a part"
             )
         scaling = self.rope_scaling or RopeScaling("none")
         for factors in (scaling.factors, scaling.long_factors):
@@ -175,6 +211,27 @@ def with_context(config: ModelConfig, tokens: int) -> ModelConfig:
     if scaling and tokens > config.context:
         scaling = dataclasses.replace(scaling, factors=scaling.long_factors)
     return dataclasses.replace(config, context=tokens, rope_scaling=scaling)
+
+
+def _check_whole(where: str, value: Any, name: str, least: int) -> None:
+    """A file's values are of any type: of what is no number, Python or XLA
+    would complain later, and far from here."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least:
+        sign = (
+            "a positive whole number" if least else "a whole number from 0 on"
+        )
+        raise ValueError(f"{where}: {name} must be {sign}, got {value!r}")
+
+
+def _check_number(
+    where: str, value: Any, name: str, above: bool = False
+) -> None:
+    """json reads NaN and Infinity, of which all logits would become NaN."""
+    real = isinstance(value, (int, float)) and math.isfinite(value)
+    if not real or value < 0 or (above and not value):
+        sign = "positive and finite" if above else "finite and not negative"
+        raise ValueError(f"{where}: {name} must be {sign}, got {value!r}")
 
 
 def check_layers(layers: object) -> None:

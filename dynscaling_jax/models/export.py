@@ -129,12 +129,7 @@ def load_orbax(
     folder = directory.absolute() / PARAMS
     expected = checkpoints.shapes_by_path(config)
     with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            tree = checkpointer.metadata(folder).item_metadata.tree
-        except (AttributeError, FileNotFoundError, ValueError) as error:
-            raise ValueError(
-                f"{folder}: not a whole Orbax checkpoint ({error})"
-            ) from error
+        tree = _described(checkpointer, folder)
         held = {
             ".".join(map(str, steps(path))): tuple(leaf.shape)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -153,9 +148,19 @@ def load_orbax(
 def orbax_dtypes(directory: Path) -> set[str]:
     """The types of the arrays of an Orbax checkpoint."""
     with ocp.StandardCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(directory.absolute() / PARAMS)
-        leaves = jax.tree.leaves(metadata.item_metadata.tree)
-    return {str(leaf.dtype) for leaf in leaves}
+        tree = _described(checkpointer, directory.absolute() / PARAMS)
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
+
+
+def _described(checkpointer: ocp.StandardCheckpointer, folder: Path) -> Any:
+    """The tree of a checkpoint's arrays, as shapes and types."""
+    try:
+        found: Any = checkpointer.metadata(folder).item_metadata  # or None
+        return found.tree
+    except (AttributeError, FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: not a whole Orbax checkpoint ({error})"
+        ) from error
 
 
 def steps(path: tuple) -> tuple[Any, ...]:

@@ -39,10 +39,17 @@ def _windows(
 ) -> Fields:
     """window, and the layers that have it, which layer_types says or, where
     the file has none, local(layer)."""
+    layers = raw["num_hidden_layers"]
     kinds = raw.get("layer_types") or [
         "sliding_attention" if local(layer) else "full_attention"
-        for layer in range(raw["num_hidden_layers"])
+        for layer in range(layers)
     ]
+    known = {"sliding_attention", "full_attention"}
+    if not set(kinds) <= known or len(kinds) != layers:
+        raise ValueError(
+            f"config.json: layer_types must be {layers} times one of "
+            f"{', '.join(sorted(known))}, got {kinds}"
+        )
     flags = tuple(kind == "sliding_attention" for kind in kinds)
     if not window or not any(flags):
         return {}
@@ -82,7 +89,14 @@ def _smollm3(raw: Raw) -> Fields:
     layers = range(raw["num_hidden_layers"])
     rotates = raw.get("no_rope_layers") or [(i + 1) % every for i in layers]
     rotates = tuple(map(bool, rotates))
-    window = raw.get("use_sliding_window") and raw.get("sliding_window")
+    if len(rotates) != len(layers):
+        raise ValueError(
+            f"config.json: no_rope_layers must have {len(layers)} entries, "
+            f"got {len(rotates)}"
+        )
+    # transformers heeds use_sliding_window where layer_types are not given
+    windows = raw.get("layer_types") or raw.get("use_sliding_window")
+    window = windows and raw.get("sliding_window")
     return {
         **_biases(raw),
         "rotates": () if all(rotates) else rotates,
@@ -120,8 +134,10 @@ def _qwen3_moe(raw: Raw) -> Fields:
     only = raw.get("mlp_only_layers") or ()
     layers = range(raw["num_hidden_layers"])
     dense = tuple(i in only or (i + 1) % every > 0 for i in layers)
+    # a window is of all layers, whatever max_window_layers says
+    everywhere = {**raw, "layer_types": None, "max_window_layers": 0}
     return {
-        **_qwen3(raw),
+        **_qwen3(everywhere),
         "experts": raw.get("num_experts") or raw["num_local_experts"],
         "experts_per_token": raw["num_experts_per_tok"],
         "expert_ffn": raw["moe_intermediate_size"],
@@ -153,6 +169,11 @@ def _write_qwen(config: ModelConfig) -> Fields:
 
 
 def _gemma(raw: Raw) -> Fields:
+    if raw["query_pre_attn_scalar"] <= 0:  # or its root is a complex number
+        raise ValueError(
+            "config.json: query_pre_attn_scalar must be positive, got "
+            f"{raw['query_pre_attn_scalar']}"
+        )
     return {
         **_biases(raw),
         "post_norm": True,

@@ -17,7 +17,7 @@ def read(raw: Raw, generation: Raw | None = None) -> ModelConfig:
         ValueError: an unknown family, a missing field or one we cannot obey.
     """
     name = raw.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(
             f"config.json: model_type {name!r} is not supported; known: "
             f"{', '.join(sorted(FAMILIES))}"
@@ -131,8 +131,13 @@ def _rope(raw: Raw) -> Fields:
     given = raw.get("rope_parameters") or {}
     rope |= given.get("full_attention", given)
     fields: Fields = {"rope_theta": float(rope["rope_theta"])}
-    local = given.get("sliding_attention", {}).get("rope_theta")
-    local = local or raw.get("rope_local_base_freq")
+    own = given.get("sliding_attention", {})
+    if own.get("rope_type", "default") != "default":
+        raise ValueError(
+            "config.json: rope_parameters of sliding_attention must not be "
+            f"scaled, got {own['rope_type']!r}"
+        )
+    local = own.get("rope_theta") or raw.get("rope_local_base_freq")
     if local:
         fields["local_rope_theta"] = float(local)
     share = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))

@@ -22,6 +22,7 @@ FAULTS = (  # what a template's expressions can raise
     AttributeError,
     LookupError,
     MemoryError,
+    NameError,  # of a number such as 1e400
     RecursionError,
     TypeError,
     ValueError,

@@ -93,6 +93,26 @@ def test_a_tied_head_may_be_repeated_but_not_differ(hf):
         load_model(directory)
 
 
+def test_rows_without_values_take_no_time(hf):
+    """10^15 of them are a valid header; each was once filled."""
+    directory = hf("llama_multi_query")
+    file = directory / "model.safetensors"
+    whole = file.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + size])
+    end = len(whole) - 8 - size
+    header["lm_head.weight"] = {
+        "dtype": "F32",
+        "shape": [10**15, 0],
+        "data_offsets": [end, end],
+    }
+    made = json.dumps(header).encode()
+    data = whole[8 + size :]
+    file.write_bytes(len(made).to_bytes(8, "little") + made + data)
+    with pytest.raises(ValueError, match="lm_head.weight differs"):
+        load_model(directory)
+
+
 def test_model_safetensors_goes_before_other_files(hf):
     """Mistral's repositories hold the same weights a second time, in
     consolidated.safetensors and under other names."""

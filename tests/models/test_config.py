@@ -81,6 +81,7 @@ def test_stop_ids_come_from_the_generation_config_where_it_has_them():
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
         ({"model_type": None}, "model_type None is not supported"),
+        ({"model_type": []}, r"model_type \[\] is not supported"),
         ({"hidden_act": "gelu"}, "activation 'gelu' is not supported"),
         ({"mlp_bias": True}, "mlp_bias=true"),
         ({"num_key_value_heads": 3}, "multiple of kv_heads"),
@@ -99,6 +100,80 @@ def test_stop_ids_come_from_the_generation_config_where_it_has_them():
 def test_what_cannot_be_obeyed_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         hf_config.read({**HF, **change})
+
+
+NAN = float("nan")  # which json reads
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("llama", {"rms_norm_eps": NAN}, "norm_eps must be finite .*got nan"),
+        ("llama", {"rms_norm_eps": -1}, "norm_eps must be finite and not neg"),
+        ("llama", {"rope_theta": -5.0}, "rope_theta must be positive"),
+        ("llama", {"partial_rotary_factor": 2}, "must be even, .* a part"),
+        ("llama", {"eos_token_id": [2, "x"]}, "ends turns must be .*got 'x'"),
+        ("llama", {"eos_token_id": -1}, "ends turns must be .*got -1"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "linear", "factor": 0}},
+            "each factor must be positive",
+        ),
+        ("mistral", {"sliding_window": "5"}, "window must be a whole .*'5'"),
+        ("gemma2", {"query_pre_attn_scalar": NAN}, "query_scale must be"),
+        ("gemma2", {"query_pre_attn_scalar": -1}, "query_pre_attn_scalar must"),
+        ("gemma2", {"final_logit_softcapping": "5"}, "softcap must be"),
+        ("gemma2", {"layer_types": ["full_attention"]}, "2 times one of"),
+        ("gemma2", {"layer_types": ["chunked_attention"] * 2}, "'chunked_"),
+        ("smollm3", {"no_rope_layers": [1]}, "must have 2 entries, got 1"),
+        ("qwen3_moe", {"num_experts": 10**9}, "experts must be at most 1000"),
+        ("qwen3_moe", {"num_experts": 2.0}, "experts must be a whole .*2.0"),
+        ("gpt_oss", {"swiglu_limit": NAN}, "unit_limit must be"),
+        (
+            "gemma3_text",
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_theta": 1e6},
+                    "sliding_attention": {"rope_type": "linear", "factor": 8},
+                }
+            },
+            "sliding_attention must not be scaled, got 'linear'",
+        ),
+        (
+            "phi3",
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "original_max_position_embeddings": 32,
+                    "short_factor": [NAN, 1],
+                    "long_factor": [1, 1],
+                }
+            },
+            "each factor must be positive and finite, got nan",
+        ),
+    ],
+)
+def test_wrong_values_of_a_family_are_refused(family, change, message):
+    """Each gave NaN, another model without a word, or an error of XLA's; a
+    billion experts, a billion names."""
+    experts = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    raw = {**HF, **experts, "model_type": family, "num_experts": 4}
+    with pytest.raises(ValueError, match=message):
+        hf_config.read({**raw, **change})
+
+
+def test_windows_are_those_of_transformers():
+    """Its Qwen3-MoE has windows in all layers or none; its SmolLM3 heeds
+    layer_types whatever use_sliding_window says."""
+    moe = {"num_experts": 4, "num_experts_per_tok": 2}
+    window = {"use_sliding_window": True, "sliding_window": 3}
+    raw = {**HF, **moe, "moe_intermediate_size": 8, **window}
+    config = hf_config.read({**raw, "model_type": "qwen3_moe"})
+    assert [config.kind(i).window for i in range(2)] == [3, 3]
+    kinds = ["sliding_attention", "full_attention"]
+    raw = {**HF, **window, "use_sliding_window": False, "layer_types": kinds}
+    config = hf_config.read({**raw, "model_type": "smollm3"})
+    assert [config.kind(i).window for i in range(2)] == [3, 0]
 
 
 @pytest.mark.parametrize("field", [k for k in HF if k != "model_type"])

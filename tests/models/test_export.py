@@ -138,6 +138,22 @@ def test_a_torn_checkpoint_is_refused(goldens, tmp_path):
     export.save_side_files(tmp_path, source, load_model(source).config, None)
     with pytest.raises(ValueError, match="not a whole Orbax checkpoint"):
         load_model(tmp_path)
+    # launch.convert asks for its types first
+    with pytest.raises(ValueError, match="not a whole Orbax checkpoint"):
+        export.orbax_dtypes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=x", "--out="], "--out= names no new directory"),
+        (["--model=x", "--out=y", "z"], "what is 'z' for?"),
+    ],
+)
+def test_a_slip_in_the_arguments_is_one_line(arguments, message):
+    done = convert(*arguments)
+    assert done.returncode == 1
+    assert done.stderr == f"launch.convert: {message}\n"
 
 
 SHARDED = """

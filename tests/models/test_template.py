@@ -42,6 +42,7 @@ HOSTILE = (
     "{{ dict.mro() }}",
     "{{ namespace().__init__.__globals__ }}",
     "{{ strftime_now(1) }}",
+    "{{ 1e400 | int }}",
     "{{ messages | tojson(separators=1) }}",
     "{{ messages | tojson(default=raise_exception) }}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
