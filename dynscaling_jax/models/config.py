@@ -203,10 +203,11 @@ def with_context(config: ModelConfig, tokens: int) -> ModelConfig:
     """
     scaling = config.rope_scaling
     longest = max(config.context, scaling.long_context if scaling else 0)
-    if not 1 < tokens <= longest:
+    whole = isinstance(tokens, int) and not isinstance(tokens, bool)
+    if not whole or not 1 < tokens <= longest:
         raise ValueError(
             f"context must lie within 2 and {longest} tokens for this model, "
-            f"got {tokens}"
+            f"got {tokens!r}"
         )
     if scaling and tokens > config.context:
         scaling = dataclasses.replace(scaling, factors=scaling.long_factors)

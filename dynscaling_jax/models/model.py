@@ -159,9 +159,9 @@ def load_model(
         )
     elif file.is_dir():
         config, params = hf_checkpoint.load(file, kind, finish)
-    elif file.suffix == ".safetensors":
+    elif file.suffix in (".safetensors", ".json"):
         raise ValueError(
-            f"{file}: give its directory, which holds config.json too"
+            f"{file}: give its directory, which holds weights and config.json"
         )
     elif file.suffix in hf_checkpoint.PICKLED:
         raise ValueError(
@@ -173,14 +173,14 @@ def load_model(
         read = functools.partial(
             tokenizer_gguf.from_gguf, metadata, template_variables
         )
-    if context:
+    if context is not None:
         config = with_context(config, context)
     return Model(config, params, read)
 
 
 def stored_dtype(source: Path) -> str:
     """bfloat16 where all tensors of a checkpoint are; else float32, which
-    holds every type that is read without loss."""
+    holds every type that is read but float64 without loss."""
     if (source / PARAMS).is_dir():
         from dynscaling_jax.models import export
 
@@ -197,7 +197,13 @@ def resolve(path: str) -> Path:
 
     Raises:
         FileNotFoundError: nothing is there; says what to do.
+        ValueError: an empty path.
     """
+    if not path:
+        raise ValueError(
+            "the model has no name; give a file, a directory, hf://org/name "
+            f"or one of {', '.join(PACKAGED)}"
+        )
     if path in PACKAGED:
         package, file, install = PACKAGED[path]
         spec = importlib.util.find_spec(package)  # found, never imported

@@ -110,6 +110,8 @@ def _environment(now: datetime.datetime) -> jinja2.Environment:
         lstrip_blocks=True,
         extensions=[_Generation, ext.loopcontrols],
     )
+    # what differs from call to call would change the prompts of a run
+    del environment.globals["lipsum"], environment.filters["random"]
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: now.strftime(form)
     environment.filters["tojson"] = _to_json

@@ -58,8 +58,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text to ids; special tokens written in it are recognised, none is
-        added."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        added. What is no valid Unicode is read as "?"."""
+        return self.backend.encode(_valid(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Ids to text."""
@@ -91,7 +91,7 @@ class Tokenizer:
         """
         text = self.render(messages)
         if self.template is None:
-            return self.backend.encode(text).ids
+            return self.backend.encode(_valid(text)).ids
         ids = self.encode(text)
         return ids if ids[:1] == self._begin else self._begin + ids
 
@@ -224,6 +224,12 @@ def _template(directory: Path, raw: Mapping[str, Any]) -> str | None:
             f"{directory}: tokenizer_config.json: chat_template must be text"
         )
     return template
+
+
+def _valid(text: str) -> str:
+    """Lone surrogates, which a byte-wise truncated answer can hold, have no
+    bytes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _content(token: Any) -> str:

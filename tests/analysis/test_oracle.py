@@ -22,7 +22,7 @@ def grants(answers, references, budget, slots=6):
         jnp.array(count_Q, jnp.int32),
     )
     policy = oracle(jnp.array(references, jnp.int32))
-    return policy.allocate(
+    return jax.jit(policy.allocate)(
         jax.random.key(0), (), candidates, jnp.int32(budget)
     ).tolist()
 

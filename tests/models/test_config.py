@@ -267,6 +267,10 @@ def test_a_context_of_ones_own():
     longer = with_context(phi, 101)
     assert longer.context == 101
     assert longer.rope_scaling.factors == scaling.long_factors
-    for config, tokens, most in ((plain, 0, plain.context), (phi, 901, 900)):
+    for config, tokens, most in (
+        (plain, 0, plain.context),
+        (plain, "8", plain.context),
+        (phi, 901, 900),
+    ):
         with pytest.raises(ValueError, match=f"2 and {most} tokens"):
             with_context(config, tokens)

@@ -91,6 +91,8 @@ def test_dtype(goldens):
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="known names: smollm2-135m"):
         load_model("smollm3")
+    with pytest.raises(ValueError, match="the model has no name"):
+        load_model("")
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         load_model(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -43,6 +43,8 @@ HOSTILE = (
     "{{ namespace().__init__.__globals__ }}",
     "{{ strftime_now(1) }}",
     "{{ 1e400 | int }}",
+    "{{ lipsum() }}",
+    "{{ messages | random }}",
     "{{ messages | tojson(separators=1) }}",
     "{{ messages | tojson(default=raise_exception) }}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",

@@ -33,6 +33,18 @@ def test_text_survives(byte_tokenizer, text):
     assert byte_tokenizer.decode(ids, skip_special=False) == text
 
 
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", None])
+def test_half_a_character_is_read_as_a_question_mark(byte_tokenizer, template):
+    """A lone surrogate in a question ended a run with a TypeError of the
+    tokenizer."""
+    tokenizer = with_template(byte_tokenizer, template)
+    whole, half = (
+        tokenizer.encode_chat([Message("user", text)])
+        for text in ("a?b", "a\ud83db")
+    )
+    assert half == whole
+
+
 def test_special_tokens(byte_tokenizer):
     ids = byte_tokenizer.encode("a<|im_end|>b")
     assert ids[1] == END

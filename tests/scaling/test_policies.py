@@ -186,7 +186,7 @@ def test_settings_reach_the_policy():
     """At c = 0 ucb is greedy: all to the query that disagrees most."""
     candidates = packed([[0, 0, 0, 0], [0, 1, 0, 0], [0, 0], [0], [0]])
     greedy = parse_policy("ucb(uncertainty=gini, c=0)")
-    grants_Q = greedy.allocate(KEY, (), candidates, jnp.int32(3))
+    grants_Q = jax.jit(greedy.allocate)(KEY, (), candidates, jnp.int32(3))
     assert grants_Q.tolist() == [0, 3, 0, 0, 0]
 
 

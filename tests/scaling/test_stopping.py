@@ -24,20 +24,21 @@ SLOTS = 64
 def stop(policy, stream) -> int | None:
     """Samples after which the rule asks for no more, one sample a round."""
     stream = list(stream)[:SLOTS]
-    padded_N = jnp.array(stream + [-1] * (SLOTS - len(stream)), jnp.int32)
-    zeros = jnp.zeros((1, SLOTS))
+    padded_N = np.array(stream + [-1] * (SLOTS - len(stream)), np.int32)
 
-    @jax.jit
-    @jax.vmap
-    def grant(count):
+    def grant(answer_N, count):
+        zeros = jnp.zeros((1, SLOTS))
         candidates = Candidates(
-            padded_N[None], zeros, zeros.astype(jnp.int32), count[None]
+            answer_N[None], zeros, zeros.astype(jnp.int32), count[None]
         )
         return policy.allocate(
             jax.random.key(0), (), candidates, jnp.int32(1)
         ).sum()
 
-    granted = np.asarray(grant(jnp.arange(len(stream) + 1, dtype=jnp.int32)))
+    # one program for streams of every length
+    counts = np.arange(SLOTS + 1, dtype=np.int32)
+    granted = np.asarray(jax.jit(jax.vmap(grant, (None, 0)))(padded_N, counts))
+    granted = granted[: len(stream) + 1]
     stops = np.flatnonzero(granted == 0)
     return int(stops[0]) if len(stops) else None
 
@@ -158,7 +159,7 @@ def test_a_round_goes_evenly_to_the_queries_that_go_on():
         jnp.zeros((3, SLOTS), jnp.int32),
         jnp.array([2, 3, 1], jnp.int32),
     )
-    grants_Q = lead_k().allocate(
+    grants_Q = jax.jit(lead_k().allocate)(
         jax.random.key(0), (), candidates, jnp.int32(5)
     )
     assert grants_Q.tolist() == [2, 0, 3]
@@ -172,5 +173,7 @@ def test_esc_draws_whole_windows():
         zeros.astype(jnp.int32),
         jnp.zeros(4, jnp.int32),
     )
-    grants_Q = esc().allocate(jax.random.key(0), (), candidates, jnp.int32(10))
+    grants_Q = jax.jit(esc().allocate)(
+        jax.random.key(0), (), candidates, jnp.int32(10)
+    )
     assert sorted(grants_Q.tolist()) == [0, 0, 5, 5]
