@@ -1,13 +1,11 @@
 """The state of decoding: keys and values of prefixes, suffixes and rows.
 
 A group is one prompt with R rows that continue it. Its keys and values are
-held once, each row's own apart. Rows start at the beginning of a chunk of C
-steps and take one step together, so the place of a row's newest key within
-its chunk is the same for all rows: within a chunk keys go to a small recent
-buffer at one common slot, and at its end to each row's own place.
+held once, each row's own apart. A drawn token's key lies at the slot of its
+number in the sample, whatever the others do:
 
-    row started 2 chunks ago   suffix [aaaa bbbb .... ....]   recent [cc..]
-    row started in this chunk  suffix [.... .... .... ....]   recent [aa..]
+    prefix [pppppp..]   row that drew 6   suffix [aaaaaa..]
+                        row that drew 2   suffix [aa......]
 """
 
 from typing import Any, NamedTuple
@@ -96,24 +94,19 @@ def place(state: State, prefix: Prefix, group: jax.Array) -> State:
     )
 
 
-def append(
+def write(
     suffix: tuple[jax.Array, jax.Array],
-    recent: tuple[jax.Array, jax.Array],
-    start: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    slot: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Moves a layer's chunk of C keys and values to each row's own place,
-    from slot start [GR] on."""
-
-    def put(axis):
-        return jax.vmap(
-            lambda row, chunk, at: jax.lax.dynamic_update_slice_in_dim(
-                row, chunk, at, axis
-            )
-        )
-
+    """Puts a layer's key and value [GR, K, D] of each row at its own slot
+    [GR]; those of rows without room, which are ghosts, go nowhere."""
+    row = jnp.arange(len(slot))
+    keys, values = suffix
     return (
-        put(2)(suffix[0], recent[0], start),
-        put(1)(suffix[1], recent[1], start),
+        keys.at[row, :, :, slot].set(key, mode="drop"),
+        values.at[row, :, slot].set(value, mode="drop"),
     )
 
 

@@ -89,104 +89,66 @@ def decode(
 ) -> tuple[State, Chunk]:
     """Takes `steps` steps, CHUNK at most, with all rows; fewer when no row is
     left live. The state is used up."""
-    rows, start = state.rows, _start(state.rows)
-    recent = tuple(map(_recent, state.suffix))
     top = transformer.without_layers(params)
     chunk = []
-    for at in map(np.int32, range(steps)):
-        x = prefill.embed(top, config, rows.token)
-        hidden, recent = _layers(params, config, state, start, recent, x, at)
-        rows, step = _turn(top, config, hidden, rows, stops, settings)
+    for _ in range(steps):
+        x, suffix = _layers(params, config, state, state.rows.token)
+        rows, step = _turn(top, config, x, state.rows, stops, settings)
+        state = state._replace(suffix=suffix, rows=rows)
         chunk.append(step)
         # one step behind, so that the device always has the next to do
-        if at and not np.asarray(chunk[-2][1]).any():
+        if len(chunk) > 1 and not np.asarray(chunk[-2][1]).any():
             break
-    suffix = tuple(
-        _append(kv, new, start)
-        for kv, new in zip(state.suffix, recent, strict=True)
-    )
     sums, live = jax.tree.map(lambda *each: np.stack(each), *chunk)
     draws = sampling.measures(sums, config.vocab_size)
-    return state._replace(rows=rows, suffix=suffix), Chunk(draws, live)
+    return state, Chunk(draws, live)
 
 
 def read(
-    params: Params,
-    config: ModelConfig,
-    state: State,
-    recent: Layers,
-    token: jax.Array,
-    at: jax.Array,
-) -> tuple[jax.Array, Layers]:
-    """Reads one more token int32 [GR] of each row.
-
-    Args:
-        recent: keys and values of this chunk's steps before `at`; used up.
+    params: Params, config: ModelConfig, state: State, token: jax.Array
+) -> tuple[jax.Array, State]:
+    """Reads a token int32 [GR] of each row in place of a drawn one.
 
     Returns:
-        Logits float32 [GR, V] of the token after it, and recent with its own.
+        Logits float32 [GR, V] of the token after it, and the state, which is
+        used up, with one more token a row.
     """
+    x, suffix = _layers(params, config, state, token)
+    x = transformer.rms_norm(x, params["norm"], config)
+    rows = state.rows._replace(drawn=state.rows.drawn + 1)
+    state = state._replace(suffix=suffix, rows=rows)
+    return transformer.head(params, config, x), state
+
+
+def _layers(params, config, state, token) -> tuple[jax.Array, Layers]:
+    """The tokens behind all layers, [GR, width], not normalised, and the
+    suffix with their keys and values."""
     x = prefill.embed(transformer.without_layers(params), config, token)
-    start = _start(state.rows)
-    hidden, recent = _layers(params, config, state, start, recent, x, at)
-    hidden = transformer.rms_norm(hidden, params["norm"], config)
-    return transformer.head(params, config, hidden), recent
-
-
-def _layers(
-    params, config, state, start, recent, x, at
-) -> tuple[jax.Array, Layers]:
-    """x [GR, width] behind all layers, not normalised, and the recent
-    keys."""
     kept = []
     for number, layer in enumerate(params["layers"]):
-        x, new = _layer(
+        x, suffix = _layer(
             layer,
             config,
             config.kind(number),
             x,
             state.length,
-            start,
-            at,
-            recent[number],
-            (state.prefix[number], state.suffix[number]),
+            state.rows.drawn,
+            state.prefix[number],
+            state.suffix[number],
         )
-        kept.append(new)
+        kept.append(suffix)
     return x, tuple(kept)
 
 
-@jax.jit
-def _start(rows):
-    return rows.drawn - 1
-
-
-def recent_of(suffix, steps: int = CHUNK):
-    """Room for a chunk of a layer's keys and values."""
-    keys, values = suffix
-    rows, heads, dim, _ = keys.shape
-    return (
-        jnp.zeros((rows, heads, dim, steps), keys.dtype),
-        jnp.zeros((rows, heads, steps, dim), values.dtype),
-    )
-
-
-_recent = jax.jit(recent_of)
-
-
 @functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=7)
-def _layer(layer, config, kind, x, length, start, at, recent, kept):
+def _layer(layer, config, kind, x, length, drawn, prefix, suffix):
     ahead = jnp.repeat(
-        length, len(start) // len(length), total_repeat_length=len(start)
+        length, len(drawn) // len(length), total_repeat_length=len(drawn)
     )
-    attend = _grouped(config, len(length), ahead, start, at)
+    slot = drawn - 1  # of the token that is read
+    attend = _grouped(config, len(length), ahead, slot)
     return transformer.block(
-        layer,
-        config,
-        kind,
-        x,
-        ahead + start + at,
-        attend,
-        (*kept, recent),
+        layer, config, kind, x, ahead + slot, attend, (prefix, suffix)
     )
 
 
@@ -205,9 +167,6 @@ def _turn(top, config, hidden, rows, stops, settings):
         & (rows.drawn + 1 < rows.limit),
     )
     return rows, step
-
-
-_append = jax.jit(cache.append, donate_argnums=0)
 
 
 def grow(state: State, slots: int) -> State:
@@ -240,34 +199,31 @@ def _take(tree, index):
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def _grouped(config: ModelConfig, groups: int, ahead, start, at):
-    """Attention of one new token a row: prefix, suffix and recent keys.
+def _grouped(config: ModelConfig, groups: int, ahead, slot):
+    """Attention of one new token a row, to its prompt and to its suffix.
 
     Queries of a group meet its prefix in one product, [R * rep, D] against
     [D, P] for each key head.
 
     Args:
-        ahead, start: int32 [GR], tokens of the prompt and drawn ones before
-            this chunk; at: int32, steps of this chunk before this one.
+        ahead: int32 [GR], tokens of the prompt; slot: int32 [GR], drawn ones
+            that were read before this one.
     """
-    batch, rep = start.shape[0], config.heads // config.kv_heads
+    batch, rep = slot.shape[0], config.heads // config.kv_heads
     per, kv_heads, dim = batch // groups, config.kv_heads, config.head_dim
 
     def seen(kind, slots, first, filled):
         """[GR, 1, 1, slots]: written, and inside the window."""
-        slot = jnp.arange(slots)[None]
-        mask = slot < filled[:, None]
+        at = jnp.arange(slots)[None]
+        mask = at < filled[:, None]
         if kind.window:
-            now = ahead + start + at
-            mask &= now[:, None] - (first[:, None] + slot) < kind.window
+            mask &= (ahead + slot - first)[:, None] - at < kind.window
         return mask[:, None, None]
 
     def attend(kind, kept, q, k, v):
-        (pk, pv), (sk, sv), recent = kept
-        put = jax.lax.dynamic_update_index_in_dim
-        recent = put(recent[0], k, at, 3), put(recent[1], v, at, 2)
-        nothing = jnp.zeros_like(start)
-        prefix_mask = seen(kind, pv.shape[2], nothing, ahead)
+        (pk, pv), suffix = kept
+        suffix = sk, sv = cache.write(suffix, k, v, slot)
+        prefix_mask = seen(kind, pv.shape[2], jnp.zeros_like(slot), ahead)
         shared = q.reshape(groups, per, kv_heads, rep, dim).swapaxes(1, 2)
         shared = shared.reshape(groups, kv_heads, per * rep, dim)
         mask = jnp.repeat(
@@ -294,26 +250,18 @@ def _grouped(config: ModelConfig, groups: int, ahead, start, at):
             ),
             prefix,
         )
-        own = q.reshape(batch, kv_heads, rep, dim)
-        suffix = attention.attend(
-            own, sk, sv, seen(kind, sv.shape[2], ahead, start), config.softcap
-        )
-        newest = attention.attend(
-            own,
-            *recent,
-            seen(
-                kind,
-                recent[1].shape[2],
-                ahead + start,
-                jnp.full_like(start, at + 1),
-            ),
+        own = attention.attend(
+            q.reshape(batch, kv_heads, rep, dim),
+            sk,
+            sv,
+            seen(kind, sv.shape[2], ahead, slot + 1),
             config.softcap,
         )
         part = jax.tree.map(
             lambda x: x.reshape(batch, config.heads, -1),
-            attention.merge(prefix, suffix, newest),
+            attention.merge(prefix, own),
         )
-        return part, recent
+        return part, suffix
 
     return attend
 

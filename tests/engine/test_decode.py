@@ -51,8 +51,7 @@ def requests(queries, count):
 MODELS = {
     "grouped": {"layers": 2},
     "full heads, tied": {"kv_heads": 4, "tied": True, "head_dim": 6},
-    # shorter than a chunk, so that it passes from the prompt over the
-    # suffix into the recent keys
+    # shorter than a sample, so that it passes from the prompt into the suffix
     "multi-query, window": {"kv_heads": 1, "window": 12},
     "as gemma 3": {
         "layers": 2,
@@ -195,18 +194,17 @@ def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
     q, k, v = normal(8, 4, 16), normal(8, kv_heads, 16), normal(8, kv_heads, 16)
     prefix = normal(2, 1, kv_heads, 128, 16)
     suffix = normal(2, 8, kv_heads, 32, 16)
-    recent = normal(2, 8, kv_heads, decode.CHUNK, 16)
-    start = np.array([0, 16, 0, 16, 0, 0, 16, 0], np.int32)
+    slot = np.array([5, 21, 5, 21, 5, 5, 21, 31], np.int32)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def seen(groups, q, k, v, prefix, suffix, recent):
-        ahead = jnp.full_like(start, 100)
-        attend = decode._grouped(config, groups, ahead, start, jnp.int32(5))
+    def seen(groups, q, k, v, prefix, suffix):
+        ahead = jnp.full_like(slot, 100)
+        attend = decode._grouped(config, groups, ahead, slot)
         shared = jnp.repeat(prefix, groups, 1)
-        kept = [(k.swapaxes(2, 3), v) for k, v in (shared, suffix, recent)]
+        kept = [(k.swapaxes(2, 3), v) for k, v in (shared, suffix)]
         return attention.output(attend(config.kind(0), kept, q, k, v)[0])
 
-    arrays = q, k, v, prefix, suffix, recent
+    arrays = q, k, v, prefix, suffix
     whole = seen(1, *arrays)
     for groups in (2, 8):
         np.testing.assert_array_equal(seen(groups, *arrays), whole)
@@ -225,11 +223,11 @@ def test_place_fills_one_group_alone(tiny):
     np.testing.assert_array_equal(placed.logits[1], prefix.logits)
 
 
-def test_append_puts_each_row_at_its_own_place():
-    """By hand: chunks of 2 at slots 0 and 2."""
-    suffix = jnp.zeros((2, 1, 1, 4)), jnp.zeros((2, 1, 4, 1))
-    new = jnp.array([[[[1.0], [2]]], [[[3], [4]]]])
-    recent = new.swapaxes(2, 3), new
-    keys, values = cache.append(suffix, recent, jnp.array([0, 2]))
-    assert keys[:, 0, 0].tolist() == [[1, 2, 0, 0], [0, 0, 3, 4]]
-    assert values[:, 0, :, 0].tolist() == [[1, 2, 0, 0], [0, 0, 3, 4]]
+def test_a_key_goes_to_the_slot_of_its_row():
+    """By hand: slots 0 and 2; a third row has no room left."""
+    suffix = jnp.zeros((3, 1, 1, 4)), jnp.zeros((3, 1, 4, 1))
+    new = jnp.array([1.0, 2, 3])[:, None, None]
+    keys, values = cache.write(suffix, new, -new, jnp.array([0, 2, 4]))
+    written = [[1, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
+    assert keys[:, 0, 0].tolist() == written
+    assert (-values[:, 0, :, 0]).tolist() == written

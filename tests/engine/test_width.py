@@ -42,18 +42,13 @@ def test_a_layer_rounds_by_the_row(fields):
 
     most, kv, dim = WIDTHS[-1], config.kv_heads, config.head_dim
     x = normal(most, config.width)
-    kept = [
-        (normal(most, kv, s, dim), normal(most, kv, s, dim)) for s in (16, 32)
-    ]
+    k, v = normal(most, kv, 32, dim), normal(most, kv, 32, dim)
     prompt = normal(2, 1, kv, 128, dim)
-    start = np.arange(most, dtype=np.int32) % 3 * 16
+    drawn = np.arange(most, dtype=np.int32) % 30 + 1
     outs = {}
     for width in WIDTHS:
         for per in (1, 8):
             groups = width // per
-            recent, suffix = (
-                (k[:width].swapaxes(2, 3), v[:width]) for k, v in kept
-            )
             key, value = (np.repeat(p, groups, 0) for p in prompt)
             hidden, _ = decode._layer(
                 params["layers"][0],
@@ -61,10 +56,9 @@ def test_a_layer_rounds_by_the_row(fields):
                 config.kind(0),
                 x[:width],
                 np.full(groups, 100, np.int32),
-                start[:width],
-                np.int32(3),
-                recent,
-                ((key.swapaxes(2, 3), value), suffix),
+                drawn[:width],
+                (key.swapaxes(2, 3), value),
+                (k[:width].swapaxes(2, 3), v[:width]),
             )
             logits = jax.jit(transformer.head, static_argnums=1)(
                 params, config, hidden

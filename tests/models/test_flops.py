@@ -67,17 +67,14 @@ def test_prefill(config, params):
 
 def test_decode_step(config, params):
     state = cache.empty(config, ROWS // PER, PER, PROMPT, NEW, np.float32)
-    recent = tuple(map(decode.recent_of, state.suffix))
     counted = xla_flops(
         jax.jit(decode.read, static_argnums=1),
         params,
         config,
         state,
-        recent,
         np.zeros(ROWS, np.int32),
-        np.int32(0),
     )
-    keys = PROMPT + NEW + decode.CHUNK
+    keys = PROMPT + NEW
     formula = (
         ROWS * (flops.linear_flops(config) + flops.head_flops(config))
     ) + masked(config, ROWS, keys)
