@@ -46,8 +46,13 @@ class Source(NamedTuple):
     check: Callable[[Sequence[Query]], None]  # refuses prompts too long
 
 
-def run(config: Config, workdir: Path) -> dict[str, Any]:
+def run(
+    config: Config, workdir: Path, source: Source | None = None
+) -> dict[str, Any]:
     """Runs an experiment, or goes on with it, and returns its summary.
+
+    Args:
+        source: what samples come from; by default what the config says.
 
     Raises:
         ValueError, OSError, RuntimeError: with what to do about it; rows
@@ -57,7 +62,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     axes = method_axes(config)
     task = load_task(task_fields(config.task))
     queries = [problem.query for problem in task.problems]
-    source = open_source(config)
+    source = source or open_source(config)
     source.check(queries)
     strategy = spec.parse(
         axes["strategy"], STRATEGIES, "strategy", reader=source.reader
@@ -107,6 +112,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
             **spent(result, metrics),
             **graded(task, result, compare),
         }
+    write_json(workdir / "answers.json", summary.pop("answers"))
     write_json(workdir / "summary.json", summary)
     return summary
 
@@ -361,7 +367,8 @@ def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
 
 
 def graded(task: Task, result: Result, compare: Comparer) -> dict[str, Any]:
-    """Accuracy of the vote and of single samples, against the references."""
+    """Accuracy of the vote and of single samples, against the references;
+    and of each question, its answer and how that was graded."""
 
     def right(answer: str | None, reference: str) -> bool:
         return grade(answer, reference, task.kind, compare) == "right"
@@ -386,6 +393,17 @@ def graded(task: Task, result: Result, compare: Comparer) -> dict[str, Any]:
             s.answer is None for samples in result.samples for s in samples
         ),
         "failed": failed,
+        "answers": {
+            problem.query.id: {
+                "answer": answer,
+                "reference": problem.reference,
+                "right": bool(voted[q]),
+                "right_samples": round(float(single[q]), 6),
+            }
+            for q, (problem, answer) in enumerate(
+                zip(task.problems, result.answers, strict=True)
+            )
+        },
     }
 
 

@@ -1,8 +1,9 @@
-"""Figures of a replay: accuracy against what was spent, with bands."""
+"""Figures: accuracy against what was spent, with bands."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,9 @@ except ImportError as error:
         "figures need matplotlib: pip install 'dynscaling-jax[plots]'"
     ) from error
 
+from dynscaling_jax.analysis.comparison import Trial
 from dynscaling_jax.analysis.replay import Played
+from dynscaling_jax.analysis.statistics import bootstrap_interval
 
 AXES = {"samples": "samples per question", "tokens": "new tokens per question"}
 STYLES = ("-", "--", ":")  # the ten colours come again in the next style
@@ -60,7 +63,40 @@ def _curves(
         low_M = np.maximum(mean_M - half_M, 0)
         high_M = np.minimum(mean_M + half_M, 1)
         axes.fill_between(spent_M, low_M, high_M, color=color, alpha=0.15)
-    axes.set(title=title, xlabel=AXES[axis], ylabel="accuracy")
+    axes.set(title=title, xlabel=AXES[axis])
+    return _finished(figure, axes, path)
+
+
+def trials(found: Sequence[Trial], axis: str, path: Path) -> Path:
+    """Draws PATH, whole or not at all: the accuracy of each method at its
+    budgets, with the 95% interval over questions, against `samples` or
+    `tokens`."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for method in dict.fromkeys(trial.method for trial in found):
+        own = [trial for trial in found if trial.method == method]
+        own.sort(key=lambda trial: getattr(trial, axis))
+        mean = np.array([trial.right_Q.mean() for trial in own])
+        ends = np.array([bootstrap_interval(trial.right_Q) for trial in own])
+        axes.errorbar(
+            [getattr(trial, axis) for trial in own],
+            mean,
+            np.abs(ends - mean[:, None]).T,
+            marker="o",
+            markersize=4,
+            lw=1.4,
+            elinewidth=0.8,
+            capsize=2,
+            label=method,
+        )
+    names = {**AXES, "tokens": "tokens per question, read and new"}
+    axes.set(xlabel=names[axis])
+    return _finished(figure, axes, path)
+
+
+def _finished(figure: Figure, axes: Any, path: Path) -> Path:
+    axes.set(ylabel="accuracy")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -61,6 +61,11 @@ class Tokenizer:
         added. What is no valid Unicode is read as "?"."""
         return self.backend.encode(_valid(text), add_special_tokens=False).ids
 
+    def encode_content(self, text: str) -> list[int]:
+        """What stands within a turn to ids: no special token is recognised
+        in it, see render."""
+        return self.encode(self._defuse(text))
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Ids to text."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)

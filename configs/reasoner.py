@@ -1,0 +1,20 @@
+"""The bundled reasoner on fresh word problems of 1 to 6 steps.
+
+    python -m launch.run --config=configs/reasoner.py --workdir=runs/reasoner
+
+Half a minute on 2 cores.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.get_config()
+    config.model = "reasoner"
+    config.task.name = "arithmetic"
+    config.task.template = "{question}"
+    config.task.limit = 200
+    config.task.steps = 6
+    config.engine.max_new_tokens = 128
+    config.engine.temperature = 1.0
+    return config

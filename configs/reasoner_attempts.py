@@ -1,0 +1,16 @@
+"""Attempts at train problems that the first part of training did not hold.
+
+    python -m launch.run --config=configs/reasoner_attempts.py \
+        --workdir=runs/reasoner/attempts
+"""
+
+from configs import reasoner
+
+
+def get_config():
+    config = reasoner.get_config()
+    config.model = "runs/reasoner/plain/model"
+    config.task.split = "train"
+    config.task.seed = 1
+    config.task.limit = 6000
+    return config

@@ -1,0 +1,28 @@
+"""The bundled reasoner, second part: it learns to use a chain of attempts.
+
+    python -m launch.lessons --out=runs/reasoner/solutions.jsonl \
+        --problems=6000 --seed=1
+    python -m launch.pairs --run=runs/reasoner/attempts \
+        --solutions=runs/reasoner/solutions.jsonl \
+        --out=runs/reasoner/chained.jsonl
+    python -m launch.train --config=configs/train_reasoner_chains.py \
+        --workdir=runs/reasoner/chained
+
+Plain lessons stay in the mixture, so that samples without a chain stay as
+good as they were.
+"""
+
+from configs import train_reasoner
+
+
+def get_config():
+    config = train_reasoner.get_config()
+    config.model = "runs/reasoner/plain/model"
+    config.lessons = (
+        "runs/reasoner/chained.jsonl",
+        "runs/reasoner/plain.jsonl",
+    )
+    config.steps = 1500
+    config.learning_rate = 1e-3
+    config.seed = 1
+    return config

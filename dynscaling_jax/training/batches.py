@@ -1,0 +1,74 @@
+"""The order of lessons: a function of the seed and the number of the step.
+
+Nothing is kept between steps, so that a run that goes on from step 1,000
+meets the very batches that it would have met.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from dynscaling_jax.training.lessons import Lessons
+
+NEIGHBOURS = 32  # batches within which lessons are sorted by length
+
+
+class Batch(NamedTuple):
+    """B lessons, padded to a common length L."""
+
+    tokens: np.ndarray  # int32 [B, L]
+    start: np.ndarray  # int32 [B], where the completion begins
+    length: np.ndarray  # int32 [B], tokens that count
+
+
+def batches(
+    lessons: Lessons, size: int, seed: int, first: int = 0
+) -> Iterator[Batch]:
+    """Endless batches of `size` lessons, from step `first` on. Each epoch
+    leaves out what does not fill a batch.
+
+    Raises:
+        ValueError: fewer lessons than a batch holds.
+    """
+    count = len(lessons.ends) // size
+    if not count:
+        raise ValueError(
+            f"{len(lessons.ends)} lessons do not fill a batch of {size}"
+        )
+    epoch, at = divmod(first, count)
+    while True:
+        for which in order(lessons.lengths, size, seed, epoch)[at:]:
+            yield take(lessons, which)
+        epoch, at = epoch + 1, 0
+
+
+def order(
+    lengths: np.ndarray, size: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """The batches of an epoch, as numbers of lessons: shuffled, and of
+    similar length within a batch, so that little is padding."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    shuffled = rng.permutation(len(lengths))
+    shuffled = shuffled[: len(lengths) // size * size]
+    near = NEIGHBOURS * size
+    groups = []
+    for at in range(0, len(shuffled), near):
+        part = shuffled[at : at + near]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        groups += np.split(part, len(part) // size)
+    return [groups[i] for i in rng.permutation(len(groups))]
+
+
+def take(lessons: Lessons, which: np.ndarray) -> Batch:
+    """Some lessons as a batch."""
+    lengths = lessons.lengths[which].astype(np.int32)
+    size = padded_length(int(lengths.max()))
+    return Batch(lessons.padded(which, size), lessons.starts[which], lengths)
+
+
+def padded_length(longest: int) -> int:
+    """Steps of a quarter of a power of two, so that few lengths compile and
+    at most a fifth is padding; 32 at least."""
+    step = max(8, 2 ** ((longest - 1).bit_length() - 3))
+    return max(32, -(-longest // step) * step)

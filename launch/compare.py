@@ -1,0 +1,71 @@
+"""Methods side by side on the same questions and samples.
+
+    python -m launch.compare --config=configs/reasoner.py \
+        --workdir=runs/demo --seeds=5
+
+Each seed has samples of its own and, where problems are generated, problems
+of its own. Sample i of a question is drawn once and serves all methods that
+ask for it. Besides the budgets asked for, self-consistency gets what the
+other methods' tokens would buy it, so that each is judged at equal tokens
+too. Stopped, the same command goes on. The directory gets
+
+    report.md, report.json     the table and what it was made from
+    samples.png, tokens.png    accuracy against samples and tokens
+    seed-S/METHOD-BUDGET/      the log of each run
+"""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from launch.arguments import reader
+
+FIELDS = "configs/common.py"
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config of the runs; --config.FIELD=VALUE replaces a field."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the comparison.")
+METHODS = flags.DEFINE_list(
+    "methods",
+    "integrated_only,dynamic_only,dynscaling,sequential",
+    "Of configs/methods.py, to compare with self_consistency.",
+)
+BUDGETS = flags.DEFINE_list("budgets", "4,8,16", "Samples a question.")
+SEEDS = flags.DEFINE_integer("seeds", 1, "How many, from config.seed on.", 1)
+
+
+def main(_) -> None:
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
+    for noisy in ("jax", "httpx2"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    from launch import comparison
+
+    try:
+        report = comparison.compare(
+            CONFIG.value,
+            Path(str(WORKDIR.value)),
+            METHODS.value,
+            BUDGETS.value,
+            SEEDS.value,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        logging.debug("the comparison failed", exc_info=True)
+        sys.exit(f"launch.compare: {error}")
+    except KeyboardInterrupt:
+        sys.exit("launch.compare: stopped; the same command goes on from here")
+    print(report)
+
+
+def cli() -> None:
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=reader("launch.compare", FIELDS))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,201 @@
+"""One comparison, joined from its runs: a config to a report."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.methods import METHODS
+from dynscaling_jax.analysis import comparison, statistics
+from dynscaling_jax.analysis.comparison import Trial
+from dynscaling_jax.scaling import spec
+from dynscaling_jax.types import Request, Sample, SampleFn
+from launch.experiment import Config, Source, open_source, run, write_json
+
+BASELINE = "self_consistency"
+
+
+def compare(
+    config: Config,
+    workdir: Path,
+    methods: Sequence[str],
+    budgets: Sequence[str],
+    seeds: int,
+) -> str:
+    """Runs what is not there yet, writes the report and returns it.
+
+    Raises:
+        ValueError, OSError, RuntimeError: with what to do about it.
+    """
+    names = [BASELINE, *(m for m in methods if m != BASELINE)]
+    for name in names:
+        spec.choose("method", name, METHODS)
+    sizes = sorted({_budget(text) for text in budgets})
+    runs = Runs(config, workdir, seeds)
+    # the largest first: it draws what the smaller ones take their part of
+    trials = [runs.trial(name, size) for name in names for size in sizes[::-1]]
+    trials.sort(key=lambda t: (t.budget, names.index(t.method)))
+    baseline = [t for t in trials if t.method == BASELINE]
+    known = {t.budget for t in baseline}
+    wanted = {_as_dear(t, baseline) for t in trials if t.method != BASELINE}
+    baseline += [
+        runs.trial(BASELINE, size)
+        for size in sorted(wanted - known, reverse=True)
+    ]
+    standings = comparison.standings(trials, baseline)
+    text = _report(config, standings, seeds)
+    write_json(workdir / "report.json", _rows(trials, baseline))
+    (workdir / "report.md").write_text(text + "\n", encoding="utf-8")
+    _figures(trials, baseline, workdir)
+    return text
+
+
+class Runs:
+    """Runs of one config, by method, budget and seed; engines are opened
+    when a run needs one, and shared."""
+
+    def __init__(self, config: Config, workdir: Path, seeds: int):
+        self._config, self._workdir = config, workdir
+        self._seeds = range(seeds)
+        self._sources: dict[int, Source] = {}
+
+    def trial(self, method: str, budget: float) -> Trial:
+        """A method at one budget, over all seeds."""
+        done = [self._run(method, budget, seed) for seed in self._seeds]
+        answers = [one for _, rows in done for one in rows.values()]
+        total = lambda field: sum(summary[field] for summary, _ in done)
+        read = total("prompt_tokens") - total("cached_tokens")
+        return Trial(
+            method,
+            budget,
+            np.array([one["right"] for one in answers]),
+            np.array([one["right_samples"] for one in answers]),
+            total("samples") / len(answers),
+            (read + total("new_tokens")) / len(answers),
+        )
+
+    def _run(self, method: str, budget: float, seed: int):
+        folder = self._workdir / f"seed-{seed}" / f"{method}-{budget:g}"
+        config = self._of_seed(seed)
+        config.method = method
+        config.budget.samples_per_query = budget
+        if seed not in self._sources:
+            source = open_source(config)
+            self._sources[seed] = source._replace(
+                sample_fn=remembered(source.sample_fn)
+            )
+        summary = run(config, folder, self._sources[seed])
+        return summary, json.loads((folder / "answers.json").read_bytes())
+
+    def _of_seed(self, seed: int) -> Config:
+        config = self._config.copy_and_resolve_references()
+        config.seed += seed
+        config.task.seed += seed
+        return config
+
+
+def remembered(sample_fn: SampleFn) -> SampleFn:
+    """Draws each sample once: the same request, of whichever run, gets the
+    same sample, as it would if it were drawn again."""
+    known: dict[Any, Sample] = {}
+
+    def name(request: Request) -> Any:
+        return (
+            request.query.id,
+            request.index,
+            request.messages,
+            request.shared,
+        )
+
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        missing = [r for r in requests if name(r) not in known]
+        asked = {(r.query.id, r.index): r for r in missing}
+        for request in requests:
+            if name(request) in known:
+                yield known[name(request)]._replace(
+                    round=request.round, parents=request.parents
+                )
+        for sample in sample_fn(missing) if missing else ():
+            known[name(asked[sample.query_id, sample.index])] = sample
+            yield sample
+
+    return draw
+
+
+def _budget(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1 <= value < math.inf:
+        raise ValueError(
+            f"--budgets={text!r}: expected samples a question, such as 4,8,16"
+        )
+    return value
+
+
+def _as_dear(trial: Trial, baseline: Sequence[Trial]) -> float:
+    """Samples a question that cost self-consistency no fewer tokens."""
+    few, many = baseline[0], baseline[-1]
+    if many.budget > few.budget:
+        each = (many.tokens - few.tokens) / (many.budget - few.budget)
+        once = few.tokens - each * few.budget
+    else:
+        each, once = few.tokens / few.budget, 0.0
+    # a little more, since lengths of samples vary
+    return max(1.0, math.ceil(1.02 * (trial.tokens - once) / each))
+
+
+def _report(
+    config: Config, found: Sequence[comparison.Standing], seeds: int
+) -> str:
+    first = found[0].trial
+    low, high = statistics.bootstrap_interval(first.single_Q)
+    return "\n".join(
+        (
+            f"{config.task.name}, {config.model}: {len(first.right_Q)} "
+            f"questions over {seeds} seed{'s' * (seeds > 1)}. One sample is "
+            f"right {first.single_Q.mean():.1%} (95% interval {low:.1%} to "
+            f"{high:.1%}).",
+            "",
+            comparison.markdown(found),
+            "",
+            "budget: samples a question, on average. same samples: points "
+            "ahead of self-consistency at that budget, with the paired 95% "
+            "interval; same tokens: ahead of self-consistency at the budget "
+            "in brackets, which spends no fewer tokens. tokens: a question; "
+            "prompts that were read count, what the cache held does not.",
+        )
+    )
+
+
+def _rows(
+    trials: Sequence[Trial], baseline: Sequence[Trial]
+) -> list[dict[str, Any]]:
+    extra = [t for t in baseline if t not in trials]
+    return [
+        {
+            "method": t.method,
+            "budget": t.budget,
+            "accuracy": float(t.right_Q.mean()),
+            "pass_at_1": float(t.single_Q.mean()),
+            "samples_per_question": t.samples,
+            "tokens_per_question": t.tokens,
+            "questions": len(t.right_Q),
+        }
+        for t in [*trials, *extra]
+    ]
+
+
+def _figures(
+    trials: Sequence[Trial], baseline: Sequence[Trial], workdir: Path
+) -> None:
+    from dynscaling_jax.analysis import plots
+
+    everything = [t for t in trials if t.method != BASELINE]
+    everything = [*sorted(baseline, key=lambda t: t.budget), *everything]
+    for axis in ("samples", "tokens"):
+        plots.trials(everything, axis, workdir / f"{axis}.png")

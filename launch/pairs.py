@@ -1,0 +1,132 @@
+"""Makes lessons in using chains, from the samples of a run.
+
+    python -m launch.run --config=configs/reasoner_attempts.py \
+        --workdir=runs/reasoner/attempts
+    python -m launch.pairs --run=runs/reasoner/attempts \
+        --out=runs/reasoner/chained.jsonl
+
+The run must be on questions that no test will ask. What is to be written is
+a right sample of the same question, or its completion in --solutions, a file
+of lessons with ids. launch.train reads the result.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+RUN = flags.DEFINE_string("run", None, "Directory of a run.")
+OUT = flags.DEFINE_string("out", None, "The file, JSON Lines.")
+SOLUTIONS = flags.DEFINE_string("solutions", "", "Lessons with ids.")
+PAIRS = flags.DEFINE_integer("pairs", 40_000, "How many at most.", 1)
+ATTEMPTS = flags.DEFINE_integer("attempts", 4, "In a chain, at most.", 1)
+LAYOUT = flags.DEFINE_enum(
+    "layout", "transcript", ["transcript", "context"], "As of `integrated`."
+)
+SEED = flags.DEFINE_integer("seed", 0, "Of the choice of attempts.")
+
+
+def main(argv: Sequence[str]) -> None:
+    if argv[1:]:
+        sys.exit(f"launch.pairs: what is {' '.join(argv[1:])!r} for?")
+    out = Path(str(OUT.value))
+    draft = out.with_name(out.name + ".tmp")
+    try:
+        write(Path(str(RUN.value)), draft)
+        os.replace(draft, out)
+    except (ValueError, OSError) as error:
+        sys.exit(f"launch.pairs: {error}")
+    finally:
+        draft.unlink(missing_ok=True)
+    print(out)
+
+
+def write(run: Path, path: Path) -> None:
+    """Writes the pairs of a run, and says how many there are of each kind."""
+    from dynscaling_jax.scaling.chains import Chain
+    from dynscaling_jax.training import pairs
+
+    layout: Any = LAYOUT.value
+    chain = Chain(k=ATTEMPTS.value, layout=layout).checked()
+    drawn = attempts(run, solutions(SOLUTIONS.value))
+    made = list(pairs.pairs(drawn, chain, PAIRS.value, SEED.value))
+    if not made:
+        raise ValueError(
+            f"{run}: no question has right samples to learn from; draw more, "
+            "or give --solutions"
+        )
+    with path.open("w", encoding="ascii") as file:
+        for _, lesson in made:
+            turns = [m._asdict() for m in lesson.prompt]
+            row = {"prompt": turns, "completion": lesson.completion}
+            file.write(json.dumps(row) + "\n")
+    print("attempts  right  pairs")
+    for kind, count in sorted(pairs.counted(made).items()):
+        print(f"{kind.attempts:8}  {kind.right:5}  {count:5}")
+
+
+def attempts(run: Path, known: dict[str, str]) -> list[Any]:
+    """The questions of a run with their samples, graded."""
+    from dynscaling_jax.records.log import read_samples
+    from dynscaling_jax.tasks import Comparer, grade, load_task
+    from dynscaling_jax.training.pairs import Attempts
+
+    file = run / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{run} is no directory of a run: it has no {file}")
+    task = load_task(task_of(json.loads(file.read_bytes()), file))
+    samples: dict[str, list] = {}
+    for sample in read_samples(run / "samples.jsonl"):
+        if sample.answer is not None:
+            samples.setdefault(sample.query_id, []).append(sample)
+    drawn = []
+    with Comparer() as compare:
+        for query, reference in task.problems:
+            own = samples.get(query.id, [])
+            verdict = {
+                answer: grade(answer, reference, task.kind, compare) == "right"
+                for answer in {sample.answer for sample in own}
+            }
+            right = tuple(verdict[sample.answer] for sample in own)
+            solution = known.get(query.id)
+            drawn.append(Attempts(query, tuple(own), right, solution))
+    return drawn
+
+
+def task_of(row: Any, file: Path) -> dict[str, Any]:
+    """The fields of the task of a run, from its config.json."""
+    from launch.experiment import task_fields
+
+    try:
+        return task_fields(row["config"]["task"])
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{file}: expected the config of a run") from None
+
+
+def solutions(path: str) -> dict[str, str]:
+    """Id -> completion, from a file of lessons."""
+    from dynscaling_jax.tasks.sources import read_rows
+
+    if not path:
+        return {}
+    found = {}
+    for row, place in read_rows(Path(path)):
+        if not isinstance(row.get("id"), str) or not isinstance(
+            row.get("completion"), str
+        ):
+            raise ValueError(f'{place}: expected texts "id" and "completion"')
+        found[row["id"]] = row["completion"]
+    return found
+
+
+def cli() -> None:
+    flags.mark_flags_as_required(["run", "out"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    cli()
