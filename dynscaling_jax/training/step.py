@@ -93,7 +93,16 @@ def step(
     updates, opt = optimizer(hyper).update(grads, state.opt, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     state = State(params, opt, state.step + 1)
-    return state, loss / count, optax.global_norm(grads)
+    return state, loss / count, norm(grads)
+
+
+def norm(tree: Any) -> jax.Array:
+    """Root of the sum of squares of all that a tree holds, float32 []."""
+    squares = [
+        jnp.sum(jnp.square(x.astype(jnp.float32)))
+        for x in jax.tree.leaves(tree)
+    ]
+    return jnp.sqrt(sum(squares, jnp.float32(0)))
 
 
 @functools.partial(jax.jit, static_argnums=1)
