@@ -1,5 +1,8 @@
 # make setup   a virtual environment with pinned versions, and the demo's model
-# make demo    the main job on a real model
+# make demo    five methods side by side on the bundled reasoner
+# make gains   the same over five seeds
+# make smollm2 the same on SmolLM2 and GSM8K=FILE
+# make reasoner  trains the bundled reasoner again, in 90 minutes
 # make test    the tests
 # make check   lint, types and the contract of imports
 # make parity  fresh comparisons with torch and transformers
@@ -13,7 +16,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PINS := $(wildcard third_party/pins-$(VERSION).txt)
 DONE := $(VENV)/.done
 
-.PHONY: setup demo test check parity peers pins clean
+.PHONY: setup demo gains smollm2 reasoner test check parity peers pins clean
 
 setup: $(DONE)
 
@@ -27,7 +30,26 @@ $(DONE): pyproject.toml $(PINS)
 	@touch $@
 
 demo: setup
-	$(BIN)/python -m launch.run --config=configs/smollm2_arithmetic.py --workdir=runs/demo
+	$(BIN)/python -m launch.compare --config=configs/reasoner.py --workdir=runs/demo
+
+gains: setup
+	$(BIN)/python -m launch.compare --config=configs/reasoner.py --workdir=runs/gains --seeds=5
+
+# GSM8K=test.jsonl; without it the hub's file is read
+smollm2: setup
+	$(BIN)/python -m launch.compare --config=configs/smollm2_gsm8k.py --config.task.path=$(GSM8K) \
+	  --config.task.limit=16 --budgets=4 --workdir=runs/smollm2
+
+RUNS := runs/reasoner
+reasoner: setup
+	$(BIN)/python -m launch.lessons --out=$(RUNS)/plain.jsonl
+	$(BIN)/python -m launch.lessons --out=$(RUNS)/held_out.jsonl --problems=600 --seed=9
+	$(BIN)/python -m launch.train --config=configs/train_reasoner.py --workdir=$(RUNS)/plain
+	$(BIN)/python -m launch.run --config=configs/reasoner_attempts.py --workdir=$(RUNS)/attempts
+	$(BIN)/python -m launch.lessons --out=$(RUNS)/solutions.jsonl --problems=6000 --seed=1
+	$(BIN)/python -m launch.pairs --run=$(RUNS)/attempts --solutions=$(RUNS)/solutions.jsonl --out=$(RUNS)/chained.jsonl
+	$(BIN)/python -m launch.train --config=configs/train_reasoner_chains.py --workdir=$(RUNS)/chained
+	$(BIN)/python -m launch.convert --model=$(RUNS)/chained/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

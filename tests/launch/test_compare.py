@@ -1,0 +1,147 @@
+"""launch.compare with a tiny model: one draw of a sample serves all runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynscaling_jax.types import Message, Query, Request, Sample
+from launch.comparison import remembered
+
+ROOT = Path(__file__).parents[2]
+
+
+def compare(tiny_model, workdir, *more):
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "launch.compare",
+            "--config=configs/reasoner.py",
+            f"--config.model={tiny_model}",
+            "--config.task.limit=3",
+            "--config.task.steps=1",
+            "--config.engine.max_new_tokens=16",
+            "--config.engine.rows=8",
+            f"--workdir={workdir}",
+            *more,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_model, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("compared")
+    flags = ("--budgets=2,5", "--methods=dynscaling,dynamic_only", "--seeds=2")
+    done = compare(tiny_model, workdir, *flags)
+    assert done.returncode == 0, done.stderr
+    return workdir, done, flags
+
+
+def rows(folder):
+    lines = (folder / "samples.jsonl").read_text().splitlines()
+    return {
+        (row["query_id"], row["index"]): row for row in map(json.loads, lines)
+    }
+
+
+def test_prints_the_report_that_it_writes(compared):
+    workdir, done, _ = compared
+    assert done.stdout == (workdir / "report.md").read_text()
+    for name in ("self_consistency", "dynscaling", "dynamic_only"):
+        assert done.stdout.count(f"| {name} ") == 2
+    assert (workdir / "samples.png").exists()
+    found = json.loads((workdir / "report.json").read_bytes())
+    assert all(row["questions"] == 6 for row in found)
+    dear = max(row["tokens_per_question"] for row in found)
+    baseline = [r for r in found if r["method"] == "self_consistency"]
+    assert max(r["tokens_per_question"] for r in baseline) == dear
+
+
+def test_runs_share_their_samples(compared):
+    """A budget's samples are the first of a larger budget's, for every
+    method; independent samples are those of every other method."""
+    workdir, _, _ = compared
+    for seed in ("seed-0", "seed-1"):
+        drawn = {f.name: rows(f) for f in (workdir / seed).iterdir()}
+        many = drawn["self_consistency-5"]
+        for method in ("self_consistency", "dynscaling", "dynamic_only"):
+            small, large = drawn[f"{method}-2"], drawn[f"{method}-5"]
+            for key, row in small.items():
+                assert row["text"] == large[key]["text"]
+        for method in ("dynscaling-5", "dynamic_only-5"):
+            for key, row in drawn[method].items():
+                if not row["parents"] and key in many:
+                    assert row["text"] == many[key]["text"]
+
+
+def test_seeds_have_questions_of_their_own(compared):
+    workdir, _, _ = compared
+    one, other = (
+        json.loads(
+            (workdir / f"seed-{i}/self_consistency-5/answers.json").read_bytes()
+        )
+        for i in range(2)
+    )
+    assert one.keys() == other.keys()
+    assert [a["reference"] for a in one.values()] != [
+        a["reference"] for a in other.values()
+    ]
+
+
+def test_done_again_it_says_the_same(tiny_model, compared):
+    workdir, done, flags = compared
+    assert compare(tiny_model, workdir, *flags).stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    "flag, says",
+    [
+        ("--budgets=4,x", "expected samples a question"),
+        ("--budgets=0", "expected samples a question"),
+        ("--methods=guess", "method"),
+    ],
+)
+def test_refuses_what_it_cannot_compare(tiny_model, tmp_path, flag, says):
+    done = compare(tiny_model, tmp_path, flag)
+    assert done.returncode == 1
+    assert done.stderr.startswith("launch.compare: ") and says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_remembered_sample_is_not_drawn_again():
+    asked = []
+
+    def model(requests):
+        for r in requests:
+            asked.append((r.query.id, r.index, r.messages))
+            yield Sample(
+                r.query.id,
+                r.index,
+                r.round,
+                r.parents,
+                "text",
+                None,
+                "stop",
+                1,
+                0,
+                1,
+                0.0,
+            )
+
+    query = Query("q", (Message("user", "?"),))
+    first = Request(query, query.messages, 0)
+    chain = first._replace(messages=(*query.messages, Message("assistant", "")))
+    draw = remembered(model)
+    assert len(list(draw([first]))) == 1
+    (again,) = draw([first._replace(round=3, parents=(1,))])
+    assert (again.round, again.parents) == (3, (1,))
+    list(draw([chain]))  # the same name, another prompt
+    assert len(asked) == 2
