@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 OUT = flags.DEFINE_string("out", None, "The file, JSON Lines.")
 PROBLEMS = flags.DEFINE_integer("problems", 100_000, "How many.", 1)
-STEPS = flags.DEFINE_integer("steps", 6, "Difficulty, from 1 to this.", 1)
+STEPS = flags.DEFINE_integer("steps", 8, "Difficulty, from 1 to this.", 1)
+LARGEST = flags.DEFINE_integer("largest", 99, "No number is larger.", 60)
 SEED = flags.DEFINE_integer("seed", 0, "Of the problems.")
 
 
@@ -28,20 +29,26 @@ def main(argv: Sequence[str]) -> None:
     draft = out.with_name(out.name + ".tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(draft, PROBLEMS.value, STEPS.value, SEED.value)
+        write(draft, PROBLEMS.value)
         os.replace(draft, out)
     except OSError as error:
         sys.exit(f"launch.lessons: {error}")
     print(out)
 
 
-def write(path: Path, problems: int, steps: int, seed: int) -> None:
-    """Lesson i is the problem arithmetic/i of that seed."""
+def write(path: Path, problems: int) -> None:
+    """Lesson i is the problem arithmetic/i of the seed."""
     from dynscaling_jax.tasks import arithmetic_problem
 
     with path.open("w", encoding="ascii") as file:
         for index in tqdm(range(problems), disable=None, unit="lesson"):
-            made = arithmetic_problem(seed, index, 1 + index % steps, "train")
+            made = arithmetic_problem(
+                SEED.value,
+                index,
+                1 + index % STEPS.value,
+                "train",
+                LARGEST.value,
+            )
             row = {
                 "id": f"arithmetic/{index}",
                 "prompt": [{"role": "user", "content": made.question}],

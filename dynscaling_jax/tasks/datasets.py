@@ -14,7 +14,7 @@ from dynscaling_jax.tasks.benchmarks import (
     Item,
 )
 from dynscaling_jax.tasks.forms import TRUTH, canonical, check_kind
-from dynscaling_jax.tasks.generator import arithmetic_problem
+from dynscaling_jax.tasks.generator import LARGEST, arithmetic_problem
 from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
 from dynscaling_jax.tasks.sources import download, read_rows
 from dynscaling_jax.types import Message, Query
@@ -50,6 +50,7 @@ class TaskConfig(NamedTuple):
     few_shot: int = 0  # worked examples before the question
     seed: int = 0  # order of gpqa's options; the arithmetic problems
     steps: int = 4  # arithmetic: difficulty runs from 1 to this
+    largest: int = LARGEST  # arithmetic: no number is larger
     fields: dict[str, str] = {}  # jsonl: question, answer, id, choices
 
 
@@ -242,7 +243,9 @@ def _arithmetic(settings: TaskConfig) -> Task:
     problems = []
     for index in range(settings.offset, settings.offset + size):
         steps = 1 + index % settings.steps
-        made = arithmetic_problem(settings.seed, index, steps, split)
+        made = arithmetic_problem(
+            settings.seed, index, steps, split, settings.largest
+        )
         query = Query(
             f"arithmetic/{index}", _messages(made.question, kind, settings)
         )

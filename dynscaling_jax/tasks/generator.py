@@ -2,7 +2,7 @@
 
 A problem follows one pile of things through a number of steps: some are
 added, some are taken away, the pile grows several times, or is shared out
-evenly. Every number stays a whole one between 1 and 999. `steps` is the
+evenly. Every number stays a whole one between 1 and `largest`. `steps` is the
 difficulty. The solution is written out step by step, and ends in the form
 that the prompts ask for, so that it serves as a training text.
 """
@@ -13,7 +13,8 @@ from itertools import count
 from typing import NamedTuple
 
 SPLITS = ("train", "test")
-_LARGEST = 999
+LARGEST = 999
+LEAST_LARGEST = 60  # a pile begins with up to so many
 
 
 class ArithmeticProblem(NamedTuple):
@@ -86,7 +87,11 @@ _WORDINGS = {
 
 
 def arithmetic_problem(
-    seed: int, index: int, steps: int, split: str = "test"
+    seed: int,
+    index: int,
+    steps: int,
+    split: str = "test",
+    largest: int = LARGEST,
 ) -> ArithmeticProblem:
     """Problem number `index` of a split: a function of its arguments alone.
 
@@ -94,29 +99,34 @@ def arithmetic_problem(
     their hash, belong to test, and the rest to train.
 
     Raises:
-      ValueError: fewer than one step, a negative index, an unknown split.
+      ValueError: fewer than one step, a negative index, an unknown split, a
+        largest number that a pile may begin above.
     """
     if steps < 1 or index < 0 or split not in SPLITS:
         raise ValueError(
             "expected steps >= 1, index >= 0 and split train or test, got "
             f"steps={steps}, index={index}, split={split!r}"
         )
+    if largest < LEAST_LARGEST:
+        raise ValueError(
+            f"largest must be at least {LEAST_LARGEST}, got {largest}"
+        )
     for attempt in count():
         rng = random.Random(f"{seed}/{split}/{index}/{steps}/{attempt}")
-        problem = _draw(rng, steps)
+        problem = _draw(rng, steps, largest)
         is_test = sha256(problem.question.encode()).digest()[0] < 64
         if is_test == (split == "test"):
             return problem
     raise AssertionError("unreachable")
 
 
-def _draw(rng: random.Random, steps: int) -> ArithmeticProblem:
+def _draw(rng: random.Random, steps: int, largest: int) -> ArithmeticProblem:
     name, things = rng.choice(_NAMES), rng.choice(_THINGS)
-    value = rng.randint(5, 60)
+    value = rng.randint(5, LEAST_LARGEST)
     told = [rng.choice(_OPENINGS).format(name=name, n=value, things=things)]
     shown = [f"{name} begins with {value} {things}."]
     for _ in range(steps):
-        sign, n = _step(rng, value)
+        sign, n = _step(rng, value, largest)
         wording = rng.choice(_WORDINGS[sign])
         told.append(wording.format(name=name, n=n, things=things))
         result = {
@@ -132,11 +142,11 @@ def _draw(rng: random.Random, steps: int) -> ArithmeticProblem:
     return ArithmeticProblem(" ".join(told), " ".join(shown), value, steps)
 
 
-def _step(rng: random.Random, value: int) -> tuple[str, int]:
-    """A sign and an operand that keep the value whole and in 1.._LARGEST."""
+def _step(rng: random.Random, value: int, largest: int) -> tuple[str, int]:
+    """A sign and an operand that keep the value whole and in 1..largest."""
     divisors = [n for n in range(2, 10) if value % n == 0]
-    factors = [n for n in range(2, 6) if value * n <= _LARGEST]
-    room = min(_LARGEST - value, 60)
+    factors = [n for n in range(2, 6) if value * n <= largest]
+    room = min(largest - value, 60)
     signs = ["+"] * (room > 1) + ["-"] * (value > 2)
     signs += ["*"] * bool(factors) + ["/"] * bool(divisors)
     sign = rng.choice(signs)
