@@ -99,10 +99,10 @@ def attempts(run: Path, known: dict[str, str]) -> list[Any]:
 
 def task_of(row: Any, file: Path) -> dict[str, Any]:
     """The fields of the task of a run, from its config.json."""
-    from launch.experiment import task_fields
-
     try:
-        return task_fields(row["config"]["task"])
+        fields = row["config"]["task"]
+        named = {k: v for k, v in fields["fields"].items() if v}
+        return {**fields, "fields": named}
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{file}: expected the config of a run") from None
 
