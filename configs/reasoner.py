@@ -1,4 +1,4 @@
-"""The bundled reasoner on fresh word problems of 1 to 8 steps.
+"""The bundled reasoner on fresh word problems of 1 to 6 steps.
 
     python -m launch.run --config=configs/reasoner.py --workdir=runs/reasoner
 
@@ -14,7 +14,7 @@ def get_config():
     config.task.name = "arithmetic"
     config.task.template = "{question}"
     config.task.limit = 200
-    config.task.steps = 8
+    config.task.steps = 6
     config.task.largest = 99
     config.engine.max_new_tokens = 128
     config.engine.temperature = 1.0

@@ -16,6 +16,6 @@ def get_config():
     config = training.get_config()
     config.lessons = ("runs/reasoner/plain.jsonl",)
     config.held_out = "runs/reasoner/held_out.jsonl"
-    config.steps = 2400
+    config.steps = 1600
     config.learning_rate = 3e-3
     return config

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 OUT = flags.DEFINE_string("out", None, "The file, JSON Lines.")
 PROBLEMS = flags.DEFINE_integer("problems", 100_000, "How many.", 1)
-STEPS = flags.DEFINE_integer("steps", 8, "Difficulty, from 1 to this.", 1)
+STEPS = flags.DEFINE_integer("steps", 6, "Difficulty, from 1 to this.", 1)
 LARGEST = flags.DEFINE_integer("largest", 99, "No number is larger.", 60)
 SEED = flags.DEFINE_integer("seed", 0, "Of the problems.")
 

@@ -14,13 +14,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from dynscaling_jax.models import export, hf_config, load_model, transformer
+from dynscaling_jax.models import export, hf_config, load_model
 from dynscaling_jax.models import tokenizer as tokenizers
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.model import Model, resolve
 from dynscaling_jax.training import step as learning
 from dynscaling_jax.training.batches import Batch, batches, take
 from dynscaling_jax.training.checkpoint import Checkpoints
+from dynscaling_jax.training.initial import fresh_params
 from dynscaling_jax.training.lessons import (
     Lesson,
     Lessons,
@@ -143,7 +144,7 @@ def open_model(config: Config, side: Path, lessons: list[Lesson]) -> Model:
         "llama", tied=True, eos_ids=tokenizer.end_ids, **config.shape
     )
     key = jax.random.key(config.seed)
-    params = transformer.init_params(key, shape, config.dtype)
+    params = fresh_params(key, shape, config.dtype)
     return Model(shape, params, lambda: tokenizer)
 
 
