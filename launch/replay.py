@@ -34,12 +34,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app, flags
+from absl import flags
+
+from launch.arguments import Command, quiet, start
 
 if TYPE_CHECKING:
     from dynscaling_jax.analysis.replay import Played, Player
     from dynscaling_jax.records.bank import Bank
 
+COMMAND = Command(
+    "launch.replay",
+    ("bank", "out"),
+    "python -m launch.replay --bank=runs/demo --out=runs/replay",
+)
 BANK = flags.DEFINE_list("bank", None, "Bank files, or directories of runs.")
 USUAL = (2.0, 4.0, 8.0, 16.0, 32.0)
 POLICIES = flags.DEFINE_string(
@@ -93,9 +100,7 @@ FULL = 40  # samples of the uniform vote that sets the goal of savings
 
 
 def main(_) -> None:
-    # absl shows what others log: devices that are not there, a font cache
-    for noisy in ("jax", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet("jax", "matplotlib")
     out = Path(OUT.value or "")
     try:
         # JAX is imported after the flags are read, so that --help answers at
@@ -389,8 +394,7 @@ def _ratio(value: float) -> str:
 
 
 def cli() -> None:
-    flags.mark_flags_as_required(["bank", "out"])
-    app.run(main)
+    start(main, COMMAND)
 
 
 if __name__ == "__main__":
