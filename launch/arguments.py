@@ -1,26 +1,111 @@
-"""Flags as absl reads them; a mistyped field of a config is one line."""
+"""Flags as absl reads them, where any mistake in them is one line."""
 
 import functools
+import importlib
+import logging
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from absl import app
-
-
-def reader(program: str, fields: str) -> Callable[[list[str]], list[str]]:
-    """A flags parser for app.run. fields is the file that lists what a
-    config may hold."""
-    return functools.partial(_read, program, fields)
+from absl import app, flags
+from ml_collections import ConfigDict
 
 
-def _read(program: str, fields: str, args: list[str]) -> list[str]:
+class Command(NamedTuple):
+    """What a message about the flags of a command needs to know."""
+
+    name: str
+    needs: tuple[str, ...]  # flags that it cannot run without
+    example: str  # a whole command that runs
+    fields: str = ""  # the file that lists what its config may hold
+
+
+def start(main: Callable[[Any], object], command: Command) -> None:
+    """Reads the flags and calls main; does not come back."""
+    app.run(main, flags_parser=functools.partial(_read, command))
+
+
+def quiet(*loggers: str) -> None:
+    """absl shows what others log: devices that are not there, each request."""
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # read at its import, when it sets the level of its logger itself
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+
+
+def _read(command: Command, args: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(args)
+        words = flags.FLAGS(args)
+        values: dict[str, Any] = {
+            name: flags.FLAGS[name].value for name in command.needs
+        }
+        missing = [name for name, value in values.items() if value is None]
+        if command.fields and not missing:
+            values["config"].to_dict()  # where its file could not be read
+    except flags.UnrecognizedFlagError as error:
+        missing = _needed_first(command, error.flagname)
+        if not missing:
+            sys.exit(f"{command.name}: {_unknown(command, error)}")
     except AttributeError as error:
-        field = re.search(r"\w+", str(error))
-        hint = re.search(r'Did you mean "\w+"', str(error))
-        sys.exit(
-            f"{program}: the config has no field {field and field[0]!r}; "
-            + (f"{hint[0]}?" if hint else f"see {fields}")
-        )
+        sys.exit(f"{command.name}: {_no_field(command, error)}")
+    except (flags.Error, OSError, ValueError) as error:
+        sys.exit(f"{command.name}: {_said(command, error)}")
+    if missing:
+        given = " and ".join(f"--{name}" for name in missing)
+        sys.exit(f"{command.name}: give {given}, as in: {command.example}")
+    if words[1:]:
+        sys.exit(f"{command.name}: what is {' '.join(words[1:])!r} for?")
+    return words
+
+
+def _needed_first(command: Command, flag: str) -> Sequence[str]:
+    """--config, where a field of it came without it."""
+    alone = flag.startswith("config.") and command.fields
+    return ("config",) if alone and not flags.FLAGS["config"].present else ()
+
+
+def _unknown(command: Command, error: flags.UnrecognizedFlagError) -> str:
+    name = error.flagname.split("=")[0]
+    fields = [f"--config.{field}" for field in _fields(command, name)]
+    typo = str(error).partition("Did you mean: ")[2].rstrip(" ?")
+    near = [f"--{flag}" for flag in typo.split(", ") if flag]
+    close = " or ".join(near or fields)
+    hint = f"did you mean {close}?" if close else "--help lists all"
+    return f"there is no flag --{name}; {hint}"
+
+
+def _fields(command: Command, name: str) -> list[str]:
+    """The fields of the command's config of that name, at any depth."""
+    if not command.fields:
+        return []
+    module = command.fields.removesuffix(".py").replace("/", ".")
+    config = importlib.import_module(module).get_config()
+    return [f for f in _paths(config) if f.rpartition(".")[2] == name]
+
+
+def _paths(config: Any, before: str = "") -> Iterator[str]:
+    for key in config:
+        if isinstance(config[key], ConfigDict):
+            yield from _paths(config[key], f"{before}{key}.")
+        else:
+            yield f"{before}{key}"
+
+
+def _no_field(command: Command, error: AttributeError) -> str:
+    field = re.search(r"\w+", str(error))
+    hint = re.search(r'Did you mean "\w+"', str(error))
+    return f"the config has no field {field and field[0]!r}; " + (
+        f"{hint[0]}?" if hint else f"see {command.fields}"
+    )
+
+
+def _said(command: Command, error: Exception) -> str:
+    last = str(error).strip().splitlines()[-1].strip()
+    if isinstance(error, OSError):  # the config cannot be read
+        last = last.rpartition("failure to load: ")[2]
+        return f"--config: {last}; expected a file as in: {command.example}"
+    number = r"invalid literal for int.*|could not convert string to float.*"
+    whole = "invalid literal" in last
+    return re.sub(number, f"expected a {'whole ' * whole}number", last)

@@ -10,12 +10,16 @@ import json
 import logging
 import sys
 
-from absl import app, flags
 from ml_collections import config_flags
 
-from launch.arguments import reader
+from launch.arguments import Command, quiet, start
 
-FIELDS = "configs/bench.py"
+COMMAND = Command(
+    "launch.bench",
+    ("config",),
+    "python -m launch.bench --config=configs/bench.py --config.only=replay",
+    "configs/bench.py",
+)
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What is measured; --config.FIELD=VALUE replaces a field."
 )
@@ -40,8 +44,7 @@ def main(_) -> None:
                 f"launch.bench: unknown bench {name!r}; known: "
                 f"{', '.join(BENCHES)}"
             )
-    for noisy in ("jax", "httpx2", "gguf"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet("jax", "httpx2", "gguf")
     try:
         for name in names:
             # JAX is imported after the flags are read
@@ -54,8 +57,7 @@ def main(_) -> None:
 
 
 def cli() -> None:
-    flags.mark_flags_as_required(["config"])
-    app.run(main, flags_parser=reader("launch.bench", FIELDS))
+    start(main, COMMAND)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,20 @@ straight onto a mesh; transformers loads the hf one. Values are kept as the
 source has them, in its float type, unless --dtype says otherwise.
 """
 
-import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
+from launch.arguments import Command, quiet, start
+
+COMMAND = Command(
+    "launch.convert",
+    ("model", "out"),
+    "python -m launch.convert --model=smollm2-135m-instruct --out=smollm2",
+)
 MODEL = flags.DEFINE_string("model", None, "What to convert.")
 TO = flags.DEFINE_enum("to", "orbax", ["orbax", "hf"], "The layout.")
 OUT = flags.DEFINE_string("out", None, "A directory that is not there yet.")
@@ -26,12 +31,8 @@ DTYPE = flags.DEFINE_enum(
 )
 
 
-def main(argv: Sequence[str]) -> None:
-    if argv[1:]:
-        sys.exit(f"launch.convert: what is {' '.join(argv[1:])!r} for?")
-    for noisy in ("jax", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+def main(_) -> None:
+    quiet("jax", "orbax", "absl")
     out = Path(str(OUT.value))
     if not out.name:
         sys.exit(f"launch.convert: --out={OUT.value} names no new directory")
@@ -67,8 +68,7 @@ def convert(
 
 
 def cli() -> None:
-    flags.mark_flags_as_required(["model", "out"])
-    app.run(main)
+    start(main, COMMAND)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def run(
         )
         summary = {
             "task": task.name,
+            "kind": task.kind,
             "model": config.model,
             "method": config.method,
             **axes,
@@ -412,7 +413,8 @@ def table(summary: dict[str, Any]) -> str:
     low, high = summary["accuracy_ci95"]
     uncached = summary["prompt_tokens"] - summary["cached_tokens"]
     lines = {
-        "task": f"{summary['task']}, {summary['queries']} questions",
+        "task": f"{summary['task']}, {summary['queries']} questions, "
+        f"answers: {summary['kind']}",
         "model": summary["model"],
         "method": "{strategy} x {policy} x {vote}".format(**summary),
         "samples": f"{summary['samples']} in {summary['rounds']} rounds "

@@ -5,8 +5,8 @@
         --replicates=1000 --seed=0 --out=DIR
 
 Writes DIR/replay.json and figures, and prints a table. A bank is a file of
-recorded samples or the samples.jsonl of a run; a budget is the average
-number of samples a question; --policies=all runs every policy that the banks
+recorded samples or the directory of a run; a budget is the average number of
+samples a question; --policies=all runs every policy that the banks
 can serve, and `oracle`, which reads the references, may be named too.
 
 replay.json holds the settings and, in `banks`, one object a bank:
@@ -34,13 +34,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app, flags
+from absl import flags
+
+from launch.arguments import Command, quiet, start
 
 if TYPE_CHECKING:
     from dynscaling_jax.analysis.replay import Played, Player
     from dynscaling_jax.records.bank import Bank
 
-BANK = flags.DEFINE_list("bank", None, "Bank files.")
+COMMAND = Command(
+    "launch.replay",
+    ("bank", "out"),
+    "python -m launch.replay --bank=runs/demo --out=runs/replay",
+)
+BANK = flags.DEFINE_list("bank", None, "Bank files, or directories of runs.")
+USUAL = (2.0, 4.0, 8.0, 16.0, 32.0)
 POLICIES = flags.DEFINE_string(
     "policies",
     "uniform,ucb,opportunity_cost",
@@ -48,17 +56,16 @@ POLICIES = flags.DEFINE_string(
 )
 VOTE = flags.DEFINE_string("vote", "majority", "The vote.")
 BUDGETS = flags.DEFINE_list(
-    "budgets", ["2", "4", "8", "16", "32"], "Average samples a question."
+    "budgets",
+    None,
+    "Average samples a question; by default 2, 4, 8, 16 and 32, as far as the "
+    "bank goes.",
 )
 REPLICATES = flags.DEFINE_integer(
     "replicates", 1000, "Orders of draws.", lower_bound=1
 )
 SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "Seed of all randomness.",
-    lower_bound=0,
-    upper_bound=2**31 - 1,
+    "seed", 0, "Seed of all randomness.", lower_bound=0, upper_bound=2**31 - 1
 )
 OUT = flags.DEFINE_string("out", None, "Directory of the results.")
 ROUND = flags.DEFINE_float(
@@ -86,14 +93,14 @@ LEGEND = """
 @8     accuracy of the vote at 8 samples a question, on average
 spent  samples a question that were drawn of the last budget
 x 0.9  how often uniform's samples go into the policy's, where each has come
-       90% of the way from pass@1 to the uniform vote at 40"""
+       90% of the way from pass@1 to the uniform vote at 40
+-      no such number: the bank holds fewer than 40 samples a question, the
+       vote gains nothing over one sample, or the policy never gets there"""
 FULL = 40  # samples of the uniform vote that sets the goal of savings
 
 
 def main(_) -> None:
-    # absl shows what others log: devices that are not there, a font cache
-    for noisy in ("jax", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet("jax", "matplotlib")
     out = Path(OUT.value or "")
     try:
         # JAX is imported after the flags are read, so that --help answers at
@@ -101,7 +108,8 @@ def main(_) -> None:
         from dynscaling_jax.analysis.plots import accuracy_curves
         from dynscaling_jax.records.bank import read_bank
 
-        budgets = read_budgets(BUDGETS.value)
+        asked = BUDGETS.value
+        budgets = None if asked is None else read_budgets(asked)
         if not BANK.value:
             raise ValueError("bank: expected at least one file.")
         if out.exists() and not out.is_dir():
@@ -111,11 +119,11 @@ def main(_) -> None:
         if len(set(names)) < len(names):
             raise ValueError(f"bank: two of one name among {names}.")
         for bank in banks:
-            prepare(bank, budgets)
+            prepare(bank, budgets or usual(bank))
         out.mkdir(parents=True, exist_ok=True)
         reports, curves = [], {}
         for bank in banks:
-            report, curves[bank.name] = study(bank, budgets)
+            report, curves[bank.name] = study(bank, budgets or usual(bank))
             reports.append(report)
             print(table(report), flush=True)
         write(out / "replay.json", {**settings(), "banks": reports})
@@ -149,6 +157,12 @@ def read_budgets(texts: Sequence[str]) -> list[float]:
     return sorted(set(budgets))
 
 
+def usual(bank: "Bank") -> list[float]:
+    """The budgets of a bank where none are given."""
+    depth = bank.answer_QN.shape[1]
+    return [budget for budget in USUAL if budget <= depth] or [float(depth)]
+
+
 def prepare(bank: "Bank", budgets: list[float]) -> dict[str, "Player"]:
     """The policies that are asked for, checked against what the bank has.
 
@@ -165,7 +179,8 @@ def prepare(bank: "Bank", budgets: list[float]) -> dict[str, "Player"]:
     if budgets[-1] > depth:
         raise ValueError(
             f"{bank.name}: a budget of {budgets[-1]:g} samples a question is "
-            f"over the {depth} that the bank holds."
+            f"over the {depth} that the bank holds; give --budgets="
+            + ",".join(f"{budget:g}" for budget in usual(bank))
         )
     names = split_names(POLICIES.value)
     live = ",".join(name for name in names if name != "oracle")
@@ -379,8 +394,7 @@ def _ratio(value: float) -> str:
 
 
 def cli() -> None:
-    flags.mark_flags_as_required(["bank", "out"])
-    app.run(main)
+    start(main, COMMAND)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,18 @@ import signal
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from launch.arguments import reader
+from launch.arguments import Command, quiet, start
 
-FIELDS = "configs/common.py"
+COMMAND = Command(
+    "launch.run",
+    ("config", "workdir"),
+    "python -m launch.run --config=configs/smollm2_arithmetic.py "
+    "--workdir=runs/demo",
+    "configs/common.py",
+)
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config of the run; --config.FIELD=VALUE replaces a field."
 )
@@ -27,10 +33,7 @@ WORKDIR = flags.DEFINE_string(
 def main(_) -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    # absl shows what others log: devices that are not there, each request
-    for noisy in ("jax", "httpx2"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    quiet("jax", "httpx2")
     # JAX is imported after the flags are read, so that --help and a mistyped
     # field answer at once.
     from launch import experiment
@@ -46,8 +49,7 @@ def main(_) -> None:
 
 
 def cli() -> None:
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=reader("launch.run", FIELDS))
+    start(main, COMMAND)
 
 
 if __name__ == "__main__":

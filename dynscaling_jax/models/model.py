@@ -202,7 +202,8 @@ def resolve(path: str) -> Path:
 
     Raises:
         FileNotFoundError: nothing is there; says what to do.
-        ValueError: an empty path.
+        OSError: the hub cannot be reached, or does not give the model.
+        ValueError: an empty path, or the directory of a run.
     """
     if not path:
         raise ValueError(
@@ -223,18 +224,39 @@ def resolve(path: str) -> Path:
             )
         return found[0]
     if path.startswith("hf://"):
-        from huggingface_hub import snapshot_download
-
-        name, _, revision = path.removeprefix("hf://").partition("@")
-        return Path(
-            snapshot_download(
-                name, revision=revision or None, allow_patterns=HUB_FILES
-            )
-        )
+        return _download(path)
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(
             f"model {path!r}: no such file or directory; known names: "
             f"{', '.join(PACKAGED)}"
         )
+    weights = (file / PARAMS).exists() or any(file.glob("*.safetensors"))
+    if (file / "samples.jsonl").exists() and not weights:
+        raise ValueError(
+            f"model {path!r}: this is the directory of a run, with "
+            "samples.jsonl and no weights; give that of a model, such as "
+            "`model` in its config.json names"
+        )
     return file
+
+
+def _download(address: str) -> Path:
+    """The local copy of a model on the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    name, _, revision = address.removeprefix("hf://").partition("@")
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision or None, allow_patterns=HUB_FILES
+            )
+        )
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise OSError(
+            f"model {address}: could not fetch it from the Hugging Face hub: "
+            f"{first} ({type(error).__name__}). Is there a network, and is the "
+            "model open to you? Or give a local file or directory."
+        ) from error

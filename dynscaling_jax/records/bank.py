@@ -59,7 +59,7 @@ def read_bank(
     depth: int | None = None,
     same: Same = operator.eq,
 ) -> Bank:
-    """Reads a bank file, or the samples.jsonl of a run.
+    """Reads a bank file, or the samples.jsonl of a run or its directory.
 
     Args:
       references: query id -> reference, in place of those in the file.
@@ -74,6 +74,8 @@ def read_bank(
         unequal depth or less than depth, or a missing reference.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / "samples.jsonl"
     rows = _rows(path)
     if not rows:
         raise ValueError(f"{path}: expected a line a question, found none.")

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dynscaling_jax.types import Sample
+
 ROOT = Path(__file__).parents[2]
 BANKS = (
     Path(os.environ.get("DYNSCALING_DATA", ROOT.parent / "shared" / "data"))
@@ -138,7 +140,12 @@ def test_figures_and_a_table(done):
         ("--policies=best", "unknown policy 'best'; known: .*uniform"),
         ("--policies=ucb(c=high)", "c='high' is not float"),
         ("--budgets=2,x", "budget 'x': expected"),
-        ("--budgets=41", "41 samples a question is over the 40"),
+        (
+            "--budgets=41",
+            "41 samples a question is over the 40 that the bank holds; "
+            "give --budgets=2,4,8,16,32$",
+        ),
+        ("--budgets=", "budgets: expected at least one"),
         ("--vote=loudest", "unknown vote 'loudest'; known: .*majority"),
         ("--bank=nowhere.jsonl", "nowhere.jsonl"),
         ("--bank=BAD", r"bad\.jsonl:2: expected a JSON object"),
@@ -174,6 +181,51 @@ def test_bad_input_is_one_clear_line(tmp_path, argument, message):
     (line,) = process.stderr.splitlines()
     assert line.startswith("launch.replay: ")
     assert re.search(message, line)
+
+
+def test_a_run_of_ones_own(tmp_path):
+    """Its 8 samples a question were under the budgets of 16 and 32 that
+    nobody had asked for."""
+    run = tmp_path / "demo"
+    run.mkdir()
+    rng = np.random.default_rng(0)
+    samples = [
+        Sample(
+            query_id=f"q/{q}",
+            index=i,
+            round=0,
+            parents=(),
+            text="",
+            answer=str(rng.choice(["7", "8"])),
+            finish_reason="stop",
+            prompt_tokens=3,
+            cached_tokens=0,
+            new_tokens=5,
+            flops=1.0,
+        )
+        for q in range(3)
+        for i in range(8)
+    ]
+    rows = [sample._asdict() for sample in samples]
+    (run / "samples.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
+    references = {sample.query_id: "7" for sample in samples}
+    (run / "references.json").write_text(json.dumps(references))
+    process = command(
+        f"--bank={run}",
+        "--policies=uniform",
+        "--replicates=2",
+        f"--out={tmp_path / 'out'}",
+    )
+    assert process.returncode == 0, process.stderr
+    (report,) = strict((tmp_path / "out" / "replay.json").read_text())["banks"]
+    assert report["bank"] == "demo"
+    assert [row["budget"] for row in report["results"]] == [2, 4, 8]
+    assert {row["ratio"] for row in report["savings"]} == {None}
+    assert re.search(
+        "^- +no such number: .* fewer than 40", process.stdout, re.M
+    )
 
 
 def test_a_real_bank(tmp_path):

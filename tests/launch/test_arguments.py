@@ -1,0 +1,117 @@
+"""A mistake in the flags of a command is one line that says what to do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "--config=configs/smollm2_arithmetic.py"
+EXAMPLES = {
+    "run": "--config=configs/smollm2_arithmetic.py --workdir=runs/demo",
+    "bench": "--config=configs/bench.py --config.only=replay",
+    "replay": "--bank=runs/demo --out=runs/replay",
+    "convert": "--model=smollm2-135m-instruct --out=smollm2",
+}
+
+
+def launch(name, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", f"launch.{name}", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
+def said(name, *arguments, **environment):
+    done = launch(name, *arguments, **environment)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    start, end = f"launch.{name}: ", "\n"
+    assert done.stderr.startswith(start) and done.stderr.endswith(end)
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.removeprefix(start).removesuffix(end)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("run", "--config and --workdir"),
+        ("bench", "--config"),
+        ("replay", "--bank and --out"),
+        ("convert", "--model and --out"),
+    ],
+)
+def test_without_arguments_it_shows_a_command(name, missing):
+    example = f"python -m launch.{name} {EXAMPLES[name]}"
+    assert said(name) == f"give {missing}, as in: {example}"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model=x", "no flag --model; did you mean --config.model?"),
+        ("--limit=3", "no flag --limit; did you mean --config.task.limit?"),
+        ("--workdri=x", "no flag --workdri; did you mean --workdir?"),
+        ("--nothing=x", "no flag --nothing; --help lists all"),
+        ("--config.modl=x", "no field 'modl'; Did you mean \"model\"?"),
+        (
+            "--config.task.limit=four",
+            "flag --config.task.limit=four: expected a whole number",
+        ),
+        (
+            "--config.engine.temperature=hot",
+            "flag --config.engine.temperature=hot: expected a number",
+        ),
+        ("model=x", "what is 'model=x' for?"),
+    ],
+)
+def test_a_slip_is_one_line(flag, message):
+    assert message in said("run", CONFIG, "--workdir=x", flag)
+
+
+@pytest.mark.parametrize("more", [(), ("--config.task.limit=4",)])
+def test_a_config_that_is_not_there(more):
+    missing = "--config=configs/nonexistent.py"
+    error = said("run", missing, "--workdir=x", *more)
+    assert "No such file or directory: 'configs/nonexistent.py'" in error
+    assert error.endswith(
+        f"expected a file as in: python -m launch.run {EXAMPLES['run']}"
+    )
+
+
+def test_a_field_without_its_config():
+    error = said("run", "--config.task.limit=4", "--workdir=x")
+    assert error.startswith("give --config, as in: ")
+
+
+@pytest.mark.parametrize("name", ["run", "convert"])
+def test_a_model_of_the_hub_without_a_network(name, tmp_path):
+    """No warning for each try, either."""
+    model, out = "hf://nobody/nothing", tmp_path / "out"
+    flags = {
+        "run": (CONFIG, f"--config.model={model}", f"--workdir={out}"),
+        "convert": (f"--model={model}", f"--out={out}"),
+    }[name]
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    error = said(name, *flags, **nowhere)
+    assert f"model {model}: could not fetch it from the" in error
+    assert error.endswith("Or give a local file or directory.")
+    assert not out.exists()
+
+
+def test_a_run_is_no_model(tmp_path):
+    (tmp_path / "samples.jsonl").touch()
+    (tmp_path / "config.json").write_text("{}")
+    error = said("convert", f"--model={tmp_path}", f"--out={tmp_path / 'out'}")
+    assert "this is the directory of a run" in error
+
+
+def test_help_is_no_mistake():
+    assert "--workdir" in launch("run", "--help").stdout
