@@ -46,8 +46,9 @@ reasoner: setup
 	$(BIN)/python -m launch.lessons --out=$(RUNS)/held_out.jsonl --problems=600 --seed=9
 	$(BIN)/python -m launch.train --config=configs/train_reasoner.py --workdir=$(RUNS)/plain
 	$(BIN)/python -m launch.run --config=configs/reasoner_attempts.py --workdir=$(RUNS)/attempts
-	$(BIN)/python -m launch.lessons --out=$(RUNS)/solutions.jsonl --problems=6000 --seed=1
-	$(BIN)/python -m launch.pairs --run=$(RUNS)/attempts --solutions=$(RUNS)/solutions.jsonl --out=$(RUNS)/chained.jsonl
+	$(BIN)/python -m launch.lessons --out=$(RUNS)/solutions.jsonl --problems=3000 --seed=1
+	$(BIN)/python -m launch.pairs --run=$(RUNS)/attempts --solutions=$(RUNS)/solutions.jsonl --pairs=15000 --out=$(RUNS)/chained.jsonl
+	$(BIN)/python -m launch.lessons --out=$(RUNS)/again.jsonl --problems=5000 --seed=2
 	$(BIN)/python -m launch.train --config=configs/train_reasoner_chains.py --workdir=$(RUNS)/chained
 	$(BIN)/python -m launch.convert --model=$(RUNS)/chained/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
 

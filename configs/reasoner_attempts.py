@@ -12,5 +12,5 @@ def get_config():
     config.model = "runs/reasoner/plain/model"
     config.task.split = "train"
     config.task.seed = 1
-    config.task.limit = 6000
+    config.task.limit = 3000
     return config

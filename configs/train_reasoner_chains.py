@@ -1,10 +1,12 @@
 """The bundled reasoner, second part: it learns to use a chain of attempts.
 
     python -m launch.lessons --out=runs/reasoner/solutions.jsonl \
-        --problems=6000 --seed=1
+        --problems=3000 --seed=1
     python -m launch.pairs --run=runs/reasoner/attempts \
         --solutions=runs/reasoner/solutions.jsonl \
-        --out=runs/reasoner/chained.jsonl
+        --pairs=15000 --out=runs/reasoner/chained.jsonl
+    python -m launch.lessons --out=runs/reasoner/again.jsonl \
+        --problems=5000 --seed=2
     python -m launch.train --config=configs/train_reasoner_chains.py \
         --workdir=runs/reasoner/chained
 
@@ -20,9 +22,9 @@ def get_config():
     config.model = "runs/reasoner/plain/model"
     config.lessons = (
         "runs/reasoner/chained.jsonl",
-        "runs/reasoner/plain.jsonl",
+        "runs/reasoner/again.jsonl",
     )
-    config.steps = 1500
+    config.steps = 600
     config.learning_rate = 1e-3
     config.seed = 1
     return config
