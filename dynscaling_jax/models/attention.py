@@ -1,7 +1,7 @@
 """Attention over keys that lie in parts, and their exact merge.
 
 A query attends to parts that are kept apart: the prompt that a whole group
-shares, what a row wrote earlier, what it wrote since. Each part is reduced to
+shares, and what its row wrote. Each part is reduced to
 (max score, sum of exponentials, weighted values); the parts merge exactly
 (online softmax, Milakov and Gimelshein 2018).
 """
