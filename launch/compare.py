@@ -19,12 +19,17 @@ import signal
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from launch.arguments import reader
+from launch.arguments import Command, quiet, start
 
-FIELDS = "configs/common.py"
+COMMAND = Command(
+    "launch.compare",
+    ("config", "workdir"),
+    "python -m launch.compare --config=configs/reasoner.py --workdir=runs/demo",
+    "configs/common.py",
+)
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config of the runs; --config.FIELD=VALUE replaces a field."
 )
@@ -41,9 +46,7 @@ SEEDS = flags.DEFINE_integer("seeds", 1, "How many, from config.seed on.", 1)
 def main(_) -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    for noisy in ("jax", "httpx2"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    quiet("jax", "httpx2")
     from launch import comparison
 
     try:
@@ -63,8 +66,7 @@ def main(_) -> None:
 
 
 def cli() -> None:
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=reader("launch.compare", FIELDS))
+    start(main, COMMAND)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,18 @@ none. launch.train reads the file.
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
+from launch.arguments import Command, start
+
+COMMAND = Command(
+    "launch.lessons",
+    ("out",),
+    "python -m launch.lessons --out=runs/lessons.jsonl",
+)
 OUT = flags.DEFINE_string("out", None, "The file, JSON Lines.")
 PROBLEMS = flags.DEFINE_integer("problems", 100_000, "How many.", 1)
 STEPS = flags.DEFINE_integer("steps", 6, "Difficulty, from 1 to this.", 1)
@@ -22,9 +28,7 @@ LARGEST = flags.DEFINE_integer("largest", 99, "No number is larger.", 60)
 SEED = flags.DEFINE_integer("seed", 0, "Of the problems.")
 
 
-def main(argv: Sequence[str]) -> None:
-    if argv[1:]:
-        sys.exit(f"launch.lessons: what is {' '.join(argv[1:])!r} for?")
+def main(_) -> None:
     out = Path(str(OUT.value))
     draft = out.with_name(out.name + ".tmp")
     try:
@@ -58,8 +62,7 @@ def write(path: Path, problems: int) -> None:
 
 
 def cli() -> None:
-    flags.mark_flags_as_required(["out"])
-    app.run(main)
+    start(main, COMMAND)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,18 @@ of lessons with ids. launch.train reads the result.
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
+from launch.arguments import Command, start
+
+COMMAND = Command(
+    "launch.pairs",
+    ("run", "out"),
+    "python -m launch.pairs --run=runs/attempts --out=chained.jsonl",
+)
 RUN = flags.DEFINE_string("run", None, "Directory of a run.")
 OUT = flags.DEFINE_string("out", None, "The file, JSON Lines.")
 SOLUTIONS = flags.DEFINE_string("solutions", "", "Lessons with ids.")
@@ -30,9 +36,7 @@ LAYOUT = flags.DEFINE_enum(
 SEED = flags.DEFINE_integer("seed", 0, "Of the choice of attempts.")
 
 
-def main(argv: Sequence[str]) -> None:
-    if argv[1:]:
-        sys.exit(f"launch.pairs: what is {' '.join(argv[1:])!r} for?")
+def main(_) -> None:
     out = Path(str(OUT.value))
     draft = out.with_name(out.name + ".tmp")
     try:
@@ -124,8 +128,7 @@ def solutions(path: str) -> dict[str, str]:
 
 
 def cli() -> None:
-    flags.mark_flags_as_required(["run", "out"])
-    app.run(main)
+    start(main, COMMAND)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,18 @@ import signal
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from launch.arguments import reader
+from launch.arguments import Command, quiet, start
 
-FIELDS = "configs/training.py"
+COMMAND = Command(
+    "launch.train",
+    ("config", "workdir"),
+    "python -m launch.train --config=configs/train_reasoner.py "
+    "--workdir=runs/reasoner/plain",
+    "configs/training.py",
+)
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config; --config.FIELD=VALUE replaces a field."
 )
@@ -31,9 +37,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the training.")
 def main(_) -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    for noisy in ("jax", "orbax", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    quiet("jax", "orbax", "absl")
     from launch import training
 
     try:
@@ -47,8 +51,7 @@ def main(_) -> None:
 
 
 def cli() -> None:
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=reader("launch.train", FIELDS))
+    start(main, COMMAND)
 
 
 if __name__ == "__main__":
