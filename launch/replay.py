@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "launch.replay",
     ("bank", "out"),
-    "python -m launch.replay --bank=runs/demo --out=runs/replay",
+    "python -m launch.replay --bank=runs/a --out=runs/replay",
 )
 BANK = flags.DEFINE_list("bank", None, "Bank files, or directories of runs.")
 USUAL = (2.0, 4.0, 8.0, 16.0, 32.0)

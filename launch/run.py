@@ -18,8 +18,7 @@ from launch.arguments import Command, quiet, start
 COMMAND = Command(
     "launch.run",
     ("config", "workdir"),
-    "python -m launch.run --config=configs/smollm2_arithmetic.py "
-    "--workdir=runs/demo",
+    "python -m launch.run --config=configs/reasoner.py --workdir=runs/a",
     "configs/common.py",
 )
 CONFIG = config_flags.DEFINE_config_file(

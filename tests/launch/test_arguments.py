@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CONFIG = "--config=configs/smollm2_arithmetic.py"
+CONFIG = "--config=configs/reasoner.py"
 EXAMPLES = {
-    "run": "--config=configs/smollm2_arithmetic.py --workdir=runs/demo",
+    "run": "--config=configs/reasoner.py --workdir=runs/a",
+    "compare": "--config=configs/reasoner.py --workdir=runs/demo",
+    "train": "--config=configs/train_reasoner.py --workdir=runs/reasoner/plain",
+    "lessons": "--out=runs/lessons.jsonl",
+    "pairs": "--run=runs/attempts --out=chained.jsonl",
     "bench": "--config=configs/bench.py --config.only=replay",
-    "replay": "--bank=runs/demo --out=runs/replay",
+    "replay": "--bank=runs/a --out=runs/replay",
     "convert": "--model=smollm2-135m-instruct --out=smollm2",
 }
 
