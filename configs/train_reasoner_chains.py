@@ -24,7 +24,9 @@ def get_config():
         "runs/reasoner/chained.jsonl",
         "runs/reasoner/again.jsonl",
     )
-    config.steps = 600
+    config.batch = 16
+    config.steps = 560
+    config.warmup = 50
     config.learning_rate = 1e-3
     config.seed = 1
     return config
