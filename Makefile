@@ -1,6 +1,6 @@
 # make setup   a virtual environment with pinned versions, and the demo's model
-# make demo    five methods side by side on the bundled reasoner
-# make gains   the same over five seeds
+# make demo    three methods side by side on the bundled reasoner
+# make gains   five methods, more samples, five seeds: most of an hour
 # make smollm2 the same on SmolLM2 and GSM8K=FILE
 # make reasoner  trains the bundled reasoner again, in 90 minutes
 # make test    the tests
@@ -30,7 +30,8 @@ $(DONE): pyproject.toml $(PINS)
 	@touch $@
 
 demo: setup
-	$(BIN)/python -m launch.compare --config=configs/reasoner.py --workdir=runs/demo
+	$(BIN)/python -m launch.compare --config=configs/reasoner.py --workdir=runs/demo \
+	  --methods=dynamic_only,dynscaling --budgets=4,8
 
 gains: setup
 	$(BIN)/python -m launch.compare --config=configs/reasoner.py --workdir=runs/gains --seeds=5

@@ -1,4 +1,4 @@
-"""The bundled reasoner: what docs/training.md says of it, in small."""
+"""The bundled reasoner: what its card says, in small."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ import pytest
 import dynscaling_jax
 from dynscaling_jax.engine import Engine
 from dynscaling_jax.models import load_model
-from dynscaling_jax.scaling.chains import transcript
 from dynscaling_jax.tasks import arithmetic_problem, extract
 from dynscaling_jax.types import Message, Query, Request
 
@@ -54,14 +53,3 @@ def test_is_right_now_and_then(engine, problems):
         Request(q, q.messages, i) for q in queries(problems) for i in range(4)
     ]
     assert 0.2 < share_right(list(engine(asked)), problems) < 0.8
-
-
-def test_reads_its_attempts(engine, problems):
-    """Shown three right solutions and a wrong one it is right far more
-    often than on its own."""
-    asked = []
-    for q, p in zip(queries(problems), problems, strict=True):
-        wrong = p.solution.replace(f" {p.answer}.", f" {p.answer + 1}.")
-        shown = [p.solution, wrong, p.solution, p.solution]
-        asked.append(Request(q, transcript(q, shown), 0, parents=(0,)))
-    assert share_right(list(engine(asked)), problems) > 0.8

@@ -27,7 +27,7 @@ class Checkpoints:
 
     def save(self, state: State) -> None:
         """Begins to write a state; the arrays may be used up at once."""
-        # Orbax copies on the device, in its own time: not what is donated
+        # Orbax writes while training goes on, which uses up its arrays
         kept = jax.tree.map(jnp.copy, state)
         self._manager.save(int(state.step), args=ocp.args.StandardSave(kept))
 
