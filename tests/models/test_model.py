@@ -89,7 +89,7 @@ def test_dtype(goldens):
 
 
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="known names: smollm2-135m"):
+    with pytest.raises(FileNotFoundError, match="known names: reasoner, smol"):
         load_model("smollm3")
     with pytest.raises(ValueError, match="the model has no name"):
         load_model("")
