@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -33,6 +34,21 @@ def quiet(*loggers: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # read at its import, when it sets the level of its logger itself
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+
+
+def resumable(command: Command, work: Callable[[], str]) -> None:
+    """Prints what work returns. Where it cannot go on, or is told to stop,
+    one line says so and the command fails."""
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
+    try:
+        text = work()
+    except (ValueError, OSError, RuntimeError) as error:
+        logging.debug("%s failed", command.name, exc_info=True)  # --verbosity=1
+        sys.exit(f"{command.name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{command.name}: stopped; the same command goes on from here")
+    print(text)
 
 
 def _read(command: Command, args: list[str]) -> list[str]:

@@ -14,15 +14,12 @@ too. Stopped, the same command goes on. The directory gets
     seed-S/METHOD-BUDGET/      the log of each run
 """
 
-import logging
-import signal
-import sys
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
-from launch.arguments import Command, quiet, start
+from launch.arguments import Command, quiet, resumable, start
 
 COMMAND = Command(
     "launch.compare",
@@ -44,25 +41,20 @@ SEEDS = flags.DEFINE_integer("seeds", 1, "How many, from config.seed on.", 1)
 
 
 def main(_) -> None:
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.default_int_handler)
     quiet("jax", "httpx2")
+    resumable(COMMAND, work)
+
+
+def work() -> str:
     from launch import comparison
 
-    try:
-        report = comparison.compare(
-            CONFIG.value,
-            Path(str(WORKDIR.value)),
-            METHODS.value,
-            BUDGETS.value,
-            SEEDS.value,
-        )
-    except (ValueError, OSError, RuntimeError) as error:
-        logging.debug("the comparison failed", exc_info=True)
-        sys.exit(f"launch.compare: {error}")
-    except KeyboardInterrupt:
-        sys.exit("launch.compare: stopped; the same command goes on from here")
-    print(report)
+    return comparison.compare(
+        CONFIG.value,
+        Path(str(WORKDIR.value)),
+        METHODS.value,
+        BUDGETS.value,
+        SEEDS.value,
+    )
 
 
 def cli() -> None:

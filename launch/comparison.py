@@ -30,6 +30,8 @@ def compare(
     Raises:
         ValueError, OSError, RuntimeError: with what to do about it.
     """
+    from dynscaling_jax.analysis import plots  # where there is matplotlib
+
     names = [BASELINE, *(m for m in methods if m != BASELINE)]
     for name in names:
         spec.choose("method", name, METHODS)
@@ -41,21 +43,22 @@ def compare(
     baseline = [t for t in trials if t.method == BASELINE]
     known = {t.budget for t in baseline}
     wanted = {_as_dear(t, baseline) for t in trials if t.method != BASELINE}
-    baseline += [
+    extra = [
         runs.trial(BASELINE, size)
         for size in sorted(wanted - known, reverse=True)
     ]
-    standings = comparison.standings(trials, baseline)
+    standings = comparison.standings(trials, [*baseline, *extra])
     text = _report(config, standings, seeds)
-    write_json(workdir / "report.json", _rows(trials, baseline))
+    write_json(workdir / "report.json", _rows([*trials, *extra]))
     (workdir / "report.md").write_text(text + "\n", encoding="utf-8")
-    _figures(trials, baseline, workdir)
+    for axis in ("samples", "tokens"):
+        plots.trials([*trials, *extra], axis, workdir / f"{axis}.png")
     return text
 
 
 class Runs:
-    """Runs of one config, by method, budget and seed; engines are opened
-    when a run needs one, and shared."""
+    """Runs of one config, by method, budget and seed; those of a seed share
+    an engine."""
 
     def __init__(self, config: Config, workdir: Path, seeds: int):
         self._config, self._workdir = config, workdir
@@ -172,10 +175,7 @@ def _report(
     )
 
 
-def _rows(
-    trials: Sequence[Trial], baseline: Sequence[Trial]
-) -> list[dict[str, Any]]:
-    extra = [t for t in baseline if t not in trials]
+def _rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     return [
         {
             "method": t.method,
@@ -186,16 +186,5 @@ def _rows(
             "tokens_per_question": t.tokens,
             "questions": len(t.right_Q),
         }
-        for t in [*trials, *extra]
+        for t in trials
     ]
-
-
-def _figures(
-    trials: Sequence[Trial], baseline: Sequence[Trial], workdir: Path
-) -> None:
-    from dynscaling_jax.analysis import plots
-
-    everything = [t for t in trials if t.method != BASELINE]
-    everything = [*sorted(baseline, key=lambda t: t.budget), *everything]
-    for axis in ("samples", "tokens"):
-        plots.trials(everything, axis, workdir / f"{axis}.png")

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ def run(
     """
     use_compilation_cache()
     axes = method_axes(config)
-    task = load_task(task_fields(config.task))
+    task = load_task(task_fields(config.task.to_dict()))
     queries = [problem.query for problem in task.problems]
     source = source or open_source(config)
     source.check(queries)
@@ -133,11 +133,10 @@ def method_axes(config: Config) -> dict[str, str]:
     return {name: config[name] or getattr(preset, name) for name in names}
 
 
-def task_fields(config: Config) -> dict[str, Any]:
+def task_fields(task: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a task; of the columns of a file, those that are named."""
-    fields = config.to_dict()
-    named = {k: v for k, v in fields.pop("fields").items() if v}
-    return fields | {"fields": named}
+    named = {k: v for k, v in task["fields"].items() if v}
+    return {**task, "fields": named}
 
 
 def open_source(config: Config) -> Source:

@@ -6,10 +6,10 @@ They are problems of the `train` split, of which a run's `test` split holds
 none. launch.train reads the file.
 """
 
-import json
-import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
@@ -29,36 +29,30 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the problems.")
 
 
 def main(_) -> None:
+    from dynscaling_jax.training.lessons import write_rows
+
     out = Path(str(OUT.value))
-    draft = out.with_name(out.name + ".tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(draft, PROBLEMS.value)
-        os.replace(draft, out)
+        write_rows(out, rows(PROBLEMS.value))
     except OSError as error:
         sys.exit(f"launch.lessons: {error}")
     print(out)
 
 
-def write(path: Path, problems: int) -> None:
+def rows(problems: int) -> Iterator[dict[str, Any]]:
     """Lesson i is the problem arithmetic/i of the seed."""
     from dynscaling_jax.tasks import arithmetic_problem
+    from dynscaling_jax.training.lessons import Lesson, row_of
+    from dynscaling_jax.types import Message
 
-    with path.open("w", encoding="ascii") as file:
-        for index in tqdm(range(problems), disable=None, unit="lesson"):
-            made = arithmetic_problem(
-                SEED.value,
-                index,
-                1 + index % STEPS.value,
-                "train",
-                LARGEST.value,
-            )
-            row = {
-                "id": f"arithmetic/{index}",
-                "prompt": [{"role": "user", "content": made.question}],
-                "completion": made.solution,
-            }
-            file.write(json.dumps(row) + "\n")
+    for index in tqdm(range(problems), disable=None, unit="lesson"):
+        steps = 1 + index % STEPS.value
+        made = arithmetic_problem(
+            SEED.value, index, steps, "train", LARGEST.value
+        )
+        lesson = Lesson((Message("user", made.question),), made.solution)
+        yield {"id": f"arithmetic/{index}", **row_of(lesson)}
 
 
 def cli() -> None:

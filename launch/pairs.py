@@ -11,7 +11,6 @@ of lessons with ids. launch.train reads the result.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,10 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the choice of attempts.")
 
 def main(_) -> None:
     out = Path(str(OUT.value))
-    draft = out.with_name(out.name + ".tmp")
     try:
-        write(Path(str(RUN.value)), draft)
-        os.replace(draft, out)
+        write(Path(str(RUN.value)), out)
     except (ValueError, OSError) as error:
         sys.exit(f"launch.pairs: {error}")
-    finally:
-        draft.unlink(missing_ok=True)
     print(out)
 
 
@@ -53,6 +48,7 @@ def write(run: Path, path: Path) -> None:
     """Writes the pairs of a run, and says how many there are of each kind."""
     from dynscaling_jax.scaling.chains import Chain
     from dynscaling_jax.training import pairs
+    from dynscaling_jax.training.lessons import row_of, write_rows
 
     layout: Any = LAYOUT.value
     chain = Chain(k=ATTEMPTS.value, layout=layout).checked()
@@ -63,11 +59,7 @@ def write(run: Path, path: Path) -> None:
             f"{run}: no question has right samples to learn from; draw more, "
             "or give --solutions"
         )
-    with path.open("w", encoding="ascii") as file:
-        for _, lesson in made:
-            turns = [m._asdict() for m in lesson.prompt]
-            row = {"prompt": turns, "completion": lesson.completion}
-            file.write(json.dumps(row) + "\n")
+    write_rows(path, (row_of(lesson) for _, lesson in made))
     print("attempts  right  pairs")
     for kind, count in sorted(pairs.counted(made).items()):
         print(f"{kind.attempts:8}  {kind.right:5}  {count:5}")
@@ -103,10 +95,10 @@ def attempts(run: Path, known: dict[str, str]) -> list[Any]:
 
 def task_of(row: Any, file: Path) -> dict[str, Any]:
     """The fields of the task of a run, from its config.json."""
+    from launch.experiment import task_fields
+
     try:
-        fields = row["config"]["task"]
-        named = {k: v for k, v in fields["fields"].items() if v}
-        return {**fields, "fields": named}
+        return task_fields(row["config"]["task"])
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{file}: expected the config of a run") from None
 

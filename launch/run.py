@@ -5,15 +5,12 @@
 Started again with the same command, a run that was stopped goes on.
 """
 
-import logging
-import signal
-import sys
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
-from launch.arguments import Command, quiet, start
+from launch.arguments import Command, quiet, resumable, start
 
 COMMAND = Command(
     "launch.run",
@@ -30,21 +27,17 @@ WORKDIR = flags.DEFINE_string(
 
 
 def main(_) -> None:
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.default_int_handler)
     quiet("jax", "httpx2")
+    resumable(COMMAND, work)
+
+
+def work() -> str:
     # JAX is imported after the flags are read, so that --help and a mistyped
     # field answer at once.
     from launch import experiment
 
-    try:
-        summary = experiment.run(CONFIG.value, Path(str(WORKDIR.value)))
-    except (ValueError, OSError, RuntimeError) as error:
-        logging.debug("the run failed", exc_info=True)  # --verbosity=1
-        sys.exit(f"launch.run: {error}")
-    except KeyboardInterrupt:
-        sys.exit("launch.run: stopped; the same command goes on from here")
-    print(experiment.table(summary))
+    summary = experiment.run(CONFIG.value, Path(str(WORKDIR.value)))
+    return experiment.table(summary)
 
 
 def cli() -> None:

@@ -11,15 +11,12 @@ the losses that it would have had. The directory gets
     model/          Hugging Face layout; --config.model=DIR/model reads it
 """
 
-import logging
-import signal
-import sys
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
-from launch.arguments import Command, quiet, start
+from launch.arguments import Command, quiet, resumable, start
 
 COMMAND = Command(
     "launch.train",
@@ -35,19 +32,14 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the training.")
 
 
 def main(_) -> None:
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.default_int_handler)
     quiet("jax", "orbax", "absl")
+    resumable(COMMAND, work)
+
+
+def work() -> str:
     from launch import training
 
-    try:
-        model = training.train(CONFIG.value, Path(str(WORKDIR.value)))
-    except (ValueError, OSError, RuntimeError) as error:
-        logging.debug("the training failed", exc_info=True)  # --verbosity=1
-        sys.exit(f"launch.train: {error}")
-    except KeyboardInterrupt:
-        sys.exit("launch.train: stopped; the same command goes on from here")
-    print(model)
+    return str(training.train(CONFIG.value, Path(str(WORKDIR.value))))
 
 
 def cli() -> None:

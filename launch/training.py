@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,12 @@ def train(config: Config, workdir: Path) -> Path:
     Raises:
         ValueError, OSError, RuntimeError: with what to do about it.
     """
+    check(config)
     use_compilation_cache()
     claim(config, workdir)
-    lessons = [one for path in config.lessons for one in read(path)]
+    lessons = [
+        one for path in config.lessons for one in read_lessons(Path(path))
+    ]
     if not lessons:
         raise ValueError("config.lessons names no file")
     side = workdir / "tokenizer"
@@ -51,10 +53,12 @@ def train(config: Config, workdir: Path) -> Path:
     held_out = None
     if config.held_out:
         held_out = encoded(
-            list(read(config.held_out)), model, config.longest, "held_out"
+            list(read_lessons(Path(config.held_out))),
+            model,
+            config.longest,
+            "held_out",
         )
     hyper = learning.Hyper(*(config[name] for name in learning.Hyper._fields))
-    check(config)
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     everywhere = NamedSharding(mesh, PartitionSpec())
     with (
@@ -107,13 +111,10 @@ def claim(config: Config, workdir: Path) -> None:
         )
 
 
-def read(path: str) -> Iterator[Lesson]:
-    return read_lessons(Path(path))
-
-
 def check(config: Config) -> None:
     """Raises ValueError for numbers that cannot be."""
-    for name in ("steps", "batch", "parts", "log_every", "evaluate_every"):
+    every = ("log_every", "evaluate_every", "save_every")
+    for name in ("steps", "batch", "parts", *every):
         if config[name] < 1:
             raise ValueError(f"config.{name} must be at least 1")
     share = config.parts * jax.device_count()
@@ -156,12 +157,7 @@ def encoded(
     if not model.eos_ids:
         raise ValueError("the model has no token that ends a turn")
     end_id = model.eos_ids[-1]  # of a turn, where that is another one
-    data, dropped = encode(
-        lessons,
-        model.tokenizer,
-        end_id,
-        longest,
-    )
+    data, dropped = encode(lessons, model.tokenizer, end_id, longest)
     if dropped:
         print(f"{name}: {dropped} of {len(lessons)} left out, over {longest}")
     return data

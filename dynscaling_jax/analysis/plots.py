@@ -44,9 +44,7 @@ def accuracy_curves(
 def _curves(
     played: Mapping[str, Played], title: str, path: Path, axis: str
 ) -> Path:
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = _begun()
     for number, (name, of_one) in enumerate(played.items()):
         # below one sample a question some have no vote at all
         of_one = _from_one_on(of_one)
@@ -71,9 +69,7 @@ def trials(found: Sequence[Trial], axis: str, path: Path) -> Path:
     """Draws PATH, whole or not at all: the accuracy of each method at its
     budgets, with the 95% interval over questions, against `samples` or
     `tokens`."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = _begun()
     for method in dict.fromkeys(trial.method for trial in found):
         own = [trial for trial in found if trial.method == method]
         own.sort(key=lambda trial: getattr(trial, axis))
@@ -93,6 +89,12 @@ def trials(found: Sequence[Trial], axis: str, path: Path) -> Path:
     names = {**AXES, "tokens": "tokens per question, read and new"}
     axes.set(xlabel=names[axis])
     return _finished(figure, axes, path)
+
+
+def _begun() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
 
 
 def _finished(figure: Figure, axes: Any, path: Path) -> Path:

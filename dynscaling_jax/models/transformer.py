@@ -18,6 +18,7 @@ import numpy as np
 from dynscaling_jax.models import attention, experts
 from dynscaling_jax.models.config import Kind, ModelConfig, rope_frequencies
 
+DEVIATION = 0.02  # of random parameters
 Params = dict[str, Any]
 Cache = Any  # what one layer keeps
 Attend = Callable[
@@ -98,7 +99,7 @@ def param_shapes(config: ModelConfig) -> Params:
 def init_params(
     key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32
 ) -> Params:
-    """Random parameters: normal with deviation 0.02, norms at one."""
+    """Random parameters: normal with DEVIATION, norms at one."""
     shapes = param_shapes(config)
     leaves, tree = jax.tree.flatten(
         shapes, is_leaf=lambda x: isinstance(x, tuple)
@@ -109,7 +110,7 @@ def init_params(
         [
             jnp.ones(s, dtype)
             if len(s) == 1
-            else 0.02 * jax.random.normal(k, s, dtype)
+            else DEVIATION * jax.random.normal(k, s, dtype)
             for k, s in zip(keys, leaves, strict=True)
         ],
     )

@@ -12,7 +12,9 @@ assistant, the completion goes on with that turn:
 Only what the assistant is to write counts in the loss.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +84,24 @@ def read_lessons(path: Path) -> Iterator[Lesson]:
                 f'{place}: expected "messages", or "prompt" and "completion", '
                 f"got the fields {', '.join(map(repr, row)) or 'none'}"
             )
+
+
+def row_of(lesson: Lesson) -> dict[str, Any]:
+    """A lesson as the fields of a line, which read_lessons reads back."""
+    turns = [message._asdict() for message in lesson.prompt]
+    return {"prompt": turns, "completion": lesson.completion}
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes JSON Lines, whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        with draft.open("w", encoding="ascii") as file:
+            for row in rows:
+                file.write(json.dumps(row) + "\n")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _turns(value: Any, place: str) -> tuple[Message, ...]:
