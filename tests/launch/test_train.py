@@ -30,10 +30,11 @@ def command(module, *flags):
     return [sys.executable, "-m", f"launch.{module}", *flags]
 
 
-def run(module, *flags, check=True):
+def run(module, *flags, check=True, **environment):
     done = subprocess.run(
         command(module, *flags),
         cwd=ROOT,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -119,6 +120,16 @@ def test_a_finished_training_is_not_begun_again(trained, lessons):
     before = (trained / "metrics.jsonl").read_text()
     run("train", *training(lessons, trained, *SMALL))
     assert (trained / "metrics.jsonl").read_text() == before
+
+
+def test_two_devices_learn_the_same(trained, lessons, tmp_path):
+    two = "--xla_force_host_platform_device_count=2"
+    run("train", *training(lessons, tmp_path, *SMALL), XLA_FLAGS=two)
+    about = json.loads((tmp_path / "config.json").read_bytes())["about"]
+    assert about["devices"] == 2
+    for one, other in zip(losses(tmp_path), losses(trained), strict=True):
+        assert one[:2] == other[:2]
+        assert one[2] == pytest.approx(other[2], rel=1e-3)
 
 
 def test_another_config_is_refused(trained, lessons):

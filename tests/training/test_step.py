@@ -77,7 +77,7 @@ def test_parts_of_a_batch_add_up(model):
 
 
 def test_a_batch_over_several_devices_is_the_same(model):
-    """XLA's own host devices: see the command in the docs for more."""
+    """Of as many as there are; tests/launch/test_train.py has two."""
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("data",))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     placed = jax.device_put(batch(), rows)
