@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import jinja2
@@ -27,6 +27,8 @@ FAULTS = (  # what a template's expressions can raise
     TypeError,
     ValueError,
 )
+MOST_TURNS = 10_000  # of loops, ranges and calls in one rendering
+LONGEST = 100_000  # bits or items that one product may have
 # Models without a template read the contents, a blank line between.
 PLAIN = "{% for m in messages %}{{ m.content }}\n\n{% endfor %}"
 
@@ -40,9 +42,9 @@ class Template:
             ValueError: the text does not parse, or `today` is no date.
         """
         self._variables = dict(variables)
-        environment = _environment(_date(variables.get("today", TODAY)))
+        self._sandbox = _sandbox(_date(variables.get("today", TODAY)))
         try:
-            self._compiled = environment.from_string(text or PLAIN)
+            self._compiled = self._sandbox.from_string(text or PLAIN)
         except UNREADABLE as error:
             raise ValueError(f"chat template: {error}") from error
 
@@ -53,6 +55,7 @@ class Template:
         Raises:
             ValueError: the template refuses these messages.
         """
+        self._sandbox.turns = 0
         turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
             return self._compiled.render(
@@ -72,7 +75,7 @@ def check_read(text: str | None, names: Sequence[str]) -> None:
     and say nothing."""
     if not names:
         return
-    environment = _environment(_date(TODAY))
+    environment = _sandbox(_date(TODAY))
     del environment.globals["strftime_now"]  # else it is not told of
     try:
         read = meta.find_undeclared_variables(environment.parse(text or PLAIN))
@@ -103,9 +106,63 @@ class _Generation(ext.Extension):
         return nodes.Scope(body, lineno=line)
 
 
-def _environment(now: datetime.datetime) -> jinja2.Environment:
-    # Templates come with checkpoints and are not trusted.
-    environment = ImmutableSandboxedEnvironment(
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Templates come with checkpoints and are not trusted: what they can
+    reach, how often they turn and how much they multiply is bounded."""
+
+    intercepted_binops = frozenset(("*", "**"))
+    turns = 0  # of the rendering that goes on
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.filters["counted"] = self._counted
+        self.globals["range"] = lambda *args: [*self._counted(range(*args))]
+
+    def _parse(self, *args: Any, **kwargs: Any) -> nodes.Template:
+        """Every loop goes over a filter that counts its turns."""
+        tree = super()._parse(*args, **kwargs)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(
+                loop.iter, "counted", [], [], None, None, lineno=loop.lineno
+            )
+        return tree
+
+    def _turn(self) -> None:
+        self.turns += 1
+        if self.turns > MOST_TURNS:
+            _refuse(f"it takes more than {MOST_TURNS} turns")
+
+    def _counted(self, items: Iterable) -> Iterator:
+        for item in items:
+            self._turn()
+            yield item
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        self._turn()
+        return super().call(*args, **kwargs)
+
+    def call_binop(self, context, operator: str, left: Any, right: Any) -> Any:
+        if _product_size(operator, left, right) > LONGEST:
+            _refuse(f"{operator} gives more than {LONGEST} bits or items")
+        return super().call_binop(context, operator, left, right)
+
+
+def _product_size(operator: str, left: Any, right: Any) -> int:
+    """Bits of left * right or left ** right, or items where one of them is
+    a sequence; 0 of other numbers."""
+    if isinstance(left, int) and isinstance(right, int):
+        if operator == "**":
+            return left.bit_length() * abs(right)
+        return left.bit_length() + right.bit_length()
+    if isinstance(left, int) and isinstance(right, Sized):
+        left, right = right, left
+    if isinstance(left, Sized) and isinstance(right, int):
+        return len(left) * abs(right)
+    return 0
+
+
+def _sandbox(now: datetime.datetime) -> _Sandbox:
+    environment = _Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_Generation, ext.loopcontrols],
