@@ -2,8 +2,12 @@
 
 A query attends to parts that are kept apart: the prompt that a whole group
 shares, and what its row wrote. Each part is reduced to
-(max score, sum of exponentials, weighted values); the parts merge exactly
+(exponent, sum of exponentials, weighted values); the parts merge exactly
 (online softmax, Milakov and Gimelshein 2018).
+
+Exponentials are powers of two, and a part is scaled by a whole power: that
+rounds nothing. A product that is added may be rounded once or twice, and XLA
+decides which by how the rows lie; a sample would depend on it.
 """
 
 import functools
@@ -14,13 +18,14 @@ import jax.numpy as jnp
 
 NARROWEST = 16
 MASKED = -1e30  # finite: a part with no visible key must not give NaN
+LOG2_E = 1.4426950408889634
 
 
 class Part(NamedTuple):
     """Attention over some of the keys, not yet normalised. float32."""
 
-    peak: jax.Array  # [..., M, 1], greatest score
-    total: jax.Array  # [..., M, 1], sum of exp(score - peak)
+    peak: jax.Array  # [..., M, 1], greatest score, rounded up
+    total: jax.Array  # [..., M, 1], sum of 2**(score - peak)
     value: jax.Array  # [..., M, D], the same sum, weighting the values
 
 
@@ -34,11 +39,11 @@ def attend(
     """Attends to one part.
 
     Args:
-        q: [..., M, D], scaled already.
+        q: [..., M, D], scaled already, by LOG2_E too.
         k: [..., D, S], which XLA:CPU multiplies twice as fast as [..., S, D];
             v: [..., S, D].
         mask: bool, broadcasts to [..., M, S]; True where a key is visible.
-        softcap: of the scores; 0 is none.
+        softcap: of the scores as natural logarithms; 0 is none.
     """
     width = v.shape[-1]
     q, v = _widened(q, -1), _widened(v, -1)
@@ -46,10 +51,12 @@ def attend(
     scores = jnp.einsum(
         "...md,...ds->...ms", q, k, preferred_element_type=jnp.float32
     )
-    scores = jnp.where(mask, capped(scores, softcap), MASKED)
-    peak = scores.max(-1, keepdims=True)
+    scores = jnp.where(mask, capped(scores, LOG2_E * softcap), MASKED)
+    peak = jnp.ceil(scores.max(-1, keepdims=True))
     # Fused with the sum below, they would round by the number of queries.
-    weights, peak = jax.lax.optimization_barrier((jnp.exp(scores - peak), peak))
+    weights, peak = jax.lax.optimization_barrier(
+        (jnp.exp2(scores - peak), peak)
+    )
     value = jnp.einsum(
         "...ms,...sd->...md",
         weights.astype(v.dtype),
@@ -102,13 +109,19 @@ def _widened(x: jax.Array, axis: int) -> jax.Array:
 def merge(*parts: Part) -> Part:
     """Joins parts over different keys, of the same leading shape."""
     peak = functools.reduce(jnp.maximum, [part.peak for part in parts])
-    scaled = [(jnp.exp(part.peak - peak), part) for part in parts]
-    # As exponentials: a product that is added may be rounded once or twice,
-    # and which of them depends on how the rows were laid out.
-    totals = [jnp.exp(part.peak - peak + jnp.log(part.total)) for part in parts]
-    total = functools.reduce(jnp.add, totals)
-    value = functools.reduce(jnp.add, [s * part.value for s, part in scaled])
+    scales = [_power_of_two(part.peak - peak) for part in parts]
+    total, value = (
+        functools.reduce(jnp.add, map(jnp.multiply, scales, terms))
+        for terms in ([p.total for p in parts], [p.value for p in parts])
+    )
     return Part(peak, total, value)
+
+
+def _power_of_two(exponent: jax.Array) -> jax.Array:
+    """2**exponent of whole numbers up to 0, by its bits: exactly, and 0 where
+    float32 holds no such power in full."""
+    biased = jnp.maximum(exponent, -127).astype(jnp.int32) + 127
+    return jax.lax.bitcast_convert_type(biased << 23, jnp.float32)
 
 
 def output(part: Part, sinks: jax.Array | None = None) -> jax.Array:
@@ -122,11 +135,10 @@ def output(part: Part, sinks: jax.Array | None = None) -> jax.Array:
             heads look at instead of any other.
     """
     if sinks is not None:
-        peak = jnp.broadcast_to(
-            sinks.astype(jnp.float32)[:, None], part.peak.shape
-        )
-        nothing = jnp.zeros_like(part.value)
-        part = merge(part, Part(peak, jnp.ones_like(peak), nothing))
+        score = LOG2_E * sinks.astype(jnp.float32)[:, None]
+        score = jnp.broadcast_to(score, part.peak.shape)
+        peak, nothing = jnp.ceil(score), jnp.zeros_like(part.value)
+        part = merge(part, Part(peak, jnp.exp2(score - peak), nothing))
     return part.value / part.total
 
 

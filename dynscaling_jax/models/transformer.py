@@ -26,7 +26,7 @@ Attend = Callable[
     tuple[attention.Part, Cache],
 ]
 """(kind of layer, cache, q [T, H, D], k [T, K, D], v [T, K, D]) ->
-(part [T, H, D], cache); q is rotated and scaled, k rotated."""
+(part [T, H, D], cache); q is rotated and scaled, by LOG2_E too, k rotated."""
 
 
 def gate_units(
@@ -232,7 +232,7 @@ def block(
     )
     q, k = (rotate(y, positions, config, kind) for y in (q, k))
     scale = config.query_scale or dim**-0.5
-    q *= np.float32(scale).astype(x.dtype)
+    q *= np.float32(scale * attention.LOG2_E).astype(x.dtype)
     v = v.reshape(count, config.kv_heads, dim)
     seen, cache = attend(kind, cache, q, k, v)
     seen = attention.output(seen, layer.get("sinks"))

@@ -15,6 +15,14 @@ SHAPES = {
     "one key head": {"width": 48, "heads": 6, "kv_heads": 1, "head_dim": 16},
     "odd": {"width": 100, "heads": 5, "kv_heads": 5, "head_dim": 20},
     "as smollm2": {"width": 576, "heads": 9, "kv_heads": 3, "head_dim": 64},
+    "soft caps": {
+        "width": 64,
+        "heads": 4,
+        "kv_heads": 4,
+        "head_dim": 16,
+        "softcap": 50.0,
+        "final_softcap": 30.0,
+    },
     "experts": {
         "width": 64,
         "heads": 4,

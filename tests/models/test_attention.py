@@ -14,6 +14,10 @@ def softmax_attention(q, k, v, mask):
     return weights / weights.sum(-1, keepdims=True) @ v
 
 
+def attend(q, k, v, mask):
+    return attention.attend(q * attention.LOG2_E, k, v, mask)
+
+
 @pytest.fixture
 def qkv():
     random = np.random.RandomState(0)
@@ -28,7 +32,7 @@ def test_parts_merge_to_the_whole(qkv, cuts):
     mask[:, 5] = True
     bounds = [0, *cuts, 12]
     parts = [
-        attention.attend(q, k[a:b].T, v[a:b], mask[:, a:b])
+        attend(q, k[a:b].T, v[a:b], mask[:, a:b])
         for a, b in zip(bounds, bounds[1:], strict=False)
         if a < b
     ]
@@ -43,8 +47,8 @@ def test_parts_merge_to_the_whole(qkv, cuts):
 
 def test_a_part_without_visible_keys_adds_nothing(qkv):
     q, k, v = qkv
-    seen = attention.attend(q, k.T, v, np.ones((5, 12), bool))
-    hidden = attention.attend(q, 9 * k.T, 9 * v, np.zeros((5, 12), bool))
+    seen = attend(q, k.T, v, np.ones((5, 12), bool))
+    hidden = attend(q, 9 * k.T, 9 * v, np.zeros((5, 12), bool))
     alone = attention.output(seen)
     for merged in (
         attention.merge(hidden, seen),
@@ -57,7 +61,7 @@ def test_a_sink_is_a_key_without_a_value(qkv):
     q, k, v = qkv
     sinks = np.array([0.5, -1.0, 2.0, 30.0, -30.0], "f")  # one a query here
     mask = np.ones((5, 12), bool)
-    got = attention.output(attention.attend(q, k.T, v, mask), sinks)
+    got = attention.output(attend(q, k.T, v, mask), sinks)
     weights = np.exp(np.einsum("md,sd->ms", q, k))
     total = weights.sum(-1, keepdims=True) + np.exp(sinks)[:, None]
     np.testing.assert_allclose(got, weights @ v / total, rtol=2e-5, atol=1e-6)
@@ -66,8 +70,8 @@ def test_a_sink_is_a_key_without_a_value(qkv):
 def test_great_scores_do_not_overflow(qkv):
     q, k, v = qkv
     parts = [
-        attention.attend(q * 1e4, k[:6].T, v[:6], True),
-        attention.attend(q * 1e4, k[6:].T, v[6:], True),
+        attend(q * 1e4, k[:6].T, v[:6], True),
+        attend(q * 1e4, k[6:].T, v[6:], True),
     ]
     out = attention.output(attention.merge(*parts))
     winner = np.einsum("md,sd->ms", q, k).argmax(-1)
@@ -87,6 +91,6 @@ def test_gradients_are_finite(qkv):
     mask = np.tri(5, 12, dtype=bool)
 
     def loss(q):
-        return attention.output(attention.attend(q, k.T, v, mask)).sum()
+        return attention.output(attend(q, k.T, v, mask)).sum()
 
     assert np.isfinite(jax.grad(loss)(q)).all()
