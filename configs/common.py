@@ -69,6 +69,7 @@ def get_config() -> Any:
     config.engine.top_p = 1.0
     config.engine.min_p = 0.0
     config.engine.stop = ()
-    config.engine.rows = 64
+    config.engine.rows = 64  # samples at a time
+    config.engine.groups = ""  # auto: not so many, but all that memory holds
     config.engine.rows_per_group = config_dict.placeholder(int)  # up to 8
     return config

@@ -165,7 +165,7 @@ def open_source(config: Config) -> Source:
     model = load_model(
         config.model, config.dtype, config.quantize, config.context, variables
     )
-    engine = Engine(model, seed=config.seed, **config.engine)
+    engine = Engine(model, seed=config.seed, **engine_fields(config.engine))
     context, new = model.config.context, config.engine.max_new_tokens
     most = Budget(
         new_tokens=new,
@@ -174,6 +174,18 @@ def open_source(config: Config) -> Source:
     )
     reader = Reader(engine.count_tokens, context - new, thinking)
     return Source(engine, reader, most, engine.check)
+
+
+def engine_fields(engine: Config) -> dict[str, Any]:
+    """What Engine takes."""
+    fields = engine.to_dict()
+    groups = fields.pop("groups")
+    if groups not in ("", "auto"):
+        raise ValueError(
+            f"config.engine.groups={groups!r}: expected auto, or nothing for "
+            "config.engine.rows"
+        )
+    return {**fields, "rows": None} if groups else fields
 
 
 def template_variables(config: Config) -> dict[str, Any]:

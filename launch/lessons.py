@@ -47,9 +47,9 @@ def main(_) -> None:
 
 def rows(problems: int) -> Iterator[dict[str, Any]]:
     """Lesson i is the problem arithmetic/i of the seed."""
-    from dynscaling_jax.tasks import arithmetic_problem
     import numpy as np
 
+    from dynscaling_jax.tasks import arithmetic_problem
     from dynscaling_jax.training.lessons import Lesson, row_of
     from dynscaling_jax.training.slips import chained
     from dynscaling_jax.types import Message

@@ -1,25 +1,16 @@
 """Requests in, samples out: prompts, groups, rows and their refilling."""
 
 import collections
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dynscaling_jax.engine import (
-    cache,
-    confidence,
-    decode,
-    prefill,
-    sampling,
-)
+from dynscaling_jax.engine import cache, decode, memory, prefill, sampling
 from dynscaling_jax.engine.cache import Prefix, State
-from dynscaling_jax.models.flops import sample_flops
+from dynscaling_jax.engine.row import Prompt, Row, finished
 from dynscaling_jax.models.model import Model
 from dynscaling_jax.types import Message, Query, Request, Sample
 
@@ -27,31 +18,6 @@ SHORTEST = 128  # least length a prompt is padded to; doubled as needed
 FEWEST_SLOTS = 2 * decode.CHUNK  # of drawn tokens; doubled as needed
 NARROWEST = 8  # rows; fewer may round otherwise
 REUSE = 16  # a common beginning shorter than this is read anew
-
-
-class Prompt(NamedTuple):
-    """What a request makes the model read, as ids."""
-
-    ids: tuple[int, ...]
-    base: tuple[int, ...]  # of the query alone; ids may begin like it
-    common: int  # length of that beginning, where it is worth reusing
-
-
-@dataclasses.dataclass(eq=False)
-class Row:
-    """A sample that is being drawn."""
-
-    request: Request
-    prompt: Prompt
-    limit: int  # tokens to draw at most
-    draws: list = dataclasses.field(default_factory=list)
-    count: int = 0  # tokens drawn
-
-    def take(self, draws: sampling.Draw, column: int, steps: int) -> None:
-        """Adds the first steps of a column of draws, each [C, GR]."""
-        own = jax.tree.map(lambda x: x[:steps, column], draws)
-        self.draws.append(own)
-        self.count += steps
 
 
 class Engine:
@@ -72,7 +38,7 @@ class Engine:
         min_p: float = 0.0,
         stop: Sequence[str] = (),
         seed: int = 0,
-        rows: int = 64,
+        rows: int | None = 64,
         rows_per_group: int | None = None,
         prefix_bytes: float = 2e9,
     ):
@@ -80,7 +46,9 @@ class Engine:
             max_new_tokens: of one sample, its end-of-turn token included.
             temperature, top_k, top_p, min_p: 0, 0, 1 and 0 switch them off.
             stop: strings that end a sample and are cut from its text.
-            rows: samples that are drawn at the same time, at most.
+            rows: samples that are drawn at the same time, at most; None
+                takes, for each length of prompt, as many as engine.memory
+                says that the device holds.
             rows_per_group: of these, how many share the keys of one prompt;
                 by default 8, or the largest power of two below that divides
                 rows.
@@ -90,12 +58,12 @@ class Engine:
             ValueError: a value outside its range.
         """
         if rows_per_group is None:
-            rows_per_group = math.gcd(rows, 8)
+            rows_per_group = math.gcd(rows or 8, 8)
         if isinstance(stop, str):
             raise ValueError(f"stop must be a list of strings, got {stop!r}")
         for name, value in (
             ("max_new_tokens", max_new_tokens),
-            ("rows", rows),
+            ("rows", 1 if rows is None else rows),
             ("rows_per_group", rows_per_group),
         ):
             if not isinstance(value, int) or value < 1:
@@ -104,7 +72,7 @@ class Engine:
                 )
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
-        if rows % rows_per_group:
+        if rows and rows % rows_per_group:
             raise ValueError(
                 f"rows ({rows}) must be a multiple of rows_per_group "
                 f"({rows_per_group})"
@@ -122,15 +90,7 @@ class Engine:
         self.settings = sampling.settings(temperature, top_k, top_p, min_p)
         self.seed = np.uint32(seed)
         self.rows_per_group = rows_per_group
-        # On a CPU fewer rows take less time, and a product of so many rounds
-        # each alike (tests/engine/test_width.py). Elsewhere time is that of
-        # reading the weights, and a sample must not depend on how many others
-        # are asked for: one number of rows.
-        self.widths = (rows,)
-        if jax.default_backend() == "cpu":
-            halves = (rows >> n for n in range(rows.bit_length()))
-            fit = [w for w in halves if w >= NARROWEST]
-            self.widths = tuple(sorted({rows, *fit}))
+        self.widths = widths(rows) if rows else ()
         self.row_steps = 0  # rows x steps computed
         self.live_steps = 0  # of these, steps that drew a token of a sample
         ids = model.eos_ids
@@ -141,10 +101,9 @@ class Engine:
             lambda messages: tuple(model.tokenizer.encode_chat(messages))
         )
         self._prefixes: collections.OrderedDict = collections.OrderedDict()
-        per_token = 2 * model.config.layers * model.config.kv_heads
-        per_token *= model.config.head_dim
-        per_token *= jnp.dtype(self._dtype).itemsize
-        self._prefix_tokens = int(prefix_bytes // per_token)
+        token = memory.token_bytes(model.config, self._dtype.itemsize)
+        self._prefix_bytes = int(prefix_bytes)
+        self._prefix_tokens = int(prefix_bytes // token)
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[Sample]:
         """Draws the samples asked for; yields each when it is whole.
@@ -303,7 +262,7 @@ class Engine:
                 if row is None:
                     continue
                 row.take(chunk.draws, i, int(chunk.live[:, i].sum()))
-                sample = self._finished(row)
+                sample = finished(row, self.model, self.stop)
                 if sample:
                     rows[i] = None
                     yield sample
@@ -312,10 +271,30 @@ class Engine:
 
     def _width(self, needed: int, size: int, per: int) -> int:
         """The fewest rows that hold `needed`; all there may be otherwise."""
-        room = self._prefix_tokens // size * (per if self.widths[1:] else 1)
-        fit = [w for w in self.widths if w <= room and w % per == 0]
-        fit = fit or self.widths[:1]
+        known = self.widths or self._held(size, per)
+        room = self._prefix_tokens // size * (per if known[1:] else 1)
+        fit = [w for w in known if w <= room and w % per == 0]
+        fit = fit or known[:1]
         return next((w for w in fit if w >= needed), fit[-1])
+
+    def _held(self, size: int, per: int) -> tuple[int, ...]:
+        """The numbers of rows that memory holds."""
+        slots = FEWEST_SLOTS
+        while slots < self.max_new_tokens + decode.CHUNK - 1:
+            slots *= 2
+        weights = sum(x.nbytes for x in jax.tree.leaves(self.model.params))
+
+        def predict(groups: int) -> memory.Memory:
+            return memory.predicted(
+                self.model.config,
+                memory.Size(groups, per, size, slots),
+                weights,
+                self._dtype.itemsize,
+                self._prefix_bytes,
+            )
+
+        groups = memory.most_groups(per, memory.available(), predict)
+        return widths(per * groups)
 
     def _fill(self, state, placed, rows, waiting, pending) -> State:
         """Gives idle rows their next samples, and idle groups their next
@@ -393,59 +372,19 @@ class Engine:
         room = self.model.config.context - len(prompt.ids)
         return Row(request, prompt, min(self.max_new_tokens, room))
 
-    def _finished(self, row: Row) -> Sample | None:
-        """The sample, if it is whole: by a stop id, a stop string or its
-        limit."""
-        draws = jax.tree.map(lambda *parts: np.concatenate(parts), *row.draws)
-        row.draws[:] = [draws]
-        if not np.isfinite(draws.logprob).all():
-            raise ValueError(
-                f"query {row.request.query.id!r}: the model gives logits that "
-                "are not finite; its weights are damaged or overflow its dtype"
-            )
-        ids = draws.token.tolist()
-        decode_text = self.model.tokenizer.decode
-        reason, text = None, ""
-        if ids[-1] in self.model.eos_ids:
-            reason, text = "stop", decode_text(ids[:-1])
-        elif len(ids) >= row.limit:
-            reason, text = "length", decode_text(ids)
-        elif self.stop:
-            text = decode_text(ids)
-        if any(s in text for s in self.stop):
-            # the tokens that spell the first stop string, and no more
-            hit = lambda n: any(s in decode_text(ids[:n]) for s in self.stop)
-            count = next(n for n in range(1, len(ids) + 1) if hit(n))
-            draws = jax.tree.map(lambda x: x[:count], draws)
-            text = decode_text(ids[:count])
-            ends = [at for at in map(text.find, self.stop) if at >= 0]
-            reason, text = "stop", text[: min(ends)]
-        if reason is None:
-            return None
-        request, prompt = row.request, row.prompt
-        cached = prompt.common if request.index else 0
-        if request.shared:
-            cached = len(prompt.ids)
-        new = len(draws.token)
-        return Sample(
-            query_id=request.query.id,
-            index=request.index,
-            round=request.round,
-            parents=request.parents,
-            text=text,
-            answer=None,
-            finish_reason=reason,
-            prompt_tokens=len(prompt.ids),
-            cached_tokens=cached,
-            new_tokens=new,
-            flops=sample_flops(self.model.config, len(prompt.ids), cached, new),
-            logprob=float(draws.logprob.mean()),
-            confidence=float(draws.confidence.mean()),
-            signals={
-                **confidence.windowed(draws.confidence),
-                "certainty": float(draws.certainty.mean()),
-            },
-        )
+
+def widths(rows: int) -> tuple[int, ...]:
+    """So many rows, and fewer where that saves time.
+
+    It does on a CPU, where a product of so many rounds each alike
+    (tests/engine/test_width.py). Elsewhere time is that of reading the
+    weights, and a sample must not depend on how many others are asked for:
+    one number of rows.
+    """
+    if jax.default_backend() != "cpu":
+        return (rows,)
+    halves = (rows >> n for n in range(rows.bit_length()))
+    return tuple(sorted({rows, *(w for w in halves if w >= NARROWEST)}))
 
 
 def _grouped(items, key, size: int) -> list[list]:

@@ -251,6 +251,7 @@ def one_line(done):
         ("--config.budget.samples_per_query=0.5", "less than one"),
         ("--config.budget.samples_per_query=0", "less than one sample for"),
         ("--config.engine.temperature=-1.0", "temperature must lie in"),
+        ("--config.engine.groups=8", "groups='8': expected auto"),
         ("--config.dtype=float8", "dtype must be one of"),
         ("--config.task.system_prompt=" + "word " * 1200, "context"),
     ],
