@@ -14,7 +14,8 @@ from dynscaling_jax.engine.row import Prompt, Row, finished
 from dynscaling_jax.models.model import Model
 from dynscaling_jax.types import Message, Query, Request, Sample
 
-SHORTEST = 128  # least length a prompt is padded to; doubled as needed
+SHORTEST = 128  # least length a prompt is padded to; doubled as needed, or,
+# of what a prompt goes on with, a multiple of it
 FEWEST_SLOTS = 2 * decode.CHUNK  # of drawn tokens; doubled as needed
 NARROWEST = 8  # rows; fewer may round otherwise
 REUSE = 16  # a common beginning shorter than this is read anew
@@ -204,7 +205,7 @@ class Engine:
             self.model.config,
             base.layers,
             np.int32(prompt.common),
-            _padded(rest, self._bucket(len(rest))),
+            _padded(rest, -(-len(rest) // SHORTEST) * SHORTEST),
             np.int32(len(rest)),
             self._bucket(len(prompt.ids)),
         )
@@ -262,7 +263,7 @@ class Engine:
                 if row is None:
                     continue
                 row.take(chunk.draws, i, int(chunk.live[:, i].sum()))
-                sample = finished(row, self.model, self.stop)
+                sample = self._finished(row)
                 if sample:
                     rows[i] = None
                     yield sample
@@ -367,6 +368,9 @@ class Engine:
             [rows[g[0]].prompt if g else None for g in groups],
             [None if i is None else rows[i] for i in kept],
         )
+
+    def _finished(self, row: Row) -> Sample | None:
+        return finished(row, self.model, self.stop)
 
     def _row(self, request: Request, prompt: Prompt) -> Row:
         room = self.model.config.context - len(prompt.ids)

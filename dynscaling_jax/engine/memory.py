@@ -80,7 +80,7 @@ def working(config: ModelConfig, size: Size) -> int:
     features = 4 * config.width + 4 * q + 2 * kv + 3 * inner
     keys = size.prompt + size.new
     step = rows * (features + 3 * config.heads * keys)
-    draw = 4 * rows * config.vocab_size
+    draw = 7 * rows * config.vocab_size
     read = size.prompt * (features + 3 * config.heads * size.prompt)
     return FLOAT * max(step, draw, read)
 
