@@ -51,6 +51,21 @@ def lessons(tmp_path_factory):
     return file
 
 
+def test_lessons_show_attempts(tmp_path):
+    """From 1 to 3 of them, and some of them wrong."""
+    out = tmp_path / "chained.jsonl"
+    run("lessons", f"--out={out}", "--problems=60", "--attempts=3")
+    shown, wrong = set(), 0
+    for line in out.read_text().splitlines():
+        row = json.loads(line)
+        user, assistant = row["prompt"]
+        attempts = assistant["content"].split("\n\n")[1:-1]
+        assert (user["role"], assistant["role"]) == ("user", "assistant")
+        shown.add(len(attempts))
+        wrong += sum(row["completion"] not in text for text in attempts)
+    assert shown == {1, 2, 3} and wrong > 20
+
+
 def training(lessons, workdir, *more):
     return (
         "--config=configs/training.py",
