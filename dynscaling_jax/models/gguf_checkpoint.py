@@ -47,8 +47,10 @@ def load(
     params = checkpoints.place(
         str(file),
         config,
-        gguf_layout.unpack(source, config, dtype),
-        functools.partial(gguf_layout.tensor_name, config=config),
+        gguf_layout.unpack(source, config, arch.names, dtype),
+        functools.partial(
+            gguf_layout.tensor_name, config=config, names=arch.names
+        ),
         finish,
         functools.partial(
             gguf_layout.as_ours, config=config, neighbours=arch.neighbours

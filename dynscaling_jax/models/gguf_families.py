@@ -5,7 +5,9 @@ beside the keys that all architectures share, which gguf_config.py reads, and
 what llama.cpp knows of it without being told.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 Fields = dict[str, Any]
@@ -24,6 +26,7 @@ class Gguf(NamedTuple):
     family: str
     read: Callable[[Get, Fields], Fields]
     neighbours: bool = False  # it rotates neighbours, Hugging Face halves
+    names: Mapping[str, str] = MappingProxyType({})  # of tensors, where others
 
 
 def _llama(get: Get, fields: Fields) -> Fields:
@@ -120,6 +123,26 @@ def _olmo2(get: Get, fields: Fields) -> Fields:
     return {"qk_norm": "whole", "pre_norm": False, "post_norm": True}
 
 
+def _gpt_oss(get: Get, fields: Fields) -> Fields:
+    scaling = fields["rope_scaling"]
+    if scaling:
+        scaling = dataclasses.replace(scaling, whole=False)
+    return {
+        "rope_scaling": scaling,
+        "window": int(get("attention.sliding_window")),
+        "local": tuple(i % 2 == 0 for i in range(fields["layers"])),
+        "experts": get("expert_count"),
+        "experts_per_token": get("expert_used_count"),
+        "expert_ffn": get("expert_feed_forward_length"),
+        "expert_renormalise": True,
+        "expert_bias": True,
+        "sinks": True,
+        "activation": "clamped",
+        "unit_limit": 7.0,
+        "unit_slope": 1.702,
+    }
+
+
 GGUF: Mapping[str, Gguf] = {
     "llama": Gguf("llama", _llama, neighbours=True),
     "smollm3": Gguf("smollm3", _smollm3, neighbours=True),
@@ -130,4 +153,7 @@ GGUF: Mapping[str, Gguf] = {
     "gemma3": Gguf("gemma3_text", _gemma3),
     "phi3": Gguf("phi3", _phi3),
     "olmo2": Gguf("olmo2", _olmo2),
+    "gpt-oss": Gguf(
+        "gpt_oss", _gpt_oss, names={"ffn_norm": "post_attention_norm"}
+    ),
 }

@@ -26,8 +26,11 @@ class Stored(NamedTuple):
     taken as one."""
 
 
-def tensor_name(path: tuple, config: ModelConfig) -> str:
-    """Our path of a parameter -> its name in a GGUF file."""
+def tensor_name(
+    path: tuple, config: ModelConfig, names: Mapping[str, str]
+) -> str:
+    """Our path of a parameter -> its name in a GGUF file; `names` are those
+    that an architecture has of its own."""
     top = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
     if path[0] in top:
         return f"{top[path[0]]}.weight"
@@ -47,28 +50,32 @@ def tensor_name(path: tuple, config: ModelConfig) -> str:
         "sinks": "attn_sinks",
         "router": "ffn_gate_inp",
         **{p: f"ffn_{p}{experts}" for p in ("gate", "up", "down")},
+        **names,
     }[part]
     return f"blk.{path[1]}.{name}.{kind}"
 
 
 def unpack(
-    source: Mapping[str, Stored], config: ModelConfig, dtype: Any
+    source: Mapping[str, Stored],
+    config: ModelConfig,
+    names: Mapping[str, str],
+    dtype: Any,
 ) -> dict[str, Tensor]:
     """A file's tensors as ours are; what does not fit stays as it is, for
     checkpoints.place to name. Vectors are float32, others of dtype."""
     wanted = {
-        tensor_name(path, config): shape
+        tensor_name(path, config, names): shape
         for path, shape in leaves(param_shapes(config))
     }
     result: dict[str, Tensor] = {}
     for name, stored in source.items():
-        names = _parts(name, wanted)
+        parts = _parts(name, wanted)
         axis = -1 if len(stored.shape) == 1 else -2
-        sizes = [wanted[part][axis] for part in names]
-        if not names or sum(sizes) != stored.shape[axis]:
-            names, sizes = [name], [stored.shape[axis]]
+        sizes = [wanted[part][axis] for part in parts]
+        if not parts or sum(sizes) != stored.shape[axis]:
+            parts, sizes = [name], [stored.shape[axis]]
         first = 0
-        for part, size in zip(names, sizes, strict=True):
+        for part, size in zip(parts, sizes, strict=True):
             result[part] = _slice(stored, axis, first, size, dtype)
             first += size
     return result

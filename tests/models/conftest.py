@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ ARCHITECTURES = {
     "mistral": "llama",
     "qwen3_moe": "qwen3moe",
     "gemma3_text": "gemma3",
+    "gpt_oss": "gpt-oss",
 }  # where they are not called as in config.json
 F32 = gguf.GGMLQuantizationType.F32
 
@@ -162,6 +163,11 @@ def _of_family(raw: Mapping[str, Any], arch: str) -> dict[str, Any]:
             "final_logit_softcapping": raw["final_logit_softcapping"],
             "attention.sliding_window": raw["sliding_window"],
         }
+    if arch == "gpt-oss":
+        return {
+            "attention.sliding_window": raw["sliding_window"],
+            "expert_feed_forward_length": raw["intermediate_size"],
+        }
     if arch == "gemma3":
         return {"attention.sliding_window": raw["sliding_window"]}
     if arch == "phi3":
@@ -200,7 +206,7 @@ def _tensors(
             heads = raw[f"num_{which}_heads"]
             halves = value.reshape(heads, 2, -1, *value.shape[1:])
             value = halves.swapaxes(1, 2).reshape(value.shape)
-        if "experts" in stem:
+        if "experts" in stem and arch != "gpt-oss":
             whole = ".".join([*stem[:-1], part, "weight"])
             at = int(stem[-1])
             kept = experts.setdefault(whole, [value] * raw["num_local_experts"])
@@ -208,12 +214,33 @@ def _tensors(
             continue
         result[name] = np.ascontiguousarray(value)
     result |= {name: np.stack(parts) for name, parts in experts.items()}
+    if arch == "gpt-oss":
+        result = dict(_gpt_oss(result))
     renamed = {}
     for name, value in result.items():
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert new, name
         renamed[new] = value
     return renamed
+
+
+def _gpt_oss(
+    source: Mapping[str, np.ndarray],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Experts [E, in, out] turned; gate and up, which take turns, apart."""
+    for name, value in source.items():
+        stem, _, part = name.rpartition(".")
+        if "experts" not in stem:
+            yield name + ".weight" * (part == "sinks"), value
+            continue
+        which = ".bias" if part.endswith("_bias") else ".weight"
+        value = value if which == ".bias" else value.swapaxes(1, 2)
+        part = part.removesuffix("_bias")
+        if part == "down_proj":
+            yield f"{stem}.{part}{which}", np.ascontiguousarray(value)
+            continue
+        for at, own in enumerate(("gate_proj", "up_proj")):
+            yield f"{stem}.{own}{which}", np.ascontiguousarray(value[:, at::2])
 
 
 def _rope_tensors(raw: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -65,6 +65,7 @@ GOLDENS = {
     "phi3_partial_window_tied": ({}, {}),
     "olmo2_grouped": ({}, {}),
     "olmo2_multi_query_tied": ({}, {}),
+    "gpt_oss_grouped": ({}, {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}),
 }
 
 
@@ -154,7 +155,7 @@ def test_every_type_that_gguf_dequantises(wide, tmp_path, write_gguf, kind):
     model = load_model(write_gguf(tmp_path / "a.gguf", wide, encode))
     assert len(held) == 10
     for path, _ in checkpoints.leaves(transformer.param_shapes(model.config)):
-        name = gguf_layout.tensor_name(path, model.config)
+        name = gguf_layout.tensor_name(path, model.config, {})
         if name in held:
             node = model.params
             for step in path:

@@ -185,6 +185,24 @@ def test_yarn_by_default_and_as_the_file_says():
     ) == RopeScaling("yarn", 4.0, 2.0, 5.0, 16, attention=1.3)
 
 
+def test_yarn_of_gpt_oss_blends_within_features():
+    """As its config.json says; no key of GGUF says it."""
+    experts = {"expert_count": 4, "expert_used_count": 2}
+    config = gguf_config.read(
+        metadata(
+            "gpt-oss",
+            rope__scaling__type="yarn",
+            rope__scaling__factor=32.0,
+            attention__sliding_window=5,
+            expert_feed_forward_length=24,
+            **experts,
+        )
+    )
+    assert config.rope_scaling and not config.rope_scaling.whole
+    assert (config.kind(0).window, config.kind(1).window) == (5, 0)
+    assert (config.unit_limit, config.unit_slope) == (7.0, 1.702)
+
+
 def test_longrope_has_two_contexts():
     raw = metadata(
         "phi3",
