@@ -72,7 +72,7 @@ parity:
 
 # what launch.bench compares with; llama.cpp is compiled for this machine. Where
 # it dies of an illegal instruction, the machine names some that it refuses
-# (AMX, within virtual machines): make peers LLAMA="-DGGML_NATIVE=OFF"
+# (AMX, within virtual machines): LLAMA="-DGGML_NATIVE=OFF -DGGML_AVX512=ON"
 LLAMA ?= -DGGML_NATIVE=ON
 peers:
 	rm -rf .venv-peers

@@ -103,7 +103,6 @@ class Engine:
         )
         self._prefixes: collections.OrderedDict = collections.OrderedDict()
         token = memory.token_bytes(model.config, self._dtype.itemsize)
-        self._prefix_bytes = int(prefix_bytes)
         self._prefix_tokens = int(prefix_bytes // token)
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[Sample]:
@@ -166,10 +165,7 @@ class Engine:
         return self.model.params["norm"].dtype
 
     def _bucket(self, length: int) -> int:
-        size = SHORTEST
-        while size < length:
-            size *= 2
-        return size
+        return _doubled(SHORTEST, length)
 
     def _prompt(self, request: Request) -> Prompt:
         base = ids = self._encode(request.query.messages)
@@ -245,8 +241,9 @@ class Engine:
         state = cache.empty(config, count // per, per, size, slots, self._dtype)
         while waiting or any(pending.values()) or any(rows):
             state = self._fill(state, placed, rows, waiting, pending)
-            while slots < max(r.count for r in rows if r) + decode.CHUNK - 1:
-                slots *= 2
+            needed = _slots(max(r.count for r in rows if r))
+            if slots < needed:
+                slots = needed
                 state = decode.grow(state, slots)
             most = max(r.limit - r.count for r in rows if r)
             state, chunk = decode.decode(
@@ -280,19 +277,13 @@ class Engine:
 
     def _held(self, size: int, per: int) -> tuple[int, ...]:
         """The numbers of rows that memory holds."""
-        slots = FEWEST_SLOTS
-        while slots < self.max_new_tokens + decode.CHUNK - 1:
-            slots *= 2
+        config, itemsize = self.model.config, self._dtype.itemsize
         weights = sum(x.nbytes for x in jax.tree.leaves(self.model.params))
+        prompts = self._prefix_tokens * memory.token_bytes(config, itemsize)
 
         def predict(groups: int) -> memory.Memory:
-            return memory.predicted(
-                self.model.config,
-                memory.Size(groups, per, size, slots),
-                weights,
-                self._dtype.itemsize,
-                self._prefix_bytes,
-            )
+            shape = memory.Size(groups, per, size, _slots(self.max_new_tokens))
+            return memory.predicted(config, shape, weights, itemsize, prompts)
 
         groups = memory.most_groups(per, memory.available(), predict)
         return widths(per * groups)
@@ -389,6 +380,17 @@ def widths(rows: int) -> tuple[int, ...]:
         return (rows,)
     halves = (rows >> n for n in range(rows.bit_length()))
     return tuple(sorted({rows, *(w for w in halves if w >= NARROWEST)}))
+
+
+def _slots(drawn: int) -> int:
+    """Room for so many tokens and those of the next chunk."""
+    return _doubled(FEWEST_SLOTS, drawn + decode.CHUNK - 1)
+
+
+def _doubled(size: int, length: int) -> int:
+    while size < length:
+        size *= 2
+    return size
 
 
 def _grouped(items, key, size: int) -> list[list]:

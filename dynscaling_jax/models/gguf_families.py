@@ -49,12 +49,16 @@ def _qwen3(get: Get, fields: Fields) -> Fields:
 
 
 def _qwen3_moe(get: Get, fields: Fields) -> Fields:
-    used = get("expert_used_count")
+    width = fields["ffn"] // get("expert_used_count")
+    width = get("expert_feed_forward_length", width)
+    return {**_qwen3(get, fields), **_experts(get, width)}
+
+
+def _experts(get: Get, width: int) -> Fields:
     return {
-        **_qwen3(get, fields),
         "experts": get("expert_count"),
-        "experts_per_token": used,
-        "expert_ffn": get("expert_feed_forward_length", fields["ffn"] // used),
+        "experts_per_token": get("expert_used_count"),
+        "expert_ffn": width,
         "expert_renormalise": True,
     }
 
@@ -130,11 +134,8 @@ def _gpt_oss(get: Get, fields: Fields) -> Fields:
     return {
         "rope_scaling": scaling,
         "window": int(get("attention.sliding_window")),
-        "local": tuple(i % 2 == 0 for i in range(fields["layers"])),
-        "experts": get("expert_count"),
-        "experts_per_token": get("expert_used_count"),
-        "expert_ffn": get("expert_feed_forward_length"),
-        "expert_renormalise": True,
+        **_windows(get, fields["layers"], every=2),
+        **_experts(get, get("expert_feed_forward_length")),
         "expert_bias": True,
         "sinks": True,
         "activation": "clamped",

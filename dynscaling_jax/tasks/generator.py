@@ -10,6 +10,7 @@ that the prompts ask for, so that it serves as a training text.
 import random
 from hashlib import sha256
 from itertools import count
+from operator import add, floordiv, mul, sub
 from typing import NamedTuple
 
 SPLITS = ("train", "test")
@@ -52,6 +53,7 @@ _THINGS = (
     "tokens",
     "pebbles",
 )
+OPERATIONS = {"+": add, "-": sub, "*": mul, "/": floordiv}
 _OPENINGS = (
     "{name} has {n} {things}.",
     "{name} starts the week with {n} {things}.",
@@ -129,12 +131,7 @@ def _draw(rng: random.Random, steps: int, largest: int) -> ArithmeticProblem:
         sign, n = _step(rng, value, largest)
         wording = rng.choice(_WORDINGS[sign])
         told.append(wording.format(name=name, n=n, things=things))
-        result = {
-            "+": value + n,
-            "-": value - n,
-            "*": value * n,
-            "/": value // n,
-        }[sign]
+        result = OPERATIONS[sign](value, n)
         shown.append(f"{value} {sign} {n} = {result}.")
         value = result
     told.append(rng.choice(_QUESTIONS).format(name=name, things=things))

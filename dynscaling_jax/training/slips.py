@@ -15,6 +15,7 @@ import numpy as np
 
 from dynscaling_jax.scaling import chains
 from dynscaling_jax.scaling.chains import Chain, Reader
+from dynscaling_jax.tasks.generator import OPERATIONS
 from dynscaling_jax.training.lessons import Lesson
 from dynscaling_jax.types import Message, Query, Sample
 
@@ -73,11 +74,9 @@ def chained(
 
 def _result(value: int, sign: str, operand: int) -> int:
     """Of a step from a number that may be wrong already; never negative."""
-    if sign == "+":
-        return value + operand
-    if sign == "-":
-        return max(value - operand, 0)
-    return value * operand if sign == "*" else value // max(operand, 1)
+    if sign == "/":
+        operand = max(operand, 1)
+    return max(OPERATIONS[sign](value, operand), 0)
 
 
 def _slip(result: int, rng: np.random.Generator) -> int:
