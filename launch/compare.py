@@ -41,7 +41,7 @@ SEEDS = flags.DEFINE_integer("seeds", 1, "How many, from config.seed on.", 1)
 
 
 def main(_) -> None:
-    quiet("jax", "httpx2")
+    quiet("jax", "httpx2", "matplotlib")
     resumable(COMMAND, work)
 
 
