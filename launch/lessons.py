@@ -3,8 +3,8 @@
     python -m launch.lessons --out=runs/lessons.jsonl --problems=100000
 
 They are problems of the `train` split, of which a run's `test` split holds
-none. With --attempts=4 each shows from 1 to 4 attempts with slips before it
-asks for the solution, as `integrated` would. launch.train reads the file.
+none. With --attempts=8 each shows what `integrated` would of 1 to 8 attempts
+with slips, before it asks for the solution. launch.train reads the file.
 """
 
 import sys
@@ -27,7 +27,7 @@ PROBLEMS = flags.DEFINE_integer("problems", 100_000, "How many.", 1)
 STEPS = flags.DEFINE_integer("steps", 6, "Difficulty, from 1 to this.", 1)
 LARGEST = flags.DEFINE_integer("largest", 99, "No number is larger.", 60)
 SEED = flags.DEFINE_integer("seed", 0, "Of the problems.")
-ATTEMPTS = flags.DEFINE_integer("attempts", 0, "To show, at most.", 0)
+ATTEMPTS = flags.DEFINE_integer("attempts", 0, "To show some of, at most.", 0)
 SLIPS = flags.DEFINE_float(
     "slips", 0.4, "Share of an attempt's steps that are wrong, at most.", 0, 1
 )

@@ -38,17 +38,17 @@ def attempt(
             'expected equations such as "3 + 4 = 7." and "The answer is 7.", '
             f"got {solution!r}"
         )
-    value = int(steps[0][1])
-    parts = [solution[: steps[0].start()]]
+    value, parts, end = int(steps[0][1]), [], 0
     for step in steps:
         sign, operand = step[2], int(step[3])
         result = _result(value, sign, operand)
         if rng.random() < rate:
             result = _slip(result, rng)
-        parts.append(f"{value} {sign} {operand} = {result}.")
-        value = result
-    parts.append(f"The answer is {value}.")
-    return " ".join(part.strip() for part in parts if part), str(value)
+        parts += solution[end : step.start()], f"{value} {sign} {operand} = "
+        parts.append(f"{result}.")
+        value, end = result, step.end()
+    parts.append(f" The answer is {value}.")
+    return "".join(parts), str(value)
 
 
 def chained(
@@ -58,8 +58,8 @@ def chained(
     rate: float,
     rng: np.random.Generator,
 ) -> Lesson:
-    """A lesson that shows so many attempts, in the layout of `integrated`,
-    and asks for the solution."""
+    """A lesson that shows of so many attempts those that `integrated` would,
+    in its layout, and asks for the solution."""
     query = Query("", (Message("user", question),))
     pool = []
     for index in range(attempts):
@@ -67,8 +67,7 @@ def chained(
         pool.append(
             Sample("", index, 0, (), text, answer, "stop", 0, 0, 0, 0.0)
         )
-    chain = Chain(k=attempts, which="all")
-    prompt, _ = chains.build(chain, Reader(), query, pool, rng)
+    prompt, _ = chains.build(Chain(), Reader(), query, pool, rng)
     return Lesson(prompt, solution)
 
 
