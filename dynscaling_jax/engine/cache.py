@@ -110,6 +110,11 @@ def write(
     )
 
 
+def slots(layers: Layers) -> int:
+    """Tokens that there is room for."""
+    return layers[0][1].shape[-2]
+
+
 def grow(
     suffix: tuple[jax.Array, jax.Array], slots: int
 ) -> tuple[jax.Array, jax.Array]:

@@ -86,9 +86,10 @@ def decode(
     stops: jax.typing.ArrayLike,
     settings: Settings,
     steps: int = CHUNK,
+    enough: int = 0,
 ) -> tuple[State, Chunk]:
-    """Takes `steps` steps, CHUNK at most, with all rows; fewer when no row is
-    left live. The state is used up."""
+    """Takes `steps` steps, CHUNK at most, with all rows; fewer when no more
+    than `enough` rows are left live. The state is used up."""
     top = transformer.without_layers(params)
     chunk = []
     for _ in range(steps):
@@ -97,7 +98,7 @@ def decode(
         state = state._replace(suffix=suffix, rows=rows)
         chunk.append(step)
         # one step behind, so that the device always has the next to do
-        if len(chunk) > 1 and not np.asarray(chunk[-2][1]).any():
+        if len(chunk) > 1 and np.asarray(chunk[-2][1]).sum() <= enough:
             break
     sums, live = jax.tree.map(lambda *each: np.stack(each), *chunk)
     draws = sampling.measures(sums, config.vocab_size)
@@ -171,7 +172,7 @@ def _turn(top, config, hidden, rows, stops, settings):
 
 def grow(state: State, slots: int) -> State:
     """The same with room for `slots` drawn tokens a row; it is used up."""
-    more = slots - state.suffix[0][1].shape[2]
+    more = slots - cache.slots(state.suffix)
     return state._replace(suffix=tuple(_grow(kv, more) for kv in state.suffix))
 
 
@@ -179,19 +180,32 @@ _grow = jax.jit(cache.grow, static_argnums=1)
 
 
 def select(
-    state: State, groups: np.ndarray, rows: np.ndarray, live: np.ndarray
+    state: State,
+    groups: np.ndarray,
+    rows: np.ndarray,
+    live: np.ndarray,
+    size: int,
 ) -> State:
-    """Some groups [G'] and some rows [G' R'] of a state, by number; rows
-    stand beside the others of their group, and those not live are ghosts."""
+    """Groups [G'] and rows [G' R'] of a state, by number, with prompts of
+    `size` slots; rows stand beside the others of their group, and those not
+    live are ghosts."""
     take = lambda pairs, index: tuple(_take(kv, index) for kv in pairs)
     kept = _take(state.rows, rows)
+    prefix = state.prefix
+    if size < cache.slots(prefix):
+        prefix = tuple(_cut(kv, size) for kv in prefix)
     return State(
-        take(state.prefix, groups),
+        take(prefix, groups),
         _take(state.length, groups),
         _take(state.logits, groups),
         take(state.suffix, rows),
         kept._replace(live=kept.live & live),
     )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cut(kv, size):
+    return kv[0][..., :size], kv[1][..., :size, :]
 
 
 @jax.jit

@@ -3,7 +3,7 @@
 import collections
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -115,17 +115,10 @@ class Engine:
         streams = collections.defaultdict(dict)
         for request in requests:
             prompt = self._prompt(request)
-            stream = streams[self._bucket(len(prompt.ids))]
+            stream = streams[0 if _as_work() else self._size([prompt])]
             stream.setdefault(prompt, []).append(request)
-        for size, by_prompt in sorted(streams.items()):
-            shared = {
-                p: r
-                for p, r in by_prompt.items()
-                if 2 * len(r) >= self.rows_per_group
-            }
-            alone = {p: r for p, r in by_prompt.items() if p not in shared}
-            yield from self._stream(size, self.rows_per_group, shared)
-            yield from self._stream(size, 1, alone)
+        for work in streams.values():
+            yield from self._stream(work)
 
     def generate(
         self, prompts: Sequence[str], n: int = 1
@@ -164,8 +157,9 @@ class Engine:
     def _dtype(self):
         return self.model.params["norm"].dtype
 
-    def _bucket(self, length: int) -> int:
-        return _doubled(SHORTEST, length)
+    def _size(self, prompts: Iterable[Prompt]) -> int:
+        """What the longest of them is padded to."""
+        return _doubled(SHORTEST, max(len(p.ids) for p in prompts))
 
     def _prompt(self, request: Request) -> Prompt:
         base = ids = self._encode(request.query.messages)
@@ -203,7 +197,7 @@ class Engine:
             np.int32(prompt.common),
             _padded(rest, -(-len(rest) // SHORTEST) * SHORTEST),
             np.int32(len(rest)),
-            self._bucket(len(prompt.ids)),
+            _doubled(SHORTEST, len(prompt.ids)),
         )
 
     def _read(self, ids: tuple[int, ...]) -> Prefix:
@@ -213,46 +207,50 @@ class Engine:
         prefix = prefill.prefill(
             self.model.params,
             self.model.config,
-            _padded(ids, self._bucket(len(ids))),
+            _padded(ids, _doubled(SHORTEST, len(ids))),
             np.int32(len(ids)),
         )
         self._prefixes[ids] = prefix
-        held = sum(self._bucket(len(i)) for i in self._prefixes)
+        held = sum(_doubled(SHORTEST, len(i)) for i in self._prefixes)
         while held > self._prefix_tokens and len(self._prefixes) > 1:
             oldest, _ = self._prefixes.popitem(last=False)
-            held -= self._bucket(len(oldest))
+            held -= _doubled(SHORTEST, len(oldest))
         return prefix
 
-    def _stream(
-        self, size: int, per: int, work: dict[Prompt, list[Request]]
-    ) -> Iterator[Sample]:
-        """Draws all of one prompt length, `per` rows to a group; keeps the
-        rows busy, and takes fewer where the work is less."""
-        if not work:
-            return
-        config = self.model.config
+    def _stream(self, work: dict[Prompt, list[Request]]) -> Iterator[Sample]:
+        """Draws it all, the longest prompts first; the rows they leave idle
+        take shorter ones, and prompts and rows become as few as the work."""
         pending = {p: collections.deque(r) for p, r in work.items()}
-        waiting = collections.deque(pending)  # prompts not placed yet
-        needed = per * sum(-(-len(r) // per) for r in work.values())
-        count = self._width(needed, size, per)
+        waiting = collections.deque(  # prompts not placed yet
+            sorted(pending, key=lambda p: -self._size([p]))
+        )
+        per = per_group(map(len, work.values()), self.rows_per_group)
+        size = self._size(pending)
+        count = self._needed(pending, (), size, per)
+        state = cache.empty(
+            self.model.config,
+            count // per,
+            per,
+            size,
+            FEWEST_SLOTS,
+            self._dtype,
+        )
         placed: list[Prompt | None] = [None] * (count // per)
         rows: list[Row | None] = [None] * count
-        slots = FEWEST_SLOTS
-        state = cache.empty(config, count // per, per, size, slots, self._dtype)
-        while waiting or any(pending.values()) or any(rows):
+        while any(pending.values()) or any(rows):
             state = self._fill(state, placed, rows, waiting, pending)
-            needed = _slots(max(r.count for r in rows if r))
-            if slots < needed:
-                slots = needed
+            slots = _slots(max(r.count for r in rows if r))
+            if cache.slots(state.suffix) < slots:
                 state = decode.grow(state, slots)
             most = max(r.limit - r.count for r in rows if r)
             state, chunk = decode.decode(
                 self.model.params,
-                config,
+                self.model.config,
                 state,
                 self.stop_ids,
                 self.settings,
                 max(1, min(decode.CHUNK, most)),
+                self._enough(rows, pending),
             )
             self.row_steps += chunk.live.any(1).sum() * len(rows)
             self.live_steps += chunk.live.sum()
@@ -264,8 +262,24 @@ class Engine:
                 if sample:
                     rows[i] = None
                     yield sample
-            if any(rows) and not any(pending.values()):
-                state, placed, rows = self._narrow(state, size, placed, rows)
+            state, placed, rows = self._fit(state, placed, rows, pending, per)
+
+    def _enough(self, rows, pending) -> int:
+        """So few rows that go on end a chunk: a sixteenth of them idle while
+        others wait, or as few as fit into fewer rows."""
+        live = sum(row is not None for row in rows)
+        if any(pending.values()):
+            return live - max(1, len(rows) // 16)
+        return max((w for w in self.widths if w < live), default=0)
+
+    def _needed(self, pending, live: Sequence[Row], size: int, per: int) -> int:
+        """Rows for those that are live, and all that waits to be drawn from
+        prompts of this size."""
+        groups = len(_grouped(live, lambda row: row.prompt, per))
+        for prompt, own in pending.items():
+            if own and self._size([prompt]) == size:
+                groups += -(-len(own) // per)
+        return self._width(per * groups, size, per)
 
     def _width(self, needed: int, size: int, per: int) -> int:
         """The fewest rows that hold `needed`; all there may be otherwise."""
@@ -334,25 +348,35 @@ class Engine:
                 row.take(first, i, 1)
         return state._replace(rows=started)
 
-    def _narrow(self, state, size, placed, rows):
-        """The rows that still draw in half as many or fewer, if they fit."""
+    def _fit(self, state, placed, rows, pending, per):
+        """The rows that still draw, and room for what waits: as short as the
+        prompts and as few as the work allows."""
         live = [i for i, row in enumerate(rows) if row]
-        per = len(rows) // len(placed)
-        for each in dict.fromkeys((per, 1)):
+        waits = [prompt for prompt, own in pending.items() if own]
+        if not live and not waits:
+            return state, placed, rows
+        size = self._size([*(rows[i].prompt for i in live), *waits])
+        if waits and size == cache.slots(state.prefix):
+            return state, placed, rows
+        for each in (per,) if waits else dict.fromkeys((per, 1)):
             groups = _grouped(live, lambda i: rows[i].prompt, each)
-            count = self._width(each * len(groups), size, each)
-            if 2 * count <= len(rows) and each * len(groups) <= count:
+            drawing = [rows[i] for i in live]
+            count = self._needed(pending, drawing, size, each)
+            fewer = waits or count < len(rows)
+            if fewer and each * len(groups) <= count:
                 break
         else:
             return state, placed, rows
         groups += [[] for _ in range(count // each - len(groups))]
         order = [g + [None] * (each - len(g)) for g in groups]
         kept = [i for group in order for i in group]
+        own = len(rows) // len(placed)
         state = decode.select(
             state,
-            np.array([g[0] // per if g else 0 for g in groups], np.int32),
+            np.array([g[0] // own if g else 0 for g in groups], np.int32),
             np.array([i or 0 for i in kept], np.int32),
             np.array([i is not None for i in kept]),
+            size,
         )
         return (
             state,
@@ -368,18 +392,35 @@ class Engine:
         return Row(request, prompt, min(self.max_new_tokens, room))
 
 
-def widths(rows: int) -> tuple[int, ...]:
-    """So many rows, and fewer where that saves time.
+def _as_work() -> bool:
+    """Whether rows and lengths follow the work.
 
-    It does on a CPU, where a product of so many rounds each alike
+    They do on a CPU, where each row rounds alike in products of every size
     (tests/engine/test_width.py). Elsewhere time is that of reading the
-    weights, and a sample must not depend on how many others are asked for:
-    one number of rows.
+    weights, and a sample must not depend on what else is asked for: one
+    number of rows, and prompts of one length at a time.
     """
-    if jax.default_backend() != "cpu":
+    return jax.default_backend() == "cpu"
+
+
+def widths(rows: int) -> tuple[int, ...]:
+    """So many rows, and fewer where that saves time."""
+    if not _as_work():
         return (rows,)
     halves = (rows >> n for n in range(rows.bit_length()))
     return tuple(sorted({rows, *(w for w in halves if w >= NARROWEST)}))
+
+
+def per_group(counts: Iterable[int], most: int) -> int:
+    """Rows of a group: the greatest divisor of `most` that leaves at most an
+    eighth of the rows of so many samples a prompt empty."""
+    counts = list(counts)
+    return next(
+        per
+        for per in range(most, 0, -1)
+        if most % per == 0
+        and 8 * per * sum(-(-n // per) for n in counts) <= 9 * sum(counts)
+    )
 
 
 def _slots(drawn: int) -> int:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 NARROWEST = 16
+AT_ONCE = 512  # keys; products over more round by how many there are
 MASKED = -1e30  # finite: a part with no visible key must not give NaN
 LOG2_E = 1.4426950408889634
 
@@ -45,7 +46,16 @@ def attend(
         mask: bool, broadcasts to [..., M, S]; True where a key is visible.
         softcap: of the scores as natural logarithms; 0 is none.
     """
-    width = v.shape[-1]
+    count, width = v.shape[-2:]
+    if count > AT_ONCE:
+        # so that padding behind the keys that count changes nothing
+        cuts = [slice(at, at + AT_ONCE) for at in range(0, count, AT_ONCE)]
+        return merge(
+            *(
+                attend(q, k[..., cut], v[..., cut, :], mask[..., cut], softcap)
+                for cut in cuts
+            )
+        )
     q, v = _widened(q, -1), _widened(v, -1)
     k = _widened(k, -2)
     scores = jnp.einsum(

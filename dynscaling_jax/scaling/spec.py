@@ -6,6 +6,7 @@ parsed and never evaluated.
 """
 
 import ast
+import functools
 import inspect
 import types
 import typing
@@ -47,11 +48,23 @@ def parse(
                 f"{what} {name!r}: {argument}={value!r} is not "
                 f"{inspect.formatannotation(kind)}"
             )
-    given |= {p: v for p, v in context.items() if p in parameters}
+    offered = {p: v for p, v in context.items() if p in parameters}
     for argument, parameter in parameters.items():
-        if argument not in given and parameter.default is parameter.empty:
+        if argument not in (given | offered) and (
+            parameter.default is parameter.empty
+        ):
             raise ValueError(f"{what} {name!r} needs {argument}=...")
-    return factory(**given)
+    if offered:
+        return factory(**given, **offered)
+    return _made(factory, tuple(sorted(given.items())))
+
+
+@functools.lru_cache
+def _made(
+    factory: Callable[..., Any], given: tuple[tuple[str, Any], ...]
+) -> Any:
+    """What a factory makes, once: jax.jit compiles the same function once."""
+    return factory(**dict(given))
 
 
 def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dynscaling_jax.engine import Engine, decode, sampling
+from dynscaling_jax.engine.engine import per_group
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.types import Message, Query, Request
@@ -54,27 +55,29 @@ def test_a_layer_rounds_by_the_row(fields):
     prompt = normal(2, 1, kv, 128, dim)
     drawn = np.arange(most, dtype=np.int32) % 30 + 1
     outs = {}
-    for width in WIDTHS:
-        for per in (1, 8):
-            groups = width // per
-            key, value = (np.repeat(p, groups, 0) for p in prompt)
-            hidden, _ = decode._layer(
-                params["layers"][0],
-                config,
-                config.kind(0),
-                x[:width],
-                np.full(groups, 100, np.int32),
-                drawn[:width],
-                (key.swapaxes(2, 3), value),
-                (k[:width].swapaxes(2, 3), v[:width]),
-            )
-            logits = jax.jit(transformer.head, static_argnums=1)(
-                params, config, hidden
-            )
-            outs[width, per] = np.asarray(logits)
-    for (width, _), logits in outs.items():
-        np.testing.assert_array_equal(logits[:8], outs[8, 1])
-        np.testing.assert_array_equal(logits, outs[most, 8][:width])
+    layouts = [(w, p, 128) for w in WIDTHS for p in (1, 4, 8)]
+    for width, per, size in [*layouts, (8, 1, 512), (16, 1, 1024)]:
+        groups = width // per
+        longer = np.zeros((2, 1, kv, size - 128, dim), "f")
+        padded = np.concatenate((prompt, longer), 3)
+        key, value = (np.repeat(p, groups, 0) for p in padded)
+        hidden, _ = decode._layer(
+            params["layers"][0],
+            config,
+            config.kind(0),
+            x[:width],
+            np.full(groups, 100, np.int32),
+            drawn[:width],
+            (key.swapaxes(2, 3), value),
+            (k[:width].swapaxes(2, 3), v[:width]),
+        )
+        logits = jax.jit(transformer.head, static_argnums=1)(
+            params, config, hidden
+        )
+        outs[width, per, size] = np.asarray(logits)
+    for (width, *_), logits in outs.items():
+        np.testing.assert_array_equal(logits[:8], outs[8, 1, 128])
+        np.testing.assert_array_equal(logits, outs[most, 8, 128][:width])
 
 
 @pytest.mark.parametrize("vocabulary", [261, 5_000])
@@ -103,9 +106,9 @@ def test_rows_become_fewer_and_samples_stay(tiny, monkeypatch):
     widths = []
     select = decode.select
 
-    def spy(state, groups, rows, live):
+    def spy(state, groups, rows, live, size):
         widths.append(len(rows))
-        return select(state, groups, rows, live)
+        return select(state, groups, rows, live, size)
 
     monkeypatch.setattr(decode, "select", spy)
     engine = Engine(model, **settings)
@@ -122,3 +125,47 @@ def test_rows_become_fewer_and_samples_stay(tiny, monkeypatch):
     for sample in fixed(work):
         assert sample == drawn[sample.query_id, sample.index]
     assert not widths and engine.row_steps < 0.7 * fixed.row_steps
+
+
+def test_short_prompts_fill_the_rows_of_long_ones(tiny, monkeypatch):
+    """Prompts of three lengths were drawn apart, each to its last sample,
+    and rows idled at three ends in place of one."""
+    model = tiny(layers=1, context=2048, eos_ids=(258, *range(12)))
+    lengths = (1100, 300, *(10 + i for i in range(20)))
+    queries = [Query(str(n), (Message("user", "x" * n),)) for n in lengths]
+    work = [Request(q, q.messages, 0) for q in queries]
+    settings = {"rows": 16, "rows_per_group": 8, "max_new_tokens": 60}
+    shapes = []
+    select = decode.select
+
+    def spy(state, groups, rows, live, size):
+        shapes.append((len(rows), size))
+        return select(state, groups, rows, live, size)
+
+    monkeypatch.setattr(decode, "select", spy)
+    engine = Engine(model, **settings)
+    drawn = {s.query_id: s for s in engine(reversed(work))}
+    assert drawn.keys() == {q.id for q in queries}
+    sizes = [size for _, size in shapes]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 128
+    assert (16, 128) in shapes  # more rows once the long ones are whole
+    monkeypatch.undo()
+    for request in work:
+        (sample,) = Engine(model, **settings)([request])
+        assert sample == drawn[request.query.id]
+
+
+@pytest.mark.parametrize(
+    ("counts", "per"),
+    [
+        ([4] * 32, 4),
+        ([16] * 3, 8),
+        ([1, 1, 1], 1),
+        ([12, 12], 4),
+        ([63, 1], 8),
+        ([3], 1),
+        ([15], 8),
+    ],
+)
+def test_groups_are_as_large_as_leaves_few_rows_empty(counts, per):
+    assert per_group(counts, 8) == per

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynscaling_jax.scaling.policies import parse_policy
 from dynscaling_jax.scaling.spec import parse
 
 
@@ -82,3 +83,9 @@ def test_no_text_does_more_than_call_a_factory(text):
         parse(text, TABLE)
     except ValueError as error:
         assert str(error)
+
+
+def test_what_reads_no_context_is_made_once():
+    """Each run made its policy anew, and jax.jit compiled it again."""
+    assert parse_policy("ucb(c=0.5)") is parse_policy("ucb(c=0.5)")
+    assert parse_policy("ucb(c=0.5)") is not parse_policy("ucb(c=0.25)")
