@@ -8,16 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from dynscaling_jax.engine import cache, decode, memory, prefill, sampling
+from dynscaling_jax.engine import (
+    cache,
+    decode,
+    layout,
+    memory,
+    prefill,
+    sampling,
+)
 from dynscaling_jax.engine.cache import Prefix, State
 from dynscaling_jax.engine.row import Prompt, Row, finished
 from dynscaling_jax.models.model import Model
 from dynscaling_jax.types import Message, Query, Request, Sample
 
-SHORTEST = 128  # least length a prompt is padded to; doubled as needed, or,
-# of what a prompt goes on with, a multiple of it
-FEWEST_SLOTS = 2 * decode.CHUNK  # of drawn tokens; doubled as needed
-NARROWEST = 8  # rows; fewer may round otherwise
 REUSE = 16  # a common beginning shorter than this is read anew
 
 
@@ -91,7 +94,7 @@ class Engine:
         self.settings = sampling.settings(temperature, top_k, top_p, min_p)
         self.seed = np.uint32(seed)
         self.rows_per_group = rows_per_group
-        self.widths = widths(rows) if rows else ()
+        self.widths = layout.widths(rows) if rows else ()
         self.row_steps = 0  # rows x steps computed
         self.live_steps = 0  # of these, steps that drew a token of a sample
         ids = model.eos_ids
@@ -115,7 +118,9 @@ class Engine:
         streams = collections.defaultdict(dict)
         for request in requests:
             prompt = self._prompt(request)
-            stream = streams[0 if _as_work() else self._size([prompt])]
+            stream = streams[
+                0 if layout.follows_work() else self._size([prompt])
+            ]
             stream.setdefault(prompt, []).append(request)
         for work in streams.values():
             yield from self._stream(work)
@@ -159,7 +164,7 @@ class Engine:
 
     def _size(self, prompts: Iterable[Prompt]) -> int:
         """What the longest of them is padded to."""
-        return _doubled(SHORTEST, max(len(p.ids) for p in prompts))
+        return layout.doubled(layout.SHORTEST, max(len(p.ids) for p in prompts))
 
     def _prompt(self, request: Request) -> Prompt:
         base = ids = self._encode(request.query.messages)
@@ -195,9 +200,9 @@ class Engine:
             self.model.config,
             base.layers,
             np.int32(prompt.common),
-            _padded(rest, -(-len(rest) // SHORTEST) * SHORTEST),
+            _padded(rest, -(-len(rest) // layout.SHORTEST) * layout.SHORTEST),
             np.int32(len(rest)),
-            _doubled(SHORTEST, len(prompt.ids)),
+            layout.doubled(layout.SHORTEST, len(prompt.ids)),
         )
 
     def _read(self, ids: tuple[int, ...]) -> Prefix:
@@ -207,14 +212,16 @@ class Engine:
         prefix = prefill.prefill(
             self.model.params,
             self.model.config,
-            _padded(ids, _doubled(SHORTEST, len(ids))),
+            _padded(ids, layout.doubled(layout.SHORTEST, len(ids))),
             np.int32(len(ids)),
         )
         self._prefixes[ids] = prefix
-        held = sum(_doubled(SHORTEST, len(i)) for i in self._prefixes)
+        held = sum(
+            layout.doubled(layout.SHORTEST, len(i)) for i in self._prefixes
+        )
         while held > self._prefix_tokens and len(self._prefixes) > 1:
             oldest, _ = self._prefixes.popitem(last=False)
-            held -= _doubled(SHORTEST, len(oldest))
+            held -= layout.doubled(layout.SHORTEST, len(oldest))
         return prefix
 
     def _stream(self, work: dict[Prompt, list[Request]]) -> Iterator[Sample]:
@@ -224,7 +231,7 @@ class Engine:
         waiting = collections.deque(  # prompts not placed yet
             sorted(pending, key=lambda p: -self._size([p]))
         )
-        per = per_group(map(len, work.values()), self.rows_per_group)
+        per = layout.per_group(map(len, work.values()), self.rows_per_group)
         size = self._size(pending)
         count = self._needed(pending, (), size, per)
         state = cache.empty(
@@ -232,14 +239,14 @@ class Engine:
             count // per,
             per,
             size,
-            FEWEST_SLOTS,
+            layout.FEWEST_SLOTS,
             self._dtype,
         )
         placed: list[Prompt | None] = [None] * (count // per)
         rows: list[Row | None] = [None] * count
         while any(pending.values()) or any(rows):
             state = self._fill(state, placed, rows, waiting, pending)
-            slots = _slots(max(r.count for r in rows if r))
+            slots = layout.slots(max(r.count for r in rows if r))
             if cache.slots(state.suffix) < slots:
                 state = decode.grow(state, slots)
             most = max(r.limit - r.count for r in rows if r)
@@ -275,7 +282,7 @@ class Engine:
     def _needed(self, pending, live: Sequence[Row], size: int, per: int) -> int:
         """Rows for those that are live, and all that waits to be drawn from
         prompts of this size."""
-        groups = len(_grouped(live, lambda row: row.prompt, per))
+        groups = len(layout.grouped(live, lambda row: row.prompt, per))
         for prompt, own in pending.items():
             if own and self._size([prompt]) == size:
                 groups += -(-len(own) // per)
@@ -296,11 +303,13 @@ class Engine:
         prompts = self._prefix_tokens * memory.token_bytes(config, itemsize)
 
         def predict(groups: int) -> memory.Memory:
-            shape = memory.Size(groups, per, size, _slots(self.max_new_tokens))
+            shape = memory.Size(
+                groups, per, size, layout.slots(self.max_new_tokens)
+            )
             return memory.predicted(config, shape, weights, itemsize, prompts)
 
         groups = memory.most_groups(per, memory.available(), predict)
-        return widths(per * groups)
+        return layout.widths(per * groups)
 
     def _fill(self, state, placed, rows, waiting, pending) -> State:
         """Gives idle rows their next samples, and idle groups their next
@@ -359,7 +368,7 @@ class Engine:
         if waits and size == cache.slots(state.prefix):
             return state, placed, rows
         for each in (per,) if waits else dict.fromkeys((per, 1)):
-            groups = _grouped(live, lambda i: rows[i].prompt, each)
+            groups = layout.grouped(live, lambda i: rows[i].prompt, each)
             drawing = [rows[i] for i in live]
             count = self._needed(pending, drawing, size, each)
             fewer = waits or count < len(rows)
@@ -390,60 +399,6 @@ class Engine:
     def _row(self, request: Request, prompt: Prompt) -> Row:
         room = self.model.config.context - len(prompt.ids)
         return Row(request, prompt, min(self.max_new_tokens, room))
-
-
-def _as_work() -> bool:
-    """Whether rows and lengths follow the work.
-
-    They do on a CPU, where each row rounds alike in products of every size
-    (tests/engine/test_width.py). Elsewhere time is that of reading the
-    weights, and a sample must not depend on what else is asked for: one
-    number of rows, and prompts of one length at a time.
-    """
-    return jax.default_backend() == "cpu"
-
-
-def widths(rows: int) -> tuple[int, ...]:
-    """So many rows, and fewer where that saves time."""
-    if not _as_work():
-        return (rows,)
-    halves = (rows >> n for n in range(rows.bit_length()))
-    return tuple(sorted({rows, *(w for w in halves if w >= NARROWEST)}))
-
-
-def per_group(counts: Iterable[int], most: int) -> int:
-    """Rows of a group: the greatest divisor of `most` that leaves at most an
-    eighth of the rows of so many samples a prompt empty."""
-    counts = list(counts)
-    return next(
-        per
-        for per in range(most, 0, -1)
-        if most % per == 0
-        and 8 * per * sum(-(-n // per) for n in counts) <= 9 * sum(counts)
-    )
-
-
-def _slots(drawn: int) -> int:
-    """Room for so many tokens and those of the next chunk."""
-    return _doubled(FEWEST_SLOTS, drawn + decode.CHUNK - 1)
-
-
-def _doubled(size: int, length: int) -> int:
-    while size < length:
-        size *= 2
-    return size
-
-
-def _grouped(items, key, size: int) -> list[list]:
-    """Lists of at most `size` items of one key, keys in order."""
-    by_key: dict = {}
-    for item in items:
-        by_key.setdefault(key(item), []).append(item)
-    return [
-        own[at : at + size]
-        for own in by_key.values()
-        for at in range(0, len(own), size)
-    ]
 
 
 def _next(waiting, pending) -> Prompt | None:

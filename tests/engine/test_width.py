@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dynscaling_jax.engine import Engine, decode, sampling
-from dynscaling_jax.engine.engine import per_group
+from dynscaling_jax.engine.layout import per_group
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.types import Message, Query, Request
@@ -144,7 +144,7 @@ def test_short_prompts_fill_the_rows_of_long_ones(tiny, monkeypatch):
 
     monkeypatch.setattr(decode, "select", spy)
     engine = Engine(model, **settings)
-    drawn = {s.query_id: s for s in engine(reversed(work))}
+    drawn = {s.query_id: s for s in engine(work[::-1])}
     assert drawn.keys() == {q.id for q in queries}
     sizes = [size for _, size in shapes]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 128

@@ -180,6 +180,11 @@ def test_prompts_share_their_keys(lines):
     assert 0 < line["held_bytes"] < line["replicated_bytes"]
 
 
+def test_a_second_run_compiles_nothing(lines):
+    """Rounds, chains and refilling, policy and vote included."""
+    assert lines["dynscaling"]["compilations"] == 0
+
+
 def test_is_quiet(done):
     assert done.stderr == ""
 
