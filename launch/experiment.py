@@ -32,6 +32,7 @@ from dynscaling_jax.scaling.strategies import STRATEGIES
 from dynscaling_jax.scaling.votes import VOTES
 from dynscaling_jax.tasks import Comparer, Task, answered, grade, load_task
 from dynscaling_jax.types import Budget, Query, Request, Sample, SampleFn
+from launch import reporting
 
 Config = Any  # ml_collections.ConfigDict, as configs/common.py
 METRICS_SECONDS = 5.0  # between two lines of metrics.jsonl
@@ -58,6 +59,15 @@ def run(
         ValueError, OSError, RuntimeError: with what to do about it; rows
             that were drawn stay in the log.
     """
+    with Comparer() as compare:
+        summary = _run(config, workdir, source, compare)
+        reporting.write([workdir], workdir, compare)
+    return summary
+
+
+def _run(
+    config: Config, workdir: Path, source: Source | None, compare: Comparer
+) -> dict[str, Any]:
     use_compilation_cache()
     axes = method_axes(config)
     task = load_task(task_fields(config.task.to_dict()))
@@ -73,10 +83,11 @@ def run(
     check(queries, budget, config.budget.capacity, first_round, round_size)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(Log(workdir, config_row(config), about()))
-        compare = stack.enter_context(Comparer())
         # beside the log, so that it can be replayed as a bank
         references = {p.query.id: p.reference for p in task.problems}
         write_json(workdir / "references.json", references)
+        texts = {q.id: q.messages[-1].content for q in queries}
+        write_json(workdir / "questions.json", texts)
         metrics = stack.enter_context(
             contextlib.closing(Metrics(workdir / "metrics.jsonl", budget))
         )

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.sharding import AXES, DATA, fitting
 
 Layers = tuple[tuple[jax.Array, jax.Array], ...]
 """(keys [..., K, D, slots], values [..., K, slots, D]) of each layer."""
@@ -54,29 +56,36 @@ def empty(
     prompt: int,
     new: int,
     dtype: Any,
+    mesh: Mesh | None = None,
 ) -> State:
-    """A state of ghosts. Zeros, since 0 x NaN would leak through a mask."""
+    """A state of ghosts. Zeros, since 0 x NaN would leak through a mask. On a
+    mesh groups and rows lie along `data`, key heads along `model`; what each
+    row is doing is known to all."""
     batch = groups * rows
+
+    def zeros(shape: tuple[int, ...], dtype: Any, *axes: str) -> jax.Array:
+        where = mesh and NamedSharding(mesh, fitting(mesh.shape, shape, axes))
+        return jnp.zeros(shape, dtype, device=where)
 
     def layers(number: int, slots: int) -> Layers:
         keys = (number, config.kv_heads, config.head_dim, slots)
         values = (number, config.kv_heads, slots, config.head_dim)
         return tuple(
-            (jnp.zeros(keys, dtype), jnp.zeros(values, dtype))
+            (zeros(keys, dtype, *AXES), zeros(values, dtype, *AXES))
             for _ in range(config.layers)
         )
 
     return State(
         layers(groups, prompt),
-        jnp.ones(groups, jnp.int32),
-        jnp.zeros((groups, config.vocab_size), jnp.float32),
+        zeros((groups,), jnp.int32) + 1,
+        zeros((groups, config.vocab_size), jnp.float32, DATA),
         layers(batch, new),
         Rows(
-            jnp.zeros(batch, jnp.int32),
-            jnp.ones(batch, jnp.int32),
-            jnp.zeros(batch, bool),
-            jnp.zeros(batch, jnp.int32),
-            jnp.zeros((batch, 2), jnp.uint32),
+            zeros((batch,), jnp.int32),
+            zeros((batch,), jnp.int32) + 1,
+            zeros((batch,), bool),
+            zeros((batch,), jnp.int32),
+            zeros((batch, 2), jnp.uint32),
         ),
     )
 

@@ -18,6 +18,7 @@ from dynscaling_jax.engine.cache import Layers, Prefix, Rows, State
 from dynscaling_jax.engine.sampling import Draw, Settings, Sums
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.sharding import AXES, BOTH, DATA, constrained
 from dynscaling_jax.models.transformer import Params
 
 CHUNK = 16  # steps between two looks of the host
@@ -148,8 +149,11 @@ def _layer(layer, config, kind, x, length, drawn, prefix, suffix):
     )
     slot = drawn - 1  # of the token that is read
     attend = _grouped(config, len(length), ahead, slot)
-    return transformer.block(
+    x, suffix = transformer.block(
         layer, config, kind, x, ahead + slot, attend, (prefix, suffix)
+    )
+    return constrained(x, DATA), jax.tree.map(
+        lambda kv: constrained(kv, *AXES), suffix
     )
 
 
@@ -283,11 +287,15 @@ def _grouped(config: ModelConfig, groups: int, ahead, slot):
 def _draw(key, position, logits, settings) -> Sums:
     """One token a row; the position in the sample ends the chain of keys."""
 
+    # whole rows of the vocabulary, each device some of them
+    logits = constrained(logits, BOTH)
+
     def one(key, position, logits):
         key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
         return sampling.choose(key, logits, settings)
 
-    return jax.vmap(one)(key, position, logits)
+    drawn = jax.vmap(one)(key, position, logits)
+    return jax.tree.map(constrained, drawn)  # and known to all
 
 
 def _ends(token: jax.Array, stops: jax.Array) -> jax.Array:

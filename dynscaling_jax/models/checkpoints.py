@@ -19,8 +19,8 @@ PARAMS = "params"  # the folder of an Orbax checkpoint
 PIECE = 2**20  # values that are converted at a time
 
 
-Finish = Callable[[tuple, np.ndarray], Any]
-"""(path of a parameter, its values) -> what the tree holds."""
+Finish = Callable[[ModelConfig, tuple, np.ndarray], Any]
+"""(config, path of a parameter, its values) -> what the tree holds."""
 
 
 class Tensor(NamedTuple):
@@ -58,7 +58,7 @@ def place(
         for step in path[:-1]:
             node = node[step]
         # else many tensors would wait for their copies to end
-        node[path[-1]] = jax.block_until_ready(finish(path, value))
+        node[path[-1]] = jax.block_until_ready(finish(config, path, value))
     return params
 
 

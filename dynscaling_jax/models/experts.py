@@ -6,10 +6,13 @@ and a token's result does not depend on which others run beside it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+
+from dynscaling_jax.models import sharding
 from dynscaling_jax.models.attention import row_sums
 
 BLOCK = 8  # rows that meet one expert's weights at a time
@@ -68,3 +71,51 @@ def mix(
     made_TK = made.reshape(blocks * BLOCK, -1)[found_A]
     made_TK = made_TK.reshape(tokens, per_token, -1).astype(jnp.float32)
     return (made_TK * weight[..., None]).sum(1).astype(x.dtype)
+
+
+def spread(
+    x: jax.Array,
+    weight: jax.Array,
+    chosen: jax.Array,
+    experts: int,
+    stacks: Any,
+    apply: Callable[[jax.Array, Any, jax.Array], jax.Array],
+) -> jax.Array:
+    """As mix; where jax.set_mesh set a mesh, each device serves the experts
+    that it holds, and what they give is summed.
+
+    Args:
+        stacks: a tree of arrays [E, ...], the experts' weights.
+        apply: (rows [BLOCK, width], stacks, expert id []) -> [BLOCK, width].
+    """
+    sizes = sharding.ambient()
+    if sizes is None:
+        return mix(
+            x, weight, chosen, experts, lambda rows, one: apply(rows, stacks, one)
+        )
+    rows = sharding.fitting(sizes, x.shape, (sharding.DATA,))
+    held = sharding.fitting(sizes, (experts,), (sharding.MODEL,))
+    own = experts // sizes[sharding.MODEL] if held[0] else experts
+
+    def part(x, weight, chosen, stacks):
+        here = chosen
+        if held[0]:
+            here -= own * jax.lax.axis_index(sharding.MODEL)
+        here = jnp.where((here >= 0) & (here < own), here, own)  # or nobody's
+
+        def one_block(rows, one):
+            return jax.lax.cond(
+                one < own,
+                lambda: apply(rows, stacks, jnp.minimum(one, own - 1)),
+                lambda: jnp.zeros_like(rows),
+            )
+
+        made = mix(x, weight, here, own + 1, one_block)
+        return jax.lax.psum(made, sharding.MODEL) if held[0] else made
+
+    return jax.shard_map(
+        part,
+        in_specs=(rows, rows, rows, held),
+        out_specs=rows,
+        check_vma=False,
+    )(x, weight, chosen, stacks)

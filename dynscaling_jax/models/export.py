@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from dynscaling_jax.models import (
@@ -25,6 +26,7 @@ from dynscaling_jax.models import (
 )
 from dynscaling_jax.models.checkpoints import PARAMS
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.sharding import param_sharding
 from dynscaling_jax.models.tokenizer import Tokenizer
 from dynscaling_jax.models.transformer import Params, param_shapes
 
@@ -114,12 +116,15 @@ def save_side_files(
 
 
 def load_orbax(
-    directory: Path, dtype: Any, sharding: jax.sharding.Sharding | None = None
+    directory: Path,
+    dtype: Any,
+    sharding: jax.sharding.Sharding | Mesh | None = None,
 ) -> tuple[ModelConfig, Params]:
     """Reads what save_orbax wrote.
 
     Args:
-        sharding: where each parameter is to lie; it is read straight there.
+        sharding: where each parameter is to lie, or a mesh on which
+            models.sharding says it; it is read straight there.
 
     Raises:
         FileNotFoundError: no config.json.
@@ -135,10 +140,17 @@ def load_orbax(
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         checkpoints.refuse_misfits(str(directory), expected, held)
-        target = jax.tree.map(
-            lambda shape: jax.ShapeDtypeStruct(
-                shape, jnp.dtype(dtype), sharding=sharding
-            ),
+
+        def described(path, shape):
+            where = sharding
+            if isinstance(where, Mesh):
+                where = param_sharding(where, config, steps(path), shape)
+            return jax.ShapeDtypeStruct(
+                shape, jnp.dtype(dtype), sharding=where
+            )
+
+        target = jax.tree_util.tree_map_with_path(
+            described,
             param_shapes(config),
             is_leaf=lambda node: isinstance(node, tuple),
         )

@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from dynscaling_jax.models import (
     gguf_checkpoint,
     hf_checkpoint,
     quantization,
+    sharding,
     tokenizer,
     tokenizer_gguf,
     transformer,
@@ -120,6 +122,7 @@ def load_model(
     quantize: str = "",
     context: int | None = None,
     template_variables: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> Model:
     """Loads a model by name, file, directory or hub address.
 
@@ -136,6 +139,8 @@ def load_model(
             {"enable_thinking": False}. `today`, a date such as 2024-07-26,
             is what it is told when it asks for the date: by default one that
             never changes, so that prompts do not.
+        mesh: of ('data', 'model'), over whose devices models.sharding spreads
+            the parameters; each is read straight into its shards.
 
     Raises:
         FileNotFoundError: what is missing, and how to get it.
@@ -150,17 +155,20 @@ def load_model(
         )
     kind, smaller = jnp.dtype(dtype), QUANTIZERS[quantize]
 
-    def finish(path, value):
-        return smaller(path, jnp.asarray(value, kind))
+    def finish(config, path, value):
+        if mesh is None:
+            return smaller(path, jnp.asarray(value, kind))
+        put = functools.partial(sharding.put, mesh, config, path)
+        return put(smaller(path, put(value.astype(kind, copy=False))))
 
     file = resolve(str(path))
     read = functools.partial(tokenizer.from_directory, file, template_variables)
     if (file / PARAMS).is_dir():
         from dynscaling_jax.models import export  # Orbax takes a second
 
-        config, params = export.load_orbax(file, kind)
+        config, params = export.load_orbax(file, kind, mesh)
         params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: finish(export.steps(path), leaf), params
+            lambda path, leaf: finish(config, export.steps(path), leaf), params
         )
     elif file.is_dir():
         config, params = hf_checkpoint.load(file, kind, finish)

@@ -269,12 +269,15 @@ def feed_forward(layer: Params, config: ModelConfig, h: jax.Array) -> jax.Array:
         config.experts_per_token,
         config.expert_renormalise,
     )
-    return experts.mix(
+    return experts.spread(
         h,
         weight,
         chosen,
         config.experts,
-        lambda rows, one: gated(rows, jax.tree.map(lambda w: w[one], stacks)),
+        stacks,
+        lambda rows, held, one: gated(
+            rows, jax.tree.map(lambda w: w[one], held)
+        ),
     )
 
 
