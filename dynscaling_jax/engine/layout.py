@@ -1,0 +1,69 @@
+"""How long prompts are padded, and how many rows stand in how many groups."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+from dynscaling_jax.engine.decode import CHUNK
+
+SHORTEST = 128  # least length a prompt is padded to; doubled as needed, or,
+# of what a prompt goes on with, a multiple of it
+FEWEST_SLOTS = 2 * CHUNK  # of drawn tokens; doubled as needed
+NARROWEST = 8  # rows; fewer may round otherwise
+
+
+def follows_work() -> bool:
+    """Whether rows and lengths follow the work.
+
+    They do on a CPU, where each row rounds alike in products of every size
+    (tests/engine/test_width.py). Elsewhere time is that of reading the
+    weights, and a sample must not depend on what else is asked for: one
+    number of rows, and prompts of one length at a time.
+    """
+    return jax.default_backend() == "cpu"
+
+
+def widths(rows: int) -> tuple[int, ...]:
+    """So many rows, and fewer where that saves time."""
+    if not follows_work():
+        return (rows,)
+    halves = (rows >> n for n in range(rows.bit_length()))
+    return tuple(sorted({rows, *(w for w in halves if w >= NARROWEST)}))
+
+
+def per_group(counts: Iterable[int], most: int) -> int:
+    """Rows of a group: the greatest divisor of `most` that leaves at most an
+    eighth of the rows of so many samples a prompt empty."""
+    counts = list(counts)
+    return next(
+        per
+        for per in range(most, 0, -1)
+        if most % per == 0
+        and 8 * per * sum(-(-n // per) for n in counts) <= 9 * sum(counts)
+    )
+
+
+def slots(drawn: int) -> int:
+    """Room for so many tokens and those of the next chunk."""
+    return doubled(FEWEST_SLOTS, drawn + CHUNK - 1)
+
+
+def doubled(size: int, length: int) -> int:
+    while size < length:
+        size *= 2
+    return size
+
+
+def grouped(
+    items: Sequence[Any], key: Callable[[Any], Any], size: int
+) -> list[list]:
+    """Lists of at most `size` items of one key, keys in order."""
+    by_key: dict = {}
+    for item in items:
+        by_key.setdefault(key(item), []).append(item)
+    return [
+        own[at : at + size]
+        for own in by_key.values()
+        for at in range(0, len(own), size)
+    ]
