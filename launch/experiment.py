@@ -20,10 +20,15 @@ from tqdm import tqdm
 
 from configs.methods import METHODS
 from dynscaling_jax.analysis import statistics
-from dynscaling_jax.engine import Engine
+from dynscaling_jax.engine import Engine, mesh
 from dynscaling_jax.models import load_model
 from dynscaling_jax.models.flops import sample_flops
-from dynscaling_jax.records.log import Log, recorded
+from dynscaling_jax.records.shared import (
+    ALONE,
+    Processes,
+    finish,
+    open_log,
+)
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.scaling.chains import Reader
 from dynscaling_jax.scaling.loop import Result, Round, check, scale
@@ -48,27 +53,38 @@ class Source(NamedTuple):
 
 
 def run(
-    config: Config, workdir: Path, source: Source | None = None
+    config: Config,
+    workdir: Path,
+    source: Source | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Runs an experiment, or goes on with it, and returns its summary.
 
     Args:
         source: what samples come from; by default what the config says.
+        processes: that draw it together, each called with its own; the first
+            writes the files of the run.
 
     Raises:
         ValueError, OSError, RuntimeError: with what to do about it; rows
             that were drawn stay in the log.
     """
     with Comparer() as compare:
-        summary = _run(config, workdir, source, compare)
-        reporting.write([workdir], workdir, compare)
+        summary = _run(config, workdir, source, processes, compare)
+        if processes.number == 0:
+            reporting.write([workdir], workdir, compare)
     return summary
 
 
 def _run(
-    config: Config, workdir: Path, source: Source | None, compare: Comparer
+    config: Config,
+    workdir: Path,
+    source: Source | None,
+    processes: Processes,
+    compare: Comparer,
 ) -> dict[str, Any]:
     use_compilation_cache()
+    first = processes.number == 0
     axes = method_axes(config)
     task = load_task(task_fields(config.task.to_dict()))
     queries = [problem.query for problem in task.problems]
@@ -82,25 +98,28 @@ def _run(
     budget, first_round, round_size = budget_of(config, len(queries), axes)
     check(queries, budget, config.budget.capacity, first_round, round_size)
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(Log(workdir, config_row(config), about()))
-        # beside the log, so that it can be replayed as a bank
-        references = {p.query.id: p.reference for p in task.problems}
-        write_json(workdir / "references.json", references)
-        texts = {q.id: q.messages[-1].content for q in queries}
-        write_json(workdir / "questions.json", texts)
+        log = functools.partial(
+            open_log, workdir, config_row(config), about(), processes
+        )
+        remembered, write_round = stack.enter_context(log())
+        if first:  # beside the log, so that it can be replayed as a bank
+            references = {p.query.id: p.reference for p in task.problems}
+            write_json(workdir / "references.json", references)
+            texts = {q.id: q.messages[-1].content for q in queries}
+            write_json(workdir / "questions.json", texts)
         metrics = stack.enter_context(
-            contextlib.closing(Metrics(workdir / "metrics.jsonl", budget))
+            contextlib.closing(Metrics(workdir, budget, processes.number))
         )
         model = answered(source.sample_fn, task.kind)
 
         def asked_by_vote(requests: Sequence[Request]) -> Iterator[Sample]:
-            with Log(workdir / "vote", config_row(config)) as votes:
-                yield from recorded(metrics.counted(model), votes)(requests)
+            with log("vote") as (kept, _):
+                yield from kept(metrics.counted(model))(requests)
 
         result = scale(
             queries,
             metrics.watched(
-                recorded(metrics.counted(model, config.budget.seconds), log)
+                remembered(metrics.counted(model, config.budget.seconds))
             ),
             strategy,
             policy,
@@ -110,7 +129,7 @@ def _run(
             max_cost=source.max_cost,
             capacity=config.budget.capacity,
             same=lambda a, b: compare(a, b, task.kind) == "equal",
-            observe=lambda done: log.round(round_row(queries, done)),
+            observe=lambda done: write_round(round_row(queries, done)),
             first_round=first_round,
             round_size=round_size,
             vote_fn=asked_by_vote,
@@ -124,8 +143,11 @@ def _run(
             **spent(result, metrics),
             **graded(task, result, compare),
         }
-    write_json(workdir / "answers.json", summary.pop("answers"))
-    write_json(workdir / "summary.json", summary)
+    answers = summary.pop("answers")
+    if first:
+        write_json(workdir / "answers.json", answers)
+        write_json(workdir / "summary.json", summary)
+    finish(workdir, processes)
     return summary
 
 
@@ -174,7 +196,12 @@ def open_source(config: Config) -> Source:
         reader = Reader(end_of_thinking=thinking)
         return Source(sample_fn, reader, most, lambda _: None)
     model = load_model(
-        config.model, config.dtype, config.quantize, config.context, variables
+        config.model,
+        config.dtype,
+        config.quantize,
+        config.context,
+        variables,
+        mesh.build(config.mesh),
     )
     engine = Engine(model, seed=config.seed, **engine_fields(config.engine))
     context, new = model.config.context, config.engine.max_new_tokens
@@ -263,7 +290,9 @@ class Metrics:
     counting what the log held already.
     """
 
-    def __init__(self, path: Path, budget: Budget):
+    def __init__(self, workdir: Path, budget: Budget, process: int = 0):
+        name = f"metrics-{process}.jsonl" if process else "metrics.jsonl"
+        path = workdir / name
         sessions = _sessions(path)
         self._before = sum(sessions.values())
         self._session = max(sessions, default=-1) + 1
@@ -274,7 +303,8 @@ class Metrics:
         self._bar = tqdm(
             total=budget.samples,
             unit="sample",
-            disable=None,  # quiet when not a terminal
+            # quiet when not a terminal; the first shows what all draw
+            disable=True if process else None,
             dynamic_ncols=True,
         )
 

@@ -2,7 +2,14 @@
 
     python -m launch.run --config=configs/smollm2_gsm8k.py --workdir=runs/a
 
-Started again with the same command, a run that was stopped goes on.
+Started again with the same command, a run that was stopped goes on. Several
+processes draw one run together, each on a host or an accelerator of its own:
+
+    python -m launch.run ... --coordinator=HOST:PORT --processes=4 --process=0
+
+HOST is that of process 0, which writes the files of the run; the others keep
+what they drew in WORKDIR until the end of each round. A run may go on with
+another number of them where all see the same WORKDIR.
 """
 
 from pathlib import Path
@@ -24,6 +31,11 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run: its log and its results."
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, where several draw the run."
+)
+PROCESSES = flags.DEFINE_integer("processes", 1, "How many they are.", 1)
+PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.", 0)
 
 
 def main(_) -> None:
@@ -35,8 +47,14 @@ def work() -> str:
     # JAX is imported after the flags are read, so that --help and a mistyped
     # field answer at once.
     from launch import experiment
+    from launch.processes import meet
 
-    summary = experiment.run(CONFIG.value, Path(str(WORKDIR.value)))
+    workdir = Path(str(WORKDIR.value))
+    who = str(COORDINATOR.value), PROCESSES.value or 1, PROCESS.value or 0
+    with meet(*who) as processes:
+        summary = experiment.run(CONFIG.value, workdir, processes=processes)
+    if processes.number:
+        return f"process {processes.number}: done"
     return experiment.table(summary)
 
 

@@ -180,14 +180,14 @@ def recorded(sample_fn: SampleFn, log: Log) -> SampleFn:
         missing = {k: r for k, r in asked.items() if k not in log}
         log._begin(asked)
         for key in [k for k in asked if k not in missing]:
-            yield _of_request(log.read(key), asked[key], "the log holds")
+            yield of_request(log.read(key), asked[key], "the log holds")
         if not missing:
             return
         samples = sample_fn([*missing.values()])
         try:
             for sample in samples:
                 request = missing.pop(_key(sample), None)
-                log._write(_of_request(sample, request, "the model gave"))
+                log._write(of_request(sample, request, "the model gave"))
                 yield log.read(_key(sample))
         finally:
             close = getattr(samples, "close", None)
@@ -268,7 +268,8 @@ def _key(sample: Sample) -> Key:
     return sample.query_id, sample.index
 
 
-def _of_request(sample: Sample, request: Request | None, source: str) -> Sample:
+def of_request(sample: Sample, request: Request | None, source: str) -> Sample:
+    """The sample. Raises ValueError where it is not of the request."""
     what = f"{source} sample {sample.index} of query {sample.query_id!r}"
     if request is None:
         raise ValueError(f"{what}, which was not asked for, or twice")

@@ -1,0 +1,180 @@
+"""One run drawn by several processes, each its share of the queries.
+
+All of them run the same loop over all queries. What a round asks for is split
+by query; each process draws its share, keeps it in a log of its own, and at
+the end of the round they exchange what they drew. So every process goes on
+with the same samples as if it had drawn them all, and no policy, strategy or
+vote knows of the others.
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dynscaling_jax.records.lines import dumps
+from dynscaling_jax.records.log import (
+    Log,
+    of_request,
+    read_samples,
+    recorded,
+    row_of,
+    sample_of,
+)
+from dynscaling_jax.types import Request, Sample, SampleFn
+
+Held = dict[tuple[str, int], Sample]  # by query id and index
+
+
+class Processes(NamedTuple):
+    """This process among those that draw a run together.
+
+    exchange gives each of them what all brought, in the order of their
+    numbers; all call it, the same number of times.
+    """
+
+    number: int
+    count: int
+    exchange: Callable[[bytes], Sequence[bytes]]
+
+
+ALONE = Processes(0, 1, lambda own: [own])
+
+
+@contextlib.contextmanager
+def open_log(
+    workdir: Path,
+    config: Mapping[str, Any],
+    about: Mapping[str, Any],
+    processes: Processes = ALONE,
+    name: str = "",
+) -> Iterator[tuple[Callable[[SampleFn], SampleFn], Callable[[Any], None]]]:
+    """Opens the log of a run, or one beside it that has a name.
+
+    Yields two functions: what makes of a SampleFn one that remembers, and
+    draws together with the other processes; and what writes the row of a
+    round. Until the end of a round a process keeps what it drew in
+    WORKDIR/process-NUMBER. Raises what Log and held raise.
+    """
+    if processes.count == 1 and not any(workdir.glob("process-*")):
+        with Log(workdir / name, config, about) as log:
+            yield lambda sample_fn: recorded(sample_fn, log), log.round
+        return
+    before = held(workdir, processes, name)
+    home = workdir / f"process-{processes.number}" / name
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(Log(home, config, about))
+
+        def remembered(sample_fn: SampleFn) -> SampleFn:
+            return shared(recorded(sample_fn, own), processes, before)
+
+        if processes.number:
+            yield remembered, lambda row: None
+        else:
+            log = stack.enter_context(Log(workdir / name, config, about))
+            yield (
+                lambda sample_fn: merged(remembered(sample_fn), log),
+                (log.round),
+            )
+
+
+def finish(workdir: Path, processes: Processes = ALONE) -> None:
+    """Removes what each process kept; the log of the run holds it all."""
+    if processes.count > 1:
+        processes.exchange(b"")  # all have closed their logs
+    if processes.number == 0:
+        for directory in workdir.glob("process-*"):
+            shutil.rmtree(directory)
+
+
+def held(workdir: Path, processes: Processes, name: str = "") -> Held:
+    """What earlier processes of the run, however many, drew and kept.
+
+    Each reads its own logs, and those of processes that are no more; the
+    first reads the log of the run too. name is that of a log beside it.
+
+    Raises:
+        ValueError: a log with a malformed line.
+    """
+    own = [workdir / name] if processes.number == 0 else []
+    for directory in sorted(workdir.glob("process-*")):
+        number = directory.name.removeprefix("process-")
+        if number.isdigit() and (
+            int(number) % processes.count == processes.number
+        ):
+            own.append(directory / name)
+    files = [
+        directory / file
+        for directory in own
+        for file in ("samples.jsonl", "pending.jsonl")
+    ]
+    rows = [s for file in files if file.exists() for s in read_samples(file)]
+    return _by_key(_exchanged(rows, processes))
+
+
+def shared(sample_fn: SampleFn, processes: Processes, before: Held) -> SampleFn:
+    """A SampleFn that draws its share of what is asked for, and yields all of
+    it, in the order of the requests, once all have drawn theirs.
+
+    A query stays with the process that it first came to, which has read its
+    prompt. before holds what was drawn earlier; it is used up. Raises
+    ValueError for a sample of it that is not of its request.
+    """
+    owners: dict[str, int] = {}
+
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        for request in requests:
+            owners.setdefault(request.query.id, len(owners) % processes.count)
+        drawn = sample_fn(
+            [
+                r
+                for r in requests
+                if owners[r.query.id] == processes.number
+                and (r.query.id, r.index) not in before
+            ]
+        )
+        found = _by_key(_exchanged(drawn, processes))
+        for request in requests:
+            key = request.query.id, request.index
+            sample = before.pop(key, None) or found.get(key)
+            if sample:
+                yield of_request(sample, request, "the logs hold")
+
+    return draw
+
+
+def merged(sample_fn: SampleFn, log: Log) -> SampleFn:
+    """Writes what all drew into the log of the run, as `recorded` does what
+    one process draws; asks sample_fn for all, whatever the log holds."""
+
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        found = _by_key(sample_fn(requests))
+
+        def drawn(missing: Sequence[Request]) -> Iterator[Sample]:
+            keys = ((r.query.id, r.index) for r in missing)
+            return (found[key] for key in keys if key in found)
+
+        yield from recorded(drawn, log)(requests)
+
+    return draw
+
+
+def _exchanged(
+    samples: Iterable[Sample], processes: Processes
+) -> Iterator[Sample]:
+    own = b"".join(dumps(row_of(sample)) for sample in samples)
+    for part in processes.exchange(own):
+        for line in part.splitlines():
+            yield sample_of(json.loads(line))
+
+
+def _by_key(samples: Iterable[Sample]) -> Held:
+    return {(sample.query_id, sample.index): sample for sample in samples}

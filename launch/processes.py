@@ -1,0 +1,171 @@
+"""Processes that draw one run together: who they are, and how they meet.
+
+Each is a JAX of its own, with the devices of its host; what they exchange is
+a few kilobytes a sample at the end of a round, over TCP, by way of the first.
+A process that ends takes the others with it, within seconds: they read from
+one another all the time, and a connection that closes is noticed.
+"""
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+
+from dynscaling_jax.records.shared import ALONE, Processes
+
+WAIT = 300.0  # seconds for all to come
+LOST = (
+    "another process has ended, and so does this one; start all of them "
+    "again: they go on from here"
+)
+
+
+class Lost(RuntimeError):
+    """Another process has ended."""
+
+
+@contextlib.contextmanager
+def meet(coordinator: str, count: int, number: int) -> Iterator[Processes]:
+    """This process among `count`, once all are there.
+
+    Args:
+        coordinator: "HOST:PORT", where the first listens. What comes from
+            there is believed: the network must be one that is trusted.
+
+    Raises:
+        ValueError: an address or a number that cannot be; two processes of
+            one number.
+        OSError: the others cannot be reached, or did not come in time.
+        Lost: another process ended meanwhile.
+    """
+    if count == 1 and not coordinator:
+        yield ALONE
+        return
+    if count < 1 or not 0 <= number < count:
+        raise ValueError(
+            f"--process={number} of --processes={count}: expected a number "
+            "from 0 on, below that of all"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(
+            f"--coordinator={coordinator!r}: expected HOST:PORT of the first "
+            "process, the same in all"
+        )
+    address = host, int(port)
+    links = _call(address, number) if number else _listen(address, count)
+    peers = [_Peer(link) for link in links]
+
+    def exchange(own: bytes) -> list[bytes]:
+        """The first gathers what all bring, and hands it on."""
+        if number:
+            peers[0].send([own])
+            return [peers[0].receive() for _ in range(count)]
+        parts = [own, *(peer.receive() for peer in peers)]
+        for peer in peers:
+            peer.send(parts)
+        return parts
+
+    try:
+        yield Processes(number, count, exchange)
+        for peer in peers:
+            peer.parting = True
+        with contextlib.suppress(Lost):
+            exchange(b"")  # nobody leaves while another still needs it
+    except KeyboardInterrupt:
+        if any(peer.lost for peer in peers):
+            raise Lost(LOST) from None
+        raise
+    finally:
+        for link in links:
+            link.close()
+
+
+class _Peer:
+    """A connection that is read from all the time, so that its end is
+    noticed at once, and the main thread interrupted in what it draws."""
+
+    def __init__(self, link: Connection):
+        self.lost = self.parting = False
+        self._link = link
+        self._arrived: queue.Queue[bytes | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, parts: Sequence[bytes]) -> None:
+        try:
+            for part in parts:
+                self._link.send_bytes(part)
+        except OSError:
+            raise Lost(LOST) from None
+
+    def receive(self) -> bytes:
+        part = self._arrived.get()
+        if part is None:
+            raise Lost(LOST)
+        return part
+
+    def _read(self) -> None:
+        with contextlib.suppress(EOFError, OSError, TypeError):  # closed
+            while True:
+                self._arrived.put(self._link.recv_bytes())
+        self._arrived.put(None)
+        if not self.parting:
+            self.lost = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def _listen(address: tuple[str, int], count: int) -> list[Connection]:
+    """Connections to the others, in the order of their numbers."""
+    links: dict[int, Connection] = {}
+    with socket.create_server(address) as server:
+        server.settimeout(WAIT)
+        while len(links) < count - 1:
+            try:
+                link = _connection(server.accept()[0])
+            except TimeoutError:
+                missing = sorted(set(range(1, count)) - links.keys())
+                raise OSError(
+                    f"processes {missing} did not come within {WAIT:.0f} s"
+                ) from None
+            number = int.from_bytes(link.recv_bytes(8), "little")
+            if number in links or not 0 < number < count:
+                raise ValueError(
+                    f"a process came as number {number} of {count}, which is "
+                    "taken or not there; give each its own --process"
+                )
+            links[number] = link
+    return [links[number] for number in range(1, count)]
+
+
+def _call(address: tuple[str, int], number: int) -> list[Connection]:
+    """The connection to the first, which may still be starting."""
+    begin = time.monotonic()
+    while True:
+        try:
+            link = _connection(socket.create_connection(address, timeout=5))
+            break
+        except OSError as error:
+            if time.monotonic() - begin > WAIT:
+                raise OSError(
+                    f"the first process does not listen at {address[0]}:"
+                    f"{address[1]} ({error.strerror or error})"
+                ) from None
+            time.sleep(0.2)
+    link.send_bytes(number.to_bytes(8, "little"))
+    return [link]
+
+
+def _connection(link: socket.socket) -> Connection:
+    """Messages over a socket, which notices a host that is gone."""
+    link.setblocking(True)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("IDLE", 10), ("INTVL", 5), ("CNT", 4)):
+        if hasattr(socket, f"TCP_KEEP{option}"):
+            name = getattr(socket, f"TCP_KEEP{option}")
+            link.setsockopt(socket.IPPROTO_TCP, name, value)
+    return Connection(link.detach())

@@ -1,0 +1,113 @@
+"""The report of finished runs, joined from its parts: directories to a page."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynscaling_jax.analysis.judged import Recorded
+from dynscaling_jax.analysis.page import page
+from dynscaling_jax.analysis.report import report
+from dynscaling_jax.records import lines
+from dynscaling_jax.records.log import read_samples
+from dynscaling_jax.tasks import Compare, Comparer
+
+READ = ("task", "kind", "model", "samples", "accuracy")  # of summary.json
+
+
+def write(
+    workdirs: Sequence[Path], out: Path, compare: Compare | None = None
+) -> Path:
+    """Writes OUT/report.html, whole or not at all, and returns its path.
+
+    Args:
+        workdirs: of finished runs; the first is what the others are compared
+            with.
+        compare: one that has compared their answers already saves the time.
+
+    Raises:
+        ValueError: no runs, one twice, or files that are not of a finished
+            run, named.
+        OSError: a file that cannot be read or written.
+    """
+    runs = [
+        read_run(workdir, name)
+        for workdir, name in zip(workdirs, names(workdirs), strict=True)
+    ]
+    with contextlib.ExitStack() as stack:
+        compare = compare or stack.enter_context(Comparer())
+        text = page(report(runs, compare))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        draft = out / "report.tmp"
+        draft.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(draft, out / "report.html")
+    except OSError as error:
+        raise OSError(
+            f"cannot write {out / 'report.html'}: {error.strerror}"
+        ) from error
+    return out / "report.html"
+
+
+def names(workdirs: Sequence[Path]) -> list[str]:
+    """The end of each path, as short as tells them apart.
+
+    Raises:
+        ValueError: none, or two that are one directory.
+    """
+    paths = [workdir.resolve() for workdir in workdirs]
+    if not paths:
+        raise ValueError("there are no directories of runs")
+    if len(set(paths)) < len(paths):
+        twice = next(p for i, p in enumerate(paths) if p in paths[:i])
+        raise ValueError(f"{twice} is given twice")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in paths]
+
+
+def read_run(workdir: Path, name: str) -> Recorded:
+    """The files of a finished run, under a name of one's choice.
+
+    Raises:
+        ValueError, OSError: as write.
+    """
+    if not workdir.is_dir():
+        raise FileNotFoundError(f"{workdir}: no such directory of a run")
+    if not (workdir / "summary.json").exists():
+        raise ValueError(
+            f"{workdir} has no summary.json: expected the workdir of a run "
+            "that has ended; launch.run with the same flags ends it"
+        )
+    text = lambda value: isinstance(value, str)
+    questions = workdir / "questions.json"  # earlier runs have none
+    return Recorded(
+        name,
+        _object(workdir / "summary.json", lambda _: True, READ),
+        _object(workdir / "references.json", text),
+        _object(questions, text) if questions.exists() else {},
+        _object(workdir / "answers.json", _answer),
+        tuple(read_samples(workdir / "samples.jsonl")),
+        tuple(row for _, _, row in lines.rows(workdir / "rounds.jsonl")),
+    )
+
+
+def _object(
+    path: Path, right: Callable[[Any], bool], needs: Sequence[str] = ()
+) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, {error}") from None
+    if not isinstance(value, dict) or not all(map(right, value.values())):
+        raise ValueError(f"{path} is not as launch.run writes it")
+    if missing := [name for name in needs if name not in value]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    return value
+
+
+def _answer(value: Any) -> bool:
+    return isinstance(value, dict) and {"answer", "right"} <= value.keys()

@@ -1,0 +1,164 @@
+"""Several real processes draw one run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dynscaling_jax.scaling.policies import POLICIES
+
+ROOT = Path(__file__).parents[2]
+
+
+def address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def begin(commands):
+    return [
+        subprocess.Popen(
+            one,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for one in commands
+    ]
+
+
+def end(processes, seconds=240):
+    return [
+        (*process.communicate(timeout=seconds), process.returncode)
+        for process in processes
+    ]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """What each of 1, 2 and 4 processes says of every policy."""
+    out = tmp_path_factory.mktemp("together")
+
+    def together(count):
+        where = address()
+        files = [out / f"{number}-of-{count}.json" for number in range(count)]
+        done = end(
+            begin(
+                [
+                    sys.executable,
+                    str(ROOT / "tests/launch/together.py"),
+                    where,
+                    str(count),
+                    str(number),
+                    str(file),
+                ]
+                for number, file in enumerate(files)
+            )
+        )
+        assert all(code == 0 for *_, code in done), done
+        return [json.loads(file.read_text()) for file in files]
+
+    return {count: together(count) for count in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_any_number_of_processes_gives_the_same_run(drawn, policy):
+    (alone,) = drawn[1]
+    assert sum(map(len, alone["results"][policy]["samples"])) > 14
+    for count in (2, 4):
+        for one in drawn[count]:
+            assert one["results"][policy] == alone["results"][policy]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_each_draws_a_share(drawn, policy):
+    for count in (2, 4):
+        shares = [one["drew"][policy] for one in drawn[count]]
+        assert sorted(sum(shares, [])) == drawn[1][0]["drew"][policy]
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def launch(tiny_model, workdir, count=1, where=""):
+    return [
+        [
+            sys.executable,
+            "-m",
+            "launch.run",
+            f"--config={ROOT}/configs/smollm2_arithmetic.py",
+            f"--config.model={tiny_model}",
+            "--config.method=dynscaling",
+            "--config.task.limit=6",
+            "--config.budget.samples_per_query=10.0",
+            "--config.engine.max_new_tokens=64",
+            "--config.engine.rows=8",
+            f"--workdir={workdir}",
+            f"--coordinator={where}",
+            f"--processes={count}",
+            f"--process={number}",
+        ]
+        for number in range(count)
+    ]
+
+
+def kept(workdir):
+    """Samples that the logs of a run and of its processes hold, by file."""
+    files = [*workdir.glob("*.jsonl"), *workdir.glob("process-*/*.jsonl")]
+    return {
+        str(f.relative_to(workdir)): f.read_bytes().count(b"\n") for f in files
+    }
+
+
+def test_a_killed_process_ends_the_others_and_fewer_go_on(tiny_model, tmp_path):
+    """4 processes, of which one is killed as it draws; 2 end the run, with
+    the bytes of one that was never stopped."""
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    (done,) = end(begin(launch(tiny_model, alone)))
+    assert done[2] == 0, done
+    running = begin(launch(tiny_model, stopped, 4, address()))
+    own = stopped / "process-3" / "samples.jsonl"
+    until = time.monotonic() + 120
+    while not (own.exists() and own.stat().st_size):
+        assert time.monotonic() < until
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.02)
+    running[3].send_signal(signal.SIGKILL)
+    begun = time.monotonic()
+    for _, said, code in end(running[:3], 60):
+        assert code and "another process has ended" in said, said
+        assert len(said.strip().splitlines()) == 1
+    assert time.monotonic() - begun < 60
+    running[3].communicate()
+    before = kept(stopped)
+    assert before["process-3/samples.jsonl"]
+
+    done = end(begin(launch(tiny_model, stopped, 2, address())))
+    assert [code for *_, code in done] == [0, 0], done
+    for name in ("samples.jsonl", "rounds.jsonl", "answers.json"):
+        assert (stopped / name).read_bytes() == (alone / name).read_bytes()
+    assert not list(stopped.glob("process-*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--processes=2"], "--coordinator='': expected HOST:PORT"),
+        (
+            ["--processes=2", "--process=2", "--coordinator=a:1"],
+            "--process=2 of --processes=2: expected a number from 0 on",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(tiny_model, tmp_path, flags, said):
+    command = [*launch(tiny_model, tmp_path)[0][:-3], *flags]
+    ((_, error, code),) = end(begin([command]))
+    assert code and said in error
+    assert len(error.strip().splitlines()) == 1

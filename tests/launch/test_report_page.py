@@ -1,0 +1,366 @@
+"""The report page in a real browser, where there is one: what a model wrote
+never runs, pages open fast, keys and links lead where they say."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dynscaling_jax.analysis.judged import Recorded
+from dynscaling_jax.analysis.page import page
+from dynscaling_jax.analysis.report import report
+from dynscaling_jax.types import Sample
+
+BROWSER = next(
+    filter(
+        None,
+        map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
+    ),
+    None,
+)
+pytestmark = pytest.mark.skipif(not BROWSER, reason="there is no Chromium")
+
+# Chromium reads commands from descriptor 3 and answers on 4.
+START = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3), os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+class Browser:
+    """A headless Chromium, told what to do over its pipe."""
+
+    def __init__(self, home: Path):
+        theirs_in, self._out = os.pipe()
+        self._in, theirs_out = os.pipe()
+        # so that 3 and 4 are free to be written over
+        fds = [os.dup(fd) for fd in (theirs_in, theirs_out)]
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", START, *map(str, fds), BROWSER),
+                *("--headless=new", "--no-sandbox", "--disable-gpu"),
+                *("--no-first-run", "--disable-dev-shm-usage"),
+                *("--remote-debugging-pipe", f"--user-data-dir={home}"),
+            ],
+            pass_fds=fds,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for fd in (theirs_in, theirs_out, *fds):
+            os.close(fd)
+        self._rest, self._number, self._session = b"", 0, None
+        self.logged: list[dict] = []
+        made = self.send("Target.createTarget", url="about:blank")
+        self._session = self.send(
+            "Target.attachToTarget", targetId=made["targetId"], flatten=True
+        )["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method: str, **params):
+        self._number += 1
+        command = {"id": self._number, "method": method, "params": params}
+        if self._session:
+            command["sessionId"] = self._session
+        os.write(self._out, json.dumps(command).encode() + b"\0")
+        while True:
+            message = self._message()
+            if message.get("id") == self._number:
+                assert "error" not in message, message
+                return message["result"]
+            self.logged.append(message)
+
+    def _message(self) -> dict:
+        while b"\0" not in self._rest:
+            part = os.read(self._in, 1 << 20)
+            assert part, "the browser ended"
+            self._rest += part
+        message, _, self._rest = self._rest.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, file: Path) -> float:
+        """Seconds until the script of the page has ended and is painted."""
+        self.send("Page.navigate", url="about:blank")
+        begin = time.monotonic()
+        self.logged.clear()
+        self.send("Page.navigate", url=file.as_uri())
+        while not self.run("document.documentElement?.dataset.ready"):
+            time.sleep(0.01)
+        self.run(
+            "new Promise((done) => requestAnimationFrame("
+            "() => requestAnimationFrame(done)))"
+        )
+        return time.monotonic() - begin
+
+    def run(self, script: str):
+        found = self.send(
+            "Runtime.evaluate",
+            expression=script,
+            awaitPromise=True,
+            returnByValue=True,
+        )
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def press(self, key: str):
+        text = {"text": key} if len(key) == 1 else {}
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, **text)
+
+    def complaints(self) -> list[str]:
+        """Errors, refusals of the policy, and requests beyond the file."""
+        found = []
+        for message in self.logged:
+            method, of = message["method"], message["params"]
+            if method in ("Runtime.exceptionThrown", "Log.entryAdded"):
+                found.append(json.dumps(of))
+            if method == "Network.requestWillBeSent":
+                url = of["request"]["url"]
+                if not url.startswith("file:") or not url.endswith(".html"):
+                    found.append(url)
+        return found
+
+    def close(self):
+        self.send("Browser.close")
+        self._process.wait(timeout=30)
+        os.close(self._in), os.close(self._out)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+def write(path, queries, samples, text, answer=str, names=("one",)):
+    """A page of made-up runs: two rounds, the second all chains.
+
+    Args:
+        text, answer: of the number of a sample -> what it says.
+    """
+    ids = [f"q{q}" for q in range(queries)]
+    half = samples // 2
+    drawn = [
+        Sample(
+            query_id=id,
+            index=n,
+            round=int(n >= half),
+            parents=(n - half, 0) if n > half else (),
+            text=text(n),
+            answer=answer(n),
+            finish_reason="stop",
+            prompt_tokens=10,
+            cached_tokens=4,
+            new_tokens=5,
+            flops=2.0,
+        )
+        for id in ids
+        for n in range(samples)
+    ]
+    rounds = [
+        {
+            "grants": dict.fromkeys(ids, half),
+            "uncertainty": dict.fromkeys(ids, 1.0 - r / 2),
+        }
+        for r in range(2)
+    ]
+    summary = {
+        "task": text(0),
+        "kind": "text",
+        "model": text(1),
+        "accuracy": 0.5,
+        "samples": len(drawn),
+    }
+    runs = [
+        Recorded(
+            name,
+            summary,
+            dict.fromkeys(ids, answer(0)),
+            {id: f"The question {id}? {text(0)}" for id in ids},
+            {
+                id: {"answer": answer(0), "right": (q + r) % 3 > 0}
+                for q, id in enumerate(ids)
+            },
+            drawn,
+            rounds,
+        )
+        for r, name in enumerate(names)
+    ]
+    compare = lambda a, b, kind: "equal" if a == b else "different"
+    path.write_text(page(report(runs, compare)), encoding="utf-8")
+    return path
+
+
+HOSTILE = (
+    "</script><script>window.hit = 'script'</script>",
+    "<img src=x onerror=\"window.hit = 'image'\">",
+    "<!--<script>window.hit = 'comment'",
+    "<svg onload=\"window.hit = 'svg'\"></svg>",
+    "{{script}} ${window.hit = 'template'} javascript:window.hit='link'",
+    "<style>*{display:none}</style><base href=http://127.0.0.1/>",
+)
+
+
+def test_what_a_model_wrote_never_runs(browser, tmp_path):
+    hostile = lambda n: HOSTILE[n % len(HOSTILE)]
+    file = tmp_path / "hostile.html"
+    write(file, 3, 12, hostile, hostile, names=HOSTILE[:3])
+    browser.open(file)
+    for key in "jjkk":
+        browser.press(key)
+    browser.run("document.querySelectorAll('details').forEach(d => d.open = 1)")
+    time.sleep(0.2)
+    assert browser.run("window.hit") is None
+    assert browser.complaints() == []
+    made = "img, base, iframe, object, embed, a[href^=javascript]"
+    assert browser.run(f"document.querySelectorAll('{made}').length") == 0
+    assert browser.run("document.scripts.length") == 1 + 1 + 3 * 3
+    # all of it is shown, as text
+    text = browser.run("document.querySelector('.detail').textContent")
+    assert all(line in text for line in HOSTILE)
+
+
+def test_the_policy_stops_what_would_run_all_the_same(browser, tmp_path):
+    browser.open(write(tmp_path / "page.html", 2, 4, str))
+    browser.run(
+        """
+        const script = document.createElement("script");
+        script.textContent = "window.hit = 1";
+        document.body.append(script);
+        const image = document.createElement("img");
+        image.setAttribute("onerror", "window.hit = 2");
+        image.src = "http://127.0.0.1:9/x";
+        document.body.append(image);
+        new Promise((done) => setTimeout(done, 300));
+        """
+    )
+    assert browser.run("window.hit") is None
+    assert len(browser.complaints()) > 0  # refused, and said so
+
+
+def test_many_samples_open_fast(browser, tmp_path):
+    """500 questions with 64 samples of 500 characters: 19 MB."""
+    words = "so that the answer is so and so. " * 15
+    file = write(
+        tmp_path / "large.html",
+        500,
+        64,
+        lambda n: f"{n}: {words}",
+        lambda n: str(n % 5),
+    )
+    assert file.stat().st_size > 15e6
+    seconds = min(browser.open(file) for _ in range(3))
+    assert seconds < 2
+    # the samples of one question alone are there, of the list a part
+    assert browser.run("document.querySelectorAll('.sample').length") == 64
+    assert browser.run("document.querySelectorAll('.item').length") == 201
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    file = write(
+        tmp_path / "page.html",
+        250,
+        8,
+        lambda n: f"number {n}",
+        lambda n: str(n % 2),
+        names=("first", "second"),
+    )
+    browser.open(file)
+    return browser
+
+
+def chosen(browser):
+    return browser.run("document.querySelector('.detail h3').textContent")
+
+
+def found(browser):
+    return browser.run("document.querySelector('[role=status]').textContent")
+
+
+def click(browser, selector, text):
+    assert browser.run(
+        f"""
+        const wanted = [...document.querySelectorAll('{selector}')]
+            .find((one) => one.textContent.split(' ')[0] === '{text}');
+        wanted?.click();
+        Boolean(wanted)
+        """.replace("const wanted", "var wanted")
+    )
+
+
+def test_keys_go_through_questions_and_samples(opened):
+    opened.press("j"), opened.press("j"), opened.press("k")
+    assert chosen(opened) == "q1"
+    opened.press("ArrowDown")  # the page scrolls, unless the list has focus
+    assert chosen(opened) == "q1"
+    opened.run("document.querySelector('.list').focus()")
+    opened.press("ArrowDown")
+    assert chosen(opened) == "q2"
+    opened.press("ArrowRight"), opened.press("ArrowRight")
+    on = "document.querySelector('.sample.on .number').textContent"
+    assert opened.run(on) == "#1"
+    for _ in range(210):  # past what the list shows at first
+        opened.press("j")
+    assert chosen(opened) == "q212"
+
+
+def test_search_and_filters(opened):
+    opened.press("/")
+    for key in "q24j":
+        opened.press(key)
+    time.sleep(0.4)
+    assert found(opened) == "0 of 250 questions"
+    opened.run("document.activeElement.value = 'Q24'")
+    opened.run("document.activeElement.dispatchEvent(new Event('input'))")
+    time.sleep(0.4)
+    assert found(opened) == "11 of 250 questions"  # q24, q240 to q249
+    click(opened, ".tools button", "wrong")  # every third
+    assert found(opened) == "5 of 250 questions"
+    opened.press("Escape")
+    click(opened, ".tools button", "runs")  # runs differ
+    assert opened.run("document.querySelectorAll('.item').length") == 8
+
+
+def test_a_parent_is_a_click_away(opened):
+    click(opened, ".sample .link", "#1")
+    on = "document.querySelector('.sample.on .number').textContent"
+    assert opened.run(on) == "#1"
+    assert opened.run("document.activeElement.className").startswith("card")
+
+
+def test_another_section_leads_to_its_question(opened):
+    opened.run("document.querySelectorAll('details').forEach(d => d.open = 1)")
+    click(opened, "#differences button", "q5")
+    assert chosen(opened) == "q5"
+    pressed = ".detail [aria-pressed=true]"
+    assert (
+        opened.run(f"document.querySelector('{pressed}').textContent")
+        == "second"
+    )
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_nothing_is_wider_than_the_screen(browser, tmp_path, width):
+    long = lambda n: "x" * 300
+    file = write(tmp_path / "page.html", 3, 20, long, long, names=("y" * 80,))
+    browser.send(
+        "Emulation.setDeviceMetricsOverride",
+        width=width,
+        height=800,
+        deviceScaleFactor=1,
+        mobile=width < 500,
+    )
+    try:
+        browser.open(file)
+        wide = browser.run("document.documentElement.scrollWidth")
+    finally:
+        browser.send("Emulation.clearDeviceMetricsOverride")
+    assert wide <= width
