@@ -9,14 +9,12 @@ import math
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from configs.methods import METHODS
 from dynscaling_jax.analysis import statistics
@@ -38,9 +36,9 @@ from dynscaling_jax.scaling.votes import VOTES
 from dynscaling_jax.tasks import Comparer, Task, answered, grade, load_task
 from dynscaling_jax.types import Budget, Query, Request, Sample, SampleFn
 from launch import reporting
+from launch.metrics import Metrics
 
 Config = Any  # ml_collections.ConfigDict, as configs/common.py
-METRICS_SECONDS = 5.0  # between two lines of metrics.jsonl
 
 
 class Source(NamedTuple):
@@ -280,108 +278,6 @@ def budget_of(
         size(fields.first_round_per_query, first),
         size(fields.round_per_query, 1),
     )
-
-
-class Metrics:
-    """Progress on the terminal, and metrics.jsonl.
-
-    A line of the file says how far a session of the run had come: seconds
-    from its begin to the last sample that it drew, samples and tokens, not
-    counting what the log held already.
-    """
-
-    def __init__(self, workdir: Path, budget: Budget, process: int = 0):
-        name = f"metrics-{process}.jsonl" if process else "metrics.jsonl"
-        path = workdir / name
-        sessions = _sessions(path)
-        self._before = sum(sessions.values())
-        self._session = max(sessions, default=-1) + 1
-        self._file = path.open("a", encoding="utf-8")
-        self._begin = self._last = self._written = time.monotonic()
-        self._drawn = self._tokens = 0
-        self.timed_out = False
-        self._bar = tqdm(
-            total=budget.samples,
-            unit="sample",
-            # quiet when not a terminal; the first shows what all draw
-            disable=True if process else None,
-            dynamic_ncols=True,
-        )
-
-    def seconds(self) -> float:
-        """Of all sessions of the run together, each to its last sample."""
-        return self._before + self._last - self._begin
-
-    def watched(self, sample_fn: SampleFn) -> SampleFn:
-        """Shows each sample, drawn now or read from the log."""
-
-        def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-            for sample in sample_fn(requests):
-                self._bar.update()
-                yield sample
-
-        return draw
-
-    def counted(
-        self, sample_fn: SampleFn, seconds: float | None = None
-    ) -> SampleFn:
-        """Counts what is drawn now, and ends when so many seconds are up."""
-
-        def out_of_time() -> bool:
-            now = self._before + time.monotonic() - self._begin
-            late = seconds is not None and now >= seconds
-            self.timed_out |= late
-            return late
-
-        def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-            if out_of_time():
-                return
-            for sample in sample_fn(requests):
-                self._last = time.monotonic()
-                self._drawn += 1
-                self._tokens += sample.new_tokens
-                self._tick()
-                yield sample
-                if out_of_time():
-                    return
-
-        return draw
-
-    def _tick(self, last: bool = False) -> None:
-        seconds = self._last - self._begin
-        rate = self._tokens / max(seconds, 1e-9)
-        self._bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
-        if self._last - self._written < METRICS_SECONDS and not last:
-            return
-        self._written = self._last
-        line = {
-            "session": self._session,
-            "seconds": round(seconds, 3),
-            "samples": self._drawn,
-            "new_tokens": self._tokens,
-            "new_tokens_per_second": round(rate, 1),
-        }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._bar.close()
-        with self._file:
-            if self._drawn:
-                self._tick(last=True)
-
-
-def _sessions(path: Path) -> dict[int, float]:
-    """Seconds of the earlier sessions: the last line of each counts."""
-    sessions: dict[int, float] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-                sessions[int(row["session"])] = float(row["seconds"])
-            except (ValueError, KeyError, TypeError):
-                continue  # torn by a kill
-    return sessions
 
 
 def round_row(queries: Sequence[Query], done: Round) -> dict[str, Any]:
