@@ -12,7 +12,6 @@ from dynscaling_jax.tasks import answered
 from dynscaling_jax.types import Budget, Message, Query
 
 questions = ["What is 17 + 25?", "A box holds 6 eggs. How many do 7 hold?"]
-
 engine = Engine(load_model("smollm2-135m-instruct"), max_new_tokens=48)
 queries = [Query(q, (Message("user", q),)) for q in questions]
 result = scale(
@@ -24,4 +23,4 @@ result = scale(
     Budget(samples=8),
     jax.random.key(0),
 )
-print(dict(zip(questions, result.answers, strict=True)))
+print(result.answers)
