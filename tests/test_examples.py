@@ -1,5 +1,6 @@
-"""Every example runs as its docstring says."""
+"""Every notebook runs, cell after cell."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,12 +11,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def code(notebook):
+    cells = json.loads((ROOT / "examples" / notebook).read_text())["cells"]
+    return "\n".join(
+        "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+    )
+
+
 @pytest.mark.parametrize(
-    "example", sorted(p.name for p in (ROOT / "examples").glob("*.py"))
+    "notebook", sorted(p.name for p in (ROOT / "examples").glob("*.ipynb"))
 )
-def test_runs(example, smollm2):
+def test_runs(notebook, smollm2):
     done = subprocess.run(
-        [sys.executable, f"examples/{example}"],
+        [sys.executable, "-c", code(notebook)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -25,3 +33,9 @@ def test_runs(example, smollm2):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_the_snippet_of_the_readme_is_the_first():
+    readme = (ROOT / "README.md").read_text()
+    snippet = readme.partition("```python\n")[2].partition("```")[0]
+    assert snippet.split() == code("own_questions.ipynb").split()
