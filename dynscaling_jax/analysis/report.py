@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dynscaling_jax.analysis import statistics
+from dynscaling_jax.analysis.coherence import RELATIONS, coherence
 from dynscaling_jax.analysis.judged import (
     Asked,
     Judged,
@@ -34,9 +35,10 @@ def report(runs: Sequence[Recorded], compare: Compare) -> dict[str, Any]:
     compared with.
 
     Returns:
-        `runs`: of each its summary, curve, allocation, calibration, signs and
-        difference from the first. `questions`: every question of any run,
-        and what each run made of it (None where it was not asked).
+        `runs`: of each its summary, curve, allocation, calibration,
+        coherence of its chains, signs and difference from the first.
+        `questions`: every question of any run, and what each run made of it
+        (None where it was not asked).
         `details`: of each run and question, the samples as columns.
 
     Raises:
@@ -75,6 +77,10 @@ def _run(judged: Judged) -> dict[str, Any]:
         "curve": curve(judged),
         "allocation": allocation(judged),
         "calibration": calibration(judged),
+        "coherence": [
+            {**one._asdict(), "meaning": RELATIONS[one.relation]}
+            for one in coherence(judged)
+        ],
         "signs": [
             {**_plain(one._asdict()), "occurs": bool(one.occurs)}
             for one in signs(judged)

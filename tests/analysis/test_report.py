@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from dynscaling_jax.analysis.coherence import coherence
 from dynscaling_jax.analysis.judged import Recorded, judge, leader
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import _cut, _fair_limit, curve, report
@@ -365,3 +366,22 @@ def test_what_a_random_run_gives_is_in_order():
     for low, high in ((0, 1), (1, 2)):
         pair = [found[("low", "accuracy", "high")[i]] for i in (low, high)]
         assert all(map(operator.le, *pair))
+
+
+def test_what_samples_make_of_their_chains():
+    """One of each: repeats the majority, sides with the minority, gives a new
+    answer, gives none."""
+    rows = [
+        *(sample("a", i, answer) for i, answer in enumerate("2213")),
+        sample("a", 4, "2", 1, (0, 1, 2)),  # repeats what is wrong
+        sample("a", 5, "1", 1, (0, 1, 2)),  # corrects it
+        sample("a", 6, "7", 1, (2, 3)),  # contradicts; of equals the first
+        sample("a", 7, None, 1, (2,)),
+    ]
+    judged = judge(recorded(rows, {"a": "1"}), compare)
+    assert [one[1:] for one in coherence(judged)] == [
+        (1, 0, 0),
+        (1, 1, 0),
+        (1, 0, 1),
+        (1, 0, 1),
+    ]

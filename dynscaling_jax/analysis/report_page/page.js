@@ -39,6 +39,8 @@ curves();
 body("allocation").append(...runs.map((run, r) => allocationOf(run, r, show)));
 body("calibration").append(
   node("div", { class: "cards" }, ...runs.map(calibrationOf)));
+body("chains").append(
+  node("div", { class: "cards" }, ...runs.map(chainsOf)));
 differences(show);
 browser();
 document.addEventListener("keydown", pressed);

@@ -143,6 +143,20 @@ function calibrationOf(run, r) {
       measures.map(([name, m]) => [name, fixed(m.auroc), `${m.samples}`])) : null);
 }
 
+function chainsOf(run, r) {
+  const total = run.coherence.reduce((sum, row) => sum + row.samples, 0);
+  if (!total)
+    return node("div", {}, heading(r), node("p", {},
+      "No sample of this run read a chain."));
+  const share = (part, whole) => percent(whole ? part / whole : null);
+  return node("div", { class: "card" }, heading(r),
+    table(["a sample that read a chain gave", "samples", "right",
+      "majority of its chain right"],
+    run.coherence.filter((row) => row.samples).map((row) => [
+      row.meaning, `${row.samples} (${share(row.samples, total)})`,
+      share(row.right, row.samples), share(row.chain_right, row.samples)])));
+}
+
 function differenceOf(run, r, show) {
   const d = run.difference;
   if (!d.shared)
