@@ -14,6 +14,10 @@ def get_config() -> Any:
     config.model = "smollm2-135m-instruct"
     config.dtype = "float32"  # or bfloat16
     config.quantize = ""  # int8: of the weights of a local model
+    # the devices of a local model, DATAxMODEL: 2x4 spreads rows over two parts
+    # of four devices each, over which the parameters are split; auto takes all
+    # devices for rows
+    config.mesh = ""
     # tokens of a sequence at most, where not what the model was trained with
     config.context = config_dict.placeholder(int)
     # of the chat template, as JSON: {"enable_thinking": false}. A template

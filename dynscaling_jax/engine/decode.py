@@ -12,13 +12,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from dynscaling_jax.engine import cache, prefill, sampling
 from dynscaling_jax.engine.cache import Layers, Prefix, Rows, State
 from dynscaling_jax.engine.sampling import Draw, Settings, Sums
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.sharding import AXES, BOTH, DATA, constrained
+from dynscaling_jax.models.sharding import (
+    AXES,
+    BOTH,
+    ambient,
+    constrained,
+    fitting,
+    on_shards,
+)
 from dynscaling_jax.models.transformer import Params
 
 CHUNK = 16  # steps between two looks of the host
@@ -77,7 +85,7 @@ def start(
         jnp.where(fresh, limit, rows.limit),
         jnp.where(fresh[:, None], key, rows.key),
     )
-    return rows, drawn
+    return _known(rows), drawn
 
 
 def decode(
@@ -144,16 +152,15 @@ def _layers(params, config, state, token) -> tuple[jax.Array, Layers]:
 
 @functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=7)
 def _layer(layer, config, kind, x, length, drawn, prefix, suffix):
-    ahead = jnp.repeat(
-        length, len(drawn) // len(length), total_repeat_length=len(drawn)
+    ahead = constrained(
+        jnp.repeat(
+            length, len(drawn) // len(length), total_repeat_length=len(drawn)
+        )
     )
     slot = drawn - 1  # of the token that is read
     attend = _grouped(config, len(length), ahead, slot)
-    x, suffix = transformer.block(
+    return transformer.block(
         layer, config, kind, x, ahead + slot, attend, (prefix, suffix)
-    )
-    return constrained(x, DATA), jax.tree.map(
-        lambda kv: constrained(kv, *AXES), suffix
     )
 
 
@@ -171,7 +178,7 @@ def _turn(top, config, hidden, rows, stops, settings):
         & ~_ends(drawn.token, stops)
         & (rows.drawn + 1 < rows.limit),
     )
-    return rows, step
+    return _known(rows), step
 
 
 def grow(state: State, slots: int) -> State:
@@ -220,17 +227,36 @@ def _take(tree, index):
 def _grouped(config: ModelConfig, groups: int, ahead, slot):
     """Attention of one new token a row, to its prompt and to its suffix.
 
-    Queries of a group meet its prefix in one product, [R * rep, D] against
-    [D, P] for each key head.
+    On a mesh each device attends with the rows and the key heads that it has.
 
     Args:
         ahead: int32 [GR], tokens of the prompt; slot: int32 [GR], drawn ones
             that were read before this one.
     """
-    batch, rep = slot.shape[0], config.heads // config.kv_heads
-    per, kv_heads, dim = batch // groups, config.kv_heads, config.head_dim
+    sizes = ambient()
+    rows = fitting(sizes, (groups,), AXES)
+    along = fitting(sizes, (groups, config.kv_heads), AXES)
 
-    def seen(kind, slots, first, filled):
+    def attend(kind, kept, q, k, v):
+        own = on_shards(
+            functools.partial(_attend, kind, config.softcap),
+            (rows, rows, along, along, along, along),
+            along,
+        )
+        return own(ahead, slot, kept, q, k, v)
+
+    return attend
+
+
+def _attend(kind, softcap, ahead, slot, kept, q, k, v):
+    """Queries of a group meet its prefix in one product, [R * rep, D] against
+    [D, P] for each key head."""
+    (pk, pv), suffix = kept
+    groups, kv_heads, _, dim = pv.shape
+    batch, heads, _ = q.shape
+    per, rep = batch // groups, heads // kv_heads
+
+    def seen(slots, first, filled):
         """[GR, 1, 1, slots]: written, and inside the window."""
         at = jnp.arange(slots)[None]
         mask = at < filled[:, None]
@@ -238,64 +264,66 @@ def _grouped(config: ModelConfig, groups: int, ahead, slot):
             mask &= (ahead + slot - first)[:, None] - at < kind.window
         return mask[:, None, None]
 
-    def attend(kind, kept, q, k, v):
-        (pk, pv), suffix = kept
-        suffix = sk, sv = cache.write(suffix, k, v, slot)
-        prefix_mask = seen(kind, pv.shape[2], jnp.zeros_like(slot), ahead)
-        shared = q.reshape(groups, per, kv_heads, rep, dim).swapaxes(1, 2)
-        shared = shared.reshape(groups, kv_heads, per * rep, dim)
-        mask = jnp.repeat(
-            prefix_mask.reshape(groups, 1, per, -1),
-            rep,
-            2,
-            total_repeat_length=per * rep,
+    suffix = sk, sv = cache.write(suffix, k, v, slot)
+    prefix_mask = seen(pv.shape[2], jnp.zeros_like(slot), ahead)
+    shared = q.reshape(groups, per, kv_heads, rep, dim).swapaxes(1, 2)
+    shared = shared.reshape(groups, kv_heads, per * rep, dim)
+    mask = jnp.repeat(
+        prefix_mask.reshape(groups, 1, per, -1),
+        rep,
+        2,
+        total_repeat_length=per * rep,
+    )
+    # A lone query would be multiplied as a vector, which rounds otherwise
+    # than a matrix: a sample would depend on the size of its group.
+    lone = per * rep == 1
+    if lone:
+        shared, mask = jax.lax.optimization_barrier(
+            (jnp.repeat(shared, 2, 2), jnp.repeat(mask, 2, 2))
         )
-        # A lone query would be multiplied as a vector, which rounds otherwise
-        # than a matrix: a sample would depend on the size of its group.
-        lone = per * rep == 1
-        if lone:
-            shared, mask = jax.lax.optimization_barrier(
-                (jnp.repeat(shared, 2, 2), jnp.repeat(mask, 2, 2))
-            )
-        prefix = attention.attend(shared, pk, pv, mask, config.softcap)
-        if lone:
-            prefix = jax.tree.map(lambda x: x[:, :, :1], prefix)
-        prefix = jax.tree.map(
-            lambda x: (
-                x.reshape(groups, kv_heads, per, rep, -1)
-                .swapaxes(1, 2)
-                .reshape(batch, kv_heads, rep, -1)
-            ),
-            prefix,
-        )
-        own = attention.attend(
-            q.reshape(batch, kv_heads, rep, dim),
-            sk,
-            sv,
-            seen(kind, sv.shape[2], ahead, slot + 1),
-            config.softcap,
-        )
-        part = jax.tree.map(
-            lambda x: x.reshape(batch, config.heads, -1),
-            attention.merge(prefix, own),
-        )
-        return part, suffix
-
-    return attend
+    prefix = attention.attend(shared, pk, pv, mask, softcap)
+    if lone:
+        prefix = jax.tree.map(lambda x: x[:, :, :1], prefix)
+    prefix = jax.tree.map(
+        lambda x: (
+            x.reshape(groups, kv_heads, per, rep, -1)
+            .swapaxes(1, 2)
+            .reshape(batch, kv_heads, rep, -1)
+        ),
+        prefix,
+    )
+    own = attention.attend(
+        q.reshape(batch, kv_heads, rep, dim),
+        sk,
+        sv,
+        seen(sv.shape[2], ahead, slot + 1),
+        softcap,
+    )
+    part = jax.tree.map(
+        lambda x: x.reshape(batch, heads, -1), attention.merge(prefix, own)
+    )
+    return part, suffix
 
 
 def _draw(key, position, logits, settings) -> Sums:
     """One token a row; the position in the sample ends the chain of keys."""
 
-    # whole rows of the vocabulary, each device some of them
-    logits = constrained(logits, BOTH)
-
-    def one(key, position, logits):
+    def one(key, position, logits, settings):
         key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
         return sampling.choose(key, logits, settings)
 
-    drawn = jax.vmap(one)(key, position, logits)
-    return jax.tree.map(constrained, drawn)  # and known to all
+    # each device draws some rows, from all of the vocabulary
+    rows = fitting(ambient(), position.shape, (BOTH,))
+    draw = on_shards(
+        jax.vmap(one, (0, 0, 0, None)), (rows, rows, rows, P()), rows
+    )
+    drawn = draw(key, position, logits, settings)
+    return _known(drawn)
+
+
+def _known(rows):
+    """What each row is doing, known to all devices of a mesh."""
+    return jax.tree.map(constrained, rows)
 
 
 def _ends(token: jax.Array, stops: jax.Array) -> jax.Array:

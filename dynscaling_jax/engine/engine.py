@@ -13,6 +13,7 @@ from dynscaling_jax.engine import (
     decode,
     layout,
     memory,
+    mesh,
     prefill,
     sampling,
 )
@@ -28,7 +29,8 @@ class Engine:
     """Draws samples from a model. Calling it is a types.SampleFn.
 
     Sample i of a query is the same however many samples are drawn, whatever
-    else runs beside it, and in whichever order.
+    else runs beside it, and in whichever order. It draws on the mesh that the
+    model's parameters lie on.
     """
 
     def __init__(
@@ -55,14 +57,16 @@ class Engine:
                 says that the device holds.
             rows_per_group: of these, how many share the keys of one prompt;
                 by default 8, or the largest power of two below that divides
-                rows.
+                rows, on a mesh those of one part of its data axis.
             prefix_bytes: memory for prompts that may be read on from.
 
         Raises:
             ValueError: a value outside its range.
         """
+        self._mesh = mesh.of(model.params)
+        data = mesh.data_size(self._mesh)
         if rows_per_group is None:
-            rows_per_group = math.gcd(rows or 8, 8)
+            rows_per_group = math.gcd((rows or 8 * data) // data, 8)
         if isinstance(stop, str):
             raise ValueError(f"stop must be a list of strings, got {stop!r}")
         for name, value in (
@@ -76,10 +80,11 @@ class Engine:
                 )
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
-        if rows and rows % rows_per_group:
+        if rows and rows % (data * rows_per_group):
+            times = f" x data ({data}) of the mesh" if data > 1 else ""
             raise ValueError(
                 f"rows ({rows}) must be a multiple of rows_per_group "
-                f"({rows_per_group})"
+                f"({rows_per_group}){times}"
             )
         if max_new_tokens >= model.config.context:
             raise ValueError(
@@ -94,7 +99,7 @@ class Engine:
         self.settings = sampling.settings(temperature, top_k, top_p, min_p)
         self.seed = np.uint32(seed)
         self.rows_per_group = rows_per_group
-        self.widths = layout.widths(rows) if rows else ()
+        self.widths = layout.widths(rows, self._mesh) if rows else ()
         self.row_steps = 0  # rows x steps computed
         self.live_steps = 0  # of these, steps that drew a token of a sample
         ids = model.eos_ids
@@ -118,12 +123,11 @@ class Engine:
         streams = collections.defaultdict(dict)
         for request in requests:
             prompt = self._prompt(request)
-            stream = streams[
-                0 if layout.follows_work() else self._size([prompt])
-            ]
+            joined = layout.follows_work(self._mesh)
+            stream = streams[0 if joined else self._size([prompt])]
             stream.setdefault(prompt, []).append(request)
         for work in streams.values():
-            yield from self._stream(work)
+            yield from mesh.within(self._mesh, self._stream(work))
 
     def generate(
         self, prompts: Sequence[str], n: int = 1
@@ -241,6 +245,7 @@ class Engine:
             size,
             layout.FEWEST_SLOTS,
             self._dtype,
+            self._mesh,
         )
         placed: list[Prompt | None] = [None] * (count // per)
         rows: list[Row | None] = [None] * count
@@ -297,9 +302,10 @@ class Engine:
         return next((w for w in fit if w >= needed), fit[-1])
 
     def _held(self, size: int, per: int) -> tuple[int, ...]:
-        """The numbers of rows that memory holds."""
-        config, itemsize = self.model.config, self._dtype.itemsize
-        weights = sum(x.nbytes for x in jax.tree.leaves(self.model.params))
+        """The numbers of rows that the memory of the devices holds."""
+        config = mesh.share(self.model.config, self._mesh)
+        itemsize, data = self._dtype.itemsize, mesh.data_size(self._mesh)
+        weights = mesh.bytes_held(self.model.params)
         prompts = self._prefix_tokens * memory.token_bytes(config, itemsize)
 
         def predict(groups: int) -> memory.Memory:
@@ -309,7 +315,7 @@ class Engine:
             return memory.predicted(config, shape, weights, itemsize, prompts)
 
         groups = memory.most_groups(per, memory.available(), predict)
-        return layout.widths(per * groups)
+        return layout.widths(per * groups * data, self._mesh)
 
     def _fill(self, state, placed, rows, waiting, pending) -> State:
         """Gives idle rows their next samples, and idle groups their next

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from dynscaling_jax.engine.decode import CHUNK
 
@@ -13,20 +14,20 @@ FEWEST_SLOTS = 2 * CHUNK  # of drawn tokens; doubled as needed
 NARROWEST = 8  # rows; fewer may round otherwise
 
 
-def follows_work() -> bool:
+def follows_work(mesh: Mesh | None) -> bool:
     """Whether rows and lengths follow the work.
 
-    They do on a CPU, where each row rounds alike in products of every size
+    They do on one CPU, where each row rounds alike in products of every size
     (tests/engine/test_width.py). Elsewhere time is that of reading the
     weights, and a sample must not depend on what else is asked for: one
     number of rows, and prompts of one length at a time.
     """
-    return jax.default_backend() == "cpu"
+    return mesh is None and jax.default_backend() == "cpu"
 
 
-def widths(rows: int) -> tuple[int, ...]:
+def widths(rows: int, mesh: Mesh | None) -> tuple[int, ...]:
     """So many rows, and fewer where that saves time."""
-    if not follows_work():
+    if not follows_work(mesh):
         return (rows,)
     halves = (rows >> n for n in range(rows.bit_length()))
     return tuple(sorted({rows, *(w for w in halves if w >= NARROWEST)}))

@@ -110,10 +110,11 @@ def most_groups(
 
 
 def available() -> float:
-    """Bytes of the first device that decoding may take; of the host's memory
-    half, on a CPU. The same whenever it is asked, so that a run goes on with
-    the rows that it began with."""
+    """Bytes of the first device that decoding may take; on a CPU its part of
+    half of the host's memory. The same whenever it is asked, so that a run
+    goes on with the rows that it began with."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return SHARE * stats["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return host / 2 / jax.local_device_count()

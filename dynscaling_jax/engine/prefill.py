@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from dynscaling_jax.engine.cache import Layers, Prefix
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.sharding import constrained
 from dynscaling_jax.models.transformer import Params
 
 
@@ -79,7 +80,7 @@ def _read_on(layer, config, kind, x, old, kept, size):
 
     def attend(kind, old, q, k, v):
         q = transformer.group_heads(q, config.kv_heads)
-        k, v = k.transpose(1, 2, 0), v.swapaxes(0, 1)
+        k, v = transformer.heads_first(k, v)
         at = jnp.arange(old[1].shape[1])
         before = attention.visible(where, at, kind.window)
         before &= (at < kept)[None]
@@ -97,7 +98,7 @@ def _read_on(layer, config, kind, x, old, kept, size):
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(top, config, x, length):
     last = transformer.rms_norm(x[length - 1][None], top["norm"], config)
-    return transformer.head(top, config, last)[0]
+    return constrained(transformer.head(top, config, last)[0])
 
 
 def _join(old, new, kept, size, axis):

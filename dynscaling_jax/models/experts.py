@@ -11,9 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-
-from dynscaling_jax.models import sharding
 from dynscaling_jax.models.attention import row_sums
+from dynscaling_jax.models.sharding import (
+    DATA,
+    MODEL,
+    ambient,
+    fitting,
+    on_shards,
+)
 
 BLOCK = 8  # rows that meet one expert's weights at a time
 
@@ -75,47 +80,45 @@ def mix(
 
 def spread(
     x: jax.Array,
-    weight: jax.Array,
-    chosen: jax.Array,
-    experts: int,
+    logits: jax.Array,
+    route: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     stacks: Any,
     apply: Callable[[jax.Array, Any, jax.Array], jax.Array],
 ) -> jax.Array:
-    """As mix; where jax.set_mesh set a mesh, each device serves the experts
-    that it holds, and what they give is summed.
+    """mix, of the experts that `route` prefers. On a mesh each device serves
+    those that it holds, and what they give is summed.
 
     Args:
+        x: [T, width]; logits: [T, E], of the router.
+        route: logits -> weight [T, k] and chosen [T, k], as mix takes them.
         stacks: a tree of arrays [E, ...], the experts' weights.
         apply: (rows [BLOCK, width], stacks, expert id []) -> [BLOCK, width].
     """
-    sizes = sharding.ambient()
-    if sizes is None:
-        return mix(
-            x, weight, chosen, experts, lambda rows, one: apply(rows, stacks, one)
-        )
-    rows = sharding.fitting(sizes, x.shape, (sharding.DATA,))
-    held = sharding.fitting(sizes, (experts,), (sharding.MODEL,))
-    own = experts // sizes[sharding.MODEL] if held[0] else experts
+    sizes, count = ambient(), logits.shape[-1]
+    held = fitting(sizes, (count,), (MODEL,))
+    parts = sizes.get(MODEL, 1)
+    if count % parts:
+        parts = 1
 
-    def part(x, weight, chosen, stacks):
-        here = chosen
-        if held[0]:
-            here -= own * jax.lax.axis_index(sharding.MODEL)
-        here = jnp.where((here >= 0) & (here < own), here, own)  # or nobody's
+    def part(x, logits, stacks):
+        weight, chosen = route(logits)
+        if parts == 1:
+            one = lambda rows, number: apply(rows, stacks, number)
+            return mix(x, weight, chosen, count, one)
+        own = count // parts
+        chosen -= own * jax.lax.axis_index(MODEL)
+        mine = (chosen >= 0) & (chosen < own)
 
-        def one_block(rows, one):
+        def one_of_mine(rows, number):
             return jax.lax.cond(
-                one < own,
-                lambda: apply(rows, stacks, jnp.minimum(one, own - 1)),
-                lambda: jnp.zeros_like(rows),
+                number < own,
+                lambda: apply(rows, stacks, number),
+                lambda: jnp.zeros_like(rows),  # of others
             )
 
-        made = mix(x, weight, here, own + 1, one_block)
-        return jax.lax.psum(made, sharding.MODEL) if held[0] else made
+        chosen = jnp.where(mine, chosen, own)
+        made = mix(x, weight, chosen, own + 1, one_of_mine)
+        return jax.lax.psum(made, MODEL)
 
-    return jax.shard_map(
-        part,
-        in_specs=(rows, rows, rows, held),
-        out_specs=rows,
-        check_vma=False,
-    )(x, weight, chosen, stacks)
+    rows = fitting(sizes, x.shape, (DATA,))
+    return on_shards(part, (rows, rows, held), rows)(x, logits, stacks)

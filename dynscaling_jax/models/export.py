@@ -145,9 +145,7 @@ def load_orbax(
             where = sharding
             if isinstance(where, Mesh):
                 where = param_sharding(where, config, steps(path), shape)
-            return jax.ShapeDtypeStruct(
-                shape, jnp.dtype(dtype), sharding=where
-            )
+            return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=where)
 
         target = jax.tree_util.tree_map_with_path(
             described,

@@ -17,6 +17,7 @@ import numpy as np
 
 from dynscaling_jax.models import attention, experts
 from dynscaling_jax.models.config import Kind, ModelConfig, rope_frequencies
+from dynscaling_jax.models.sharding import DATA, MODEL, constrained
 
 DEVIATION = 0.02  # of random parameters
 Params = dict[str, Any]
@@ -202,13 +203,14 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
         x = x.astype(params["norm"].dtype)
     if config.embed_scale != 1.0:
         x *= jnp.asarray(config.embed_scale, x.dtype)
-    return x
+    return constrained(x, DATA)
 
 
 def head(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Logits, float32 [..., V]."""
     weight = params.get("head", params["embed"])
-    logits = linear(hidden, weight).astype(jnp.float32)
+    logits = constrained(linear(hidden, weight), DATA, MODEL)
+    logits = logits.astype(jnp.float32)
     return attention.capped(logits, config.final_softcap)
 
 
@@ -241,7 +243,8 @@ def block(
     x = x + rms_norm(out, layer.get("attn_post_norm"), config)
     h = rms_norm(x, layer.get("ffn_norm"), config)
     out = feed_forward(layer, config, h)
-    return x + rms_norm(out, layer.get("ffn_post_norm"), config), cache
+    x = x + rms_norm(out, layer.get("ffn_post_norm"), config)
+    return constrained(x, DATA), cache
 
 
 def feed_forward(layer: Params, config: ModelConfig, h: jax.Array) -> jax.Array:
@@ -264,16 +267,12 @@ def feed_forward(layer: Params, config: ModelConfig, h: jax.Array) -> jax.Array:
         for name in (part, f"{part}_bias")
         if name in layer
     }
-    weight, chosen = experts.route(
-        linear(h, layer["router"], layer.get("router_bias")),
-        config.experts_per_token,
-        config.expert_renormalise,
-    )
     return experts.spread(
         h,
-        weight,
-        chosen,
-        config.experts,
+        linear(h, layer["router"], layer.get("router_bias")),
+        lambda logits: experts.route(
+            logits, config.experts_per_token, config.expert_renormalise
+        ),
         stacks,
         lambda rows, held, one: gated(
             rows, jax.tree.map(lambda w: w[one], held)
@@ -303,7 +302,7 @@ def causal(config: ModelConfig, positions: jax.Array) -> Attend:
 
     def attend(kind, _, q, k, v):
         q = group_heads(q, config.kv_heads)
-        k, v = k.transpose(1, 2, 0), v.swapaxes(0, 1)
+        k, v = heads_first(k, v)
         rep = config.heads // config.kv_heads
         mask = attention.visible(
             jnp.repeat(positions, rep), positions, kind.window
@@ -312,6 +311,12 @@ def causal(config: ModelConfig, positions: jax.Array) -> Attend:
         return ungroup_heads(seen, rep), (k, v)
 
     return attend
+
+
+def heads_first(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[T, K, D] each -> [K, D, T] and [K, T, D], for all of a mesh's rows."""
+    k, v = k.transpose(1, 2, 0), v.swapaxes(0, 1)
+    return constrained(k, MODEL), constrained(v, MODEL)
 
 
 def group_heads(q: jax.Array, kv_heads: int) -> jax.Array:
