@@ -44,15 +44,22 @@ smollm2: setup
 
 RUNS := runs/reasoner
 reasoner: setup
-	$(BIN)/python -m launch.lessons --out=$(RUNS)/plain.jsonl
-	$(BIN)/python -m launch.lessons --out=$(RUNS)/held_out.jsonl --problems=600 --seed=9
-	$(BIN)/python -m launch.train --config=configs/train_reasoner.py --workdir=$(RUNS)/plain
+	$(BIN)/python -m launch.lessons --out=$(RUNS)/plain.jsonl --problems=60000 --steps=8 --largest=999
+	$(BIN)/python -m launch.lessons --out=$(RUNS)/slips.jsonl --problems=60000 --steps=8 --largest=999 --seed=1 --attempts=8 --slips=0.3
+	$(BIN)/python -m launch.lessons --out=$(RUNS)/held_out.jsonl --problems=320 --steps=8 --largest=999 --seed=9
+	$(BIN)/python -m launch.lessons --out=$(RUNS)/again.jsonl --problems=8000 --steps=8 --largest=999 --seed=2
+	$(BIN)/python -m launch.train --config=configs/train_reasoner.py --workdir=$(RUNS)/first
 	$(BIN)/python -m launch.run --config=configs/reasoner_attempts.py --workdir=$(RUNS)/attempts
-	$(BIN)/python -m launch.lessons --out=$(RUNS)/solutions.jsonl --problems=3000 --seed=1
-	$(BIN)/python -m launch.pairs --run=$(RUNS)/attempts --solutions=$(RUNS)/solutions.jsonl --pairs=15000 --out=$(RUNS)/chained.jsonl
-	$(BIN)/python -m launch.lessons --out=$(RUNS)/again.jsonl --problems=5000 --seed=2
-	$(BIN)/python -m launch.train --config=configs/train_reasoner_chains.py --workdir=$(RUNS)/chained
-	$(BIN)/python -m launch.convert --model=$(RUNS)/chained/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
+	$(BIN)/python -m launch.lessons --out=$(RUNS)/solutions.jsonl --problems=1500 --steps=8 --largest=999 --seed=21
+	$(BIN)/python -m launch.pairs --run=$(RUNS)/attempts --solutions=$(RUNS)/solutions.jsonl --pairs=9000 --out=$(RUNS)/pairs.jsonl
+	$(BIN)/python -m launch.train --config=configs/train_reasoner_chains.py --workdir=$(RUNS)/second
+	$(BIN)/python -m launch.run --config=configs/reasoner_attempts.py --config.model=$(RUNS)/second/model \
+	  --config.task.seed=22 --config.task.limit=3000 --workdir=$(RUNS)/attempts2
+	$(BIN)/python -m launch.lessons --out=$(RUNS)/solutions2.jsonl --problems=3000 --steps=8 --largest=999 --seed=22
+	$(BIN)/python -m launch.pairs --run=$(RUNS)/attempts2 --solutions=$(RUNS)/solutions2.jsonl --pairs=12000 --out=$(RUNS)/pairs2.jsonl
+	$(BIN)/python -m launch.train --config=configs/train_reasoner_chains.py --config.model=$(RUNS)/second/model \
+	  --config.lessons="('$(RUNS)/pairs2.jsonl','$(RUNS)/again.jsonl')" --config.learning_rate=1e-3 --config.seed=2 --workdir=$(RUNS)/third
+	$(BIN)/python -m launch.convert --model=$(RUNS)/third/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

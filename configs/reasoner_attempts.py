@@ -9,8 +9,9 @@ from configs import reasoner
 
 def get_config():
     config = reasoner.get_config()
-    config.model = "runs/reasoner/plain/model"
+    config.model = "runs/reasoner/first/model"
     config.task.split = "train"
-    config.task.seed = 1
-    config.task.limit = 3000
+    config.task.seed = 21
+    config.task.limit = 1500
+    config.budget.samples_per_query = 4.0
     return config

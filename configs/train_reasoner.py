@@ -1,10 +1,15 @@
-"""The bundled reasoner, first part: word problems with written-out steps.
+"""The bundled reasoner, first part: word problems with written-out steps, half
+of them with made-up attempts to read.
 
-    python -m launch.lessons --out=runs/reasoner/plain.jsonl
+    python -m launch.lessons --out=runs/reasoner/plain.jsonl \
+        --problems=60000 --steps=8 --largest=999
+    python -m launch.lessons --out=runs/reasoner/slips.jsonl \
+        --problems=60000 --steps=8 --largest=999 --seed=1 \
+        --attempts=8 --slips=0.3
     python -m launch.lessons --out=runs/reasoner/held_out.jsonl \
-        --problems=600 --seed=9
+        --problems=320 --steps=8 --largest=999 --seed=9
     python -m launch.train --config=configs/train_reasoner.py \
-        --workdir=runs/reasoner/plain
+        --workdir=runs/reasoner/first
 
 `make reasoner` runs this and what follows.
 """
@@ -14,8 +19,15 @@ from configs import training
 
 def get_config():
     config = training.get_config()
-    config.lessons = ("runs/reasoner/plain.jsonl",)
+    config.lessons = (
+        "runs/reasoner/plain.jsonl",
+        "runs/reasoner/slips.jsonl",
+    )
     config.held_out = "runs/reasoner/held_out.jsonl"
-    config.steps = 1600
+    config.steps = 3250
+    config.batch = 16
+    config.parts = 4
     config.learning_rate = 3e-3
+    config.final = 0.35  # what follows goes on from there
+    config.evaluate_every = config.save_every = 250
     return config

@@ -1,17 +1,20 @@
-"""The bundled reasoner, second part: it learns to use a chain of attempts.
+"""The bundled reasoner, second part: it learns from its own attempts.
 
+    python -m launch.run --config=configs/reasoner_attempts.py \
+        --workdir=runs/reasoner/attempts
     python -m launch.lessons --out=runs/reasoner/solutions.jsonl \
-        --problems=3000 --seed=1
+        --problems=1500 --steps=8 --largest=999 --seed=21
     python -m launch.pairs --run=runs/reasoner/attempts \
         --solutions=runs/reasoner/solutions.jsonl \
-        --pairs=15000 --out=runs/reasoner/chained.jsonl
+        --pairs=9000 --out=runs/reasoner/pairs.jsonl
     python -m launch.lessons --out=runs/reasoner/again.jsonl \
-        --problems=5000 --seed=2
+        --problems=8000 --steps=8 --largest=999 --seed=2
     python -m launch.train --config=configs/train_reasoner_chains.py \
-        --workdir=runs/reasoner/chained
+        --workdir=runs/reasoner/second
 
 Plain lessons stay in the mixture, so that samples without a chain stay as
-good as they were.
+good as they were. `make reasoner` does the same once more, with the attempts
+of the model that comes of it.
 """
 
 from configs import train_reasoner
@@ -19,14 +22,15 @@ from configs import train_reasoner
 
 def get_config():
     config = train_reasoner.get_config()
-    config.model = "runs/reasoner/plain/model"
+    config.model = "runs/reasoner/first/model"
     config.lessons = (
-        "runs/reasoner/chained.jsonl",
+        "runs/reasoner/pairs.jsonl",
         "runs/reasoner/again.jsonl",
     )
-    config.batch = 16
-    config.steps = 560
-    config.warmup = 50
-    config.learning_rate = 1e-3
+    config.steps = 500
+    config.warmup = 30
+    config.learning_rate = 1.2e-3
+    config.final = 0.05
     config.seed = 1
+    config.evaluate_every = 100
     return config

@@ -17,12 +17,12 @@ HOME = Path(dynscaling_jax.__file__).parent / "bundled" / "reasoner"
 @pytest.fixture(scope="module")
 def engine():
     model = load_model("reasoner")
-    return Engine(model, max_new_tokens=96, rows=32, rows_per_group=4)
+    return Engine(model, max_new_tokens=160, rows=32, rows_per_group=4)
 
 
 @pytest.fixture(scope="module")
 def problems():
-    return [arithmetic_problem(5, i, 1 + i % 6, largest=99) for i in range(24)]
+    return [arithmetic_problem(5, i, 1 + i % 8) for i in range(24)]
 
 
 def queries(problems):

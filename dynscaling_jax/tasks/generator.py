@@ -127,12 +127,12 @@ def _draw(rng: random.Random, steps: int, largest: int) -> ArithmeticProblem:
     value = rng.randint(5, LEAST_LARGEST)
     told = [rng.choice(_OPENINGS).format(name=name, n=value, things=things)]
     shown = [f"{name} begins with {value} {things}."]
-    for _ in range(steps):
+    for number in range(1, steps + 1):
         sign, n = _step(rng, value, largest)
         wording = rng.choice(_WORDINGS[sign])
         told.append(wording.format(name=name, n=n, things=things))
         result = OPERATIONS[sign](value, n)
-        shown.append(f"{value} {sign} {n} = {result}.")
+        shown.append(f"{number}) {value} {sign} {n} = {result}.")
         value = result
     told.append(rng.choice(_QUESTIONS).format(name=name, things=things))
     shown.append(f"The answer is {value}.")
