@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from dynscaling_jax.records.shared import ALONE, Processes
 
 WAIT = 300.0  # seconds for all to come
+AGAIN = 10.0  # seconds between two interrupts
 LOST = (
     "another process has ended, and so does this one; start all of them "
     "again: they go on from here"
@@ -82,6 +83,8 @@ def meet(coordinator: str, count: int, number: int) -> Iterator[Processes]:
             raise Lost(LOST) from None
         raise
     finally:
+        for peer in peers:
+            peer.noticed.set()
         for link in links:
             link.close()
 
@@ -92,6 +95,7 @@ class _Peer:
 
     def __init__(self, link: Connection):
         self.lost = self.parting = False
+        self.noticed = threading.Event()
         self._link = link
         self._arrived: queue.Queue[bytes | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -116,7 +120,10 @@ class _Peer:
         self._arrived.put(None)
         if not self.parting:
             self.lost = True
+            # again, where one came in a callback, whose exceptions are lost
             os.kill(os.getpid(), signal.SIGINT)
+            while not self.noticed.wait(AGAIN):
+                os.kill(os.getpid(), signal.SIGINT)
 
 
 def _listen(address: tuple[str, int], count: int) -> list[Connection]:

@@ -191,7 +191,8 @@ def test_pairs_of_a_run(tiny_model, tmp_path):
     done = run("pairs", *flags, check=False)
     assert done.returncode == 1 and "no question has right" in done.stderr
     solutions = tmp_path / "solutions.jsonl"
-    run("lessons", f"--out={solutions}", "--problems=4", "--seed=1")
+    like = ("--problems=4", "--seed=21", "--steps=8", "--largest=999")
+    run("lessons", f"--out={solutions}", *like)
     run("pairs", *flags, f"--solutions={solutions}", "--pairs=28")
     made = [
         json.loads(line)
