@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from dynscaling_jax.analysis.tables import markdown
 from launch.arguments import Command, quiet, start
-from launch.tables import markdown
 
 if TYPE_CHECKING:
     from dynscaling_jax.engine.plan import Plan

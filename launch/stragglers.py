@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 from absl import flags
 
+from dynscaling_jax.analysis.tables import markdown
 from launch.arguments import Command, start
-from launch.tables import markdown
 
 COMMAND = Command(
     "launch.stragglers", (), "python -m launch.stragglers --hosts=1,8,64"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynscaling_jax.analysis import statistics
+from dynscaling_jax.analysis import statistics, tables
 from dynscaling_jax.analysis.statistics import Difference
 
 
@@ -94,14 +94,7 @@ def markdown(found: Sequence[Standing]) -> str:
         )
         for one in found
     ]
-    widths = [
-        max(map(len, column)) for column in zip(heads, *lines, strict=True)
-    ]
-    rule = tuple("-" * width for width in widths)
-    return "\n".join(
-        "| " + " | ".join(map(str.ljust, row, widths)) + " |"
-        for row in (heads, rule, *lines)
-    )
+    return tables.markdown(heads, lines)
 
 
 def _points(one: Difference | None) -> str:

@@ -133,6 +133,16 @@ def leader(asked: Asked, samples: int | None = None) -> Leader:
     return Leader(answer, votes[answer] / len(class_N), answer in asked.right)
 
 
+def shares(judged: Judged) -> tuple[np.ndarray, np.ndarray]:
+    """Of each question, the share of its samples that its majority has, and
+    whether that is right, both [Q]."""
+    found = [leader(asked) for asked in judged.asked]
+    return (
+        np.array([one.share for one in found]),
+        np.array([one.right for one in found]),
+    )
+
+
 def waves(judged: Judged) -> list[list[tuple[int, Sample]]]:
     """All samples with the number of their question, in the order in which a
     growing budget buys them: round after round, and within a round the first

@@ -20,6 +20,7 @@ from dynscaling_jax.analysis.judged import (
     Recorded,
     judge,
     leader,
+    shares,
     votes_right,
     waves,
 )
@@ -178,9 +179,7 @@ def calibration(judged: Judged) -> dict[str, Any]:
         auroc, that the share ranks right votes above wrong ones; and
         of_samples: of each measure of single samples, its AUROC.
     """
-    final = [leader(asked) for asked in judged.asked]
-    share_Q = np.array([one.share for one in final])
-    right_Q = np.array([one.right for one in final])
+    share_Q, right_Q = shares(judged)
     bins = statistics.reliability(share_Q, right_Q)
     at_Q = np.minimum((share_Q * 10).astype(int), 9)
     ends = [

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynscaling_jax.analysis import statistics
-from dynscaling_jax.analysis.judged import Asked, Judged, leader
+from dynscaling_jax.analysis.judged import Asked, Judged, leader, shares
 
 CALIBRATION_GAP = 0.1  # of the vote share, on average
 RANKING = 0.6  # AUROC; 0.5 is chance
@@ -61,9 +61,7 @@ def calibration_gap(judged: Judged) -> Sign:
     Few questions give an error by chance alone, so the threshold is not below
     what 95% of runs stay under whose votes are right as often as they say.
     """
-    final = [leader(asked) for asked in judged.asked]
-    share_Q = np.array([one.share for one in final])
-    right_Q = np.array([one.right for one in final])
+    share_Q, right_Q = shares(judged)
     error = statistics.reliability(share_Q, right_Q).ece
     chance = _chance_error(share_Q)
     return Sign(
@@ -175,7 +173,7 @@ def given_up(judged: Judged) -> Sign:
     if later_Q.min() == later_Q.max():
         same = "every question got the same after the first round"
         return Sign(name, measure, None, GIVEN_UP, True, same)
-    wrong_Q = np.array([not leader(asked).right for asked in judged.asked])
+    wrong_Q = ~shares(judged)[1]
     if wrong_Q.sum() < FEWEST:
         few = f"fewer than {FEWEST} questions are wrong"
         return Sign(name, measure, None, GIVEN_UP, True, few)

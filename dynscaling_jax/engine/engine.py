@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -231,10 +232,10 @@ class Engine:
     def _stream(self, work: dict[Prompt, list[Request]]) -> Iterator[Sample]:
         """Draws it all, the longest prompts first; the rows they leave idle
         take shorter ones, and prompts and rows become as few as the work."""
-        pending = {p: collections.deque(r) for p, r in work.items()}
-        waiting = collections.deque(  # prompts not placed yet
-            sorted(pending, key=lambda p: -self._size([p]))
-        )
+        longest = sorted(work, key=lambda p: -self._size([p]))
+        # what is left to draw, of those prompts that have any left
+        pending = {p: collections.deque(work[p]) for p in longest}
+        waiting = collections.deque(longest)  # prompts not placed yet
         per = layout.per_group(map(len, work.values()), self.rows_per_group)
         size = self._size(pending)
         count = self._needed(pending, (), size, per)
@@ -249,7 +250,7 @@ class Engine:
         )
         placed: list[Prompt | None] = [None] * (count // per)
         rows: list[Row | None] = [None] * count
-        while any(pending.values()) or any(rows):
+        while pending or any(rows):
             state = self._fill(state, placed, rows, waiting, pending)
             slots = layout.slots(max(r.count for r in rows if r))
             if cache.slots(state.suffix) < slots:
@@ -280,7 +281,7 @@ class Engine:
         """So few rows that go on end a chunk: a sixteenth of them idle while
         others wait, or as few as fit into fewer rows."""
         live = sum(row is not None for row in rows)
-        if any(pending.values()):
+        if pending:
             return live - max(1, len(rows) // 16)
         return max((w for w in self.widths if w < live), default=0)
 
@@ -289,7 +290,7 @@ class Engine:
         prompts of this size."""
         groups = len(layout.grouped(live, lambda row: row.prompt, per))
         for prompt, own in pending.items():
-            if own and self._size([prompt]) == size:
+            if self._size([prompt]) == size:
                 groups += -(-len(own) // per)
         return self._width(per * groups, size, per)
 
@@ -328,15 +329,17 @@ class Engine:
             own = range(g * per, (g + 1) * per)
             prompt = placed[g]
             idle = not any(rows[i] for i in own)
-            if idle and not (prompt and pending[prompt]):
+            if idle and prompt not in pending:
                 prompt = placed[g] = _next(waiting, pending)
                 if prompt:
                     prefix = self._prefix(prompt)
                     state = decode.place(state, prefix, np.int32(g))
             for i in own:
-                if rows[i] or not (prompt and pending[prompt]):
+                if rows[i] or not prompt or prompt not in pending:
                     continue
                 request = pending[prompt].popleft()
+                if not pending[prompt]:
+                    del pending[prompt]
                 row = rows[i] = self._row(request, prompt)
                 fresh[i], limit[i] = True, row.limit
                 words = sampling.query_words(request.query.id)
@@ -367,17 +370,17 @@ class Engine:
         """The rows that still draw, and room for what waits: as short as the
         prompts and as few as the work allows."""
         live = [i for i, row in enumerate(rows) if row]
-        waits = [prompt for prompt, own in pending.items() if own]
-        if not live and not waits:
+        if not live and not pending:
             return state, placed, rows
-        size = self._size([*(rows[i].prompt for i in live), *waits])
-        if waits and size == cache.slots(state.prefix):
+        ahead = itertools.islice(pending, 1)  # none that waits is longer
+        size = self._size([*(rows[i].prompt for i in live), *ahead])
+        if pending and size == cache.slots(state.prefix):
             return state, placed, rows
-        for each in (per,) if waits else dict.fromkeys((per, 1)):
+        drawing = [rows[i] for i in live]
+        for each in (per,) if pending else dict.fromkeys((per, 1)):
             groups = layout.grouped(live, lambda i: rows[i].prompt, each)
-            drawing = [rows[i] for i in live]
             count = self._needed(pending, drawing, size, each)
-            fewer = waits or count < len(rows)
+            fewer = pending or count < len(rows)
             if fewer and each * len(groups) <= count:
                 break
         else:
@@ -412,8 +415,7 @@ def _next(waiting, pending) -> Prompt | None:
     samples left to draw."""
     if waiting:
         return waiting.popleft()
-    prompt = max(pending, key=lambda p: len(pending[p]))
-    return prompt if pending[prompt] else None
+    return max(pending, key=lambda p: len(pending[p]), default=None)
 
 
 def _padded(ids: Sequence[int], size: int) -> np.ndarray:

@@ -25,7 +25,7 @@ def tables(text):
     found, heads = {}, []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not line.startswith("|") or line.startswith("|-"):
+        if not line.startswith("|") or line.startswith("| -"):
             continue
         if cells[:2] == ["samples a row", "counts"]:
             heads.append(cells)
