@@ -92,6 +92,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "method": "dynscaling",
         "queries": 32,
         "samples_per_query": 8,
+        "stale_rounds": 0,  # as config.budget.stale_rounds
         "new_tokens": 128,
         "temperature": 0.7,
         "rows": 32,

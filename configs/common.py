@@ -46,6 +46,9 @@ def get_config() -> Any:
     # which learns nothing in between
     config.budget.round_per_query = config_dict.placeholder(float)
     config.budget.first_round_per_query = config_dict.placeholder(float)
+    # rounds that are still being drawn when the next one is granted: 1 keeps
+    # rows busy, and hosts from waiting, at the ends of rounds
+    config.budget.stale_rounds = 0
 
     # an empty field takes the default of the task
     config.task = ml_collections.ConfigDict()

@@ -1,11 +1,13 @@
-"""The bundled reasoner, first part: word problems with written-out steps, half
-of them with made-up attempts to read.
+"""The bundled reasoner, first part: word problems with written-out steps, with
+and without made-up attempts to read, and as many drills of calculations.
 
     python -m launch.lessons --out=runs/reasoner/plain.jsonl \
         --problems=60000 --steps=8 --largest=999
     python -m launch.lessons --out=runs/reasoner/slips.jsonl \
         --problems=60000 --steps=8 --largest=999 --seed=1 \
         --attempts=8 --slips=0.3
+    python -m launch.lessons --out=runs/reasoner/drills.jsonl \
+        --problems=60000 --largest=999 --drills=12
     python -m launch.lessons --out=runs/reasoner/held_out.jsonl \
         --problems=320 --steps=8 --largest=999 --seed=9
     python -m launch.train --config=configs/train_reasoner.py \
@@ -22,9 +24,10 @@ def get_config():
     config.lessons = (
         "runs/reasoner/plain.jsonl",
         "runs/reasoner/slips.jsonl",
+        "runs/reasoner/drills.jsonl",
     )
     config.held_out = "runs/reasoner/held_out.jsonl"
-    config.steps = 3250
+    config.steps = 3000
     config.batch = 16
     config.parts = 4
     config.learning_rate = 3e-3

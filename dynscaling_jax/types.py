@@ -138,7 +138,9 @@ class Policy(NamedTuple):
 
 SampleFn = Callable[[Sequence[Request]], Iterator[Sample]]
 """Draws what is asked for and yields each sample as soon as it is whole, in
-any order. What ends early yields fewer samples."""
+any order. What ends early yields fewer samples. Drawing may begin with the
+call, and calls may overlap: a later one may come before the samples of an
+earlier one are all taken."""
 
 Strategy = Callable[
     [Query, Sequence[Sample], int, int, jax.Array], Iterable[Request]

@@ -115,13 +115,20 @@ def remembered(sample_fn: SampleFn) -> SampleFn:
 
     def draw(requests: Sequence[Request]) -> Iterator[Sample]:
         missing = [r for r in requests if name(r) not in known]
+        return handed_on(requests, missing, sample_fn(missing))
+
+    def handed_on(
+        requests: Sequence[Request],
+        missing: Sequence[Request],
+        samples: Iterator[Sample],
+    ) -> Iterator[Sample]:
         asked = {(r.query.id, r.index): r for r in missing}
         for request in requests:
-            if name(request) in known:
+            if (request.query.id, request.index) not in asked:
                 yield known[name(request)]._replace(
                     round=request.round, parents=request.parents
                 )
-        for sample in sample_fn(missing) if missing else ():
+        for sample in samples:
             known[name(asked[sample.query_id, sample.index])] = sample
             yield sample
 

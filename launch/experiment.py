@@ -130,6 +130,7 @@ def _run(
             observe=lambda done: write_round(round_row(queries, done)),
             first_round=first_round,
             round_size=round_size,
+            stale=config.budget.stale_rounds,
             vote_fn=asked_by_vote,
         )
         summary = {

@@ -4,7 +4,8 @@
 
 They are problems of the `train` split, of which a run's `test` split holds
 none. With --attempts=8 each shows what `integrated` would of 1 to 8 attempts
-with slips, before it asks for the solution. launch.train reads the file.
+with slips, before it asks for the solution. With --drills=12 each is so many
+bare calculations in place of a problem. launch.train reads the file.
 """
 
 import sys
@@ -31,6 +32,9 @@ ATTEMPTS = flags.DEFINE_integer("attempts", 0, "To show some of, at most.", 0)
 SLIPS = flags.DEFINE_float(
     "slips", 0.4, "Share of an attempt's steps that are wrong, at most.", 0, 1
 )
+DRILLS = flags.DEFINE_integer(
+    "drills", 0, "Calculations of a lesson, in place of a problem.", 0
+)
 
 
 def main(_) -> None:
@@ -46,30 +50,40 @@ def main(_) -> None:
 
 
 def rows(problems: int) -> Iterator[dict[str, Any]]:
-    """Lesson i is the problem arithmetic/i of the seed."""
+    """Lesson i is the problem arithmetic/i of the seed, or drill/i."""
+    from dynscaling_jax.training.drills import drill
+    from dynscaling_jax.training.lessons import row_of
+
+    for index in tqdm(range(problems), disable=None, unit="lesson"):
+        if DRILLS.value:
+            lesson = drill(SEED.value, index, DRILLS.value, LARGEST.value)
+            yield {"id": f"drill/{index}", **row_of(lesson)}
+        else:
+            yield {"id": f"arithmetic/{index}", **row_of(problem(index))}
+
+
+def problem(index: int) -> Any:
+    """The lesson of a problem, with attempts to read where they are asked
+    for."""
     import numpy as np
 
     from dynscaling_jax.tasks import arithmetic_problem
-    from dynscaling_jax.training.lessons import Lesson, row_of
+    from dynscaling_jax.training.lessons import Lesson
     from dynscaling_jax.training.slips import chained
     from dynscaling_jax.types import Message
 
-    for index in tqdm(range(problems), disable=None, unit="lesson"):
-        steps = 1 + index % STEPS.value
-        made = arithmetic_problem(
-            SEED.value, index, steps, "train", LARGEST.value
-        )
-        lesson = Lesson((Message("user", made.question),), made.solution)
-        if ATTEMPTS.value:
-            rng = np.random.default_rng((SEED.value, index))
-            lesson = chained(
-                made.question,
-                made.solution,
-                int(rng.integers(1, ATTEMPTS.value, endpoint=True)),
-                rng.uniform(0, SLIPS.value),
-                rng,
-            )
-        yield {"id": f"arithmetic/{index}", **row_of(lesson)}
+    steps = 1 + index % STEPS.value
+    made = arithmetic_problem(SEED.value, index, steps, "train", LARGEST.value)
+    if not ATTEMPTS.value:
+        return Lesson((Message("user", made.question),), made.solution)
+    rng = np.random.default_rng((SEED.value, index))
+    return chained(
+        made.question,
+        made.solution,
+        int(rng.integers(1, ATTEMPTS.value, endpoint=True)),
+        rng.uniform(0, SLIPS.value),
+        rng,
+    )
 
 
 def cli() -> None:

@@ -45,12 +45,11 @@ class Metrics:
     def watched(self, sample_fn: SampleFn) -> SampleFn:
         """Shows each sample, drawn now or read from the log."""
 
-        def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-            for sample in sample_fn(requests):
-                self._bar.update()
-                yield sample
+        def shown(sample: Sample) -> Sample:
+            self._bar.update()
+            return sample
 
-        return draw
+        return lambda requests: map(shown, sample_fn(requests))
 
     def counted(
         self, sample_fn: SampleFn, seconds: float | None = None
@@ -64,9 +63,10 @@ class Metrics:
             return late
 
         def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-            if out_of_time():
-                return
-            for sample in sample_fn(requests):
+            return counting(iter(()) if out_of_time() else sample_fn(requests))
+
+        def counting(samples: Iterator[Sample]) -> Iterator[Sample]:
+            for sample in samples:
                 self._last = time.monotonic()
                 self._drawn += 1
                 self._tokens += sample.new_tokens

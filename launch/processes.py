@@ -13,10 +13,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 
-from dynscaling_jax.records.shared import ALONE, Processes
+from dynscaling_jax.records.shared import ALONE, Processes, nothing
 
 WAIT = 300.0  # seconds for all to come
 AGAIN = 10.0  # seconds between two interrupts
@@ -62,12 +62,12 @@ def meet(coordinator: str, count: int, number: int) -> Iterator[Processes]:
     links = _call(address, number) if number else _listen(address, count)
     peers = [_Peer(link) for link in links]
 
-    def exchange(own: bytes) -> list[bytes]:
+    def exchange(own: bytes, meanwhile: Callable[[], bool]) -> list[bytes]:
         """The first gathers what all bring, and hands it on."""
         if number:
             peers[0].send([own])
-            return [peers[0].receive() for _ in range(count)]
-        parts = [own, *(peer.receive() for peer in peers)]
+            return [peers[0].receive(meanwhile) for _ in range(count)]
+        parts = [own, *(peer.receive(meanwhile) for peer in peers)]
         for peer in peers:
             peer.send(parts)
         return parts
@@ -77,7 +77,7 @@ def meet(coordinator: str, count: int, number: int) -> Iterator[Processes]:
         for peer in peers:
             peer.parting = True
         with contextlib.suppress(Lost):
-            exchange(b"")  # nobody leaves while another still needs it
+            exchange(b"", nothing)  # nobody leaves while another still needs it
     except KeyboardInterrupt:
         if any(peer.lost for peer in peers):
             raise Lost(LOST) from None
@@ -107,7 +107,9 @@ class _Peer:
         except OSError:
             raise Lost(LOST) from None
 
-    def receive(self) -> bytes:
+    def receive(self, meanwhile: Callable[[], bool]) -> bytes:
+        while self._arrived.empty() and meanwhile():
+            pass
         part = self._arrived.get()
         if part is None:
             raise Lost(LOST)

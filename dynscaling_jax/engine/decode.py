@@ -205,6 +205,9 @@ def select(
     prefix = state.prefix
     if size < cache.slots(prefix):
         prefix = tuple(_cut(kv, size) for kv in prefix)
+    more = size - cache.slots(prefix)
+    if more:
+        prefix = tuple(_grow(kv, more) for kv in prefix)
     return State(
         take(prefix, groups),
         _take(state.length, groups),

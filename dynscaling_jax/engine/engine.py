@@ -1,17 +1,15 @@
-"""Requests in, samples out: prompts, groups, rows and their refilling."""
+"""Requests in, samples out: prompts, what is kept of them, and calls."""
 
 import collections
 import functools
-import itertools
 import math
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 
-import jax
 import numpy as np
 
 from dynscaling_jax.engine import (
     cache,
-    decode,
     layout,
     memory,
     mesh,
@@ -20,6 +18,7 @@ from dynscaling_jax.engine import (
 )
 from dynscaling_jax.engine.cache import Prefix, State
 from dynscaling_jax.engine.row import Prompt, Row, finished
+from dynscaling_jax.engine.stream import Draws, Stream
 from dynscaling_jax.models.model import Model
 from dynscaling_jax.types import Message, Query, Request, Sample
 
@@ -95,18 +94,28 @@ class Engine:
         if any(not s for s in stop):
             raise ValueError("stop strings must not be empty")
         self.model = model
-        self.max_new_tokens = max_new_tokens
-        self.stop = tuple(stop)
-        self.settings = sampling.settings(temperature, top_k, top_p, min_p)
-        self.seed = np.uint32(seed)
         self.rows_per_group = rows_per_group
-        self.widths = layout.widths(rows, self._mesh) if rows else ()
+        self._stop = tuple(stop)
         self.row_steps = 0  # rows x steps computed
         self.live_steps = 0  # of these, steps that drew a token of a sample
+        self.widths = layout.widths(rows, self._mesh) if rows else ()
         ids = model.eos_ids
-        size = max(8, len(ids))
-        self.stop_ids = np.full(size, -1, np.int32)
-        self.stop_ids[: len(ids)] = ids
+        stop_ids = np.full(max(8, len(ids)), -1, np.int32)
+        stop_ids[: len(ids)] = ids
+        self._draws = Draws(
+            model,
+            sampling.settings(temperature, top_k, top_p, min_p),
+            np.uint32(seed),
+            stop_ids,
+            max_new_tokens,
+            rows_per_group,
+            self._fitting,
+            self._prefix,
+            self._empty,
+            self._finished,
+        )
+        self._streams: dict[int, Stream] = {}  # by size of prompts
+        self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
         self._encode = functools.lru_cache(4096)(
             lambda messages: tuple(model.tokenizer.encode_chat(messages))
         )
@@ -117,18 +126,26 @@ class Engine:
     def __call__(self, requests: Sequence[Request]) -> Iterator[Sample]:
         """Draws the samples asked for; yields each when it is whole.
 
+        Calls may overlap: what a later one asks for takes the rows that an
+        earlier one leaves idle.
+
         Raises:
             ValueError: a prompt that leaves no room in the context, before
                 anything is drawn.
         """
-        streams = collections.defaultdict(dict)
+        joined = layout.follows_work(self._mesh)
+        # objects of this call alone, should a request be asked for twice
+        requests = [request._replace() for request in requests]
+        work = collections.defaultdict(list)
         for request in requests:
             prompt = self._prompt(request)
-            joined = layout.follows_work(self._mesh)
-            stream = streams[0 if joined else self._size([prompt])]
-            stream.setdefault(prompt, []).append(request)
-        for work in streams.values():
-            yield from mesh.within(self._mesh, self._stream(work))
+            size = 0 if joined else layout.size([prompt])
+            work[size].append((prompt, request))
+        call = _Call(self, requests)
+        self._calls.add(call)
+        for size, own in work.items():
+            self._streams.setdefault(size, Stream(self._draws)).add(own)
+        return call
 
     def generate(
         self, prompts: Sequence[str], n: int = 1
@@ -167,9 +184,28 @@ class Engine:
     def _dtype(self):
         return self.model.params["norm"].dtype
 
-    def _size(self, prompts: Iterable[Prompt]) -> int:
-        """What the longest of them is padded to."""
-        return layout.doubled(layout.SHORTEST, max(len(p.ids) for p in prompts))
+    def _step(self) -> None:
+        """Takes a chunk of steps with the first stream that has work."""
+        if not self._streams:
+            raise RuntimeError("what was under way failed in another call")
+        size, stream = next(iter(self._streams.items()))
+        del self._streams[size]  # should it fail, it is no more
+        with mesh.ambient(self._mesh):
+            whole, steps = stream.step()
+        if stream.busy:
+            self._streams = {size: stream, **self._streams}
+        self.row_steps += steps.all
+        self.live_steps += steps.live
+        for request, sample in whole:
+            for call in [*self._calls]:
+                call.take(request, sample)
+
+    def _drop(self, requests: Iterable[Request]) -> None:
+        requests = [*requests]
+        for size, stream in [*self._streams.items()]:
+            stream.drop(requests)
+            if not stream.busy:
+                del self._streams[size]
 
     def _prompt(self, request: Request) -> Prompt:
         base = ids = self._encode(request.query.messages)
@@ -207,7 +243,7 @@ class Engine:
             np.int32(prompt.common),
             _padded(rest, -(-len(rest) // layout.SHORTEST) * layout.SHORTEST),
             np.int32(len(rest)),
-            layout.doubled(layout.SHORTEST, len(prompt.ids)),
+            layout.size([prompt]),
         )
 
     def _read(self, ids: tuple[int, ...]) -> Prefix:
@@ -229,78 +265,12 @@ class Engine:
             held -= layout.doubled(layout.SHORTEST, len(oldest))
         return prefix
 
-    def _stream(self, work: dict[Prompt, list[Request]]) -> Iterator[Sample]:
-        """Draws it all, the longest prompts first; the rows they leave idle
-        take shorter ones, and prompts and rows become as few as the work."""
-        longest = sorted(work, key=lambda p: -self._size([p]))
-        # what is left to draw, of those prompts that have any left
-        pending = {p: collections.deque(work[p]) for p in longest}
-        waiting = collections.deque(longest)  # prompts not placed yet
-        per = layout.per_group(map(len, work.values()), self.rows_per_group)
-        size = self._size(pending)
-        count = self._needed(pending, (), size, per)
-        state = cache.empty(
-            self.model.config,
-            count // per,
-            per,
-            size,
-            layout.FEWEST_SLOTS,
-            self._dtype,
-            self._mesh,
-        )
-        placed: list[Prompt | None] = [None] * (count // per)
-        rows: list[Row | None] = [None] * count
-        while pending or any(rows):
-            state = self._fill(state, placed, rows, waiting, pending)
-            slots = layout.slots(max(r.count for r in rows if r))
-            if cache.slots(state.suffix) < slots:
-                state = decode.grow(state, slots)
-            most = max(r.limit - r.count for r in rows if r)
-            state, chunk = decode.decode(
-                self.model.params,
-                self.model.config,
-                state,
-                self.stop_ids,
-                self.settings,
-                max(1, min(decode.CHUNK, most)),
-                self._enough(rows, pending),
-            )
-            self.row_steps += chunk.live.any(1).sum() * len(rows)
-            self.live_steps += chunk.live.sum()
-            for i, row in enumerate(rows):
-                if row is None:
-                    continue
-                row.take(chunk.draws, i, int(chunk.live[:, i].sum()))
-                sample = self._finished(row)
-                if sample:
-                    rows[i] = None
-                    yield sample
-            state, placed, rows = self._fit(state, placed, rows, pending, per)
-
-    def _enough(self, rows, pending) -> int:
-        """So few rows that go on end a chunk: a sixteenth of them idle while
-        others wait, or as few as fit into fewer rows."""
-        live = sum(row is not None for row in rows)
-        if pending:
-            return live - max(1, len(rows) // 16)
-        return max((w for w in self.widths if w < live), default=0)
-
-    def _needed(self, pending, live: Sequence[Row], size: int, per: int) -> int:
-        """Rows for those that are live, and all that waits to be drawn from
-        prompts of this size."""
-        groups = len(layout.grouped(live, lambda row: row.prompt, per))
-        for prompt, own in pending.items():
-            if self._size([prompt]) == size:
-                groups += -(-len(own) // per)
-        return self._width(per * groups, size, per)
-
-    def _width(self, needed: int, size: int, per: int) -> int:
-        """The fewest rows that hold `needed`; all there may be otherwise."""
+    def _fitting(self, size: int, per: int) -> tuple[int, ...]:
+        """The numbers of rows that may draw from prompts of this size."""
         known = self.widths or self._held(size, per)
         room = self._prefix_tokens // size * (per if known[1:] else 1)
-        fit = [w for w in known if w <= room and w % per == 0]
-        fit = fit or known[:1]
-        return next((w for w in fit if w >= needed), fit[-1])
+        fit = tuple(w for w in known if w <= room and w % per == 0)
+        return fit or known[:1]
 
     def _held(self, size: int, per: int) -> tuple[int, ...]:
         """The numbers of rows that the memory of the devices holds."""
@@ -311,111 +281,52 @@ class Engine:
 
         def predict(groups: int) -> memory.Memory:
             shape = memory.Size(
-                groups, per, size, layout.slots(self.max_new_tokens)
+                groups, per, size, layout.slots(self._draws.max_new_tokens)
             )
             return memory.predicted(config, shape, weights, itemsize, prompts)
 
         groups = memory.most_groups(per, memory.available(), predict)
         return layout.widths(per * groups * data, self._mesh)
 
-    def _fill(self, state, placed, rows, waiting, pending) -> State:
-        """Gives idle rows their next samples, and idle groups their next
-        prompts."""
-        count, per = len(rows), len(rows) // len(placed)
-        fresh = np.zeros(count, bool)
-        name = np.zeros((count, 3), np.uint32)
-        limit = np.zeros(count, np.int32)
-        for g in range(len(placed)):
-            own = range(g * per, (g + 1) * per)
-            prompt = placed[g]
-            idle = not any(rows[i] for i in own)
-            if idle and prompt not in pending:
-                prompt = placed[g] = _next(waiting, pending)
-                if prompt:
-                    prefix = self._prefix(prompt)
-                    state = decode.place(state, prefix, np.int32(g))
-            for i in own:
-                if rows[i] or not prompt or prompt not in pending:
-                    continue
-                request = pending[prompt].popleft()
-                if not pending[prompt]:
-                    del pending[prompt]
-                row = rows[i] = self._row(request, prompt)
-                fresh[i], limit[i] = True, row.limit
-                words = sampling.query_words(request.query.id)
-                name[i] = (*words, request.index)
-        if not fresh.any():
-            return state
-        started, first = decode.start(
-            state.rows,
-            state.logits,
-            self.seed,
-            fresh,
-            name,
-            limit,
-            np.array([r is not None for r in rows]),
-            self.stop_ids,
-            self.settings,
-        )
-        first = sampling.measures(
-            jax.tree.map(lambda x: np.asarray(x)[None], first),
-            self.model.config.vocab_size,
-        )
-        for i, row in enumerate(rows):
-            if row and fresh[i]:
-                row.take(first, i, 1)
-        return state._replace(rows=started)
-
-    def _fit(self, state, placed, rows, pending, per):
-        """The rows that still draw, and room for what waits: as short as the
-        prompts and as few as the work allows."""
-        live = [i for i, row in enumerate(rows) if row]
-        if not live and not pending:
-            return state, placed, rows
-        ahead = itertools.islice(pending, 1)  # none that waits is longer
-        size = self._size([*(rows[i].prompt for i in live), *ahead])
-        if pending and size == cache.slots(state.prefix):
-            return state, placed, rows
-        drawing = [rows[i] for i in live]
-        for each in (per,) if pending else dict.fromkeys((per, 1)):
-            groups = layout.grouped(live, lambda i: rows[i].prompt, each)
-            count = self._needed(pending, drawing, size, each)
-            fewer = pending or count < len(rows)
-            if fewer and each * len(groups) <= count:
-                break
-        else:
-            return state, placed, rows
-        groups += [[] for _ in range(count // each - len(groups))]
-        order = [g + [None] * (each - len(g)) for g in groups]
-        kept = [i for group in order for i in group]
-        own = len(rows) // len(placed)
-        state = decode.select(
-            state,
-            np.array([g[0] // own if g else 0 for g in groups], np.int32),
-            np.array([i or 0 for i in kept], np.int32),
-            np.array([i is not None for i in kept]),
-            size,
-        )
-        return (
-            state,
-            [rows[g[0]].prompt if g else None for g in groups],
-            [None if i is None else rows[i] for i in kept],
-        )
-
     def _finished(self, row: Row) -> Sample | None:
-        return finished(row, self.model, self.stop)
+        return finished(row, self.model, self._stop)
 
-    def _row(self, request: Request, prompt: Prompt) -> Row:
-        room = self.model.config.context - len(prompt.ids)
-        return Row(request, prompt, min(self.max_new_tokens, room))
+    def _empty(self, groups: int, per: int, size: int) -> State:
+        slots = layout.FEWEST_SLOTS
+        return cache.empty(
+            self.model.config, groups, per, size, slots, self._dtype, self._mesh
+        )
 
 
-def _next(waiting, pending) -> Prompt | None:
-    """A prompt for an idle group: a new one, else the one that has most
-    samples left to draw."""
-    if waiting:
-        return waiting.popleft()
-    return max(pending, key=lambda p: len(pending[p]), default=None)
+class _Call:
+    """The samples of one call, as they are drawn; whoever asks for the next
+    one has the engine go on with all that is under way."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]):
+        self._engine = engine
+        self._left = {id(request): request for request in requests}
+        self._ready: collections.deque[Sample] = collections.deque()
+
+    def __iter__(self) -> "_Call":
+        return self
+
+    def __next__(self) -> Sample:
+        while not self._ready:
+            if not self._left:
+                raise StopIteration
+            self._engine._step()
+        return self._ready.popleft()
+
+    def take(self, request: Request, sample: Sample) -> None:
+        if self._left.pop(id(request), None):
+            self._ready.append(sample)
+
+    def close(self) -> None:
+        """What is not drawn yet is drawn no more."""
+        self._engine._drop(self._left.values())
+        self._left.clear()
+
+    __del__ = close
 
 
 def _padded(ids: Sequence[int], size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from dynscaling_jax.engine.decode import CHUNK
+from dynscaling_jax.engine.row import Prompt
 
 SHORTEST = 128  # least length a prompt is padded to; doubled as needed, or,
 # of what a prompt goes on with, a multiple of it
@@ -43,6 +44,11 @@ def per_group(counts: Iterable[int], most: int) -> int:
         if most % per == 0
         and 8 * per * sum(-(-n // per) for n in counts) <= 9 * sum(counts)
     )
+
+
+def size(prompts: Iterable[Prompt]) -> int:
+    """What the longest of them is padded to."""
+    return doubled(SHORTEST, max(len(p.ids) for p in prompts))
 
 
 def slots(drawn: int) -> int:

@@ -3,11 +3,11 @@
 A mesh of one device is none: the engine then is what it is without.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -15,8 +15,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.sharding import AXES, DATA, MODEL
 from dynscaling_jax.models.transformer import Params
-
-Item = TypeVar("Item")
 
 
 def build(text: str) -> Mesh | None:
@@ -88,17 +86,6 @@ def bytes_held(tree: Any) -> int:
     )
 
 
-def within(mesh: Mesh | None, items: Iterable[Item]) -> Iterator[Item]:
-    """The items, each made while the mesh is the ambient one, which what runs
-    between them does not see."""
-    if mesh is None:
-        yield from items
-        return
-    made = iter(items)
-    while True:
-        with jax.set_mesh(mesh):
-            try:
-                item = next(made)
-            except StopIteration:
-                return
-        yield item
+def ambient(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Where it is the mesh that arrays are laid out on."""
+    return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()

@@ -93,8 +93,9 @@ class Log:
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             if kind is None:
-                self._begin(k for k in self._order if k in self._waiting)
-                self._begin([*self._waiting])
+                ordered = [k for k in self._order if k in self._waiting]
+                self._order.clear()
+                self._begin(dict.fromkeys([*ordered, *self._waiting]))
         finally:
             self._close()
 
@@ -137,8 +138,9 @@ class Log:
         self._lock.release()
 
     def _begin(self, keys: Iterable[Key]) -> None:
-        """Starts a batch, whose rows have their turns in the order of keys."""
-        self._order = collections.deque(k for k in keys if k not in self._at)
+        """Rows have their turns in the order of keys, after those of batches
+        that have begun already."""
+        self._order.extend(k for k in keys if k not in self._at)
         self._drain()
 
     def _write(self, sample: Sample) -> None:
@@ -179,12 +181,17 @@ def recorded(sample_fn: SampleFn, log: Log) -> SampleFn:
         asked = {(r.query.id, r.index): r for r in requests}
         missing = {k: r for k, r in asked.items() if k not in log}
         log._begin(asked)
-        for key in [k for k in asked if k not in missing]:
-            yield of_request(log.read(key), asked[key], "the log holds")
-        if not missing:
-            return
-        samples = sample_fn([*missing.values()])
+        samples = sample_fn([*missing.values()]) if missing else iter(())
+        return handed_on(asked, missing, samples)
+
+    def handed_on(
+        asked: dict[Key, Request],
+        missing: dict[Key, Request],
+        samples: Iterator[Sample],
+    ) -> Iterator[Sample]:
         try:
+            for key in [k for k in asked if k not in missing]:
+                yield of_request(log.read(key), asked[key], "the log holds")
             for sample in samples:
                 request = missing.pop(_key(sample), None)
                 log._write(of_request(sample, request, "the model gave"))

@@ -2,7 +2,8 @@
 
 All of them run the same loop over all queries. What a round asks for is split
 by query; each process draws its share, keeps it in a log of its own, and at
-the end of the round they exchange what they drew. So every process goes on
+the end of the round they exchange what they drew; who waits for others goes on
+with the next round, where that is granted. So every process goes on
 with the same samples as if it had drawn them all, and no policy, strategy or
 vote knows of the others.
 """
@@ -37,16 +38,22 @@ Held = dict[tuple[str, int], Sample]  # by query id and index
 class Processes(NamedTuple):
     """This process among those that draw a run together.
 
-    exchange gives each of them what all brought, in the order of their
-    numbers; all call it, the same number of times.
+    exchange(own, meanwhile) gives each of them what all brought, in the order
+    of their numbers; all call it, the same number of times. While it waits
+    for others it calls meanwhile, as long as that says that it did something.
     """
 
     number: int
     count: int
-    exchange: Callable[[bytes], Sequence[bytes]]
+    exchange: Callable[[bytes, Callable[[], bool]], Sequence[bytes]]
 
 
-ALONE = Processes(0, 1, lambda own: [own])
+ALONE = Processes(0, 1, lambda own, meanwhile: [own])
+
+
+def nothing() -> bool:
+    """What is to be done meanwhile."""
+    return False
 
 
 @contextlib.contextmanager
@@ -89,7 +96,7 @@ def open_log(
 def finish(workdir: Path, processes: Processes = ALONE) -> None:
     """Removes what each process kept; the log of the run holds it all."""
     if processes.count > 1:
-        processes.exchange(b"")  # all have closed their logs
+        processes.exchange(b"", nothing)  # all have closed their logs
     if processes.number == 0:
         for directory in workdir.glob("process-*"):
             shutil.rmtree(directory)
@@ -117,7 +124,7 @@ def held(workdir: Path, processes: Processes, name: str = "") -> Held:
         for file in ("samples.jsonl", "pending.jsonl")
     ]
     rows = [s for file in files if file.exists() for s in read_samples(file)]
-    return _by_key(_exchanged(rows, processes))
+    return _by_key(_exchanged(rows, processes, nothing))
 
 
 def shared(sample_fn: SampleFn, processes: Processes, before: Held) -> SampleFn:
@@ -129,11 +136,12 @@ def shared(sample_fn: SampleFn, processes: Processes, before: Held) -> SampleFn:
     ValueError for a sample of it that is not of its request.
     """
     owners: dict[str, int] = {}
+    under_way: list[_Share] = []
 
     def draw(requests: Sequence[Request]) -> Iterator[Sample]:
         for request in requests:
             owners.setdefault(request.query.id, len(owners) % processes.count)
-        drawn = sample_fn(
+        own = sample_fn(
             [
                 r
                 for r in requests
@@ -141,14 +149,38 @@ def shared(sample_fn: SampleFn, processes: Processes, before: Held) -> SampleFn:
                 and (r.query.id, r.index) not in before
             ]
         )
-        found = _by_key(_exchanged(drawn, processes))
+        under_way.append(_Share(own, []))
+        return handed_on(under_way[-1], requests)
+
+    def handed_on(
+        share: _Share, requests: Sequence[Request]
+    ) -> Iterator[Sample]:
+        share.drawn.extend(share.samples)
+        under_way.remove(share)
+        found = _by_key(_exchanged(share.drawn, processes, draw_ahead))
         for request in requests:
             key = request.query.id, request.index
             sample = before.pop(key, None) or found.get(key)
             if sample:
                 yield of_request(sample, request, "the logs hold")
 
+    def draw_ahead() -> bool:
+        """A sample of a later round, while others end this one."""
+        for share in under_way:
+            sample = next(share.samples, None)
+            if sample:
+                share.drawn.append(sample)
+                return True
+        return False
+
     return draw
+
+
+class _Share(NamedTuple):
+    """What this process draws of a round, and has drawn."""
+
+    samples: Iterator[Sample]
+    drawn: list[Sample]
 
 
 def merged(sample_fn: SampleFn, log: Log) -> SampleFn:
@@ -156,7 +188,12 @@ def merged(sample_fn: SampleFn, log: Log) -> SampleFn:
     one process draws; asks sample_fn for all, whatever the log holds."""
 
     def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-        found = _by_key(sample_fn(requests))
+        return handed_on(requests, sample_fn(requests))
+
+    def handed_on(
+        requests: Sequence[Request], samples: Iterator[Sample]
+    ) -> Iterator[Sample]:
+        found = _by_key(samples)
 
         def drawn(missing: Sequence[Request]) -> Iterator[Sample]:
             keys = ((r.query.id, r.index) for r in missing)
@@ -168,10 +205,12 @@ def merged(sample_fn: SampleFn, log: Log) -> SampleFn:
 
 
 def _exchanged(
-    samples: Iterable[Sample], processes: Processes
+    samples: Iterable[Sample],
+    processes: Processes,
+    meanwhile: Callable[[], bool],
 ) -> Iterator[Sample]:
     own = b"".join(dumps(row_of(sample)) for sample in samples)
-    for part in processes.exchange(own):
+    for part in processes.exchange(own, meanwhile):
         for line in part.splitlines():
             yield sample_of(json.loads(line))
 

@@ -5,18 +5,19 @@ ask the model; the vote has the last word. Everything comes in as a function,
 so that an engine, an endpoint, a replay or a test's stub can be the model.
 """
 
+import collections
 import functools
 import operator
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynscaling_jax.scaling.strategies import reads_texts
+from dynscaling_jax.scaling.strategies import reads_texts, unseen
 from dynscaling_jax.scaling.table import Table
 from dynscaling_jax.scaling.uncertainty import measure_by_name
 from dynscaling_jax.scaling.votes import Vote
@@ -63,6 +64,14 @@ class Result(NamedTuple):
     vote_ledger: Ledger
 
 
+class _Drawing(NamedTuple):
+    """A round that is being drawn."""
+
+    requests: list[Request]
+    uncertainty_Q: np.ndarray
+    samples: Iterator[Sample]
+
+
 def scale(
     queries: Sequence[Query],
     sample_fn: SampleFn,
@@ -75,6 +84,7 @@ def scale(
     capacity: int | None = None,
     round_size: int | None = None,
     first_round: int | None = None,
+    stale: int = 0,
     vote_fn: SampleFn | None = None,
     max_cost: Budget = Budget(),  # noqa: B008, immutable
     same: Callable[[str, str], bool] = operator.eq,
@@ -97,6 +107,9 @@ def scale(
         even share of budget.samples, and at least 64.
       round_size: samples in a round; by default one for each query.
       first_round: samples in the first round; by default round_size.
+      stale: rounds, of those before it, whose samples a grant does without,
+        because they are still being drawn: what ends early need not wait for
+        the end of a round. The first round is whole before the second.
       vote_fn: the model that a vote asks; by default sample_fn.
       max_cost: the most that one sample can cost.
       same: whether two canonical answers are one answer to the vote.
@@ -113,6 +126,8 @@ def scale(
         their function.
     """
     check(queries, budget, capacity, round_size, first_round)
+    if stale < 0:
+        raise ValueError(f"stale must be at least 0, got {stale}")
     begin = clock()
     share = -(-(budget.samples or 0) // len(queries))
     weights = {w for w in (policy.weight, vote.weight) if w}
@@ -124,21 +139,39 @@ def scale(
     dearest = _spent(Ledger(samples=1)) | _caps(max_cost)
     size = first_round or round_size or len(queries)
     seen = table.candidates(policy.weight)
+    under_way: collections.deque[_Drawing] = collections.deque()
+    stopped = ""
     while True:
-        fits, stopped = _affordable(budget, ledger, dearest)
-        if stopped:
+        while len(under_way) <= (stale if rounds else 0):
+            fits, stopped = _affordable(budget, ledger, dearest)
+            fits -= sum(len(d.requests) for d in under_way)
+            if stopped or fits < 1:
+                break
+            asked, index = min(fits, size), len(rounds) + len(under_way)
+            grants_Q = allocate(
+                jax.random.fold_in(key, index), state, seen, jnp.int32(asked)
+            )
+            grants_Q = _checked_grants(grants_Q, table.free_Q, asked)
+            ahead = [r for d in under_way for r in d.requests]
+            requests = _requests(
+                queries, table, strategy, grants_Q, index, key, ahead
+            )
+            if not requests:
+                stopped = _why_nothing(grants_Q, table.free_Q)
+                break
+            under_way.append(
+                _Drawing(
+                    requests,
+                    np.asarray(_per_query(measure, seen)),
+                    _stream(sample_fn(requests), requests),
+                )
+            )
+            size = round_size or len(queries)
+        if not under_way:
             break
-        asked, index = min(fits, size), len(rounds)
-        grants_Q = allocate(
-            jax.random.fold_in(key, index), state, seen, jnp.int32(asked)
-        )
-        grants_Q = _checked_grants(grants_Q, table.free_Q, asked)
-        requests = _requests(queries, table, strategy, grants_Q, index, key)
-        if not requests:
-            stopped = _why_nothing(grants_Q, table.free_Q)
-            break
+        requests, uncertainty_Q, samples = under_way.popleft()
         drawn = []
-        for sample in _stream(sample_fn, requests):
+        for sample in samples:
             drawn.append(sample if texts else sample._replace(text=""))
             cost = _cost(sample, budget)
             dearest = {axis: max(dearest[axis], cost[axis]) for axis in cost}
@@ -146,8 +179,7 @@ def scale(
             if _passed(budget, ledger):
                 break
         taken_Q = _requested(queries, requests)
-        uncertainty_Q = np.asarray(_per_query(measure, seen))
-        rounds.append(Round(index, taken_Q, uncertainty_Q, ledger))
+        rounds.append(Round(len(rounds), taken_Q, uncertainty_Q, ledger))
         table.add(drawn)
         seen = table.candidates(policy.weight)
         state = update(state, seen, taken_Q)
@@ -156,7 +188,6 @@ def scale(
         if len(drawn) < len(requests):
             stopped = _passed(budget, ledger) or "the model ended early"
             break
-        size = round_size or len(queries)
 
     answers, vote_ledger = _vote(vote, queries, table, vote_fn or sample_fn)
     samples = tuple(map(tuple, table.samples))
@@ -266,11 +297,21 @@ def _requests(
     grants_Q: np.ndarray,
     round: int,
     key: jax.Array,
+    ahead: Sequence[Request],
 ) -> list[Request]:
-    """What the strategy asks for, with `shared` set."""
+    """What the strategy asks for, with `shared` set, behind what is being
+    drawn already."""
     requests: list[Request] = []
+    pending: dict[str, list[Sample]] = {}
+    for request in ahead:
+        pending.setdefault(request.query.id, []).append(unseen(request))
     for q in np.flatnonzero(grants_Q).tolist():
-        samples, granted = table.samples[q], int(grants_Q[q])
+        later = pending.get(queries[q].id, [])
+        samples = [*table.samples[q], *later]
+        # a policy knows nothing of what is being drawn
+        granted = min(int(grants_Q[q]), int(table.free_Q[q]) - len(later))
+        if granted < 1:
+            continue
         asked = list(strategy(queries[q], samples, granted, round, key))
         first = len(samples)
         indices = [request.index for request in asked]
@@ -304,10 +345,11 @@ def _why_nothing(grants_Q: np.ndarray, free_Q: np.ndarray) -> str:
     return "the strategy stopped"
 
 
-def _stream(sample_fn: SampleFn, requests: Sequence[Request]):
+def _stream(
+    samples: Iterator[Sample], requests: Sequence[Request]
+) -> Iterator[Sample]:
     """The samples asked for as they come, each checked; closed when left."""
     missing = {(r.query.id, r.index) for r in requests}
-    samples = sample_fn(requests)
     try:
         for sample in samples:
             try:
@@ -341,7 +383,7 @@ def _vote(
 
     def metered(requests: Sequence[Request]):
         nonlocal ledger
-        for sample in _stream(sample_fn, requests):
+        for sample in _stream(sample_fn(requests), requests):
             ledger = ledger.add(sample)
             yield sample
 

@@ -22,11 +22,31 @@ from dynscaling_jax.scaling.chains import (
 )
 from dynscaling_jax.types import Message, Query, Request, Sample, Strategy
 
+UNSEEN = "unseen"
+
 
 def reads_texts(strategy: Strategy) -> bool:
     """Whether the loop must keep the texts of samples for a strategy: yes,
     unless it says no (`strategy.reads_texts = False`)."""
     return getattr(strategy, "reads_texts", True)
+
+
+def unseen(request: Request) -> Sample:
+    """What stands among the samples of a query for one that is still being
+    drawn: no text, no answer."""
+    return Sample(
+        request.query.id,
+        request.index,
+        request.round,
+        request.parents,
+        text="",
+        answer=None,
+        finish_reason=UNSEEN,
+        prompt_tokens=0,
+        cached_tokens=0,
+        new_tokens=0,
+        flops=0.0,
+    )
 
 
 def parallel() -> Strategy:
@@ -311,6 +331,8 @@ def _generations(
         if generation % turns
         else ()
     )
+    if any(s.finish_reason == UNSEEN for s in before):
+        return
     for index in range(start, start + min(n, size - place)):
         yield index, before
 

@@ -16,7 +16,7 @@ linear in its length.
 
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from dynscaling_jax.tasks.forms import (
     INLINE,
@@ -26,7 +26,7 @@ from dynscaling_jax.tasks.forms import (
     canonical,
     check_kind,
 )
-from dynscaling_jax.types import Request, Sample, SampleFn
+from dynscaling_jax.types import Sample, SampleFn
 
 _TRIED = 20  # announcements of one sort, from the last one back
 
@@ -71,13 +71,12 @@ def answered(sample_fn: SampleFn, kind: str) -> SampleFn:
     """
     check_kind(kind)
 
-    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-        for sample in sample_fn(requests):
-            if not sample.finish_reason.startswith("error"):
-                sample = sample._replace(answer=extract(sample.text, kind))
-            yield sample
+    def read(sample: Sample) -> Sample:
+        if sample.finish_reason.startswith("error"):
+            return sample
+        return sample._replace(answer=extract(sample.text, kind))
 
-    return draw
+    return lambda requests: map(read, sample_fn(requests))
 
 
 def _announced(text: str) -> Iterator[str]:

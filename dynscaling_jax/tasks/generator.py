@@ -122,24 +122,7 @@ def arithmetic_problem(
     raise AssertionError("unreachable")
 
 
-def _draw(rng: random.Random, steps: int, largest: int) -> ArithmeticProblem:
-    name, things = rng.choice(_NAMES), rng.choice(_THINGS)
-    value = rng.randint(5, LEAST_LARGEST)
-    told = [rng.choice(_OPENINGS).format(name=name, n=value, things=things)]
-    shown = [f"{name} begins with {value} {things}."]
-    for number in range(1, steps + 1):
-        sign, n = _step(rng, value, largest)
-        wording = rng.choice(_WORDINGS[sign])
-        told.append(wording.format(name=name, n=n, things=things))
-        result = OPERATIONS[sign](value, n)
-        shown.append(f"{number}) {value} {sign} {n} = {result}.")
-        value = result
-    told.append(rng.choice(_QUESTIONS).format(name=name, things=things))
-    shown.append(f"The answer is {value}.")
-    return ArithmeticProblem(" ".join(told), " ".join(shown), value, steps)
-
-
-def _step(rng: random.Random, value: int, largest: int) -> tuple[str, int]:
+def draw_step(rng: random.Random, value: int, largest: int) -> tuple[str, int]:
     """A sign and an operand that keep the value whole and in 1..largest."""
     divisors = [n for n in range(2, 10) if value % n == 0]
     factors = [n for n in range(2, 6) if value * n <= largest]
@@ -152,3 +135,20 @@ def _step(rng: random.Random, value: int, largest: int) -> tuple[str, int]:
     if sign == "-":
         return sign, rng.randint(2, value - 1)
     return sign, rng.choice(factors if sign == "*" else divisors)
+
+
+def _draw(rng: random.Random, steps: int, largest: int) -> ArithmeticProblem:
+    name, things = rng.choice(_NAMES), rng.choice(_THINGS)
+    value = rng.randint(5, LEAST_LARGEST)
+    told = [rng.choice(_OPENINGS).format(name=name, n=value, things=things)]
+    shown = [f"{name} begins with {value} {things}."]
+    for number in range(1, steps + 1):
+        sign, n = draw_step(rng, value, largest)
+        wording = rng.choice(_WORDINGS[sign])
+        told.append(wording.format(name=name, n=n, things=things))
+        result = OPERATIONS[sign](value, n)
+        shown.append(f"{number}) {value} {sign} {n} = {result}.")
+        value = result
+    told.append(rng.choice(_QUESTIONS).format(name=name, things=things))
+    shown.append(f"The answer is {value}.")
+    return ArithmeticProblem(" ".join(told), " ".join(shown), value, steps)

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,14 @@ from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
 from dynscaling_jax.scaling.votes import VOTES
 from dynscaling_jax.tasks import Task, answered, load_task
-from dynscaling_jax.types import Budget, Message, Query, Request, SampleFn
+from dynscaling_jax.types import (
+    Budget,
+    Message,
+    Query,
+    Request,
+    Sample,
+    SampleFn,
+)
 from launch.benches import ours, prompts
 from launch.benches.common import Config, Lines, compilations, rate, timed_calls
 from launch.experiment import task_fields
@@ -41,6 +48,7 @@ def lines(config: Config) -> Lines:
         "queries": size.queries,
         "samples": result.ledger.samples,
         "rounds": len(result.rounds),
+        "stale_rounds": size.stale_rounds,
         "chains": chains,
         "new_tokens": result.ledger.new_tokens,
         "seconds": round(seconds, 2),
@@ -85,6 +93,7 @@ def run(
         jax.random.key(0),
         first_round=method.first * size.queries,
         round_size=size.queries,
+        stale=size.stale_rounds,
     )
     return engine, result, time.perf_counter() - begin, spent[0]
 
@@ -159,8 +168,13 @@ def _engine(size: Config, model: Model, new_tokens: int) -> Engine:
 def _watched(sample_fn: Callable, spent: list[float]) -> SampleFn:
     """Adds the seconds within sample_fn up."""
 
-    def draw(requests: Sequence[Request]):
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        begin = time.perf_counter()
         samples = iter(sample_fn(requests))
+        spent[0] += time.perf_counter() - begin
+        return timed(samples)
+
+    def timed(samples: Iterator[Sample]) -> Iterator[Sample]:
         while True:
             begin = time.perf_counter()
             sample = next(samples, None)

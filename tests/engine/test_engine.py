@@ -163,6 +163,52 @@ def test_an_interrupted_call_leaves_no_trace(model, whole):
     assert_same(by_name(engine(ask(QUERIES, range(5)))), whole)
 
 
+def test_calls_that_overlap_do_not_matter(model, whole):
+    """Each gives its own samples, whichever is asked first; a later one takes
+    the rows that an earlier one leaves idle."""
+    first, later = ask(QUERIES[:2], range(5)), ask(QUERIES[2:], range(5))
+    later += [chain(q, 70) for q in QUERIES]
+    apart = Engine(model, **SHAPE)
+    for work in (first, later):
+        assert_same(by_name(apart(work)), whole)
+    engine = Engine(model, **SHAPE)
+    one, other = engine(first), engine(later)
+    drawn = [*(next(one) for _ in range(3)), next(other), *one, *other]
+    assert_same(by_name(drawn), whole)
+    assert len(drawn) == len(first) + len(later)
+    assert engine.row_steps < apart.row_steps
+
+
+def test_longer_prompts_may_come_later(model, whole):
+    """The room for prompts grows under the rows that go on."""
+    long = query("long", "y" * 200)
+    (alone,) = Engine(model, **SHAPE)(ask([long], [1]))
+    engine = Engine(model, **SHAPE)
+    one = engine(ask(QUERIES[:1], range(16)))
+    drawn = [next(one)]
+    other = engine(ask([long], [1]))
+    assert [*other] == [alone]
+    assert_same(by_name([*drawn, *one]), whole)
+
+
+def test_a_call_that_is_left_is_drawn_no_more(model, whole):
+    engine = Engine(model, **SHAPE)
+    left, other = engine(ask(QUERIES[:1], range(64))), None
+    next(left)
+    other = engine(ask(QUERIES[1:], range(5)))
+    del left
+    assert_same(by_name(other), whole)
+    assert not engine._streams
+    calls = Engine(model, **SHAPE)
+    list(calls(ask(QUERIES, range(5))))
+    assert engine.row_steps < calls.row_steps + 64 * SHAPE["max_new_tokens"]
+
+
+def test_a_request_may_be_made_twice(model, whole):
+    drawn = [*Engine(model, **SHAPE)(ask(QUERIES[:1], [2]) * 2)]
+    assert drawn == [whole["q/0", 2]] * 2
+
+
 def test_seeds_and_query_ids_change_what_is_drawn(model, whole):
     other = by_name(Engine(model, **SHAPE, seed=1)(ask(QUERIES[:1], range(8))))
     assert all(s.text != whole[n].text for n, s in other.items())

@@ -79,14 +79,12 @@ def test_axes_of_one_device_are_left_out():
     assert tuple(fitting(sizes, (8,), (AXES,))) == ("data",)
 
 
-def test_the_mesh_is_ambient_while_an_item_is_made():
-    on = Mesh(np.asarray(jax.devices()).reshape(1, 1), AXES)
-
+def test_a_mesh_is_ambient_where_it_is_asked_for():
     def names():
-        for _ in range(2):
-            yield jax.sharding.get_abstract_mesh().axis_names
+        return jax.sharding.get_abstract_mesh().axis_names
 
-    for name in mesh.within(on, names()):
-        assert name == AXES
-        assert jax.sharding.get_abstract_mesh().empty
-    assert list(mesh.within(None, names())) == [(), ()]
+    on = Mesh(np.asarray(jax.devices()).reshape(1, 1), AXES)
+    with mesh.ambient(on):
+        assert names() == AXES
+    with mesh.ambient(None):
+        assert names() == ()

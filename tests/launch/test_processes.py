@@ -70,20 +70,24 @@ def drawn(tmp_path_factory):
     return {count: together(count) for count in (1, 2, 4)}
 
 
+@pytest.mark.parametrize("stale", [0, 1])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_any_number_of_processes_gives_the_same_run(drawn, policy):
+def test_any_number_of_processes_gives_the_same_run(drawn, policy, stale):
     (alone,) = drawn[1]
-    assert sum(map(len, alone["results"][policy]["samples"])) > 14
+    run = f"{policy}/{stale}"
+    assert sum(map(len, alone["results"][run]["samples"])) > 14
     for count in (2, 4):
         for one in drawn[count]:
-            assert one["results"][policy] == alone["results"][policy]
+            assert one["results"][run] == alone["results"][run]
 
 
+@pytest.mark.parametrize("stale", [0, 1])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_each_draws_a_share(drawn, policy):
+def test_each_draws_a_share(drawn, policy, stale):
+    run = f"{policy}/{stale}"
     for count in (2, 4):
-        shares = [one["drew"][policy] for one in drawn[count]]
-        assert sorted(sum(shares, [])) == drawn[1][0]["drew"][policy]
+        shares = [one["drew"][run] for one in drawn[count]]
+        assert sorted(sum(shares, [])) == drawn[1][0]["drew"][run]
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 

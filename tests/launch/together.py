@@ -2,6 +2,7 @@
 python together.py COORDINATOR COUNT NUMBER OUT."""
 
 import hashlib
+import itertools
 import json
 import sys
 
@@ -48,7 +49,9 @@ def stub(requests):
 def main(coordinator, count, number, out):
     results, drew = {}, {}
     with meet(coordinator, int(count), int(number)) as processes:
-        for name, policy in POLICIES.items():
+        for (name, policy), stale in itertools.product(
+            POLICIES.items(), (0, 1)
+        ):
             drawn_here.clear()
             result = scale(
                 QUERIES,
@@ -59,7 +62,9 @@ def main(coordinator, count, number, out):
                 Budget(samples=42),
                 jax.random.key(3),
                 first_round=14,
+                stale=stale,
             )
+            name = f"{name}/{stale}"
             results[name] = {
                 "answers": result.answers,
                 "samples": result.samples,

@@ -121,7 +121,7 @@ def test_rows_stand_in_the_order_of_the_requests(tmp_path):
         ]
 
 
-def drive(workdir: Path, sample_fn) -> tuple:
+def drive(workdir: Path, sample_fn, stale: int = 0) -> tuple:
     """A whole run with rounds, chains and a bandit, on a log."""
     with Log(workdir, CONFIG) as log:
         result = scale(
@@ -132,6 +132,7 @@ def drive(workdir: Path, sample_fn) -> tuple:
             jax.random.key(0),
             capacity=16,
             round_size=10,
+            stale=stale,
             observe=lambda r: log.round(
                 {"round": r.number, "grants": r.grants_Q.tolist()}
             ),
@@ -139,10 +140,11 @@ def drive(workdir: Path, sample_fn) -> tuple:
     return result.answers, result.samples
 
 
-def test_a_run_that_fails_anywhere_goes_on_to_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("stale", [0, 1])
+def test_a_run_that_fails_anywhere_goes_on_to_the_same_bytes(tmp_path, stale):
     """Within and between rounds, at every point, with samples that come in
     another order each time; and nothing that was written is drawn again."""
-    expected = drive(tmp_path / "calm", stub())
+    expected = drive(tmp_path / "calm", stub(), stale)
     calm = files(tmp_path / "calm")
     assert len(calm["samples.jsonl"].splitlines()) == 40
     for fail_after in (0, 1, 3, 7, 9):
@@ -152,7 +154,7 @@ def test_a_run_that_fails_anywhere_goes_on_to_the_same_bytes(tmp_path):
             # fails in every round that it cannot finish from the log
             sample_fn = stub(drawn, shuffle=starts, fail_after=fail_after + 1)
             try:
-                outcome = drive(workdir, sample_fn)
+                outcome = drive(workdir, sample_fn, stale)
                 break
             except KeyboardInterrupt:
                 continue

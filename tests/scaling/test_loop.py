@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from dynscaling_jax.scaling import votes
 from dynscaling_jax.scaling.loop import scale
 from dynscaling_jax.scaling.policies import POLICIES
-from dynscaling_jax.scaling.strategies import integrated, parallel
+from dynscaling_jax.scaling.strategies import (
+    STRATEGIES,
+    integrated,
+    parallel,
+)
 from dynscaling_jax.scaling.votes import Vote, majority
 from dynscaling_jax.types import Budget, Message, Policy, Query, Sample
 
@@ -101,9 +105,10 @@ DEAREST = Budget(samples=1, new_tokens=40, total_tokens=49, flops=4000.0)
     known=st.booleans(),
     round_size=st.integers(1, 20),
     seed=st.integers(0, 99),
+    stale=st.integers(0, 2),
 )
 def test_no_cap_is_passed_by_more_than_one_sample(
-    axis, cap, known, round_size, seed
+    axis, cap, known, round_size, seed, stale
 ):
     """With the cost of the dearest sample told or not, in rounds of any size,
     whatever order samples come in: without the last one that came, spending
@@ -123,6 +128,7 @@ def test_no_cap_is_passed_by_more_than_one_sample(
         budget=Budget(**{axis: cap}),
         max_cost=DEAREST if known else Budget(),
         round_size=round_size,
+        stale=stale,
         capacity=200,
     )
     cost = [AXES[axis](s) for s in order]
@@ -135,7 +141,8 @@ def test_no_cap_is_passed_by_more_than_one_sample(
     assert counted == len(order) == result.ledger.samples
 
 
-def test_the_order_of_arrival_changes_nothing():
+@pytest.mark.parametrize("stale", [0, 1])
+def test_the_order_of_arrival_changes_nothing(stale):
     def shuffled(seed):
         def model(requests):
             samples = list(noisy(requests))
@@ -152,6 +159,7 @@ def test_the_order_of_arrival_changes_nothing():
             policy=POLICIES["ucb"](),
             budget=Budget(new_tokens=900),
             max_cost=DEAREST,
+            stale=stale,
         )
         grants = [r.grants_Q.tolist() for r in result.rounds]
         return result.answers, result.samples, grants, result.stopped
@@ -263,6 +271,79 @@ def test_rounds_are_observed_as_they_end():
     assert [r.grants_Q.sum() for r in result.rounds] == [6, 3, 3]
 
 
+@pytest.mark.parametrize("stale", [0, 1, 2])
+def test_a_stale_grant_has_seen_all_but_the_last_rounds(stale):
+    """And a round is asked for before the one that it has not seen is whole;
+    the first one is whole before all others."""
+    seen, events = [], []
+
+    def allocate(key, state, candidates, budget):
+        jax.debug.callback(
+            lambda count: seen.append(int(count.sum())), candidates.count_Q
+        )
+        return UNIFORM.allocate(key, state, candidates, budget)
+
+    def model(requests):
+        number = requests[0].round
+        events.append(("asked", number))
+
+        def samples():
+            yield from noisy(requests)
+            events.append(("whole", number))
+
+        return samples()
+
+    policy = UNIFORM._replace(allocate=allocate)
+    result = run(model, policy=policy, budget=Budget(samples=18), stale=stale)
+    jax.effects_barrier()
+    assert result.ledger.samples == 18 and len(result.rounds) == 6
+    assert seen == [3 * max(min(m, 1), m - stale) for m in range(6)]
+    for number in range(1, 6):
+        whole = max(0, number - 1 - stale)
+        asked = events.index(("asked", number))
+        assert asked > events.index(("whole", whole))
+        if number > 1 + stale:
+            assert asked < events.index(("whole", whole + 1)) or not stale
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_no_strategy_reads_what_is_being_drawn(name):
+    """What is asked for stands behind it; its parents are drawn."""
+    drawn, read = set(), []
+
+    def model(requests):
+        for r in requests:
+            read.extend(parents := [(r.query.id, i) for i in r.parents])
+            assert drawn.issuperset(parents)
+
+        def samples():
+            for sample in noisy(requests):
+                drawn.add((sample.query_id, sample.index))
+                yield sample
+
+        return samples()
+
+    result = run(
+        model,
+        n=2,
+        strategy=STRATEGIES[name](),
+        budget=Budget(samples=60),
+        capacity=40,
+        round_size=6,
+        stale=1,
+    )
+    assert result.ledger.samples == len(drawn) == 60
+    for samples in result.samples:
+        assert [s.index for s in samples] == list(range(len(samples)))
+    assert read or name == "parallel"
+
+
+def test_a_query_that_fills_up_while_a_round_is_drawn():
+    result = run(n=2, budget=Budget(samples=99), capacity=5, stale=1)
+    assert [len(samples) for samples in result.samples] == [5, 5]
+    assert result.stopped == "every query is full"
+
+
 def test_strategies_see_classes_and_not_spellings():
     """Two spellings of one answer were two `distinct` parents."""
     shown = []
@@ -354,6 +435,7 @@ def test_the_policy_compiles_once_a_run_and_for_every_budget():
         ({"budget": Budget(samples=2)}, "less than one for each of 3 queries"),
         ({"capacity": 0}, "at least 1, not 0, None, None"),
         ({"round_size": -1}, "at least 1, not 32, -1, None"),
+        ({"stale": -1}, "stale must be at least 0, got -1"),
         ({"policy": POLICIES["uab"]()}, "no 'logprob'"),
         ({"vote": votes.weighted()}, "no 'logprob'"),
         ({"vote": votes.borda()}, "no 'certainty'"),

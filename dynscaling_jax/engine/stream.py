@@ -1,0 +1,247 @@
+"""What is being drawn: rows, the prompts they stand behind, what waits.
+
+The longest prompts come first; the rows that they leave idle take shorter
+ones, and prompts and rows become as short and as few, or as long and as many,
+as the work. More work may come at any time: it takes the next idle rows.
+"""
+
+import collections
+import itertools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dynscaling_jax.engine import cache, decode, layout, sampling
+from dynscaling_jax.engine.cache import Prefix, State
+from dynscaling_jax.engine.row import Prompt, Row
+from dynscaling_jax.engine.sampling import Settings
+from dynscaling_jax.models.model import Model
+from dynscaling_jax.types import Request, Sample
+
+
+class Draws(NamedTuple):
+    """What an engine draws with."""
+
+    model: Model
+    settings: Settings
+    seed: np.uint32
+    stop_ids: np.ndarray
+    max_new_tokens: int
+    rows_per_group: int
+    widths: Callable[[int, int], tuple[int, ...]]  # (size, per group) -> rows
+    read: Callable[[Prompt], Prefix]
+    empty: Callable[[int, int, int], State]  # (groups, per group, size)
+    finished: Callable[[Row], Sample | None]
+
+
+class Steps(NamedTuple):
+    """Row-steps: all that were computed, and those that drew a token."""
+
+    all: int = 0
+    live: int = 0
+
+
+class Stream:
+    """A batch of rows and what waits for one; empty once `busy` is false."""
+
+    def __init__(self, draws: Draws):
+        self._draws = draws
+        # what is left to draw, of those prompts that have any left
+        self._pending: dict[Prompt, collections.deque[Request]] = {}
+        self._waiting: collections.deque[Prompt] = collections.deque()
+        self._per = 1
+        self._state: State | None = None
+        self._placed: list[Prompt | None] = []
+        self._rows: list[Row | None] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._pending or any(self._rows))
+
+    def add(self, work: Iterable[tuple[Prompt, Request]]) -> None:
+        """Appends to what waits, which then has the longest prompts first."""
+        for prompt, request in work:
+            self._pending.setdefault(prompt, collections.deque()).append(
+                request
+            )
+        longest = sorted(self._pending, key=lambda p: -layout.size([p]))
+        self._pending = {p: self._pending[p] for p in longest}
+        self._waiting = collections.deque(
+            p for p in longest if p not in self._placed
+        )
+        counts = map(len, self._pending.values())
+        self._per = layout.per_group(counts, self._draws.rows_per_group)
+
+    def drop(self, requests: Iterable[Request]) -> None:
+        """Draws these no more; their rows take others."""
+        gone = {id(request) for request in requests}
+        for prompt, own in [*self._pending.items()]:
+            left = collections.deque(r for r in own if id(r) not in gone)
+            self._pending[prompt] = left
+            if not left:
+                del self._pending[prompt]
+        for i, row in enumerate(self._rows):
+            if row and id(row.request) in gone:
+                self._rows[i] = None
+        self._waiting = collections.deque(
+            p for p in self._waiting if p in self._pending
+        )
+
+    def step(self) -> tuple[list[tuple[Request, Sample]], Steps]:
+        """Takes a chunk of steps; what is whole by then, and the count."""
+        self._fit()
+        self._fill()
+        rows, state = self._rows, self._state
+        assert state is not None
+        slots = layout.slots(max(r.count for r in rows if r))
+        if cache.slots(state.suffix) < slots:
+            state = decode.grow(state, slots)
+        most = max(r.limit - r.count for r in rows if r)
+        model = self._draws.model
+        self._state, chunk = decode.decode(
+            model.params,
+            model.config,
+            state,
+            self._draws.stop_ids,
+            self._draws.settings,
+            max(1, min(decode.CHUNK, most)),
+            self._enough(),
+        )
+        steps = Steps(
+            int(chunk.live.any(1).sum()) * len(rows), int(chunk.live.sum())
+        )
+        whole = []
+        for i, row in enumerate(rows):
+            if row is None:
+                continue
+            row.take(chunk.draws, i, int(chunk.live[:, i].sum()))
+            sample = self._draws.finished(row)
+            if sample:
+                rows[i] = None
+                whole.append((row.request, sample))
+        return whole, steps
+
+    def _enough(self) -> int:
+        """So few rows that go on end a chunk: a sixteenth of them idle while
+        others wait, or as few as fit into fewer rows."""
+        live = sum(row is not None for row in self._rows)
+        if self._pending:
+            return live - max(1, len(self._rows) // 16)
+        size = cache.slots(self._state.prefix)
+        fewer = (w for w in self._draws.widths(size, self._per) if w < live)
+        return max(fewer, default=0)
+
+    def _needed(self, size: int, per: int) -> int:
+        """Rows for those that are live, and all that waits to be drawn from
+        prompts of this size; all there may be where those are more."""
+        live = [row for row in self._rows if row]
+        groups = len(layout.grouped(live, lambda row: row.prompt, per))
+        for prompt, own in self._pending.items():
+            if layout.size([prompt]) == size:
+                groups += -(-len(own) // per)
+        widths = self._draws.widths(size, per)
+        return next((w for w in widths if w >= per * groups), widths[-1])
+
+    def _fit(self) -> None:
+        """The rows that still draw, and room for what waits: as long as the
+        prompts and as many as the work asks for."""
+        live = [i for i, row in enumerate(self._rows) if row]
+        ahead = itertools.islice(self._pending, 1)  # none that waits is longer
+        size = layout.size([*(self._rows[i].prompt for i in live), *ahead])
+        if self._state is None:
+            per = self._per
+            groups = self._needed(size, per) // per
+            self._state = self._draws.empty(groups, per, size)
+            self._placed = [None] * groups
+            self._rows = [None] * (groups * per)
+            return
+        now = len(self._rows)
+        own = now // len(self._placed)
+        same = size == cache.slots(self._state.prefix) and own == self._per
+        if self._pending and same and self._needed(size, own) <= now:
+            return
+        each_way = (self._per,) if self._pending else (own, 1)
+        for each in dict.fromkeys(each_way):
+            groups = layout.grouped(live, lambda i: self._rows[i].prompt, each)
+            count = self._needed(size, each)
+            if each * len(groups) <= count and (self._pending or count < now):
+                break
+        else:
+            return
+        groups += [[] for _ in range(count // each - len(groups))]
+        order = [g + [None] * (each - len(g)) for g in groups]
+        kept = [i for group in order for i in group]
+        self._state = decode.select(
+            self._state,
+            np.array([g[0] // own if g else 0 for g in groups], np.int32),
+            np.array([i or 0 for i in kept], np.int32),
+            np.array([i is not None for i in kept]),
+            size,
+        )
+        self._placed = [self._rows[g[0]].prompt if g else None for g in groups]
+        self._rows = [None if i is None else self._rows[i] for i in kept]
+
+    def _fill(self) -> None:
+        """Gives idle rows their next samples, and idle groups their next
+        prompts."""
+        placed, rows, state = self._placed, self._rows, self._state
+        count, per = len(rows), len(rows) // len(placed)
+        fresh = np.zeros(count, bool)
+        name = np.zeros((count, 3), np.uint32)
+        limit = np.zeros(count, np.int32)
+        for g in range(len(placed)):
+            own = range(g * per, (g + 1) * per)
+            prompt = placed[g]
+            idle = not any(rows[i] for i in own)
+            if idle and prompt not in self._pending:
+                prompt = placed[g] = self._next()
+                if prompt:
+                    prefix = self._draws.read(prompt)
+                    state = decode.place(state, prefix, np.int32(g))
+            for i in own:
+                if rows[i] or not prompt or prompt not in self._pending:
+                    continue
+                request = self._pending[prompt].popleft()
+                if not self._pending[prompt]:
+                    del self._pending[prompt]
+                row = rows[i] = self._row(request, prompt)
+                fresh[i], limit[i] = True, row.limit
+                words = sampling.query_words(request.query.id)
+                name[i] = (*words, request.index)
+        self._state = state
+        if not fresh.any():
+            return
+        started, first = decode.start(
+            state.rows,
+            state.logits,
+            self._draws.seed,
+            fresh,
+            name,
+            limit,
+            np.array([r is not None for r in rows]),
+            self._draws.stop_ids,
+            self._draws.settings,
+        )
+        first = sampling.measures(
+            jax.tree.map(lambda x: np.asarray(x)[None], first),
+            self._draws.model.config.vocab_size,
+        )
+        for i, row in enumerate(rows):
+            if row and fresh[i]:
+                row.take(first, i, 1)
+        self._state = state._replace(rows=started)
+
+    def _next(self) -> Prompt | None:
+        """A prompt for an idle group: a new one, else the one that has most
+        samples left to draw."""
+        if self._waiting:
+            return self._waiting.popleft()
+        pending = self._pending
+        return max(pending, key=lambda p: len(pending[p]), default=None)
+
+    def _row(self, request: Request, prompt: Prompt) -> Row:
+        room = self._draws.model.config.context - len(prompt.ids)
+        limit = min(self._draws.max_new_tokens, room)
+        return Row(request, prompt, limit)
