@@ -43,23 +43,26 @@ smollm2: setup
 	  --config.task.limit=16 --budgets=4 --workdir=runs/smollm2
 
 RUNS := runs/reasoner
+LESSONS = $(BIN)/python -m launch.lessons --steps=8 --largest=999
 reasoner: setup
-	$(BIN)/python -m launch.lessons --out=$(RUNS)/plain.jsonl --problems=60000 --steps=8 --largest=999
-	$(BIN)/python -m launch.lessons --out=$(RUNS)/slips.jsonl --problems=60000 --steps=8 --largest=999 --seed=1 --attempts=8 --slips=0.3
-	$(BIN)/python -m launch.lessons --out=$(RUNS)/held_out.jsonl --problems=320 --steps=8 --largest=999 --seed=9
-	$(BIN)/python -m launch.lessons --out=$(RUNS)/again.jsonl --problems=8000 --steps=8 --largest=999 --seed=2
-	$(BIN)/python -m launch.train --config=configs/train_reasoner.py --workdir=$(RUNS)/first
-	$(BIN)/python -m launch.run --config=configs/reasoner_attempts.py --workdir=$(RUNS)/attempts
-	$(BIN)/python -m launch.lessons --out=$(RUNS)/solutions.jsonl --problems=1500 --steps=8 --largest=999 --seed=21
-	$(BIN)/python -m launch.pairs --run=$(RUNS)/attempts --solutions=$(RUNS)/solutions.jsonl --pairs=9000 --out=$(RUNS)/pairs.jsonl
-	$(BIN)/python -m launch.train --config=configs/train_reasoner_chains.py --workdir=$(RUNS)/second
-	$(BIN)/python -m launch.run --config=configs/reasoner_attempts.py --config.model=$(RUNS)/second/model \
-	  --config.task.seed=22 --config.task.limit=3000 --workdir=$(RUNS)/attempts2
-	$(BIN)/python -m launch.lessons --out=$(RUNS)/solutions2.jsonl --problems=3000 --steps=8 --largest=999 --seed=22
-	$(BIN)/python -m launch.pairs --run=$(RUNS)/attempts2 --solutions=$(RUNS)/solutions2.jsonl --pairs=12000 --out=$(RUNS)/pairs2.jsonl
-	$(BIN)/python -m launch.train --config=configs/train_reasoner_chains.py --config.model=$(RUNS)/second/model \
-	  --config.lessons="('$(RUNS)/pairs2.jsonl','$(RUNS)/again.jsonl')" --config.learning_rate=1e-3 --config.seed=2 --workdir=$(RUNS)/third
-	$(BIN)/python -m launch.convert --model=$(RUNS)/third/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
+	$(LESSONS) --out=$(RUNS)/plain.jsonl --problems=60000
+	$(LESSONS) --out=$(RUNS)/slips.jsonl --problems=60000 --seed=1 --attempts=8 --slips=0.3
+	$(LESSONS) --out=$(RUNS)/drills.jsonl --problems=60000 --drills=12
+	$(LESSONS) --out=$(RUNS)/again.jsonl --problems=8000 --seed=2
+	$(LESSONS) --out=$(RUNS)/held_out.jsonl --problems=320 --seed=9
+	$(BIN)/python -m launch.train --config=configs/train_reasoner.py --workdir=$(RUNS)/model-0
+	for n in 1 2 3 4; do \
+	  before=$(RUNS)/model-$$((n - 1))/model; \
+	  $(BIN)/python -m launch.run --config=configs/reasoner_attempts.py --config.model=$$before \
+	    --config.task.seed=2$$n --workdir=$(RUNS)/attempts-$$n && \
+	  $(LESSONS) --out=$(RUNS)/solutions-$$n.jsonl --problems=3000 --seed=2$$n && \
+	  $(BIN)/python -m launch.pairs --run=$(RUNS)/attempts-$$n --solutions=$(RUNS)/solutions-$$n.jsonl \
+	    --pairs=12000 --out=$(RUNS)/pairs-$$n.jsonl && \
+	  $(BIN)/python -m launch.train --config=configs/train_reasoner_chains.py --config.model=$$before \
+	    --config.lessons="('$(RUNS)/pairs-$$n.jsonl','$(RUNS)/again.jsonl')" --config.seed=$$n \
+	    --workdir=$(RUNS)/model-$$n || exit 1; \
+	done
+	$(BIN)/python -m launch.convert --model=$(RUNS)/model-4/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

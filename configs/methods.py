@@ -26,9 +26,17 @@ METHODS = {
     "dynscaling": Method("integrated", "opportunity_cost", first=4),
     # the same with the paper's kind of bandit
     "dynscaling_ucb": Method("integrated", "ucb", first=4),
+    # its bandit against chance
+    "dynscaling_random": Method("integrated", "random", first=4),
+    # its chains with an attempt among them that is made wrong
+    "dynscaling_planted": Method(
+        "integrated(planted=1)", "opportunity_cost", first=4
+    ),
     # each half of it alone
     "integrated_only": Method("integrated", "uniform", first=4),
     "dynamic_only": Method("parallel", "opportunity_cost"),
+    # independent samples, of which the model itself chooses one
+    "self_judge": Method("parallel", "uniform", "universal"),
     # each attempt reads the last one
     "sequential": Method("revision(depth=16)", "uniform"),
     # recursive self-aggregation

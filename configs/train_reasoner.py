@@ -11,7 +11,7 @@ and without made-up attempts to read, and as many drills of calculations.
     python -m launch.lessons --out=runs/reasoner/held_out.jsonl \
         --problems=320 --steps=8 --largest=999 --seed=9
     python -m launch.train --config=configs/train_reasoner.py \
-        --workdir=runs/reasoner/first
+        --workdir=runs/reasoner/model-0
 
 `make reasoner` runs this and what follows.
 """

@@ -1,20 +1,20 @@
 """The bundled reasoner, second part: it learns from its own attempts.
 
     python -m launch.run --config=configs/reasoner_attempts.py \
-        --workdir=runs/reasoner/attempts
-    python -m launch.lessons --out=runs/reasoner/solutions.jsonl \
-        --problems=1500 --steps=8 --largest=999 --seed=21
-    python -m launch.pairs --run=runs/reasoner/attempts \
-        --solutions=runs/reasoner/solutions.jsonl \
-        --pairs=9000 --out=runs/reasoner/pairs.jsonl
+        --workdir=runs/reasoner/attempts-1
+    python -m launch.lessons --out=runs/reasoner/solutions-1.jsonl \
+        --problems=3000 --steps=8 --largest=999 --seed=21
+    python -m launch.pairs --run=runs/reasoner/attempts-1 \
+        --solutions=runs/reasoner/solutions-1.jsonl \
+        --pairs=12000 --out=runs/reasoner/pairs-1.jsonl
     python -m launch.lessons --out=runs/reasoner/again.jsonl \
         --problems=8000 --steps=8 --largest=999 --seed=2
     python -m launch.train --config=configs/train_reasoner_chains.py \
-        --workdir=runs/reasoner/second
+        --workdir=runs/reasoner/model-1
 
 Plain lessons stay in the mixture, so that samples without a chain stay as
-good as they were. `make reasoner` does the same once more, with the attempts
-of the model that comes of it.
+good as they were. `make reasoner` does the same three times more, each time
+with attempts of the model that came of it.
 """
 
 from configs import train_reasoner
@@ -22,9 +22,9 @@ from configs import train_reasoner
 
 def get_config():
     config = train_reasoner.get_config()
-    config.model = "runs/reasoner/first/model"
+    config.model = "runs/reasoner/model-0/model"
     config.lessons = (
-        "runs/reasoner/pairs.jsonl",
+        "runs/reasoner/pairs-1.jsonl",
         "runs/reasoner/again.jsonl",
     )
     config.steps = 500

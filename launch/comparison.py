@@ -173,7 +173,9 @@ def _report(
             "",
             comparison.markdown(found),
             "",
-            "budget: samples a question, on average. same samples: points "
+            "budget: samples a question, on average. oracle: questions with a "
+            "right sample, which a perfect verifier of the same samples would "
+            "answer. same samples: points "
             "ahead of self-consistency at that budget, with the paired 95% "
             "interval; same tokens: ahead of self-consistency at the budget "
             "in brackets, which spends no fewer tokens. tokens: a question; "

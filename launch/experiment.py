@@ -36,6 +36,7 @@ from dynscaling_jax.scaling.votes import VOTES
 from dynscaling_jax.tasks import Comparer, Task, answered, grade, load_task
 from dynscaling_jax.types import Budget, Query, Request, Sample, SampleFn
 from launch import reporting
+from launch.board import Draw, board
 from launch.metrics import Metrics
 
 Config = Any  # ml_collections.ConfigDict, as configs/common.py
@@ -55,6 +56,7 @@ def run(
     workdir: Path,
     source: Source | None = None,
     processes: Processes = ALONE,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Runs an experiment, or goes on with it, and returns its summary.
 
@@ -62,13 +64,15 @@ def run(
         source: what samples come from; by default what the config says.
         processes: that draw it together, each called with its own; the first
             writes the files of the run.
+        tensorboard: whether to write curves into WORKDIR/tensorboard.
 
     Raises:
         ValueError, OSError, RuntimeError: with what to do about it; rows
             that were drawn stay in the log.
     """
     with Comparer() as compare:
-        summary = _run(config, workdir, source, processes, compare)
+        with board(workdir / "tensorboard", tensorboard) as draw:
+            summary = _run(config, workdir, source, processes, draw, compare)
         if processes.number == 0:
             reporting.write([workdir], workdir, compare)
     return summary
@@ -79,6 +83,7 @@ def _run(
     workdir: Path,
     source: Source | None,
     processes: Processes,
+    draw: Draw,
     compare: Comparer,
 ) -> dict[str, Any]:
     use_compilation_cache()
@@ -106,13 +111,17 @@ def _run(
             texts = {q.id: q.messages[-1].content for q in queries}
             write_json(workdir / "questions.json", texts)
         metrics = stack.enter_context(
-            contextlib.closing(Metrics(workdir, budget, processes.number))
+            contextlib.closing(Metrics(workdir, budget, processes.number, draw))
         )
         model = answered(source.sample_fn, task.kind)
 
         def asked_by_vote(requests: Sequence[Request]) -> Iterator[Sample]:
             with log("vote") as (kept, _):
                 yield from kept(metrics.counted(model))(requests)
+
+        def observe(done: Round) -> None:
+            write_round(round_row(queries, done))
+            metrics.round(done)
 
         result = scale(
             queries,
@@ -127,7 +136,7 @@ def _run(
             max_cost=source.max_cost,
             capacity=config.budget.capacity,
             same=lambda a, b: compare(a, b, task.kind) == "equal",
-            observe=lambda done: write_round(round_row(queries, done)),
+            observe=observe,
             first_round=first_round,
             round_size=round_size,
             stale=config.budget.stale_rounds,

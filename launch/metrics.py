@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dynscaling_jax.scaling.loop import Round
 from dynscaling_jax.types import Budget, Request, Sample, SampleFn
+from launch.board import Draw
 
 METRICS_SECONDS = 5.0  # between two lines of metrics.jsonl
 
@@ -20,7 +22,15 @@ class Metrics:
     counting what the log held already.
     """
 
-    def __init__(self, workdir: Path, budget: Budget, process: int = 0):
+    def __init__(
+        self,
+        workdir: Path,
+        budget: Budget,
+        process: int = 0,
+        draw: Draw = lambda step, values: None,
+    ):
+        """draw takes the points of curves, by samples drawn so far."""
+        self._draw = draw
         name = f"metrics-{process}.jsonl" if process else "metrics.jsonl"
         path = workdir / name
         sessions = _sessions(path)
@@ -77,6 +87,11 @@ class Metrics:
 
         return draw
 
+    def round(self, done: Round) -> None:
+        """The end of a round: how uncertain the answers were before it."""
+        uncertainty = float(done.uncertainty_Q.mean())
+        self._draw(done.ledger.samples, {"uncertainty": uncertainty})
+
     def _tick(self, last: bool = False) -> None:
         seconds = self._last - self._begin
         rate = self._tokens / max(seconds, 1e-9)
@@ -93,6 +108,7 @@ class Metrics:
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        self._draw(self._bar.n, {"new tokens per second": rate})
 
     def close(self) -> None:
         self._bar.close()

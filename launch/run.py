@@ -35,6 +35,9 @@ COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0, where several draw the run."
 )
 PROCESSES = flags.DEFINE_integer("processes", 1, "How many they are.", 1)
+TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "Curves in WORKDIR/tensorboard, for TensorBoard."
+)
 PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.", 0)
 
 
@@ -52,7 +55,12 @@ def work() -> str:
     workdir = Path(str(WORKDIR.value))
     who = str(COORDINATOR.value), PROCESSES.value or 1, PROCESS.value or 0
     with meet(*who) as processes:
-        summary = experiment.run(CONFIG.value, workdir, processes=processes)
+        summary = experiment.run(
+            CONFIG.value,
+            workdir,
+            processes=processes,
+            tensorboard=bool(TENSORBOARD.value) and processes.number == 0,
+        )
     if processes.number:
         return f"process {processes.number}: done"
     return experiment.table(summary)

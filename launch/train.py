@@ -1,7 +1,7 @@
 """Trains a model, or tunes one, on chat JSON Lines.
 
     python -m launch.train --config=configs/train_reasoner.py \
-        --workdir=runs/reasoner/plain
+        --workdir=runs/reasoner/model-0
 
 Started again with the same command, training that was stopped goes on with
 the losses that it would have had. The directory gets
@@ -22,13 +22,16 @@ COMMAND = Command(
     "launch.train",
     ("config", "workdir"),
     "python -m launch.train --config=configs/train_reasoner.py "
-    "--workdir=runs/reasoner/plain",
+    "--workdir=runs/reasoner/model-0",
     "configs/training.py",
 )
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config; --config.FIELD=VALUE replaces a field."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the training.")
+TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "Curves in WORKDIR/tensorboard, for TensorBoard."
+)
 
 
 def main(_) -> None:
@@ -39,7 +42,8 @@ def main(_) -> None:
 def work() -> str:
     from launch import training
 
-    return str(training.train(CONFIG.value, Path(str(WORKDIR.value))))
+    workdir = Path(str(WORKDIR.value))
+    return str(training.train(CONFIG.value, workdir, bool(TENSORBOARD.value)))
 
 
 def cli() -> None:

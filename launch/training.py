@@ -28,13 +28,15 @@ from dynscaling_jax.training.lessons import (
     read_lessons,
 )
 from dynscaling_jax.training.vocabulary import save_tokenizer
+from launch.board import Draw, board
 from launch.experiment import about, use_compilation_cache, write_json
 
 Config = Any  # ml_collections.ConfigDict, as configs/training.py
 
 
-def train(config: Config, workdir: Path) -> Path:
-    """Trains, or goes on with it, and returns the directory of the model.
+def train(config: Config, workdir: Path, tensorboard: bool = False) -> Path:
+    """Trains, or goes on with it, and returns the directory of the model;
+    curves go into WORKDIR/tensorboard, where they are wanted.
 
     Raises:
         ValueError, OSError, RuntimeError: with what to do about it.
@@ -63,7 +65,8 @@ def train(config: Config, workdir: Path) -> Path:
     everywhere = NamedSharding(mesh, PartitionSpec())
     with (
         Checkpoints(workdir / "state") as checkpoints,
-        Progress(workdir / "metrics.jsonl", config.steps) as progress,
+        board(workdir / "tensorboard", tensorboard) as draw,
+        Progress(workdir / "metrics.jsonl", config.steps, draw) as progress,
     ):
         state = checkpoints.restore(
             lambda: learning.init(model.params, hyper), everywhere
@@ -204,8 +207,8 @@ def save(
 class Progress(contextlib.AbstractContextManager):
     """The bar, and metrics.jsonl, which holds each step once."""
 
-    def __init__(self, path: Path, steps: int):
-        self._path = path
+    def __init__(self, path: Path, steps: int, draw: Draw):
+        self._path, self._draw = path, draw
         self._bar = tqdm(total=steps, unit="step", disable=None)
         self._tokens, self._begin = 0, time.monotonic()
 
@@ -237,6 +240,7 @@ class Progress(contextlib.AbstractContextManager):
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        self._draw(step, values)
         shown = {name: f"{value:.4f}" for name, value in values.items()}
         self._bar.set_postfix(shown, refresh=False)
 

@@ -73,6 +73,7 @@ def markdown(found: Sequence[Standing]) -> str:
         "budget",
         "right",
         "95% interval",
+        "oracle",
         "same samples",
         "same tokens",
         "tokens",
@@ -83,6 +84,7 @@ def markdown(found: Sequence[Standing]) -> str:
             f"{one.trial.budget:g}",
             f"{one.accuracy:.1%}",
             f"{one.low:.1%} to {one.high:.1%}",
+            f"{(one.trial.single_Q > 0).mean():.1%}",
             _points(one.at_samples),
             _points(one.at_tokens)
             + (

@@ -64,6 +64,8 @@ class Chain(NamedTuple):
     `tail` tokens.
     layout: in a `transcript` the assistant's turn goes on after the attempts;
     in a `context` the user's turn lists them.
+    planted: how many of those shown come once more with another answer in
+    place of their own, to see what wrong attempts do. It is for experiments.
     """
 
     k: int = 4
@@ -72,6 +74,7 @@ class Chain(NamedTuple):
     content: Content = "answer_and_reasoning"
     layout: Layout = "transcript"
     tail: int = 128
+    planted: int = 0
 
     def checked(self) -> "Chain":
         """Itself; raises ValueError where an option does not exist."""
@@ -85,6 +88,10 @@ class Chain(NamedTuple):
                     f"chain option {name}={getattr(self, name)} is not at "
                     "least 1"
                 )
+        if self.planted < 0:
+            raise ValueError(
+                f"chain option planted={self.planted} is not at least 0"
+            )
         return self
 
 
@@ -105,6 +112,7 @@ def build(
     """
     readable = [s for s in pool if s.answer is not None]
     chosen = _WHICH[chain.which](readable, chain.k, draws)
+    chosen = [*chosen, *(_altered(s, draws) for s in chosen[: chain.planted])]
     members = _ORDER[chain.order](chosen, draws)
     return fit(
         reader,
@@ -127,7 +135,7 @@ def fit(
         if reader.limit is None or (
             reader.count_tokens(messages) <= reader.limit
         ):
-            return messages, tuple(index for index, _ in members)
+            return messages, tuple(dict.fromkeys(i for i, _ in members))
         members.remove(max(members, key=lambda member: len(member[1])))
     return query.messages, ()
 
@@ -321,3 +329,17 @@ _CONTENT = {
     "tail": _tail,
 }
 _LAYOUT: dict[str, Render] = {"transcript": transcript, "context": context}
+
+
+def _altered(sample: Sample, draws: np.random.Generator) -> Sample:
+    """The same attempt with another answer wherever its text has its own: a
+    near number, another letter, or none that anyone would give."""
+    answer = str(sample.answer)
+    if re.fullmatch(r"-?\d+", answer):
+        other = str(int(answer) + int(draws.integers(1, 10)))
+    elif re.fullmatch("[A-J]", answer):
+        other = "ABCDEFGHIJ"["ABCDEFGHIJ".index(answer) ^ 1]
+    else:
+        other = f"not {answer}"
+    text = re.sub(rf"(?<!\w){re.escape(answer)}(?!\w)", other, sample.text)
+    return sample._replace(text=text, answer=other)

@@ -74,6 +74,7 @@ def integrated(
     content: Content = "answer_and_reasoning",
     layout: Layout = "transcript",
     tail: int = 128,
+    planted: int = 0,
     reader: Reader = Reader(),  # noqa: B008, immutable
 ) -> Strategy:
     """Parallel samples, then samples that continue a chain of earlier ones
@@ -88,7 +89,7 @@ def integrated(
         raise ValueError(
             f"integrated: schedule={schedule!r} is not explore or alternate"
         )
-    chain = Chain(k, which, order, content, layout, tail).checked()
+    chain = Chain(k, which, order, content, layout, tail, planted).checked()
 
     def plan(
         query: Query,

@@ -15,6 +15,7 @@ from dynscaling_jax.tasks.benchmarks import (
 )
 from dynscaling_jax.tasks.forms import TRUTH, canonical, check_kind
 from dynscaling_jax.tasks.generator import LARGEST, arithmetic_problem
+from dynscaling_jax.tasks.noise import misspelt
 from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
 from dynscaling_jax.tasks.sources import download, read_rows
 from dynscaling_jax.types import Message, Query
@@ -51,6 +52,7 @@ class TaskConfig(NamedTuple):
     seed: int = 0  # order of gpqa's options; the arithmetic problems
     steps: int = 4  # arithmetic: difficulty runs from 1 to this
     largest: int = LARGEST  # arithmetic: no number is larger
+    noise: float = 0.0  # share of a question's words that are misspelt
     fields: dict[str, str] = {}  # jsonl: question, answer, id, choices
 
 
@@ -95,6 +97,7 @@ def load_task(config: Mapping[str, Any]) -> Task:
         if item.options:
             order = _order(item, f"{settings.seed}/{id}", benchmark.shuffled)
             question, answer = _lettered(item, order)
+        question = misspelt(question, settings.noise, f"{settings.seed}/{id}")
         reference = canonical(answer, kind)
         if reference is None:
             raise ValueError(
@@ -141,6 +144,10 @@ def _settings(config: Mapping[str, Any]) -> TaskConfig:
             "config.task.fields names the columns of a jsonl task: "
             f"{', '.join(FIELDS)}; got {dict(settings.fields)} for "
             f"{settings.name}"
+        )
+    if not 0 <= settings.noise <= 1:
+        raise ValueError(
+            f"config.task.noise must lie in [0, 1], got {settings.noise}"
         )
     if settings.template and "{question}" not in settings.template:
         raise ValueError("config.task.template must hold {question}")
@@ -246,8 +253,10 @@ def _arithmetic(settings: TaskConfig) -> Task:
         made = arithmetic_problem(
             settings.seed, index, steps, split, settings.largest
         )
-        query = Query(
-            f"arithmetic/{index}", _messages(made.question, kind, settings)
+        id = f"arithmetic/{index}"
+        question = misspelt(
+            made.question, settings.noise, f"{settings.seed}/{id}"
         )
+        query = Query(id, _messages(question, kind, settings))
         problems.append(Problem(query, str(made.answer)))
     return Task("arithmetic", kind, tuple(problems))

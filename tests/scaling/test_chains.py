@@ -1,4 +1,5 @@
 import collections
+import re
 
 import jax
 import numpy as np
@@ -243,3 +244,24 @@ def test_the_word_count_is_monotone():
         chains.count_words((Message("user", "a " * n),)) for n in range(5)
     ]
     assert np.diff(lengths).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "wrong"),
+    [
+        ("7", "3 + 4 = 7, not 17. The answer is 7.", r"3 \+ 4 = (\d+), not 17"),
+        ("A", "A bee. The answer is (A).", r"([B]) bee. The answer is \(B\)"),
+        ("Rome", "The answer is Rome.", "The answer is (not Rome)"),
+    ],
+)
+def test_a_planted_attempt_says_another_answer(answer, text, wrong):
+    """Beside the one that it was made from; no sample is its parent."""
+    pool = [sample(0, answer, text)]
+    messages, parents = build(Chain(planted=1), pool)
+    assert parents == (0,)
+    shown = messages[-1].content
+    assert text in shown and "Attempt 2:" in shown
+    found = re.findall(wrong, shown.replace(text, ""))
+    assert found and answer not in found
+    messages, _ = build(Chain(), pool)
+    assert "Attempt 2:" not in messages[-1].content
