@@ -13,7 +13,8 @@ from dynscaling_jax.analysis import comparison, statistics
 from dynscaling_jax.analysis.comparison import Trial
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.types import Request, Sample, SampleFn
-from launch.experiment import Config, Source, open_source, run, write_json
+from launch.experiment import Config, Source, open_source, run
+from launch.files import write_json, write_text
 
 BASELINE = "self_consistency"
 
@@ -50,7 +51,7 @@ def compare(
     standings = comparison.standings(trials, [*baseline, *extra])
     text = _report(config, standings, seeds)
     write_json(workdir / "report.json", _rows([*trials, *extra]))
-    (workdir / "report.md").write_text(text + "\n", encoding="utf-8")
+    write_text(workdir / "report.md", text + "\n")
     for axis in ("samples", "tokens"):
         plots.trials([*trials, *extra], axis, workdir / f"{axis}.png")
     return text

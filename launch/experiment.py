@@ -3,12 +3,8 @@ summary."""
 
 import contextlib
 import functools
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +33,8 @@ from dynscaling_jax.tasks import Comparer, Task, answered, grade, load_task
 from dynscaling_jax.types import Budget, Query, Request, Sample, SampleFn
 from launch import reporting
 from launch.board import Draw, board
+from launch.environment import about, use_compilation_cache
+from launch.files import write_json
 from launch.metrics import Metrics
 
 Config = Any  # ml_collections.ConfigDict, as configs/common.py
@@ -388,43 +386,3 @@ def table(summary: dict[str, Any]) -> str:
     if summary["failed"]:
         lines["failed"] = f"{summary['failed']} samples; see samples.jsonl"
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes whole or not at all."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, path)
-
-
-def about() -> dict[str, Any]:
-    """What a result may depend on beside its config."""
-    names = ("dynscaling-jax", "jax", "jaxlib", "numpy", "tokenizers")
-    versions = {}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,  # an installed copy has no repository
-    ).stdout.strip()
-    device = jax.devices()[0]
-    return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "commit": commit or None,
-        "device": f"{device.platform}: {device.device_kind}",
-        "devices": jax.device_count(),
-    }
-
-
-def use_compilation_cache() -> None:
-    """Compiled code outlives the process; JAX_COMPILATION_CACHE_DIR moves
-    it."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = Path.home() / ".cache" / "dynscaling_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(home))
-    # the engine has many programs, each soon compiled; together, half a minute
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

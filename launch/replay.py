@@ -24,10 +24,8 @@ replay.json holds the settings and, in `banks`, one object a bank:
   gets there.
 """
 
-import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -37,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from launch.arguments import Command, quiet, start
+from launch.files import write_json
 
 if TYPE_CHECKING:
     from dynscaling_jax.analysis.replay import Played, Player
@@ -317,9 +316,7 @@ def settings() -> dict[str, Any]:
 
 def write(path: Path, value: Any) -> None:
     """Whole or not at all; nan becomes null."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(_finite(value), indent=1) + "\n")
-    os.replace(draft, path)
+    write_json(path, _finite(value))
 
 
 def _finite(value: Any) -> Any:

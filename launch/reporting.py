@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from dynscaling_jax.analysis.report import report
 from dynscaling_jax.records import lines
 from dynscaling_jax.records.log import read_samples
 from dynscaling_jax.tasks import Compare, Comparer
+from launch.files import write_text
 
 READ = ("task", "kind", "model", "samples", "accuracy")  # of summary.json
 
@@ -41,9 +41,7 @@ def write(
         text = page(report(runs, compare))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        draft = out / "report.tmp"
-        draft.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(draft, out / "report.html")
+        write_text(out / "report.html", text)
     except OSError as error:
         raise OSError(
             f"cannot write {out / 'report.html'}: {error.strerror}"

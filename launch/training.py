@@ -29,7 +29,8 @@ from dynscaling_jax.training.lessons import (
 )
 from dynscaling_jax.training.vocabulary import save_tokenizer
 from launch.board import Draw, board
-from launch.experiment import about, use_compilation_cache, write_json
+from launch.environment import about, use_compilation_cache
+from launch.files import write_json, write_text
 
 Config = Any  # ml_collections.ConfigDict, as configs/training.py
 
@@ -220,9 +221,7 @@ class Progress(contextlib.AbstractContextManager):
                 with contextlib.suppress(ValueError):  # torn by a kill
                     if json.loads(line)["step"] <= first:
                         kept.append(line)
-        draft = self._path.with_suffix(".tmp")
-        draft.write_text("".join(line + "\n" for line in kept))
-        os.replace(draft, self._path)
+        write_text(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("a")
         self._bar.update(first)
 

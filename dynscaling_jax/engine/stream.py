@@ -8,7 +8,7 @@ as the work. More work may come at any time: it takes the next idle rows.
 import collections
 import itertools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ class Stream:
         self._pending: dict[Prompt, collections.deque[Request]] = {}
         self._waiting: collections.deque[Prompt] = collections.deque()
         self._per = 1
-        self._state: State | None = None
+        self._state: Any = None  # a State, once there is work
         self._placed: list[Prompt | None] = []
         self._rows: list[Row | None] = []
 
@@ -94,7 +94,6 @@ class Stream:
         self._fit()
         self._fill()
         rows, state = self._rows, self._state
-        assert state is not None
         slots = layout.slots(max(r.count for r in rows if r))
         if cache.slots(state.suffix) < slots:
             state = decode.grow(state, slots)
@@ -147,9 +146,9 @@ class Stream:
     def _fit(self) -> None:
         """The rows that still draw, and room for what waits: as long as the
         prompts and as many as the work asks for."""
-        live = [i for i, row in enumerate(self._rows) if row]
+        live = {i: row for i, row in enumerate(self._rows) if row}
         ahead = itertools.islice(self._pending, 1)  # none that waits is longer
-        size = layout.size([*(self._rows[i].prompt for i in live), *ahead])
+        size = layout.size([*(row.prompt for row in live.values()), *ahead])
         if self._state is None:
             per = self._per
             groups = self._needed(size, per) // per
@@ -164,7 +163,7 @@ class Stream:
             return
         each_way = (self._per,) if self._pending else (own, 1)
         for each in dict.fromkeys(each_way):
-            groups = layout.grouped(live, lambda i: self._rows[i].prompt, each)
+            groups = layout.grouped([*live], lambda i: live[i].prompt, each)
             count = self._needed(size, each)
             if each * len(groups) <= count and (self._pending or count < now):
                 break
@@ -180,7 +179,7 @@ class Stream:
             np.array([i is not None for i in kept]),
             size,
         )
-        self._placed = [self._rows[g[0]].prompt if g else None for g in groups]
+        self._placed = [live[g[0]].prompt if g else None for g in groups]
         self._rows = [None if i is None else self._rows[i] for i in kept]
 
     def _fill(self) -> None:

@@ -50,7 +50,7 @@ def start(job: dict) -> dict[str, float]:
 
     from dynscaling_jax.engine import Engine
     from dynscaling_jax.models import load_model
-    from launch.experiment import use_compilation_cache
+    from launch.environment import use_compilation_cache
 
     use_compilation_cache()
     mark()
