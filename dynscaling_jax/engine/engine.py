@@ -323,8 +323,9 @@ class _Call:
 
     def close(self) -> None:
         """What is not drawn yet is drawn no more."""
-        self._engine._drop(self._left.values())
-        self._left.clear()
+        if self._left:
+            self._engine._drop(self._left.values())
+            self._left.clear()
 
     __del__ = close
 

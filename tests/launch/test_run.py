@@ -97,6 +97,33 @@ def dynscaling(tiny_model, tmp_path_factory):
     return workdir, done
 
 
+def test_rounds_that_overlap_and_curves_of_them(tiny_model, tmp_path):
+    """Rounds are granted while the last one is drawn; TensorBoard gets a
+    curve of the rate and one of the uncertainty."""
+    done = run(
+        tiny_model,
+        tmp_path,
+        "--config.method=dynscaling",
+        "--config.budget.stale_rounds=1",
+        "--tensorboard",
+    )
+    assert done.returncode == 0, done.stderr
+    drawn = rows(tmp_path)
+    assert len(drawn) == PER_QUERY * QUERIES
+    assert [r["round"] for r in drawn] == sorted(r["round"] for r in drawn)
+    round_of = {(r["query_id"], r["index"]): r["round"] for r in drawn}
+    read = [
+        row["round"] - round_of[row["query_id"], parent]
+        for row in drawn
+        for parent in row["parents"]
+    ]
+    # but for the second round, which begins when the first is whole
+    assert min(read) == 1 and sum(behind == 1 for behind in read) < len(read)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    written = file.read_bytes()
+    assert b"uncertainty" in written and b"new tokens per second" in written
+
+
 def test_integrated_samples_name_their_parents(dynscaling):
     drawn = rows(dynscaling[0])
     round_of = {(r["query_id"], r["index"]): r["round"] for r in drawn}
