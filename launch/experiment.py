@@ -319,6 +319,7 @@ def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
         "new_tokens": tokens,
         "flops": ledger.flops + extra.flops,
         "seconds": seconds,
+        "loop_share": round(metrics.loop_share(), 4),
         "new_tokens_per_second": round(tokens / max(seconds, 1e-3), 2),
     }
 

@@ -39,6 +39,8 @@ class Metrics:
         self._file = path.open("a", encoding="utf-8")
         self._begin = self._last = self._written = time.monotonic()
         self._drawn = self._tokens = 0
+        self._inside = self._outside = 0.0  # of the model, seconds
+        self._at = self._begin
         self.timed_out = False
         self._bar = tqdm(
             total=budget.samples,
@@ -53,13 +55,41 @@ class Metrics:
         return self._before + self._last - self._begin
 
     def watched(self, sample_fn: SampleFn) -> SampleFn:
-        """Shows each sample, drawn now or read from the log."""
+        """Shows each sample, drawn now or read from the log, and notes what
+        time passes between two of them."""
 
-        def shown(sample: Sample) -> Sample:
-            self._bar.update()
-            return sample
+        def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+            self._enter()
+            samples = iter(sample_fn(requests))
+            self._leave()
+            return shown(samples)
 
-        return lambda requests: map(shown, sample_fn(requests))
+        def shown(samples: Iterator[Sample]) -> Iterator[Sample]:
+            while True:
+                self._enter()
+                sample = next(samples, None)
+                self._leave()
+                if sample is None:
+                    return
+                self._bar.update()
+                yield sample
+
+        return draw
+
+    def loop_share(self) -> float:
+        """The part of this session that the loop took for itself, until the
+        last sample: policy, strategy, tables and their compilation."""
+        return self._outside / max(self._outside + self._inside, 1e-9)
+
+    def _enter(self) -> None:
+        now = time.monotonic()
+        self._outside += now - self._at
+        self._at = now
+
+    def _leave(self) -> None:
+        now = time.monotonic()
+        self._inside += now - self._at
+        self._at = now
 
     def counted(
         self, sample_fn: SampleFn, seconds: float | None = None

@@ -19,6 +19,7 @@ RANKING = 0.6  # AUROC; 0.5 is chance
 DISAGREEMENT = 0.5  # of the answers in a chain
 GIVEN_UP = 0.25  # of the wrong questions
 CONCENTRATION = 0.75  # of the later samples, in a tenth of the questions
+OVERHEAD = 0.1
 FEWEST = 5  # right ones and wrong ones, below which nothing is judged
 CHAINED = 20  # samples with parents, likewise
 DRAWS = 2_000
@@ -52,6 +53,7 @@ def signs(judged: Judged) -> list[Sign]:
         chains_against_others(judged),
         given_up(judged),
         concentration(judged),
+        overhead(judged),
     ]
 
 
@@ -204,6 +206,20 @@ def concentration(judged: Judged) -> Sign:
     value = float(later_Q[:tenth].sum() / later_Q.sum())
     note = f"{tenth} of {len(later_Q)} questions"
     return Sign(name, measure, value, CONCENTRATION, True, note)
+
+
+def overhead(judged: Judged) -> Sign:
+    """The share of a run's time that allocation and chains took."""
+    share = judged.recorded.summary.get("loop_share")
+    return Sign(
+        "overhead of the bandit",
+        "share of the time that went to policy, strategy and tables, and not "
+        "to the model",
+        share,
+        OVERHEAD,
+        True,
+        "" if share is not None else "the run did not record it",
+    )
 
 
 def _first(asked: Asked) -> int:

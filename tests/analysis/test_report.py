@@ -194,6 +194,7 @@ def found_signs(samples, references, rounds=()):
         "chains",
         "given_up",
         "concentration",
+        "overhead",
     )
     found = signs(judge(run, compare))
     return dict(zip(names, found, strict=True))
@@ -280,9 +281,17 @@ def test_wrong_questions_that_are_given_up():
 
 def test_what_cannot_be_judged_is_no_sign(run):
     found = signs(judge(run._replace(rounds=ROUNDS[:1]), compare))
-    assert [one.value for one in found[1:]] == [None] * 5
+    assert [one.value for one in found[1:]] == [None] * 6
     assert all(one.note for one in found[1:])
     assert not any(one.occurs for one in found[1:])
+
+
+@pytest.mark.parametrize(("share", "occurs"), [(0.02, False), (0.3, True)])
+def test_a_loop_that_takes_its_time(run, share, occurs):
+    run.summary["loop_share"] = share
+    *_, sign = signs(judge(run, compare))
+    assert (sign.name, sign.occurs) == ("overhead of the bandit", occurs)
+    del run.summary["loop_share"]
 
 
 def test_a_run_that_drew_nothing():
