@@ -1,6 +1,7 @@
 """Curves for TensorBoard, where --tensorboard asks for them."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -26,10 +27,15 @@ def board(directory: Path, wanted: bool) -> Iterator[Draw]:
             "pip install 'dynscaling-jax[tensorboard]'"
         ) from None
 
-    def draw(step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()
+    with contextlib.ExitStack() as stack:
+        # no file before there is a point
+        opened = functools.cache(
+            lambda: stack.enter_context(SummaryWriter(str(directory)))
+        )
 
-    with SummaryWriter(str(directory)) as writer:
+        def draw(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                opened().add_scalar(name, value, step)
+            opened().flush()
+
         yield draw

@@ -319,7 +319,7 @@ def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
         "new_tokens": tokens,
         "flops": ledger.flops + extra.flops,
         "seconds": seconds,
-        "loop_share": round(metrics.loop_share(), 4),
+        "loop_share": metrics.loop_share(),
         "new_tokens_per_second": round(tokens / max(seconds, 1e-3), 2),
     }
 

@@ -41,6 +41,11 @@ def main(_) -> None:
     from dynscaling_jax.training.lessons import write_rows
 
     out = Path(str(OUT.value))
+    if DRILLS.value and ATTEMPTS.value:
+        sys.exit(
+            "launch.lessons: --drills are not problems, which --attempts "
+            "would be of; give one of them"
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_rows(out, rows(PROBLEMS.value))

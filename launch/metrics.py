@@ -34,13 +34,15 @@ class Metrics:
         name = f"metrics-{process}.jsonl" if process else "metrics.jsonl"
         path = workdir / name
         sessions = _sessions(path)
-        self._before = sum(sessions.values())
+        self._before, self._loop_before = map(
+            sum, zip(*sessions.values(), strict=True) if sessions else ((), ())
+        )
         self._session = max(sessions, default=-1) + 1
         self._file = path.open("a", encoding="utf-8")
         self._begin = self._last = self._written = time.monotonic()
         self._drawn = self._tokens = 0
-        self._inside = self._outside = 0.0  # of the model, seconds
-        self._at = self._begin
+        self._outside, self._at = 0.0, self._begin  # of the model, seconds
+        self._seen = 0
         self.timed_out = False
         self._bar = tqdm(
             total=budget.samples,
@@ -72,24 +74,22 @@ class Metrics:
                 if sample is None:
                     return
                 self._bar.update()
+                self._seen += 1
                 yield sample
 
         return draw
 
-    def loop_share(self) -> float:
-        """The part of this session that the loop took for itself, until the
-        last sample: policy, strategy, tables and their compilation."""
-        return self._outside / max(self._outside + self._inside, 1e-9)
+    def loop_share(self) -> float | None:
+        """The part of the time, of all sessions that drew, that the loop took
+        for itself: policy, strategy, tables and their compilation."""
+        loop = self._loop_before + (self._outside if self._drawn else 0.0)
+        return loop / self.seconds() if self.seconds() else None
 
     def _enter(self) -> None:
-        now = time.monotonic()
-        self._outside += now - self._at
-        self._at = now
+        self._outside += time.monotonic() - self._at
 
     def _leave(self) -> None:
-        now = time.monotonic()
-        self._inside += now - self._at
-        self._at = now
+        self._at = time.monotonic()
 
     def counted(
         self, sample_fn: SampleFn, seconds: float | None = None
@@ -135,10 +135,11 @@ class Metrics:
             "samples": self._drawn,
             "new_tokens": self._tokens,
             "new_tokens_per_second": round(rate, 1),
+            "loop_seconds": round(self._outside, 3),
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        self._draw(self._bar.n, {"new tokens per second": rate})
+        self._draw(self._seen, {"new tokens per second": rate})
 
     def close(self) -> None:
         self._bar.close()
@@ -147,14 +148,18 @@ class Metrics:
                 self._tick(last=True)
 
 
-def _sessions(path: Path) -> dict[int, float]:
-    """Seconds of the earlier sessions: the last line of each counts."""
-    sessions: dict[int, float] = {}
+def _sessions(path: Path) -> dict[int, tuple[float, float]]:
+    """Seconds of the earlier sessions, and of these the loop's own: the last
+    line of each counts."""
+    sessions: dict[int, tuple[float, float]] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
-                sessions[int(row["session"])] = float(row["seconds"])
+                sessions[int(row["session"])] = (
+                    float(row["seconds"]),
+                    float(row.get("loop_seconds", 0)),
+                )
             except (ValueError, KeyError, TypeError):
                 continue  # torn by a kill
     return sessions

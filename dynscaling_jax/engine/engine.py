@@ -110,11 +110,14 @@ class Engine:
             max_new_tokens,
             rows_per_group,
             self._fitting,
+            layout.follows_work(self._mesh),
             self._prefix,
             self._empty,
             self._finished,
         )
         self._streams: dict[int, Stream] = {}  # by size of prompts
+        self._stepping = False
+        self._gone: list[Request] = []  # of calls that were left
         self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
         self._encode = functools.lru_cache(4096)(
             lambda messages: tuple(model.tokenizer.encode_chat(messages))
@@ -189,11 +192,16 @@ class Engine:
         if not self._streams:
             raise RuntimeError("what was under way failed in another call")
         size, stream = next(iter(self._streams.items()))
-        del self._streams[size]  # should it fail, it is no more
-        with mesh.ambient(self._mesh):
-            whole, steps = stream.step()
-        if stream.busy:
-            self._streams = {size: stream, **self._streams}
+        self._stepping = True
+        try:
+            with mesh.ambient(self._mesh):
+                whole, steps = stream.step()
+        except BaseException:
+            del self._streams[size]
+            raise
+        finally:
+            self._stepping = False
+        self._drop(())
         self.row_steps += steps.all
         self.live_steps += steps.live
         for request, sample in whole:
@@ -201,11 +209,17 @@ class Engine:
                 call.take(request, sample)
 
     def _drop(self, requests: Iterable[Request]) -> None:
-        requests = [*requests]
+        """Draws these no more, from the end of the step on that it may be
+        called in: a call can be collected at any time."""
+        self._gone.extend(requests)
+        if self._stepping:
+            return
         for size, stream in [*self._streams.items()]:
-            stream.drop(requests)
+            if self._gone:
+                stream.drop(self._gone)
             if not stream.busy:
                 del self._streams[size]
+        self._gone.clear()
 
     def _prompt(self, request: Request) -> Prompt:
         base = ids = self._encode(request.query.messages)
@@ -270,7 +284,7 @@ class Engine:
         known = self.widths or self._held(size, per)
         room = self._prefix_tokens // size * (per if known[1:] else 1)
         fit = tuple(w for w in known if w <= room and w % per == 0)
-        return fit or known[:1]
+        return fit or (per * max(1, known[0] // per),)
 
     def _held(self, size: int, per: int) -> tuple[int, ...]:
         """The numbers of rows that the memory of the devices holds."""

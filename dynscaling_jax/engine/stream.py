@@ -31,6 +31,7 @@ class Draws(NamedTuple):
     max_new_tokens: int
     rows_per_group: int
     widths: Callable[[int, int], tuple[int, ...]]  # (size, per group) -> rows
+    follows_work: bool  # layout.follows_work
     read: Callable[[Prompt], Prefix]
     empty: Callable[[int, int, int], State]  # (groups, per group, size)
     finished: Callable[[Row], Sample | None]
@@ -68,9 +69,8 @@ class Stream:
             )
         longest = sorted(self._pending, key=lambda p: -layout.size([p]))
         self._pending = {p: self._pending[p] for p in longest}
-        self._waiting = collections.deque(
-            p for p in longest if p not in self._placed
-        )
+        placed = {*self._placed}
+        self._waiting = collections.deque(p for p in longest if p not in placed)
         counts = map(len, self._pending.values())
         self._per = layout.per_group(counts, self._draws.rows_per_group)
 
@@ -145,7 +145,8 @@ class Stream:
 
     def _fit(self) -> None:
         """The rows that still draw, and room for what waits: as long as the
-        prompts and as many as the work asks for."""
+        prompts and as many as the work asks for. Where rows that draw leave
+        no room for longer prompts, these wait for them."""
         live = {i: row for i, row in enumerate(self._rows) if row}
         ahead = itertools.islice(self._pending, 1)  # none that waits is longer
         size = layout.size([*(row.prompt for row in live.values()), *ahead])
@@ -155,6 +156,8 @@ class Stream:
             self._state = self._draws.empty(groups, per, size)
             self._placed = [None] * groups
             self._rows = [None] * (groups * per)
+            return
+        if not self._draws.follows_work:
             return
         now = len(self._rows)
         own = now // len(self._placed)
@@ -233,12 +236,17 @@ class Stream:
         self._state = state._replace(rows=started)
 
     def _next(self) -> Prompt | None:
-        """A prompt for an idle group: a new one, else the one that has most
-        samples left to draw."""
-        if self._waiting:
-            return self._waiting.popleft()
+        """A prompt for an idle group that there is room for: a new one, else
+        the one that has most samples left to draw."""
+        room = cache.slots(self._state.prefix)
+        fits = lambda prompt: layout.size([prompt]) <= room
+        new = next(filter(fits, self._waiting), None)
+        if new:
+            self._waiting.remove(new)
+            return new
         pending = self._pending
-        return max(pending, key=lambda p: len(pending[p]), default=None)
+        known = filter(fits, pending)
+        return max(known, key=lambda p: len(pending[p]), default=None)
 
     def _row(self, request: Request, prompt: Prompt) -> Row:
         room = self._draws.model.config.context - len(prompt.ids)

@@ -341,5 +341,8 @@ def _altered(sample: Sample, draws: np.random.Generator) -> Sample:
         other = "ABCDEFGHIJ"["ABCDEFGHIJ".index(answer) ^ 1]
     else:
         other = f"not {answer}"
-    text = re.sub(rf"(?<!\w){re.escape(answer)}(?!\w)", other, sample.text)
+    own = rf"(?<!\w){re.escape(answer)}(?!\w)"
+    text, found = re.subn(own, lambda _: other, sample.text)
+    if not found:  # its text spells the answer otherwise
+        text = f"{text}\n\nThe answer is {other}."
     return sample._replace(text=text, answer=other)

@@ -69,7 +69,7 @@ class _Drawing(NamedTuple):
 
     requests: list[Request]
     uncertainty_Q: np.ndarray
-    samples: Iterator[Sample]
+    samples: "_Stream"
 
 
 def scale(
@@ -163,7 +163,7 @@ def scale(
                 _Drawing(
                     requests,
                     np.asarray(_per_query(measure, seen)),
-                    _stream(sample_fn(requests), requests),
+                    _Stream(sample_fn, requests),
                 )
             )
             size = round_size or len(queries)
@@ -185,9 +185,12 @@ def scale(
         state = update(state, seen, taken_Q)
         if observe:
             observe(rounds[-1])
+        samples.close()
         if len(drawn) < len(requests):
             stopped = _passed(budget, ledger) or "the model ended early"
             break
+    for drawing in under_way:
+        drawing.samples.close()
 
     answers, vote_ledger = _vote(vote, queries, table, vote_fn or sample_fn)
     samples = tuple(map(tuple, table.samples))
@@ -345,25 +348,33 @@ def _why_nothing(grants_Q: np.ndarray, free_Q: np.ndarray) -> str:
     return "the strategy stopped"
 
 
-def _stream(
-    samples: Iterator[Sample], requests: Sequence[Request]
-) -> Iterator[Sample]:
-    """The samples asked for as they come, each checked; closed when left."""
-    missing = {(r.query.id, r.index) for r in requests}
-    try:
-        for sample in samples:
-            try:
-                missing.remove((sample.query_id, sample.index))
-            except KeyError:
-                raise ValueError(
-                    f"the model gave sample {sample.index} of query "
-                    f"{sample.query_id!r}, which was not asked for, or twice"
-                ) from None
-            yield sample
-    finally:
-        close = getattr(samples, "close", None)
+class _Stream:
+    """The samples asked for as they come, each checked."""
+
+    def __init__(self, sample_fn: SampleFn, requests: Sequence[Request]):
+        self._missing = {(r.query.id, r.index) for r in requests}
+        self._samples = iter(sample_fn(requests))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self
+
+    def __next__(self) -> Sample:
+        sample = next(self._samples)
+        try:
+            self._missing.remove((sample.query_id, sample.index))
+        except KeyError:
+            raise ValueError(
+                f"the model gave sample {sample.index} of query "
+                f"{sample.query_id!r}, which was not asked for, or twice"
+            ) from None
+        return sample
+
+    def close(self) -> None:
+        """Draws no more, and lets go of what draws."""
+        close = getattr(self._samples, "close", None)
         if close:
             close()
+        self._samples = iter(())
 
 
 def _requested(
@@ -383,7 +394,7 @@ def _vote(
 
     def metered(requests: Sequence[Request]):
         nonlocal ledger
-        for sample in _stream(sample_fn(requests), requests):
+        for sample in _Stream(sample_fn, requests):
             ledger = ledger.add(sample)
             yield sample
 

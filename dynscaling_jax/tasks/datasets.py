@@ -93,11 +93,14 @@ def load_task(config: Mapping[str, Any]) -> Task:
         id = f"{name}/{item.id or number}"
         if id in problems:
             raise ValueError(f"{row.place}: the id {id!r} occurs twice")
+        key = f"{settings.seed}/{id}"
+        item = item._replace(
+            question=misspelt(item.question, settings.noise, key)
+        )
         question, answer = item.question, item.answer
         if item.options:
-            order = _order(item, f"{settings.seed}/{id}", benchmark.shuffled)
+            order = _order(item, key, benchmark.shuffled)
             question, answer = _lettered(item, order)
-        question = misspelt(question, settings.noise, f"{settings.seed}/{id}")
         reference = canonical(answer, kind)
         if reference is None:
             raise ValueError(

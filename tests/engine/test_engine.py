@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from dynscaling_jax.engine import Engine, decode
+from dynscaling_jax.engine import Engine, decode, layout, memory
 from dynscaling_jax.models import Model, flops
 from dynscaling_jax.models.tokenizer import Tokenizer
 from dynscaling_jax.types import Message, Query, Request
@@ -189,6 +189,42 @@ def test_longer_prompts_may_come_later(model, whole):
     other = engine(ask([long], [1]))
     assert [*other] == [alone]
     assert_same(by_name([*drawn, *one]), whole)
+
+
+@pytest.mark.parametrize("few_bytes", [False, True])
+def test_longer_prompts_wait_where_there_is_no_room(model, few_bytes):
+    """Rows that draw left no room to lay out groups of four, or memory none
+    for as many rows with longer prompts: the longer prompt was put into a
+    place too short for it, and both calls were lost."""
+    settings = SHAPE
+    if few_bytes:
+        token = memory.token_bytes(model.config, 4)
+        settings = settings | {"rows": 16, "rows_per_group": 1}
+        settings["prefix_bytes"] = token * 128 * 16
+    short = [query(f"s/{i}", "x" * i) for i in range(1, 17)]
+    long = query("long", "y" * 200)
+    engine = Engine(model, **settings)
+    one = engine(ask(short, [0]))
+    drawn = [next(one)]
+    other = engine(ask([long], range(4)))
+    drawn += [*other, *one]
+    alone = Engine(model, **SHAPE)(ask([*short], [0]))
+    expected = by_name([*alone, *Engine(model, **SHAPE)(ask([long], range(4)))])
+    assert by_name(drawn) == expected
+
+
+def test_one_number_of_rows_is_laid_out_once(model, monkeypatch, whole):
+    """As on accelerators: a later call changes no shape that is compiled."""
+    monkeypatch.setattr(layout, "follows_work", lambda mesh: False)
+
+    def forbidden(*_):
+        raise AssertionError("laid out anew")
+
+    monkeypatch.setattr(decode, "select", forbidden)
+    engine = Engine(model, **SHAPE)
+    one = engine(ask(QUERIES[:1], range(8)))
+    drawn = [next(one), *engine(ask(QUERIES[1:], range(1))), *one]
+    assert_same(by_name(drawn), whole)
 
 
 def test_a_call_that_is_left_is_drawn_no_more(model, whole):

@@ -252,6 +252,8 @@ def test_the_word_count_is_monotone():
         ("7", "3 + 4 = 7, not 17. The answer is 7.", r"3 \+ 4 = (\d+), not 17"),
         ("A", "A bee. The answer is (A).", r"([B]) bee. The answer is \(B\)"),
         ("Rome", "The answer is Rome.", "The answer is (not Rome)"),
+        (r"\frac{1}{2}", r"So \frac{1}{2}.", r"So (not \\frac\{1\}\{2\})"),
+        ("1234", "The answer is 1,234.", r"The answer is (\d{4})\."),
     ],
 )
 def test_a_planted_attempt_says_another_answer(answer, text, wrong):

@@ -184,6 +184,41 @@ def test_the_cap_on_seconds_ends_a_round_and_closes_the_model():
     assert len(closed) == 3
 
 
+@pytest.mark.parametrize("stale", [0, 1])
+def test_what_is_left_is_closed_before_the_vote(stale):
+    """The vote asks the same model, which must not go on with the rest of a
+    round that passed a cap, nor with the next one."""
+    events = []
+
+    class Drawing:
+        def __init__(self, requests):
+            self._samples = noisy(requests)
+            events.append("asked")
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self._samples)
+
+        def close(self):
+            events.append("closed")
+
+    def ask_model(queries, samples, sample_fn):
+        events.append("vote")
+        return [[1.0] * len(own) for own in samples]
+
+    run(
+        Drawing,
+        n=4,
+        vote=MAJORITY._replace(weigh=ask_model),
+        budget=Budget(new_tokens=250),
+        stale=stale,
+    )
+    at = events.index("vote")
+    assert events[:at].count("asked") == events[:at].count("closed") > 2
+
+
 def test_a_failed_sample_is_a_row_and_the_run_goes_on():
     def model(requests):
         for r in requests:

@@ -28,6 +28,11 @@ def test_a_larger_share_misspells_the_same_words_and_more(text, a, b, key):
         assert x == before or y == x
 
 
+def test_formulas_stay():
+    text = r"\begin{align} $\frac{sqrt}{four}$ \text{word}"
+    assert misspelt(text, 1.0, "k") == text
+
+
 def test_a_share_of_the_words():
     long = "letters " * 4000
     wrong = sum(w != "letters" for w in misspelt(long, 0.3, "k").split())
