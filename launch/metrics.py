@@ -139,7 +139,7 @@ class Metrics:
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        self._draw(self._seen, {"new tokens per second": rate})
+        self._draw(self._seen, {"new_tokens_per_second": rate})
 
     def close(self) -> None:
         self._bar.close()

@@ -121,7 +121,7 @@ def test_rounds_that_overlap_and_curves_of_them(tiny_model, tmp_path):
     assert min(read) == 1 and sum(behind == 1 for behind in read) < len(read)
     (file,) = (tmp_path / "tensorboard").iterdir()
     written = file.read_bytes()
-    assert b"uncertainty" in written and b"new tokens per second" in written
+    assert b"uncertainty" in written and b"new_tokens_per_second" in written
 
 
 def test_integrated_samples_name_their_parents(dynscaling):
