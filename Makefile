@@ -51,10 +51,10 @@ reasoner: setup
 	$(LESSONS) --out=$(RUNS)/again.jsonl --problems=8000 --seed=2
 	$(LESSONS) --out=$(RUNS)/held_out.jsonl --problems=320 --seed=9
 	$(BIN)/python -m launch.train --config=configs/train_reasoner.py --workdir=$(RUNS)/model-0
-	for n in 1 2 3 4; do \
-	  before=$(RUNS)/model-$$((n - 1))/model; \
+	for round in 1:1.0 2:1.0 3:1.3; do \
+	  n=$${round%:*}; before=$(RUNS)/model-$$((n - 1))/model; \
 	  $(BIN)/python -m launch.run --config=configs/reasoner_attempts.py --config.model=$$before \
-	    --config.task.seed=2$$n --workdir=$(RUNS)/attempts-$$n && \
+	    --config.engine.temperature=$${round#*:} --config.task.seed=2$$n --workdir=$(RUNS)/attempts-$$n && \
 	  $(LESSONS) --out=$(RUNS)/solutions-$$n.jsonl --problems=3000 --seed=2$$n && \
 	  $(BIN)/python -m launch.pairs --run=$(RUNS)/attempts-$$n --solutions=$(RUNS)/solutions-$$n.jsonl \
 	    --pairs=12000 --out=$(RUNS)/pairs-$$n.jsonl && \
@@ -62,7 +62,7 @@ reasoner: setup
 	    --config.lessons="('$(RUNS)/pairs-$$n.jsonl','$(RUNS)/again.jsonl')" --config.seed=$$n \
 	    --workdir=$(RUNS)/model-$$n || exit 1; \
 	done
-	$(BIN)/python -m launch.convert --model=$(RUNS)/model-4/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
+	$(BIN)/python -m launch.convert --model=$(RUNS)/model-3/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -18,5 +18,5 @@ def get_config():
     config.task.steps = 8
     config.task.largest = 999
     config.engine.max_new_tokens = 160
-    config.engine.temperature = 1.0
+    config.engine.temperature = 1.3
     return config

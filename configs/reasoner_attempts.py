@@ -13,5 +13,6 @@ def get_config():
     config.task.split = "train"
     config.task.seed = 21
     config.task.limit = 3000
+    config.engine.temperature = 1.0
     config.budget.samples_per_query = 4.0
     return config

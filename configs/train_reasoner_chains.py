@@ -13,8 +13,8 @@
         --workdir=runs/reasoner/model-1
 
 Plain lessons stay in the mixture, so that samples without a chain stay as
-good as they were. `make reasoner` does the same three times more, each time
-with attempts of the model that came of it.
+good as they were. `make reasoner` does the same twice more, each time with
+attempts of the model that came of it.
 """
 
 from configs import train_reasoner
