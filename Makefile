@@ -1,6 +1,6 @@
 # make setup   a virtual environment with pinned versions, and the demo's model
 # make demo    three methods side by side on the bundled reasoner
-# make gains   five methods, more samples, five seeds: most of an hour
+# make gains   five methods, more samples, five seeds: an hour
 # make smollm2 the same on SmolLM2 and GSM8K=FILE
 # make reasoner  trains the bundled reasoner again, in 90 minutes
 # make test    the tests
