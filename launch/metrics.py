@@ -82,8 +82,12 @@ class Metrics:
     def loop_share(self) -> float | None:
         """The part of the time, of all sessions that drew, that the loop took
         for itself: policy, strategy, tables and their compilation."""
-        loop = self._loop_before + (self._outside if self._drawn else 0.0)
-        return loop / self.seconds() if self.seconds() else None
+        # as metrics.jsonl has them, so that a run started again says the same
+        own = round(self._outside, 3) if self._drawn else 0.0
+        seconds = round(self.seconds(), 3)
+        return (
+            round((self._loop_before + own) / seconds, 4) if seconds else None
+        )
 
     def _enter(self) -> None:
         self._outside += time.monotonic() - self._at
