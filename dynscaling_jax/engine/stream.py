@@ -6,6 +6,7 @@ as the work. More work may come at any time: it takes the next idle rows.
 """
 
 import collections
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -49,6 +50,7 @@ class Stream:
 
     def __init__(self, draws: Draws):
         self._draws = draws
+        self._widths = functools.cache(draws.widths)
         # what is left to draw, of those prompts that have any left
         self._pending: dict[Prompt, collections.deque[Request]] = {}
         self._waiting: collections.deque[Prompt] = collections.deque()
@@ -129,18 +131,19 @@ class Stream:
         if self._pending:
             return live - max(1, len(self._rows) // 16)
         size = cache.slots(self._state.prefix)
-        fewer = (w for w in self._draws.widths(size, self._per) if w < live)
+        fewer = (w for w in self._widths(size, self._per) if w < live)
         return max(fewer, default=0)
 
     def _needed(self, size: int, per: int) -> int:
         """Rows for those that are live, and all that waits to be drawn from
         prompts of this size; all there may be where those are more."""
+        widths = self._widths(size, per)
         live = [row for row in self._rows if row]
         groups = len(layout.grouped(live, lambda row: row.prompt, per))
-        for prompt, own in self._pending.items():
-            if layout.size([prompt]) == size:
-                groups += -(-len(own) // per)
-        widths = self._draws.widths(size, per)
+        for prompt, own in self._pending.items():  # the longest first
+            if layout.size([prompt]) < size or per * groups >= widths[-1]:
+                break
+            groups += -(-len(own) // per)
         return next((w for w in widths if w >= per * groups), widths[-1])
 
     def _fit(self) -> None:
