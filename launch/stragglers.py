@@ -9,7 +9,6 @@ and docs/allocation.md for what came of it.
 """
 
 import sys
-from collections.abc import Callable
 
 import numpy as np
 from absl import flags
@@ -63,20 +62,18 @@ def main(_) -> None:
 def report(hosts: list[int]) -> str:
     """Both tables, and what they mean."""
     from dynscaling_jax.analysis import stragglers
+    from dynscaling_jax.records.shared import dealt
 
     spread = stragglers.Lengths(WITHIN.value, BETWEEN.value)
 
-    def anew(size: int, count: int, seed: int) -> np.ndarray:
+    def cell(deal: stragglers.Deal, size: int, count: int, stale: int) -> str:
         shape = RUN // size, count, size * ROWS.value
-        return stragglers.dealt_anew(*shape, spread, seed)
-
-    def kept(size: int, count: int, seed: int) -> np.ndarray:
-        shape = RUN // size, count, size * ROWS.value
-        return stragglers.kept(*shape, spread, seed, ROWS.value)
-
-    def cell(deal: Callable, size: int, count: int, stale: int) -> str:
         lost = [
-            stragglers.simulate(deal(size, count, seed), ROWS.value, stale)
+            stragglers.simulate(
+                stragglers.lengths(*shape, spread, seed, ROWS.value, deal),
+                ROWS.value,
+                stale,
+            )
             for seed in range(SEEDS.value)
         ]
         waiting, idle = np.mean(lost, 0)
@@ -84,8 +81,8 @@ def report(hosts: list[int]) -> str:
 
     parts = []
     for title, deal in (
-        ("Each round's samples are dealt to hosts anew, evenly:", anew),
-        ("Each host keeps its questions:", kept),
+        ("Each round is dealt anew, evenly, as launch.run does:", dealt),
+        ("Each host keeps its questions:", stragglers.kept),
     ):
         options = [(size, stale) for stale in (0, 1) for size in ROUNDS]
         lines = [

@@ -7,11 +7,16 @@ one token of each row; the exchange itself takes none. Letters: M rounds, H
 hosts, S samples of a host in a round, R rows of a host.
 """
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from dynscaling_jax.records.shared import Drawn
+
 LONGEST = 4.0  # means: engine.max_new_tokens cuts longer samples
+Deal = Callable[..., Mapping[int, int]]
+"""Which host draws each question of a round, as records.shared.dealt."""
 
 
 class Lost(NamedTuple):
@@ -73,42 +78,62 @@ def simulate(length_MHS: np.ndarray, rows: int, stale: int = 0) -> Lost:
     )
 
 
-def dealt_anew(
-    rounds: int, hosts: int, samples: int, spread: Lengths, seed: int
-) -> np.ndarray:
-    """Lengths [M, H, S] when each round's samples are dealt evenly, whichever
-    host held their questions before. A mean sample has length 1."""
-    rng = np.random.default_rng(seed)
-    shape = rounds, hosts, samples
-    return np.minimum(
-        _around_one(rng, spread.within, shape)
-        * _around_one(rng, spread.between, shape),
-        LONGEST,
-    )
-
-
-def kept(
+def lengths(
     rounds: int,
     hosts: int,
     samples: int,
     spread: Lengths,
     seed: int,
     questions: int,
+    deal: Deal,
 ) -> np.ndarray:
-    """Lengths [M, H, S] when each host keeps its own questions, so many, and
-    a round's hosts x samples samples fall on questions at random."""
+    """Lengths [M, H, S] of rounds of hosts x samples samples, which fall on
+    hosts x questions questions at random. A mean sample has length 1; 0 is
+    none."""
     rng = np.random.default_rng(seed)
-    mean_HQ = _around_one(rng, spread.between, (hosts, questions))
-    drawn = hosts * samples
-    count_MH = rng.multinomial(drawn, np.full(hosts, 1 / hosts), rounds)
-    shape = rounds, hosts, int(count_MH.max())
-    which_MHS = rng.integers(0, questions, shape)
-    length_MHS = np.minimum(
-        _around_one(rng, spread.within, shape)
-        * mean_HQ[np.arange(hosts)[:, None], which_MHS],
-        LONGEST,
-    )
-    return np.where(np.arange(shape[2]) < count_MH[..., None], length_MHS, 0)
+    mean_Q = _around_one(rng, spread.between, (hosts * questions,))
+    owners: dict[int, int] = {}
+    drawn: dict[int, Drawn] = {}
+    dealt = []
+    for _ in range(rounds):
+        which_N = np.sort(rng.integers(0, len(mean_Q), hosts * samples))
+        asked, inverse_N, counts = np.unique(
+            which_N, return_inverse=True, return_counts=True
+        )
+        counts = dict(zip(asked.tolist(), counts.tolist(), strict=True))
+        owners.update(deal(counts, drawn, owners, hosts))
+        length_N = mean_Q[which_N] * _around_one(
+            rng, spread.within, which_N.shape
+        )
+        length_N = np.minimum(length_N, LONGEST)
+        host_N = np.array([owners[q] for q in counts])[inverse_N]
+        dealt.append((host_N, length_N))
+        tokens = np.bincount(inverse_N, length_N).tolist()
+        for (question, count), total in zip(
+            counts.items(), tokens, strict=True
+        ):
+            had = drawn.get(question, Drawn())
+            drawn[question] = Drawn(had.tokens + total, had.samples + count)
+    most = max(np.bincount(host_N).max() for host_N, _ in dealt)
+    length_MHS = np.zeros((rounds, hosts, most))
+    for length_HS, (host_N, length_N) in zip(length_MHS, dealt, strict=True):
+        order_N = rng.permutation(len(host_N))
+        order_N = order_N[np.argsort(host_N[order_N], kind="stable")]
+        ends = np.cumsum(np.bincount(host_N, minlength=hosts))
+        for host, own in enumerate(np.split(length_N[order_N], ends[:-1])):
+            length_HS[host, : len(own)] = own
+    return length_MHS
+
+
+def kept(
+    counts: Mapping[int, int],
+    drawn: Mapping[int, Drawn],
+    owners: Mapping[int, int],
+    hosts: int,
+) -> dict[int, int]:
+    """A Deal with which each host keeps its own questions."""
+    del drawn, owners
+    return {question: question % hosts for question in counts}
 
 
 def _around_one(

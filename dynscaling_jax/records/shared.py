@@ -1,16 +1,18 @@
 """One run drawn by several processes, each its share of the queries.
 
-All of them run the same loop over all queries. What a round asks for is split
-by query; each process draws its share, keeps it in a log of its own, and at
-the end of the round they exchange what they drew; who waits for others goes on
-with the next round, where that is granted. So every process goes on
-with the same samples as if it had drawn them all, and no policy, strategy or
+All of them run the same loop over all queries. What a round asks for is dealt
+among them by query, evenly; each process draws its share, keeps it in a log of
+its own, and at the end of the round they exchange what they drew; who waits for
+others goes on with the next round, where that is granted. So every process goes
+on with the same samples as if it had drawn them all, and no policy, strategy or
 vote knows of the others.
 """
 
 import contextlib
+import heapq
 import json
 import shutil
+from collections import Counter
 from collections.abc import (
     Callable,
     Iterable,
@@ -19,7 +21,7 @@ from collections.abc import (
     Sequence,
 )
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dynscaling_jax.records.lines import dumps
 from dynscaling_jax.records.log import (
@@ -33,6 +35,19 @@ from dynscaling_jax.records.log import (
 from dynscaling_jax.types import Request, Sample, SampleFn
 
 Held = dict[tuple[str, int], Sample]  # by query id and index
+Id = TypeVar("Id")  # of a query
+
+
+class Drawn(NamedTuple):
+    """Of one query, or of all."""
+
+    tokens: float = 0.0
+    samples: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Tokens of a sample; 1 where none was drawn."""
+        return self.tokens / self.samples if self.tokens else 1.0
 
 
 class Processes(NamedTuple):
@@ -131,23 +146,19 @@ def shared(sample_fn: SampleFn, processes: Processes, before: Held) -> SampleFn:
     """A SampleFn that draws its share of what is asked for, and yields all of
     it, in the order of the requests, once all have drawn theirs.
 
-    A query stays with the process that it first came to, which has read its
-    prompt. before holds what was drawn earlier; it is used up. Raises
-    ValueError for a sample of it that is not of its request.
+    before holds what was drawn earlier; it is used up. Raises ValueError for
+    a sample of it that is not of its request.
     """
     owners: dict[str, int] = {}
+    drawn: dict[str, Drawn] = {}
     under_way: list[_Share] = []
 
     def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-        for request in requests:
-            owners.setdefault(request.query.id, len(owners) % processes.count)
+        missing = [r for r in requests if (r.query.id, r.index) not in before]
+        counts = Counter(r.query.id for r in missing)
+        owners.update(dealt(counts, drawn, owners, processes.count))
         own = sample_fn(
-            [
-                r
-                for r in requests
-                if owners[r.query.id] == processes.number
-                and (r.query.id, r.index) not in before
-            ]
+            [r for r in missing if owners[r.query.id] == processes.number]
         )
         under_way.append(_Share(own, []))
         return handed_on(under_way[-1], requests)
@@ -162,6 +173,10 @@ def shared(sample_fn: SampleFn, processes: Processes, before: Held) -> SampleFn:
             key = request.query.id, request.index
             sample = before.pop(key, None) or found.get(key)
             if sample:
+                before_it = drawn.get(request.query.id, Drawn())
+                drawn[request.query.id] = Drawn(
+                    before_it.tokens + sample.new_tokens, before_it.samples + 1
+                )
                 yield of_request(sample, request, "the logs hold")
 
     def draw_ahead() -> bool:
@@ -174,6 +189,46 @@ def shared(sample_fn: SampleFn, processes: Processes, before: Held) -> SampleFn:
         return False
 
     return draw
+
+
+def dealt(
+    counts: Mapping[Id, int],
+    drawn: Mapping[Id, Drawn],
+    owners: Mapping[Id, int],
+    processes: int,
+) -> dict[Id, int]:
+    """Query -> which of so many processes draws its samples of a round.
+
+    A sample is expected to take as many tokens as those of its query so far,
+    or, where there is none, as those of all. A query stays with its owner,
+    which has read its prompt, as long as that has no more than an equal share
+    of the tokens; what is left goes to who has least.
+
+    Args:
+        counts: samples of each query in this round.
+        drawn: what was drawn before.
+        owners: who drew a query last, where any did.
+    """
+    all_drawn = Drawn(*map(sum, zip(*drawn.values(), strict=True)))
+    work = {
+        query: count * drawn.get(query, all_drawn).mean
+        for query, count in counts.items()
+    }
+    share = sum(work.values()) / processes
+    load = [0.0] * processes
+    found: dict[Id, int] = {}
+    for query, tokens in work.items():
+        owner = owners.get(query)
+        if owner is not None and load[owner] + tokens <= share:
+            found[query] = owner
+            load[owner] += tokens
+    rest = [query for query in work if query not in found]
+    least = [(load[process], process) for process in range(processes)]
+    heapq.heapify(least)
+    for query in sorted(rest, key=lambda query: -work[query]):
+        has, found[query] = least[0]
+        heapq.heapreplace(least, (has + work[query], found[query]))
+    return found
 
 
 class _Share(NamedTuple):

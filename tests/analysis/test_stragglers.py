@@ -5,6 +5,7 @@ import pytest
 
 from dynscaling_jax.analysis import stragglers
 from dynscaling_jax.analysis.stragglers import Lengths, Lost, simulate
+from dynscaling_jax.records.shared import dealt
 
 SPREAD = Lengths(within=0.3, between=0.5)
 
@@ -15,7 +16,7 @@ def near(waiting, idle):
 
 @pytest.mark.parametrize("stale", [0, 1, 2])
 def test_one_host_waits_for_nobody(stale):
-    length_MHS = stragglers.dealt_anew(5, 1, 7, SPREAD, seed=1)
+    length_MHS = stragglers.lengths(5, 1, 7, SPREAD, 1, 7, dealt)
     assert simulate(length_MHS, 3, stale).waiting == 0
 
 
@@ -63,7 +64,7 @@ def test_a_host_without_samples_waits():
 def test_more_hosts_wait_longer_and_old_counts_less():
     waiting = {
         (hosts, stale): simulate(
-            stragglers.dealt_anew(8, hosts, 32, SPREAD, seed=0), 8, stale
+            stragglers.lengths(8, hosts, 32, SPREAD, 0, 32, dealt), 8, stale
         ).waiting
         for hosts in (2, 32)
         for stale in (0, 1)
@@ -90,20 +91,23 @@ def test_what_is_no_run(length_MHS, rows, stale):
 
 def test_lengths_vary_as_asked():
     """Cut at four means, a few per thousand are shorter."""
-    length_MHS = stragglers.dealt_anew(50, 20, 100, SPREAD, seed=3)
+    arguments = 50, 20, 100, SPREAD, 3, 300, dealt
+    length_MHS = stragglers.lengths(*arguments)
     assert length_MHS.max() <= stragglers.LONGEST
-    assert length_MHS.mean() == pytest.approx(1, abs=0.01)
+    drawn = length_MHS[length_MHS > 0]
+    assert len(drawn) == 50 * 20 * 100
+    assert drawn.mean() == pytest.approx(1, abs=0.02)
     # factors multiply: (1 + 0.3^2)(1 + 0.5^2) - 1
-    assert length_MHS.std() == pytest.approx(0.3625**0.5, rel=0.03)
-    again = stragglers.dealt_anew(50, 20, 100, SPREAD, seed=3)
-    np.testing.assert_array_equal(length_MHS, again)
+    assert drawn.std() == pytest.approx(0.3625**0.5, rel=0.05)
+    np.testing.assert_array_equal(length_MHS, stragglers.lengths(*arguments))
 
 
 def test_hosts_that_keep_their_questions_stay_slow():
     """All samples of a round are dealt; a host's mean of one half of the
     rounds tells that of the other."""
     alike = Lengths(within=0.1, between=0.8)
-    length_MHS = stragglers.kept(20, 10, 30, alike, seed=0, questions=5)
+    arguments = 20, 10, 30, alike, 0, 5
+    length_MHS = stragglers.lengths(*arguments, stragglers.kept)
     count_MH = (length_MHS > 0).sum(2)
     np.testing.assert_array_equal(count_MH.sum(1), 300)
     assert count_MH.std() > 1
@@ -112,3 +116,15 @@ def test_hosts_that_keep_their_questions_stay_slow():
         for half in (length_MHS[:10], length_MHS[10:])
     )
     assert np.corrcoef(early_H, late_H)[0, 1] > 0.9
+
+
+def test_dealt_by_what_is_known_hosts_have_as_much_to_do():
+    """The slowest host has a quarter more than the mean where each keeps its
+    questions."""
+    arguments = 12, 10, 60, Lengths(within=0.1, between=0.8), 0, 30
+    over = []
+    for deal in (stragglers.kept, dealt):
+        work_MH = stragglers.lengths(*arguments, deal)[6:].sum(2)
+        over.append((work_MH.max(1) / work_MH.mean(1)).mean() - 1)
+    assert over[0] > 0.2
+    assert over[1] < over[0] / 3

@@ -24,7 +24,7 @@ drawn_here = []
 def stub(requests):
     """Answers of a query are spread as its number says."""
     for r in requests:
-        drawn_here.append(r.query.id)
+        drawn_here.append(f"{r.query.id}/{r.index}")
         seen = f"{r.query.id}/{r.index}/{r.messages}".encode()
         digest = hashlib.sha256(seen).digest()
         answer = str(digest[0] % (1 + int(r.query.id[1:])))
@@ -71,7 +71,7 @@ def main(coordinator, count, number, out):
                 "grants": [r.grants_Q.tolist() for r in result.rounds],
                 "ledger": result.ledger._replace(seconds=0.0),
             }
-            drew[name] = sorted(set(drawn_here))
+            drew[name] = sorted(drawn_here)
     with open(out, "w") as file:
         json.dump({"results": results, "drew": drew}, file)
 
