@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from dynscaling_jax.models import attention
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.sharding import AXES, DATA, fitting
 
 Layers = tuple[tuple[jax.Array, jax.Array], ...]
-"""(keys [..., K, D, slots], values [..., K, slots, D]) of each layer."""
+"""(keys, values) of each layer. Of a prompt that was read: [K, D, slots] and
+[K, slots, D]. Of a State: in N blocks of B slots each, attention.AT_ONCE at
+most, [..., K, N, D, B] and [..., K, N, B, D]."""
 
 
 class Prefix(NamedTuple):
@@ -68,8 +71,9 @@ def empty(
         return jnp.zeros(shape, dtype, device=where)
 
     def layers(number: int, slots: int) -> Layers:
-        keys = (number, config.kv_heads, config.head_dim, slots)
-        values = (number, config.kv_heads, slots, config.head_dim)
+        blocks, size = in_blocks(slots)
+        keys = (number, config.kv_heads, blocks, config.head_dim, size)
+        values = (number, config.kv_heads, blocks, size, config.head_dim)
         return tuple(
             (zeros(keys, dtype, *AXES), zeros(values, dtype, *AXES))
             for _ in range(config.layers)
@@ -96,8 +100,9 @@ def place(state: State, prefix: Prefix, group: jax.Array) -> State:
     def put(whole: jax.Array, part: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(whole, part, group, 0)
 
+    layers = tuple(map(blocked, prefix.layers))
     return state._replace(
-        prefix=jax.tree.map(put, state.prefix, prefix.layers),
+        prefix=jax.tree.map(put, state.prefix, layers),
         length=put(state.length, prefix.length),
         logits=put(state.logits, prefix.logits),
     )
@@ -113,23 +118,51 @@ def write(
     [GR]; those of rows without room, which are ghosts, go nowhere."""
     row = jnp.arange(len(slot))
     keys, values = suffix
+    block, at = jnp.divmod(slot, keys.shape[-1])
     return (
-        keys.at[row, :, :, slot].set(key, mode="drop"),
-        values.at[row, :, slot].set(value, mode="drop"),
+        keys.at[row, :, block, :, at].set(key, mode="drop"),
+        values.at[row, :, block, at].set(value, mode="drop"),
+    )
+
+
+def in_blocks(slots: int) -> tuple[int, int]:
+    """(N, B) of so many slots, a multiple of AT_ONCE where they are more."""
+    size = min(slots, attention.AT_ONCE)
+    return slots // size, size
+
+
+def blocked(
+    kv: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """[..., D, slots] and [..., slots, D] in blocks."""
+    keys, values = kv
+    *lead, count, dim = values.shape
+    blocks, size = in_blocks(count)
+    return (
+        keys.reshape(*lead, dim, blocks, size).swapaxes(-3, -2),
+        values.reshape(*lead, blocks, size, dim),
     )
 
 
 def slots(layers: Layers) -> int:
-    """Tokens that there is room for."""
-    return layers[0][1].shape[-2]
+    """Tokens that a state has room for."""
+    blocks, size, _ = layers[0][1].shape[-3:]
+    return blocks * size
 
 
-def grow(
-    suffix: tuple[jax.Array, jax.Array], slots: int
+def resized(
+    kv: tuple[jax.Array, jax.Array], slots: int
 ) -> tuple[jax.Array, jax.Array]:
-    """A layer's keys and values with room for so many more."""
-    none = (0, 0)
-    return (
-        jnp.pad(suffix[0], (none, none, none, (0, slots))),
-        jnp.pad(suffix[1], (none, none, (0, slots), none)),
-    )
+    """A layer's keys and values with room for so many, the first ones kept."""
+    blocks, size = in_blocks(slots)
+
+    def fit(x: jax.Array, block: int, at: int) -> jax.Array:
+        for axis, want in ((block, blocks), (at, size)):
+            axis += x.ndim
+            x = jax.lax.slice_in_dim(x, 0, min(want, x.shape[axis]), axis=axis)
+            wider = [(0, 0)] * x.ndim
+            wider[axis] = (0, want - x.shape[axis])
+            x = jnp.pad(x, wider)
+        return x
+
+    return fit(kv[0], -3, -1), fit(kv[1], -3, -2)

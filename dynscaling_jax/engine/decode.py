@@ -183,11 +183,11 @@ def _turn(top, config, hidden, rows, stops, settings):
 
 def grow(state: State, slots: int) -> State:
     """The same with room for `slots` drawn tokens a row; it is used up."""
-    more = slots - cache.slots(state.suffix)
-    return state._replace(suffix=tuple(_grow(kv, more) for kv in state.suffix))
+    suffix = tuple(_resized(kv, slots) for kv in state.suffix)
+    return state._replace(suffix=suffix)
 
 
-_grow = jax.jit(cache.grow, static_argnums=1)
+_resized = jax.jit(cache.resized, static_argnums=1)
 
 
 def select(
@@ -203,11 +203,8 @@ def select(
     take = lambda pairs, index: tuple(_take(kv, index) for kv in pairs)
     kept = _take(state.rows, rows)
     prefix = state.prefix
-    if size < cache.slots(prefix):
-        prefix = tuple(_cut(kv, size) for kv in prefix)
-    more = size - cache.slots(prefix)
-    if more:
-        prefix = tuple(_grow(kv, more) for kv in prefix)
+    if size != cache.slots(prefix):
+        prefix = tuple(_resized(kv, size) for kv in prefix)
     return State(
         take(prefix, groups),
         _take(state.length, groups),
@@ -215,11 +212,6 @@ def select(
         take(state.suffix, rows),
         kept._replace(live=kept.live & live),
     )
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _cut(kv, size):
-    return kv[0][..., :size], kv[1][..., :size, :]
 
 
 @jax.jit
@@ -255,7 +247,7 @@ def _attend(kind, softcap, ahead, slot, kept, q, k, v):
     """Queries of a group meet its prefix in one product, [R * rep, D] against
     [D, P] for each key head."""
     (pk, pv), suffix = kept
-    groups, kv_heads, _, dim = pv.shape
+    groups, kv_heads, dim = *pv.shape[:2], pv.shape[-1]
     batch, heads, _ = q.shape
     per, rep = batch // groups, heads // kv_heads
 
@@ -268,7 +260,8 @@ def _attend(kind, softcap, ahead, slot, kept, q, k, v):
         return mask[:, None, None]
 
     suffix = sk, sv = cache.write(suffix, k, v, slot)
-    prefix_mask = seen(pv.shape[2], jnp.zeros_like(slot), ahead)
+    nothing = jnp.zeros_like(slot)
+    prefix_mask = seen(cache.slots(((pk, pv),)), nothing, ahead)
     shared = q.reshape(groups, per, kv_heads, rep, dim).swapaxes(1, 2)
     shared = shared.reshape(groups, kv_heads, per * rep, dim)
     mask = jnp.repeat(
@@ -284,7 +277,7 @@ def _attend(kind, softcap, ahead, slot, kept, q, k, v):
         shared, mask = jax.lax.optimization_barrier(
             (jnp.repeat(shared, 2, 2), jnp.repeat(mask, 2, 2))
         )
-    prefix = attention.attend(shared, pk, pv, mask, softcap)
+    prefix = attention.attend_blocks(shared, pk, pv, mask, softcap)
     if lone:
         prefix = jax.tree.map(lambda x: x[:, :, :1], prefix)
     prefix = jax.tree.map(
@@ -295,11 +288,11 @@ def _attend(kind, softcap, ahead, slot, kept, q, k, v):
         ),
         prefix,
     )
-    own = attention.attend(
+    own = attention.attend_blocks(
         q.reshape(batch, kv_heads, rep, dim),
         sk,
         sv,
-        seen(sv.shape[2], ahead, slot + 1),
+        seen(cache.slots(((sk, sv),)), ahead, slot + 1),
         softcap,
     )
     part = jax.tree.map(

@@ -102,6 +102,8 @@ class Engine:
         ids = model.eos_ids
         stop_ids = np.full(max(8, len(ids)), -1, np.int32)
         stop_ids[: len(ids)] = ids
+        follows_work = layout.follows_work(self._mesh)
+        self._size = layout.stepping if follows_work else layout.doubling
         self._draws = Draws(
             model,
             sampling.settings(temperature, top_k, top_p, min_p),
@@ -110,7 +112,8 @@ class Engine:
             max_new_tokens,
             rows_per_group,
             self._fitting,
-            layout.follows_work(self._mesh),
+            follows_work,
+            self._size,
             self._prefix,
             self._empty,
             self._finished,
@@ -136,13 +139,13 @@ class Engine:
             ValueError: a prompt that leaves no room in the context, before
                 anything is drawn.
         """
-        joined = layout.follows_work(self._mesh)
+        joined = self._draws.follows_work
         # objects of this call alone, should a request be asked for twice
         requests = [request._replace() for request in requests]
         work = collections.defaultdict(list)
         for request in requests:
             prompt = self._prompt(request)
-            size = 0 if joined else layout.size([prompt])
+            size = 0 if joined else self._size(len(prompt.ids))
             work[size].append((prompt, request))
         call = _Call(self, requests)
         self._calls.add(call)
@@ -257,7 +260,7 @@ class Engine:
             np.int32(prompt.common),
             _padded(rest, -(-len(rest) // layout.SHORTEST) * layout.SHORTEST),
             np.int32(len(rest)),
-            layout.size([prompt]),
+            self._size(len(prompt.ids)),
         )
 
     def _read(self, ids: tuple[int, ...]) -> Prefix:
@@ -267,16 +270,14 @@ class Engine:
         prefix = prefill.prefill(
             self.model.params,
             self.model.config,
-            _padded(ids, layout.doubled(layout.SHORTEST, len(ids))),
+            _padded(ids, self._size(len(ids))),
             np.int32(len(ids)),
         )
         self._prefixes[ids] = prefix
-        held = sum(
-            layout.doubled(layout.SHORTEST, len(i)) for i in self._prefixes
-        )
+        held = sum(self._size(len(i)) for i in self._prefixes)
         while held > self._prefix_tokens and len(self._prefixes) > 1:
             oldest, _ = self._prefixes.popitem(last=False)
-            held -= layout.doubled(layout.SHORTEST, len(oldest))
+            held -= self._size(len(oldest))
         return prefix
 
     def _fitting(self, size: int, per: int) -> tuple[int, ...]:

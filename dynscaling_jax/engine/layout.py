@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from dynscaling_jax.engine.decode import CHUNK
-from dynscaling_jax.engine.row import Prompt
+from dynscaling_jax.models.attention import AT_ONCE
 
 SHORTEST = 128  # least length a prompt is padded to; doubled as needed, or,
 # of what a prompt goes on with, a multiple of it
@@ -46,9 +46,17 @@ def per_group(counts: Iterable[int], most: int) -> int:
     )
 
 
-def size(prompts: Iterable[Prompt]) -> int:
-    """What the longest of them is padded to."""
-    return doubled(SHORTEST, max(len(p.ids) for p in prompts))
+def doubling(length: int) -> int:
+    """What a prompt is padded to where new lengths are dear: powers of two."""
+    return doubled(SHORTEST, length)
+
+
+def stepping(length: int) -> int:
+    """What a prompt is padded to where reading its keys is dear: quarters of
+    powers of two, in whole blocks of keys."""
+    most = doubled(SHORTEST, length)
+    step = min(most, max(AT_ONCE, most // 4))
+    return -(-length // step) * step
 
 
 def slots(drawn: int) -> int:

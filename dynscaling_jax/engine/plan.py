@@ -262,7 +262,7 @@ def plan(
     held = dataclasses.replace(part, vocab_size=config.vocab_size)
     copies = on.chips // model
     weights = parameter_bytes(part, int8)
-    slots = layout.doubled(layout.SHORTEST, prompt)
+    slots = layout.doubling(prompt)
     kept = int(KEPT) // model
 
     def predict(groups: int) -> Memory:

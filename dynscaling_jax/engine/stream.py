@@ -33,6 +33,7 @@ class Draws(NamedTuple):
     rows_per_group: int
     widths: Callable[[int, int], tuple[int, ...]]  # (size, per group) -> rows
     follows_work: bool  # layout.follows_work
+    size: Callable[[int], int]  # what a prompt of so many tokens is padded to
     read: Callable[[Prompt], Prefix]
     empty: Callable[[int, int, int], State]  # (groups, per group, size)
     finished: Callable[[Row], Sample | None]
@@ -69,7 +70,7 @@ class Stream:
             self._pending.setdefault(prompt, collections.deque()).append(
                 request
             )
-        longest = sorted(self._pending, key=lambda p: -layout.size([p]))
+        longest = sorted(self._pending, key=lambda p: -self._size(p))
         self._pending = {p: self._pending[p] for p in longest}
         placed = {*self._placed}
         self._waiting = collections.deque(p for p in longest if p not in placed)
@@ -124,6 +125,9 @@ class Stream:
                 whole.append((row.request, sample))
         return whole, steps
 
+    def _size(self, prompt: Prompt) -> int:
+        return self._draws.size(len(prompt.ids))
+
     def _enough(self) -> int:
         """So few rows that go on end a chunk: a sixteenth of them idle while
         others wait, or as few as fit into fewer rows."""
@@ -141,7 +145,7 @@ class Stream:
         live = [row for row in self._rows if row]
         groups = len(layout.grouped(live, lambda row: row.prompt, per))
         for prompt, own in self._pending.items():  # the longest first
-            if layout.size([prompt]) < size or per * groups >= widths[-1]:
+            if self._size(prompt) < size or per * groups >= widths[-1]:
                 break
             groups += -(-len(own) // per)
         return next((w for w in widths if w >= per * groups), widths[-1])
@@ -152,7 +156,8 @@ class Stream:
         no room for longer prompts, these wait for them."""
         live = {i: row for i, row in enumerate(self._rows) if row}
         ahead = itertools.islice(self._pending, 1)  # none that waits is longer
-        size = layout.size([*(row.prompt for row in live.values()), *ahead])
+        prompts = *(row.prompt for row in live.values()), *ahead
+        size = max(map(self._size, prompts))
         if self._state is None:
             per = self._per
             groups = self._needed(size, per) // per
@@ -242,7 +247,7 @@ class Stream:
         """A prompt for an idle group that there is room for: a new one, else
         the one that has most samples left to draw."""
         room = cache.slots(self._state.prefix)
-        fits = lambda prompt: layout.size([prompt]) <= room
+        fits = lambda prompt: self._size(prompt) <= room
         new = next(filter(fits, self._waiting), None)
         if new:
             self._waiting.remove(new)

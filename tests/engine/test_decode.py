@@ -201,7 +201,9 @@ def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
         ahead = jnp.full_like(slot, 100)
         attend = decode._grouped(config, groups, ahead, slot)
         shared = jnp.repeat(prefix, groups, 1)
-        kept = [(k.swapaxes(2, 3), v) for k, v in (shared, suffix)]
+        kept = [
+            cache.blocked((k.swapaxes(2, 3), v)) for k, v in (shared, suffix)
+        ]
         return attention.output(attend(config.kind(0), kept, q, k, v)[0])
 
     arrays = q, k, v, prefix, suffix
@@ -218,16 +220,33 @@ def test_place_fills_one_group_alone(tiny):
     placed = decode.place(state, prefix, np.int32(1))
     assert placed.length.tolist() == [1, 11, 1]
     keys = placed.prefix[0][0]
-    np.testing.assert_array_equal(keys[1], prefix.layers[0][0])
+    np.testing.assert_array_equal(keys[1, :, 0], prefix.layers[0][0])
     assert not keys[0].any() and not keys[2].any()
     np.testing.assert_array_equal(placed.logits[1], prefix.logits)
 
 
 def test_a_key_goes_to_the_slot_of_its_row():
-    """By hand: slots 0 and 2; a third row has no room left."""
-    suffix = jnp.zeros((3, 1, 1, 4)), jnp.zeros((3, 1, 4, 1))
+    """By hand: slots 0 and 2, in blocks of two; a third row has no room."""
+    suffix = jnp.zeros((3, 1, 2, 1, 2)), jnp.zeros((3, 1, 2, 2, 1))
     new = jnp.array([1.0, 2, 3])[:, None, None]
     keys, values = cache.write(suffix, new, -new, jnp.array([0, 2, 4]))
-    written = [[1, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
-    assert keys[:, 0, 0].tolist() == written
-    assert (-values[:, 0, :, 0]).tolist() == written
+    written = [[[1, 0], [0, 0]], [[0, 0], [2, 0]], [[0, 0], [0, 0]]]
+    assert keys[:, 0, :, 0].tolist() == written
+    assert (-values[:, 0, :, :, 0]).tolist() == written
+
+
+@pytest.mark.parametrize("before", [32, 128, 256, 512, 768])
+@pytest.mark.parametrize("after", [64, 256, 512, 1024])
+def test_other_room_keeps_what_was_written(before, after):
+    """Blocks become longer up to AT_ONCE keys, then more."""
+    flat = (
+        np.random.RandomState(0).standard_normal((2, 3, 5, before)).astype("f")
+    )
+    keys, values = flat, flat.swapaxes(2, 3)
+    kept = np.zeros((2, 3, 5, after), "f")
+    most = min(before, after)
+    kept[..., :most] = flat[..., :most]
+    want = cache.blocked((kept, kept.swapaxes(2, 3)))
+    got = cache.resized(cache.blocked((keys, values)), after)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert cache.slots([got]) == after

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dynscaling_jax.engine import Engine, decode, sampling
+from dynscaling_jax.engine import Engine, cache, decode, sampling
 from dynscaling_jax.engine.layout import per_group
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
@@ -56,7 +56,7 @@ def test_a_layer_rounds_by_the_row(fields):
     drawn = np.arange(most, dtype=np.int32) % 30 + 1
     outs = {}
     layouts = [(w, p, 128) for w in WIDTHS for p in (1, 4, 8)]
-    for width, per, size in [*layouts, (8, 1, 512), (16, 1, 1024)]:
+    for width, per, size in [*layouts, (8, 1, 768), (16, 1, 1024)]:
         groups = width // per
         longer = np.zeros((2, 1, kv, size - 128, dim), "f")
         padded = np.concatenate((prompt, longer), 3)
@@ -68,8 +68,8 @@ def test_a_layer_rounds_by_the_row(fields):
             x[:width],
             np.full(groups, 100, np.int32),
             drawn[:width],
-            (key.swapaxes(2, 3), value),
-            (k[:width].swapaxes(2, 3), v[:width]),
+            cache.blocked((key.swapaxes(2, 3), value)),
+            cache.blocked((k[:width].swapaxes(2, 3), v[:width])),
         )
         logits = jax.jit(transformer.head, static_argnums=1)(
             params, config, hidden
