@@ -81,7 +81,7 @@ def report(hosts: list[int]) -> str:
 
     parts = []
     for title, deal in (
-        ("Each round is dealt anew, evenly, as launch.run does:", dealt),
+        ("Each round is dealt anew, as launch.run does:", dealt),
         ("Each host keeps its questions:", stragglers.kept),
     ):
         options = [(size, stale) for stale in (0, 1) for size in ROUNDS]
