@@ -14,8 +14,6 @@ too. Stopped, the same command goes on. The directory gets
     seed-S/METHOD-BUDGET/      the log of each run
 """
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -30,7 +28,9 @@ COMMAND = Command(
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config of the runs; --config.FIELD=VALUE replaces a field."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the comparison.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the comparison; or gs://BUCKET/RUN."
+)
 METHODS = flags.DEFINE_list(
     "methods",
     "integrated_only,dynamic_only,dynscaling,sequential",
@@ -47,14 +47,12 @@ def main(_) -> None:
 
 def work() -> str:
     from launch import comparison
+    from launch.remote import local
 
-    return comparison.compare(
-        CONFIG.value,
-        Path(str(WORKDIR.value)),
-        METHODS.value,
-        BUDGETS.value,
-        SEEDS.value,
-    )
+    with local(str(WORKDIR.value)) as workdir:
+        return comparison.compare(
+            CONFIG.value, workdir, METHODS.value, BUDGETS.value, SEEDS.value
+        )
 
 
 def cli() -> None:

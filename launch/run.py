@@ -9,10 +9,9 @@ processes draw one run together, each on a host or an accelerator of its own:
 
 HOST is that of process 0, which writes the files of the run; the others keep
 what they drew in WORKDIR until the end of each round. A run may go on with
-another number of them where all see the same WORKDIR.
+another number of them where all see the same WORKDIR, which may be in a bucket
+(gs://BUCKET/RUN, launch/remote.py).
 """
-
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -29,7 +28,9 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config of the run; --config.FIELD=VALUE replaces a field."
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run: its log and its results."
+    "workdir",
+    None,
+    "Directory of the run: its log and its results; or gs://BUCKET/RUN.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0, where several draw the run."
@@ -51,10 +52,10 @@ def work() -> str:
     # field answer at once.
     from launch import experiment
     from launch.processes import meet
+    from launch.remote import local
 
-    workdir = Path(str(WORKDIR.value))
     who = str(COORDINATOR.value), PROCESSES.value or 1, PROCESS.value or 0
-    with meet(*who) as processes:
+    with local(str(WORKDIR.value)) as workdir, meet(*who) as processes:
         summary = experiment.run(
             CONFIG.value,
             workdir,

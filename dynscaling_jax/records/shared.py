@@ -112,9 +112,8 @@ def finish(workdir: Path, processes: Processes = ALONE) -> None:
     """Removes what each process kept; the log of the run holds it all."""
     if processes.count > 1:
         processes.exchange(b"", nothing)  # all have closed their logs
-    if processes.number == 0:
-        for directory in workdir.glob("process-*"):
-            shutil.rmtree(directory)
+    for directory in _own(workdir, processes):
+        shutil.rmtree(directory)
 
 
 def held(workdir: Path, processes: Processes, name: str = "") -> Held:
@@ -126,13 +125,8 @@ def held(workdir: Path, processes: Processes, name: str = "") -> Held:
     Raises:
         ValueError: a log with a malformed line.
     """
-    own = [workdir / name] if processes.number == 0 else []
-    for directory in sorted(workdir.glob("process-*")):
-        number = directory.name.removeprefix("process-")
-        if number.isdigit() and (
-            int(number) % processes.count == processes.number
-        ):
-            own.append(directory / name)
+    log = [workdir] if processes.number == 0 else []
+    own = [at / name for at in (*log, *_own(workdir, processes))]
     files = [
         directory / file
         for directory in own
@@ -140,6 +134,18 @@ def held(workdir: Path, processes: Processes, name: str = "") -> Held:
     ]
     rows = [s for file in files if file.exists() for s in read_samples(file)]
     return _by_key(_exchanged(rows, processes, nothing))
+
+
+def _own(workdir: Path, processes: Processes) -> list[Path]:
+    """What this process kept, and some of those that are no more."""
+    kept = sorted(workdir.glob("process-*"))
+    numbers = [at.name.removeprefix("process-") for at in kept]
+    return [
+        at
+        for at, number in zip(kept, numbers, strict=True)
+        if number.isdigit()
+        and int(number) % processes.count == processes.number
+    ]
 
 
 def shared(sample_fn: SampleFn, processes: Processes, before: Held) -> SampleFn:

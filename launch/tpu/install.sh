@@ -20,7 +20,7 @@ remote+=" && cd dynscaling && { test -x ~/.local/bin/uv"
 remote+=" || curl -LsSf https://astral.sh/uv/install.sh | sh; }"
 remote+=" && ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv"
 remote+=" && ~/.local/bin/uv pip install --quiet --python .venv"
-remote+=" --constraint third_party/pins-3.12.txt --editable '.[tpu]'"
+remote+=" --constraint third_party/pins-3.12.txt --editable '.[tpu,gcs]'"
 
 run git -C "$ROOT" archive --format=tar.gz "--output=$code" HEAD
 run gcloud compute tpus tpu-vm scp "$code" "$TPU_NAME:code.tar.gz" "${place[@]}"

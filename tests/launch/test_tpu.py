@@ -31,11 +31,11 @@ INSTALL = (
     "curl -LsSf https://astral.sh/uv/install.sh | sh; } && "
     "~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv && "
     "~/.local/bin/uv pip install --quiet --python .venv "
-    "--constraint third_party/pins-3.12.txt --editable '.[tpu]'"
+    "--constraint third_party/pins-3.12.txt --editable '.[tpu,gcs]'"
 )
 WORKLOAD = (
     "pip install --quiet --constraint third_party/pins-3.12.txt "
-    f"--editable '.[tpu]' && if launch/tpu/worker.sh -- {SPOKEN}; then "
+    f"--editable '.[tpu,gcs]' && if launch/tpu/worker.sh -- {SPOKEN}; then "
     'cp -r runs "/results/$HOSTNAME"; else cp -r runs "/results/$HOSTNAME"; '
     "exit 1; fi"
 )
