@@ -2,10 +2,10 @@
 
 A log appends to its files and waits for the disk, of which a bucket can do
 neither. So a run works in a directory of this machine that begins as a copy of
-its workdir, and what changed there is copied to the workdir every half minute
-and at the end. A machine that is lost takes that half minute with it; the same
-command, on any machine, goes on from the rest. Nothing locks a bucket: two runs
-of one workdir at a time are not noticed.
+its workdir, and files that changed there are copied to the workdir, whole, every
+half minute and at the end. A machine that is lost takes that half minute with
+it; the same command, on any machine, goes on from the rest. Nothing locks a
+bucket: two runs of one workdir at a time are not noticed.
 """
 
 import contextlib

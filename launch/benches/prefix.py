@@ -22,8 +22,9 @@ def memory_line(work: ours.Work, setting: ours.Setting) -> dict:
     """Keys and values that the engine holds while it draws, and those of as
     many rows that each hold their prompt.
 
-    What is held is what JAX says is alive, less what was before; the logits
-    of the prompts are among it.
+    What is held is what JAX says is alive when the first samples are whole,
+    less what was before; the logits of the prompts are among it. As many
+    samples wait for the rows, which are freed with the last one.
     """
     config = work.model.config
     before = alive()
@@ -32,7 +33,7 @@ def memory_line(work: ours.Work, setting: ours.Setting) -> dict:
         [
             Request(query, query.messages, index)
             for query in work.queries
-            for index in range(work.candidates)
+            for index in range(2 * work.candidates)
         ]
     )
     next(samples)

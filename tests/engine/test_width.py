@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dynscaling_jax.engine import Engine, cache, decode, sampling
-from dynscaling_jax.engine.layout import per_group
+from dynscaling_jax.engine.layout import doubling, per_group, stepping
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.types import Message, Query, Request
@@ -169,3 +169,20 @@ def test_short_prompts_fill_the_rows_of_long_ones(tiny, monkeypatch):
 )
 def test_groups_are_as_large_as_leaves_few_rows_empty(counts, per):
     assert per_group(counts, 8) == per
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "power"),
+    [
+        (1, 128, 128),
+        (129, 256, 256),
+        (257, 512, 512),
+        (513, 768, 1024),
+        (769, 1024, 1024),
+        (1025, 1536, 2048),
+        (2049, 3072, 4096),
+    ],
+)
+def test_prompts_are_padded_by_quarters_in_whole_blocks(length, size, power):
+    assert stepping(length) == stepping(size) == size
+    assert doubling(length) == power

@@ -20,10 +20,12 @@ import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+root = sys.argv[1]
+
 class Buckets(DirFileSystem):
     protocol = "gs"
     def __init__(self, **_):
-        super().__init__(path=sys.argv[1], fs=LocalFileSystem(auto_mkdir=True))
+        super().__init__(path=root, fs=LocalFileSystem(auto_mkdir=True))
     @classmethod
     def _strip_protocol(cls, path):
         return path.removeprefix("gs://")
@@ -77,13 +79,14 @@ def test_a_run_that_is_lost_goes_on_from_the_bucket(tiny_model, tmp_path):
         time.sleep(0.05)
     assert lost.poll() is None, lost.communicate()
     lost.send_signal(signal.SIGKILL)
-    lost.wait()
+    lost.communicate()
     kept = (there / "samples.jsonl").read_bytes()
     again = run(bucket, tiny_model)
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
     home = run(bucket, tiny_model, tmp_path / "home")
-    assert home.wait(timeout=240) == 0
+    home.communicate(timeout=240)
+    assert home.returncode == 0
     names = ("samples.jsonl", "rounds.jsonl", "answers.json", "config.json")
     for name in names[:3]:
         assert (there / name).read_bytes() == (
