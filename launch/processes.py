@@ -120,7 +120,7 @@ class _Peer:
             while True:
                 self._arrived.put(self._link.recv_bytes())
         self._arrived.put(None)
-        if not self.parting:
+        if not self.parting and not self.noticed.is_set():
             self.lost = True
             # again, where one came in a callback, whose exceptions are lost
             os.kill(os.getpid(), signal.SIGINT)

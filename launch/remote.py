@@ -2,10 +2,10 @@
 
 A log appends to its files and waits for the disk, of which a bucket can do
 neither. So a run works in a directory of this machine that begins as a copy of
-its workdir, and files that changed there are copied to the workdir, whole, every
-half minute and at the end. A machine that is lost takes that half minute with
-it; the same command, on any machine, goes on from the rest. Nothing locks a
-bucket: two runs of one workdir at a time are not noticed.
+its workdir, and files that changed are copied to the workdir, whole, every
+half minute and at the end. A machine that is lost takes that half minute along;
+the same command, on any machine, goes on from the rest. Nothing locks a bucket:
+two runs of one workdir at a time are not noticed.
 """
 
 import contextlib
@@ -35,27 +35,47 @@ def local(workdir: str) -> Iterator[Path]:
         return
     from etils import epath
 
-    home = Path(tempfile.mkdtemp(prefix="dynscaling-"))
     try:
-        copy = Copy(home, epath.Path(workdir))
+        there = epath.Path(workdir)
+        name = there.name or "workdir"
+        home = Path(tempfile.mkdtemp(prefix="dynscaling-")) / name
+        copy = Copy(home, there)
         copy.fetch()
     except BaseException as error:
-        shutil.rmtree(home)
         raise _said(workdir, error) from None
     done = threading.Event()
     following = threading.Thread(target=copy.follow, args=(done,), daemon=True)
     following.start()
-    try:
-        yield home
-    finally:
-        done.set()
-        following.join()
+
+    def end() -> None:
         try:
+            done.set()
+            following.join()
             copy.push()
         except BaseException as error:
-            said = _said(workdir, error)
-            raise OSError(f"{said}; what was drawn is in {home}") from None
-        shutil.rmtree(home)
+            why = error if str(error) else type(error).__name__
+            raise OSError(
+                f"--workdir={workdir}: not all was copied there ({why}); "
+                f"copy what is in {home} before the same command can go on"
+            ) from None
+        shutil.rmtree(home.parent)
+
+    try:
+        yield home
+    except BaseException as error:
+        try:
+            end()
+        except OSError as second:
+            logging.error("%s", second)  # the first is what is raised
+        for kind in (ValueError, OSError, RuntimeError):
+            if isinstance(error, kind):  # as the user knows the directory
+                said = str(error).replace(str(home), workdir)
+                raise kind(said) from error
+        raise
+    end()
+
+
+ORDER = ("config.json", "pending.jsonl", "samples.jsonl", "rounds.jsonl")
 
 
 class Copy:
@@ -67,9 +87,13 @@ class Copy:
         self._same: dict[str, tuple[int, int]] = {}  # name -> _version
 
     def fetch(self) -> None:
-        """Copies all that is there."""
-        if self._there.exists():
-            self._fetch(self._there, self._here)
+        """Copies all that is there, and sees that it can be written."""
+        self._here.mkdir(parents=True, exist_ok=True)
+        self._there.mkdir(parents=True, exist_ok=True)
+        probe = self._there / ".probe"
+        probe.write_bytes(b"")
+        self._fetch(self._there, self._here)
+        probe.unlink(missing_ok=True)
 
     def _fetch(self, there: Any, here: Path) -> None:
         here.mkdir(exist_ok=True)
@@ -77,6 +101,11 @@ class Copy:
             own = here / path.name
             if path.is_dir():
                 self._fetch(path, own)
+            elif path.name == ".probe" or (
+                # a bucket may list a mark of the directory within it
+                path.name == there.name and not path.exists()
+            ):
+                continue
             else:
                 own.write_bytes(path.read_bytes())
                 self._same[own.relative_to(self._here).as_posix()] = _version(
@@ -86,23 +115,31 @@ class Copy:
     def push(self) -> None:
         """Copies what changed, and removes there what was removed here.
 
-        In the order of the names: config.json comes first, and a row that
-        moves from pending.jsonl to samples.jsonl meanwhile is in one of them.
+        In the order in which a log writes: a row that moves from
+        pending.jsonl to samples.jsonl meanwhile is in one of them, and no
+        round is there without its samples.
         """
+        files = [
+            (ORDER.index(path.name) if path.name in ORDER else len(ORDER), path)
+            for path in self._here.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        ]
         now = {
             path.relative_to(self._here).as_posix(): path
-            for path in sorted(self._here.rglob("*"))
-            if path.is_file() and path.name != ".lock"
+            for _, path in sorted(files)
         }
         for name, path in now.items():
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            try:
                 version = _version(path)
-                if self._same.get(name) != version:
-                    data = path.read_bytes()
-                    target = self._there / name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(data)
-                    self._same[name] = version
+                if self._same.get(name) == version:
+                    continue
+                data = path.read_bytes()
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            target = self._there / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+            self._same[name] = version
         for name in [name for name in self._same if name not in now]:
             (self._there / name).unlink(missing_ok=True)
             del self._same[name]
@@ -133,5 +170,5 @@ def _said(workdir: str, error: BaseException) -> BaseException:
             f"--workdir={workdir}: {error}: pip install 'dynscaling_jax[gcs]'"
         )
     if isinstance(error, Exception):
-        return OSError(f"--workdir={workdir}: {error}")
+        return OSError(f"--workdir={workdir} cannot be used: {error}")
     return error

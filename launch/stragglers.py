@@ -70,7 +70,9 @@ def report(hosts: list[int]) -> str:
         shape = RUN // size, count, size * ROWS.value
         lost = [
             stragglers.simulate(
-                stragglers.lengths(*shape, spread, seed, ROWS.value, deal),
+                stragglers.lengths(
+                    *shape, spread, seed, ROWS.value, deal, stale
+                ),
                 ROWS.value,
                 stale,
             )

@@ -86,16 +86,21 @@ def lengths(
     seed: int,
     questions: int,
     deal: Deal,
+    stale: int = 0,
 ) -> np.ndarray:
     """Lengths [M, H, S] of rounds of hosts x samples samples, which fall on
     hosts x questions questions at random. A mean sample has length 1; 0 is
-    none."""
+    none. A round is dealt by the lengths of those before it, less `stale`."""
     rng = np.random.default_rng(seed)
     mean_Q = _around_one(rng, spread.between, (hosts * questions,))
     owners: dict[int, int] = {}
     drawn: dict[int, Drawn] = {}
-    dealt = []
+    dealt, unseen = [], []
     for _ in range(rounds):
+        if len(unseen) > stale:
+            for question, count, total in unseen.pop(0):
+                had = drawn.get(question, Drawn())
+                drawn[question] = Drawn(had.tokens + total, had.samples + count)
         which_N = np.sort(rng.integers(0, len(mean_Q), hosts * samples))
         asked, inverse_N, counts = np.unique(
             which_N, return_inverse=True, return_counts=True
@@ -109,11 +114,12 @@ def lengths(
         host_N = np.array([owners[q] for q in counts])[inverse_N]
         dealt.append((host_N, length_N))
         tokens = np.bincount(inverse_N, length_N).tolist()
-        for (question, count), total in zip(
-            counts.items(), tokens, strict=True
-        ):
-            had = drawn.get(question, Drawn())
-            drawn[question] = Drawn(had.tokens + total, had.samples + count)
+        unseen.append(
+            [
+                (*each, total)
+                for each, total in zip(counts.items(), tokens, strict=True)
+            ]
+        )
     most = max(np.bincount(host_N).max() for host_N, _ in dealt)
     length_MHS = np.zeros((rounds, hosts, most))
     for length_HS, (host_N, length_N) in zip(length_MHS, dealt, strict=True):

@@ -36,10 +36,12 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize(("length", "least"), [(100, 128), (300, 512)])
 @pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
-def test_a_layer_rounds_by_the_row(fields):
+def test_a_layer_rounds_by_the_row(fields, length, least):
     """A sum over features, which XLA:CPU adds in an order that depends on
-    the number of rows, made samples depend on what ran beside them."""
+    the number of rows, made samples depend on what ran beside them. Prompts
+    of one block of keys and of two, with room for more."""
     config = ModelConfig(
         "llama", vocab_size=999, layers=1, ffn=136, context=512, **fields
     )
@@ -52,13 +54,13 @@ def test_a_layer_rounds_by_the_row(fields):
     most, kv, dim = WIDTHS[-1], config.kv_heads, config.head_dim
     x = normal(most, config.width)
     k, v = normal(most, kv, 32, dim), normal(most, kv, 32, dim)
-    prompt = normal(2, 1, kv, 128, dim)
+    prompt = normal(2, 1, kv, least, dim)
     drawn = np.arange(most, dtype=np.int32) % 30 + 1
     outs = {}
-    layouts = [(w, p, 128) for w in WIDTHS for p in (1, 4, 8)]
+    layouts = [(w, p, least) for w in WIDTHS for p in (1, 4, 8)]
     for width, per, size in [*layouts, (8, 1, 768), (16, 1, 1024)]:
         groups = width // per
-        longer = np.zeros((2, 1, kv, size - 128, dim), "f")
+        longer = np.zeros((2, 1, kv, size - least, dim), "f")
         padded = np.concatenate((prompt, longer), 3)
         key, value = (np.repeat(p, groups, 0) for p in padded)
         hidden, _ = decode._layer(
@@ -66,7 +68,7 @@ def test_a_layer_rounds_by_the_row(fields):
             config,
             config.kind(0),
             x[:width],
-            np.full(groups, 100, np.int32),
+            np.full(groups, length, np.int32),
             drawn[:width],
             cache.blocked((key.swapaxes(2, 3), value)),
             cache.blocked((k[:width].swapaxes(2, 3), v[:width])),
@@ -76,8 +78,8 @@ def test_a_layer_rounds_by_the_row(fields):
         )
         outs[width, per, size] = np.asarray(logits)
     for (width, *_), logits in outs.items():
-        np.testing.assert_array_equal(logits[:8], outs[8, 1, 128])
-        np.testing.assert_array_equal(logits, outs[most, 8, 128][:width])
+        np.testing.assert_array_equal(logits[:8], outs[8, 1, least])
+        np.testing.assert_array_equal(logits, outs[most, 8, least][:width])
 
 
 @pytest.mark.parametrize("vocabulary", [261, 5_000])
