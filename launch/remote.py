@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 EVERY = 30.0  # seconds between two copies
+# in which a log writes its files; all others come behind them
+ORDER = ("config.json", "pending.jsonl", "samples.jsonl", "rounds.jsonl")
 
 
 @contextlib.contextmanager
@@ -35,13 +37,14 @@ def local(workdir: str) -> Iterator[Path]:
         return
     from etils import epath
 
+    directory = Path(tempfile.mkdtemp(prefix="dynscaling-"))
     try:
         there = epath.Path(workdir)
-        name = there.name or "workdir"
-        home = Path(tempfile.mkdtemp(prefix="dynscaling-")) / name
+        home = directory / (there.name or "workdir")
         copy = Copy(home, there)
         copy.fetch()
     except BaseException as error:
+        shutil.rmtree(directory)
         raise _said(workdir, error) from None
     done = threading.Event()
     following = threading.Thread(target=copy.follow, args=(done,), daemon=True)
@@ -58,7 +61,7 @@ def local(workdir: str) -> Iterator[Path]:
                 f"--workdir={workdir}: not all was copied there ({why}); "
                 f"copy what is in {home} before the same command can go on"
             ) from None
-        shutil.rmtree(home.parent)
+        shutil.rmtree(directory)
 
     try:
         yield home
@@ -73,9 +76,6 @@ def local(workdir: str) -> Iterator[Path]:
                 raise kind(said) from error
         raise
     end()
-
-
-ORDER = ("config.json", "pending.jsonl", "samples.jsonl", "rounds.jsonl")
 
 
 class Copy:

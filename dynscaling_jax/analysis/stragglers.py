@@ -98,9 +98,9 @@ def lengths(
     dealt, unseen = [], []
     for _ in range(rounds):
         if len(unseen) > stale:
-            for question, count, total in unseen.pop(0):
-                had = drawn.get(question, Drawn())
-                drawn[question] = Drawn(had.tokens + total, had.samples + count)
+            for question, total, count in unseen.pop(0):
+                own = drawn.get(question, Drawn())
+                drawn[question] = own.add(total, count)
         which_N = np.sort(rng.integers(0, len(mean_Q), hosts * samples))
         asked, inverse_N, counts = np.unique(
             which_N, return_inverse=True, return_counts=True
@@ -114,12 +114,7 @@ def lengths(
         host_N = np.array([owners[q] for q in counts])[inverse_N]
         dealt.append((host_N, length_N))
         tokens = np.bincount(inverse_N, length_N).tolist()
-        unseen.append(
-            [
-                (*each, total)
-                for each, total in zip(counts.items(), tokens, strict=True)
-            ]
-        )
+        unseen.append([*zip(counts, tokens, counts.values(), strict=True)])
     most = max(np.bincount(host_N).max() for host_N, _ in dealt)
     length_MHS = np.zeros((rounds, hosts, most))
     for length_HS, (host_N, length_N) in zip(length_MHS, dealt, strict=True):

@@ -49,6 +49,9 @@ class Drawn(NamedTuple):
         """Tokens of a sample; 1 where none was drawn."""
         return self.tokens / self.samples if self.tokens else 1.0
 
+    def add(self, tokens: float, samples: int) -> "Drawn":
+        return Drawn(self.tokens + tokens, self.samples + samples)
+
 
 class Processes(NamedTuple):
     """This process among those that draw a run together.
@@ -179,10 +182,8 @@ def shared(sample_fn: SampleFn, processes: Processes, before: Held) -> SampleFn:
             key = request.query.id, request.index
             sample = before.pop(key, None) or found.get(key)
             if sample:
-                before_it = drawn.get(request.query.id, Drawn())
-                drawn[request.query.id] = Drawn(
-                    before_it.tokens + sample.new_tokens, before_it.samples + 1
-                )
+                own = drawn.get(request.query.id, Drawn())
+                drawn[request.query.id] = own.add(sample.new_tokens, 1)
                 yield of_request(sample, request, "the logs hold")
 
     def draw_ahead() -> bool:

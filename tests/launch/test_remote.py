@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -225,15 +226,20 @@ def bucket(monkeypatch):
     return found
 
 
-def test_a_bucket_that_is_not_there_is_found_out_first(bucket):
+def test_a_bucket_that_is_not_there_is_found_out_first(
+    bucket, tmp_path, monkeypatch
+):
     """A backend says of it what a file system says of a file: that once
-    passed for a file removed meanwhile, and all that was drawn was lost."""
+    passed for a file removed meanwhile, and all that was drawn was lost.
+    Nothing stays in the temporary directory."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     bucket.refuses = FileNotFoundError("no bucket")
     with (
         pytest.raises(OSError, match="gs://bucket cannot be used: no bucket"),
         remote.local("gs://bucket"),
     ):
         raise AssertionError
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(
