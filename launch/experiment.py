@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from configs.methods import METHODS
 from dynscaling_jax.analysis import statistics
@@ -180,42 +181,52 @@ def task_fields(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def open_source(config: Config) -> Source:
     """A local model behind an engine, or an endpoint."""
-    thinking = config.end_of_thinking or None
-    variables = template_variables(config)
-    if config.model.startswith("openai://"):
-        if variables:
-            raise ValueError(
-                "config.template_variables is of the templates of local "
-                "models; an endpoint renders by its own settings"
-            )
-        from dynscaling_jax.engine.endpoint import endpoint, parse_url
-
-        sample_fn = endpoint(
-            *parse_url(config.model),
-            seed=config.seed,
-            max_new_tokens=config.engine.max_new_tokens,
-            temperature=config.engine.temperature,
-            top_p=config.engine.top_p,
-            stop=tuple(config.engine.stop),
+    if not config.model.startswith("openai://"):
+        engine = open_engine(config, mesh.build(config.mesh))
+        return local_source(config, engine)
+    if template_variables(config):
+        raise ValueError(
+            "config.template_variables is of the templates of local "
+            "models; an endpoint renders by its own settings"
         )
-        most = Budget(new_tokens=config.engine.max_new_tokens)
-        reader = Reader(end_of_thinking=thinking)
-        return Source(sample_fn, reader, most, lambda _: None)
+    from dynscaling_jax.engine.endpoint import endpoint, parse_url
+
+    sample_fn = endpoint(
+        *parse_url(config.model),
+        seed=config.seed,
+        max_new_tokens=config.engine.max_new_tokens,
+        temperature=config.engine.temperature,
+        top_p=config.engine.top_p,
+        stop=tuple(config.engine.stop),
+    )
+    most = Budget(new_tokens=config.engine.max_new_tokens)
+    reader = Reader(end_of_thinking=config.end_of_thinking or None)
+    return Source(sample_fn, reader, most, lambda _: None)
+
+
+def open_engine(config: Config, on: Mesh | None) -> Engine:
+    """A local model on a mesh, or on one device."""
     model = load_model(
         config.model,
         config.dtype,
         config.quantize,
         config.context,
-        variables,
-        mesh.build(config.mesh),
+        template_variables(config),
+        on,
     )
-    engine = Engine(model, seed=config.seed, **engine_fields(config.engine))
-    context, new = model.config.context, config.engine.max_new_tokens
+    return Engine(model, seed=config.seed, **engine_fields(config.engine))
+
+
+def local_source(config: Config, engine: Engine) -> Source:
+    """What an engine offers a run."""
+    shape = engine.model.config
+    context, new = shape.context, config.engine.max_new_tokens
     most = Budget(
         new_tokens=new,
         total_tokens=context,
-        flops=sample_flops(model.config, context - new, 0, new),
+        flops=sample_flops(shape, context - new, 0, new),
     )
+    thinking = config.end_of_thinking or None
     reader = Reader(engine.count_tokens, context - new, thinking)
     return Source(engine, reader, most, engine.check)
 

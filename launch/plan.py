@@ -59,12 +59,13 @@ HEAD = (
 )
 LEGEND = """\
 Predicted from published peaks; unmeasured, and real rates are lower.
-processes: one a host, each with --config.mesh=DATAxMODEL. parameters to
-working: GB of one chip; prompt keys with {kept:.0f} GB of kept prompts a copy,
-working with logits. groups and rows: drawn at a time on all chips. decode: all
-rows busy, samples half drawn; prefill: reading prompts. Both of all chips, in
-brackets what bounds them. Prompts of {prompt} tokens, {new} drawn, {per} rows a
-group, bfloat16{int8}."""
+processes: one a host, each with --config.mesh=DATAxMODEL; in lockstep, where
+one such mesh is of the chips of all (--lockstep). parameters to working: GB of
+one chip; prompt keys with {kept:.0f} GB of kept prompts a copy, working with
+logits. groups and rows: drawn at a time on all chips. decode: all rows busy,
+samples half drawn; prefill: reading prompts. Both of all chips, in brackets
+what bounds them. Prompts of {prompt} tokens, {new} drawn, {per} rows a group,
+bfloat16{int8}."""
 
 
 def main(_) -> None:
@@ -135,7 +136,7 @@ def cells(found: "Plan") -> tuple[str, ...]:
     )
     held = found.memory.weights, found.prompt_keys, found.drawn_keys, rest
     return (
-        str(found.processes),
+        f"{found.processes}{' in lockstep' * found.lockstep}",
         f"{found.data}x{found.model}",
         *(f"{part / 1e9:.2f}" for part in held),
         f"{found.groups:,}",

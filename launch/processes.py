@@ -16,10 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 
+from jax.errors import JaxRuntimeError
+
 from dynscaling_jax.records.shared import ALONE, Processes, nothing
 
 WAIT = 300.0  # seconds for all to come
 AGAIN = 10.0  # seconds between two interrupts
+INTERRUPTS = 4  # unanswered, then the process is ended
+NOTICE = 2.0  # seconds from a failed computation to the end of its cause
 LOST = (
     "another process has ended, and so does this one; start all of them "
     "again: they go on from here"
@@ -73,13 +77,16 @@ def meet(coordinator: str, count: int, number: int) -> Iterator[Processes]:
         return parts
 
     try:
+        for peer in peers:
+            peer.watch()
         yield Processes(number, count, exchange)
         for peer in peers:
             peer.parting = True
         with contextlib.suppress(Lost):
             exchange(b"", nothing)  # nobody leaves while another still needs it
-    except KeyboardInterrupt:
-        if any(peer.lost for peer in peers):
+    except (KeyboardInterrupt, JaxRuntimeError) as error:
+        told = isinstance(error, KeyboardInterrupt)
+        if _any_lost(peers, 0 if told else NOTICE):
             raise Lost(LOST) from None
         raise
     finally:
@@ -94,10 +101,13 @@ class _Peer:
     noticed at once, and the main thread interrupted in what it draws."""
 
     def __init__(self, link: Connection):
-        self.lost = self.parting = False
+        self.parting = False
+        self.lost = threading.Event()
         self.noticed = threading.Event()
         self._link = link
         self._arrived: queue.Queue[bytes | None] = queue.Queue()
+
+    def watch(self) -> None:
         threading.Thread(target=self._read, daemon=True).start()
 
     def send(self, parts: Sequence[bytes]) -> None:
@@ -121,11 +131,21 @@ class _Peer:
                 self._arrived.put(self._link.recv_bytes())
         self._arrived.put(None)
         if not self.parting and not self.noticed.is_set():
-            self.lost = True
+            self.lost.set()
             # again, where one came in a callback, whose exceptions are lost
-            os.kill(os.getpid(), signal.SIGINT)
-            while not self.noticed.wait(AGAIN):
+            for _ in range(INTERRUPTS):
                 os.kill(os.getpid(), signal.SIGINT)
+                if self.noticed.wait(AGAIN):
+                    return
+            # a computation waits for what the other's devices do not send
+            os.write(2, f"{LOST}\n".encode())
+            os._exit(1)
+
+
+def _any_lost(peers: Sequence[_Peer], seconds: float) -> bool:
+    """Whether one has ended, or does so soon."""
+    until = time.monotonic() + seconds
+    return any(p.lost.wait(max(0, until - time.monotonic())) for p in peers)
 
 
 def _listen(address: tuple[str, int], count: int) -> list[Connection]:

@@ -11,7 +11,13 @@ HOST is that of process 0, which writes the files of the run; the others keep
 what they drew in WORKDIR until the end of each round. A run may go on with
 another number of them where all see the same WORKDIR, which may be in a bucket
 (gs://BUCKET/RUN, launch/remote.py).
+
+With --lockstep they share one model in place of the questions: config.mesh is
+of the devices of all, for models that one host does not hold.
 """
+
+import contextlib
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -36,6 +42,9 @@ COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0, where several draw the run."
 )
 PROCESSES = flags.DEFINE_integer("processes", 1, "How many they are.", 1)
+LOCKSTEP = flags.DEFINE_bool(
+    "lockstep", False, "They share one model, on the devices of all."
+)
 TENSORBOARD = flags.DEFINE_bool(
     "tensorboard", False, "Curves in WORKDIR/tensorboard, for TensorBoard."
 )
@@ -50,20 +59,28 @@ def main(_) -> None:
 def work() -> str:
     # JAX is imported after the flags are read, so that --help and a mistyped
     # field answer at once.
-    from launch import experiment
+    from launch import experiment, lockstep
     from launch.processes import meet
     from launch.remote import local
 
-    who = str(COORDINATOR.value), PROCESSES.value or 1, PROCESS.value or 0
-    with local(str(WORKDIR.value)) as workdir, meet(*who) as processes:
-        summary = experiment.run(
-            CONFIG.value,
-            workdir,
-            processes=processes,
-            tensorboard=bool(TENSORBOARD.value) and processes.number == 0,
-        )
-    if processes.number:
-        return f"process {processes.number}: done"
+    config, curves = CONFIG.value, bool(TENSORBOARD.value)
+    where, count = str(COORDINATOR.value), PROCESSES.value or 1
+    number = PROCESS.value or 0
+    one_model = bool(LOCKSTEP.value) and count > 1
+    with contextlib.ExitStack() as stack:
+        workdir = Path()  # of those that follow another nothing is kept
+        if not (one_model and number):
+            workdir = stack.enter_context(local(str(WORKDIR.value)))
+        processes = stack.enter_context(meet(where, count, number))
+        if one_model:
+            summary = lockstep.run(config, workdir, processes, where, curves)
+        else:
+            curves = curves and number == 0
+            summary = experiment.run(
+                config, workdir, processes=processes, tensorboard=curves
+            )
+    if number:
+        return f"process {number}: done"
     return experiment.table(summary)
 
 

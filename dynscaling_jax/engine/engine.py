@@ -2,9 +2,11 @@
 
 import collections
 import functools
+import itertools
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,12 +19,20 @@ from dynscaling_jax.engine import (
     sampling,
 )
 from dynscaling_jax.engine.cache import Prefix, State
-from dynscaling_jax.engine.row import Prompt, Row, finished
+from dynscaling_jax.engine.row import Asked, Prompt, Row, finished
 from dynscaling_jax.engine.stream import Draws, Stream
 from dynscaling_jax.models.model import Model
 from dynscaling_jax.types import Message, Query, Request, Sample
 
 REUSE = 16  # a common beginning shorter than this is read anew
+
+
+class Change(NamedTuple):
+    """Of what there is to draw: requests that were asked for, or the numbers
+    of some, counted from the first that ever was, that are drawn no more."""
+
+    asked: Sequence[Request] = ()
+    dropped: Sequence[int] = ()
 
 
 class Engine:
@@ -118,9 +128,14 @@ class Engine:
             self._empty,
             self._finished,
         )
+        # Is told, before each chunk of steps, all that changed since the last
+        # one: what else an engine does follows from that (engine.lockstep).
+        self.announce: Callable[[Sequence[Change]], object] = lambda _: None
+        self._changes: list[Change] = []
+        self._count = itertools.count()
         self._streams: dict[int, Stream] = {}  # by size of prompts
-        self._stepping = False
-        self._gone: list[Request] = []  # of calls that were left
+        self._busy = False
+        self._gone: set[int] = set()  # requests of calls that were left
         self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
         self._encode = functools.lru_cache(4096)(
             lambda messages: tuple(model.tokenizer.encode_chat(messages))
@@ -139,19 +154,16 @@ class Engine:
             ValueError: a prompt that leaves no room in the context, before
                 anything is drawn.
         """
-        joined = self._draws.follows_work
-        # objects of this call alone, should a request be asked for twice
-        requests = [request._replace() for request in requests]
-        work = collections.defaultdict(list)
-        for request in requests:
-            prompt = self._prompt(request)
-            size = 0 if joined else self._size(len(prompt.ids))
-            work[size].append((prompt, request))
-        call = _Call(self, requests)
+        call = _Call(self, self._ask(requests))
         self._calls.add(call)
-        for size, own in work.items():
-            self._streams.setdefault(size, Stream(self._draws)).add(own)
         return call
+
+    def follow(self, changes: Iterable[Change]) -> None:
+        """Does what another engine did when it announced these."""
+        for change in changes:
+            self._drop(change.dropped)
+            self._ask(change.asked)
+        self._step()
 
     def generate(
         self, prompts: Sequence[str], n: int = 1
@@ -195,28 +207,52 @@ class Engine:
         if not self._streams:
             raise RuntimeError("what was under way failed in another call")
         size, stream = next(iter(self._streams.items()))
-        self._stepping = True
+        self._busy = True
         try:
+            self.announce(self._changes)
+            self._changes = []
             with mesh.ambient(self._mesh):
                 whole, steps = stream.step()
         except BaseException:
             del self._streams[size]
             raise
         finally:
-            self._stepping = False
+            self._busy = False
         self._drop(())
         self.row_steps += steps.all
         self.live_steps += steps.live
-        for request, sample in whole:
+        for number, sample in whole:
             for call in [*self._calls]:
-                call.take(request, sample)
+                call.take(number, sample)
 
-    def _drop(self, requests: Iterable[Request]) -> None:
+    def _ask(self, requests: Sequence[Request]) -> list[int]:
+        """Has these wait to be drawn; their numbers."""
+        work = collections.defaultdict(list)
+        for request in requests:
+            prompt = self._prompt(request)
+            joined = self._draws.follows_work
+            size = 0 if joined else self._size(len(prompt.ids))
+            work[size].append((prompt, request))
+        self._busy = True
+        numbers = []
+        for size, own in work.items():
+            asked = [(p, Asked(next(self._count), r)) for p, r in own]
+            self._streams.setdefault(size, Stream(self._draws)).add(asked)
+            numbers += [one.number for _, one in asked]
+        self._busy = False
+        if requests:
+            self._changes.append(Change(asked=requests))
+        self._drop(())
+        return numbers
+
+    def _drop(self, numbers: Iterable[int]) -> None:
         """Draws these no more, from the end of the step on that it may be
         called in: a call can be collected at any time."""
-        self._gone.extend(requests)
-        if self._stepping:
+        self._gone.update(numbers)
+        if self._busy:
             return
+        if self._gone:
+            self._changes.append(Change(dropped=[*self._gone]))
         for size, stream in [*self._streams.items()]:
             if self._gone:
                 stream.drop(self._gone)
@@ -317,9 +353,9 @@ class _Call:
     """The samples of one call, as they are drawn; whoever asks for the next
     one has the engine go on with all that is under way."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request]):
+    def __init__(self, engine: Engine, numbers: Iterable[int]):
         self._engine = engine
-        self._left = {id(request): request for request in requests}
+        self._left = {*numbers}
         self._ready: collections.deque[Sample] = collections.deque()
 
     def __iter__(self) -> "_Call":
@@ -332,14 +368,15 @@ class _Call:
             self._engine._step()
         return self._ready.popleft()
 
-    def take(self, request: Request, sample: Sample) -> None:
-        if self._left.pop(id(request), None):
+    def take(self, number: int, sample: Sample) -> None:
+        if number in self._left:
+            self._left.remove(number)
             self._ready.append(sample)
 
     def close(self) -> None:
         """What is not drawn yet is drawn no more."""
         if self._left:
-            self._engine._drop(self._left.values())
+            self._engine._drop(self._left)
             self._left.clear()
 
     __del__ = close

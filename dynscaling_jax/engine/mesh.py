@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,17 +18,18 @@ from dynscaling_jax.models.sharding import AXES, DATA, MODEL
 from dynscaling_jax.models.transformer import Params
 
 
-def build(text: str) -> Mesh | None:
+def build(text: str, devices: Sequence[Any] | None = None) -> Mesh | None:
     """A mesh by its sizes.
 
     Args:
         text: DATAxMODEL, such as 2x4; auto, all devices along data; empty for
             one device.
+        devices: those there are; by default those of this process.
 
     Raises:
         ValueError: another text, or more devices than there are.
     """
-    there = jax.local_devices()
+    there = jax.local_devices() if devices is None else devices
     sizes = {"": "1x1", "auto": f"{len(there)}x1"}.get(text, text)
     if not re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", sizes):
         raise ValueError(

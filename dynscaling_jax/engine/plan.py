@@ -2,6 +2,7 @@
 
 Each host has a process with a mesh of its own (engine.mesh): `model` chips
 share one copy of the parameters, `data` such copies draw beside each other.
+Where a host holds no copy, all share one mesh (engine.lockstep).
 Every figure is predicted from what the maker publishes and none has been
 measured: real rates are lower, for no chip reaches its peaks, and what chips
 and hosts tell one another is left out.
@@ -141,7 +142,8 @@ class Plan(NamedTuple):
     """Of a whole device, predicted. Bytes are of one chip."""
 
     processes: int  # one a host
-    data: int  # of each process
+    lockstep: bool  # whether they share one mesh
+    data: int  # of each mesh
     model: int
     groups: int  # of prompts, over all processes
     rows: int  # that draw at the same time, over all processes
@@ -208,7 +210,8 @@ def propose(
 
     What chips tell one another is not in the formulas, so the parameters are
     split over as few of a host's as leave half of the memory to keys; where
-    none do, over as few as hold one group.
+    none do, over as few as hold one group; where a host does not, likewise
+    over those of several.
 
     Args:
         prompt, new: tokens of a prompt and of a sample.
@@ -225,18 +228,18 @@ def propose(
             "group: each must be at least 1, and the tokens at most the "
             f"context, {config.context}"
         )
-    splits = [
-        model
-        for model in range(1, on.host + 1)
-        if on.host % model == 0 and _common(config) % model == 0
-    ]
     half = on.chip.available / 2
-    roomy = [
-        model
-        for model in splits
-        if parameter_bytes(shard(config, model), int8) <= half
-    ]
-    *narrower, widest = roomy or splits
+
+    def splits(chips: int, more_than: int) -> list[int]:
+        whole = [
+            model
+            for model in range(more_than + 1, chips + 1)
+            if chips % model == 0 and _common(config) % model == 0
+        ]
+        fits = lambda m: parameter_bytes(shard(config, m), int8) <= half
+        return [*filter(fits, whole)] or whole
+
+    *narrower, widest = *splits(on.host, 0), *splits(on.chips, on.host)
     for model in narrower:
         with contextlib.suppress(ValueError):  # it holds no group
             return plan(config, on, model, prompt, new, per, int8)
@@ -272,9 +275,11 @@ def plan(
     groups = memory.most_groups(per, on.chip.available, predict)
     token = memory.token_bytes(part, BFLOAT16)
     drawn = groups * per * layout.slots(new) * token
+    lockstep = model > on.host
     return Plan(
         on.chips // on.host,
-        on.host // model,
+        lockstep,
+        (on.chips if lockstep else on.host) // model,
         model,
         copies * groups,
         copies * groups * per,

@@ -21,10 +21,18 @@ class Prompt(NamedTuple):
     common: int  # length of that beginning, where it is worth reusing
 
 
+class Asked(NamedTuple):
+    """A request, by its number among all that an engine was asked for."""
+
+    number: int
+    request: Request
+
+
 @dataclasses.dataclass(eq=False)
 class Row:
     """A sample that is being drawn."""
 
+    number: int  # of its request, as Asked has it
     request: Request
     prompt: Prompt
     limit: int  # tokens to draw at most

@@ -8,7 +8,7 @@ as the work. More work may come at any time: it takes the next idle rows.
 import collections
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +16,10 @@ import numpy as np
 
 from dynscaling_jax.engine import cache, decode, layout, sampling
 from dynscaling_jax.engine.cache import Prefix, State
-from dynscaling_jax.engine.row import Prompt, Row
+from dynscaling_jax.engine.row import Asked, Prompt, Row
 from dynscaling_jax.engine.sampling import Settings
 from dynscaling_jax.models.model import Model
-from dynscaling_jax.types import Request, Sample
+from dynscaling_jax.types import Sample
 
 
 class Draws(NamedTuple):
@@ -53,7 +53,7 @@ class Stream:
         self._draws = draws
         self._widths = functools.cache(draws.widths)
         # what is left to draw, of those prompts that have any left
-        self._pending: dict[Prompt, collections.deque[Request]] = {}
+        self._pending: dict[Prompt, collections.deque[Asked]] = {}
         self._waiting: collections.deque[Prompt] = collections.deque()
         self._per = 1
         self._state: Any = None  # a State, once there is work
@@ -64,12 +64,10 @@ class Stream:
     def busy(self) -> bool:
         return bool(self._pending or any(self._rows))
 
-    def add(self, work: Iterable[tuple[Prompt, Request]]) -> None:
+    def add(self, work: Iterable[tuple[Prompt, Asked]]) -> None:
         """Appends to what waits, which then has the longest prompts first."""
-        for prompt, request in work:
-            self._pending.setdefault(prompt, collections.deque()).append(
-                request
-            )
+        for prompt, asked in work:
+            self._pending.setdefault(prompt, collections.deque()).append(asked)
         longest = sorted(self._pending, key=lambda p: -self._size(p))
         self._pending = {p: self._pending[p] for p in longest}
         placed = {*self._placed}
@@ -77,23 +75,23 @@ class Stream:
         counts = map(len, self._pending.values())
         self._per = layout.per_group(counts, self._draws.rows_per_group)
 
-    def drop(self, requests: Iterable[Request]) -> None:
-        """Draws these no more; their rows take others."""
-        gone = {id(request) for request in requests}
+    def drop(self, gone: Container[int]) -> None:
+        """Draws requests of these numbers no more; their rows take others."""
         for prompt, own in [*self._pending.items()]:
-            left = collections.deque(r for r in own if id(r) not in gone)
+            left = collections.deque(r for r in own if r.number not in gone)
             self._pending[prompt] = left
             if not left:
                 del self._pending[prompt]
         for i, row in enumerate(self._rows):
-            if row and id(row.request) in gone:
+            if row and row.number in gone:
                 self._rows[i] = None
         self._waiting = collections.deque(
             p for p in self._waiting if p in self._pending
         )
 
-    def step(self) -> tuple[list[tuple[Request, Sample]], Steps]:
-        """Takes a chunk of steps; what is whole by then, and the count."""
+    def step(self) -> tuple[list[tuple[int, Sample]], Steps]:
+        """Takes a chunk of steps; what is whole by then, by number, and the
+        count."""
         self._fit()
         self._fill()
         rows, state = self._rows, self._state
@@ -122,7 +120,7 @@ class Stream:
             sample = self._draws.finished(row)
             if sample:
                 rows[i] = None
-                whole.append((row.request, sample))
+                whole.append((row.number, sample))
         return whole, steps
 
     def _size(self, prompt: Prompt) -> int:
@@ -213,13 +211,13 @@ class Stream:
             for i in own:
                 if rows[i] or not prompt or prompt not in self._pending:
                     continue
-                request = self._pending[prompt].popleft()
+                asked = self._pending[prompt].popleft()
                 if not self._pending[prompt]:
                     del self._pending[prompt]
-                row = rows[i] = self._row(request, prompt)
+                row = rows[i] = self._row(asked, prompt)
                 fresh[i], limit[i] = True, row.limit
-                words = sampling.query_words(request.query.id)
-                name[i] = (*words, request.index)
+                words = sampling.query_words(row.request.query.id)
+                name[i] = (*words, row.request.index)
         self._state = state
         if not fresh.any():
             return
@@ -256,7 +254,7 @@ class Stream:
         known = filter(fits, pending)
         return max(known, key=lambda p: len(pending[p]), default=None)
 
-    def _row(self, request: Request, prompt: Prompt) -> Row:
+    def _row(self, asked: Asked, prompt: Prompt) -> Row:
         room = self._draws.model.config.context - len(prompt.ids)
         limit = min(self._draws.max_new_tokens, room)
-        return Row(request, prompt, limit)
+        return Row(*asked, prompt, limit)

@@ -60,13 +60,16 @@ def _axes(config: ModelConfig, path: tuple, parts: int) -> tuple[Axis, ...]:
 
 def put(mesh: Mesh, config: ModelConfig, path: tuple, value: Any) -> Any:
     """A parameter in its shards; a host's array goes there piece by piece, so
-    that no device ever holds the whole of it."""
-    return jax.tree.map(
-        lambda x: jax.device_put(
-            x, param_sharding(mesh, config, path, x.shape)
-        ),
-        value,
-    )
+    that no device ever holds the whole of it, and each process puts what its
+    own devices hold."""
+
+    def one(x: Any) -> jax.Array:
+        where = param_sharding(mesh, config, path, x.shape)
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, where)
+        return jax.make_array_from_callback(x.shape, where, lambda at: x[at])
+
+    return jax.tree.map(one, value)
 
 
 def fitting(

@@ -5,10 +5,10 @@
 #   launch/tpu/worker.sh [--dry-run] -- .venv/bin/python -m launch.run \
 #     --config=configs/reasoner.py --workdir=runs/tpu
 #
-# Where the slice has several workers, each draws with the chips of its own
-# host, and the command, which must be launch.run, is told by --coordinator,
-# --processes and --process to draw one run with the others. What it prints
-# ends with its exit status.
+# Where the slice has several workers, the command, which must be launch.run, is
+# told by --coordinator, --processes and --process to draw one run with the
+# others, each with the chips of its own host; or, where it says --lockstep, all
+# with those of the slice. What it prints ends with its exit status.
 
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -35,11 +35,14 @@ IFS=, read -r -a workers <<< "$endpoints"
 
 if ((${#workers[@]} > 1)); then
   # without these all hosts of the slice would be one machine to JAX
-  BEHIND=(
+  alone=(
     env "TPU_PROCESS_BOUNDS=1,1,1" "TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1"
     "TPU_VISIBLE_CHIPS=0,1,2,3" TPU_WORKER_ID=0 TPU_WORKER_HOSTNAMES=localhost
     CLOUD_TPU_TASK_ID=0
-    "${BEHIND[@]}" "--coordinator=${workers[0]##*:}:$port"
+  )
+  if [[ " ${BEHIND[*]} " == *" --lockstep "* ]]; then alone=(); fi
+  BEHIND=(
+    "${alone[@]}" "${BEHIND[@]}" "--coordinator=${workers[0]##*:}:$port"
     "--processes=${#workers[@]}" "--process=$number"
   )
 fi

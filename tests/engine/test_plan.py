@@ -192,6 +192,8 @@ def test_seven_billion_on_an_h100():
         ("qwen2.5-7b", "v5p-64", False, (8, 4, 1)),
         # over three the heads cannot be split
         ("qwen2.5-32b", "A100-80x3", True, (1, 3, 1)),
+        # a host of four holds 64 GB, not 65.5: two copies over four hosts
+        ("qwen2.5-32b", "v5e-16", False, (4, 2, 8)),
     ],
 )
 def test_the_mesh_has_as_few_parts_as_leave_half_to_keys(
@@ -202,7 +204,9 @@ def test_the_mesh_has_as_few_parts_as_leave_half_to_keys(
     )
     assert (found.processes, found.data, found.model) == mesh
     assert found.rows == 8 * found.groups
-    assert found.groups % (found.processes * found.data) == 0
+    assert found.lockstep == (found.model > plan.device(device).host)
+    meshes = 1 if found.lockstep else found.processes
+    assert found.groups % (meshes * found.data) == 0
 
 
 def test_a_split_without_room_for_a_group_gives_way_to_a_wider():

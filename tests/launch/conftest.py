@@ -1,6 +1,12 @@
-"""A tiny model with a real tokenizer, as a Hugging Face directory."""
+"""A tiny model with a real tokenizer, as a Hugging Face directory, and commands
+that run beside each other."""
 
 import json
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -57,3 +63,49 @@ def tiny_model(tmp_path_factory):
         json.dumps({"chat_template": TEMPLATE})
     )
     return directory
+
+
+@pytest.fixture(scope="session")
+def address() -> Callable[[], str]:
+    """Gives a HOST:PORT that is free."""
+
+    def free() -> str:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            return f"127.0.0.1:{one.getsockname()[1]}"
+
+    return free
+
+
+@pytest.fixture(scope="session")
+def begin() -> Callable[..., list[subprocess.Popen]]:
+    """Starts commands, with further variables of the environment."""
+    root = str(Path(__file__).parents[2])
+
+    def started(commands, **variables):
+        return [
+            subprocess.Popen(
+                one,
+                cwd=root,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": root, **variables},
+            )
+            for one in commands
+        ]
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def end() -> Callable[..., list[tuple[str, str, int]]]:
+    """Waits for them: (stdout, stderr, exit status) of each."""
+
+    def ended(processes, seconds=240):
+        return [
+            (*process.communicate(timeout=seconds), process.returncode)
+            for process in processes
+        ]
+
+    return ended

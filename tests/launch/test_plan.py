@@ -67,6 +67,11 @@ def test_what_does_not_fit_beside_what_does():
     assert second[2:4] == ["1", "1x8"]
 
 
+def test_hosts_that_share_a_mesh():
+    done = launch("--shape=qwen2.5-32b", "--device=v5e-16")
+    assert table(done.stdout)[1][2:4] == ["4 in lockstep", "2x8"]
+
+
 def test_int8_is_said():
     done = launch("--shape=llama-3.1-70b", "--device=v5e-8", "--quantize=int8")
     assert table(done.stdout)[1][2:5] == ["1", "1x8", "8.83"]

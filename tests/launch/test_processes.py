@@ -1,10 +1,7 @@
 """Several real processes draw one run."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,35 +13,8 @@ from dynscaling_jax.scaling.policies import POLICIES
 ROOT = Path(__file__).parents[2]
 
 
-def address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
-
-
-def begin(commands):
-    return [
-        subprocess.Popen(
-            one,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        for one in commands
-    ]
-
-
-def end(processes, seconds=240):
-    return [
-        (*process.communicate(timeout=seconds), process.returncode)
-        for process in processes
-    ]
-
-
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
+def drawn(tmp_path_factory, address, begin, end):
     """What each of 1, 2 and 4 processes says of every policy."""
     out = tmp_path_factory.mktemp("together")
 
@@ -121,7 +91,9 @@ def kept(workdir):
     }
 
 
-def test_a_killed_process_ends_the_others_and_fewer_go_on(tiny_model, tmp_path):
+def test_a_killed_process_ends_the_others_and_fewer_go_on(
+    tiny_model, tmp_path, address, begin, end
+):
     """4 processes, of which one is killed as it draws; 2 end the run, with
     the bytes of one that was never stopped."""
     alone, stopped = tmp_path / "alone", tmp_path / "stopped"
@@ -161,7 +133,7 @@ def test_a_killed_process_ends_the_others_and_fewer_go_on(tiny_model, tmp_path):
         ),
     ],
 )
-def test_mistakes_are_one_line(tiny_model, tmp_path, flags, said):
+def test_mistakes_are_one_line(tiny_model, tmp_path, begin, end, flags, said):
     command = [*launch(tiny_model, tmp_path)[0][:-3], *flags]
     ((_, error, code),) = end(begin([command]))
     assert code and said in error
