@@ -66,6 +66,7 @@ def get_config() -> Any:
     config.task.steps = 4  # arithmetic: from 1 to this many
     config.task.largest = 999  # arithmetic: no number is larger
     config.task.noise = 0.0  # share of a question's words that are misspelt
+    config.task.shuffled = False  # options in another order; gpqa's always are
     config.task.fields = ml_collections.ConfigDict()  # jsonl: names of fields
     for field in ("question", "answer", "id", "choices"):
         config.task.fields[field] = ""

@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Callable, Mapping
+from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from dynscaling_jax.tasks.sources import HubFile, Row
+
+OPTIONS = "Options:"  # of bbh, before them
 
 
 class Item(NamedTuple):
@@ -97,7 +100,16 @@ def _svamp(row: Row, _: Fields) -> Item:
 
 
 def _bbh(row: Row, _: Fields) -> Item:
-    return Item(_text(row, "input"), _text(row, "target"))
+    """Some subtasks end the question with lettered options."""
+    text, answer = _text(row, "input"), _text(row, "target")
+    question, _, rest = text.partition(f"\n{OPTIONS}\n")
+    lines = rest.splitlines()
+    letters = [f"({letter}) " for letter in ascii_uppercase[: len(lines)]]
+    known = [f"({letter})" for letter in ascii_uppercase[: len(lines)]]
+    if answer not in known or [line[:4] for line in lines] != letters:
+        return Item(text, answer)
+    options = tuple(line[4:] for line in lines)
+    return Item(f"{question}\n{OPTIONS}", str(known.index(answer)), options)
 
 
 def _aime(row: Row, _: Fields) -> Item:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from dynscaling_jax.tasks.benchmarks import (
     BENCHMARKS,
     FIELDS,
+    OPTIONS,
     Benchmark,
     Item,
 )
@@ -49,10 +50,11 @@ class TaskConfig(NamedTuple):
     system_prompt: str = ""  # "" is no system message
     template: str = ""  # holds {question}; "" is the one of the kind
     few_shot: int = 0  # worked examples before the question
-    seed: int = 0  # order of gpqa's options; the arithmetic problems
+    seed: int = 0  # of shuffled options and generated problems
     steps: int = 4  # arithmetic: difficulty runs from 1 to this
     largest: int = LARGEST  # arithmetic: no number is larger
     noise: float = 0.0  # share of a question's words that are misspelt
+    shuffled: bool = False  # options in another order; gpqa's always are
     fields: dict[str, str] = {}  # jsonl: question, answer, id, choices
 
 
@@ -98,9 +100,14 @@ def load_task(config: Mapping[str, Any]) -> Task:
             question=misspelt(item.question, settings.noise, key)
         )
         question, answer = item.question, item.answer
+        shuffled = settings.shuffled or benchmark.shuffled
         if item.options:
-            order = _order(item, key, benchmark.shuffled)
-            question, answer = _lettered(item, order)
+            question, answer = _lettered(item, _order(item, key, shuffled))
+        elif shuffled:
+            raise ValueError(
+                f"{row.place}: config.task.shuffled, and a question without "
+                "options"
+            )
         reference = canonical(answer, kind)
         if reference is None:
             raise ValueError(
@@ -229,7 +236,8 @@ def _lettered(item: Item, order: Sequence[int]) -> tuple[str, str]:
         for letter, i in zip(letters, order, strict=True)
     ]
     right = letters[order.index(int(item.answer))]
-    return "\n".join([item.question, "", *lines]), right
+    gap = [] if item.question.endswith(f"\n{OPTIONS}") else [""]
+    return "\n".join([item.question, *gap, *lines]), right
 
 
 def _kind(items: Sequence[Item]) -> str:
@@ -245,6 +253,8 @@ def _kind(items: Sequence[Item]) -> str:
 
 
 def _arithmetic(settings: TaskConfig) -> Task:
+    if settings.shuffled:
+        raise ValueError("config.task.shuffled: arithmetic has no options")
     if settings.path or settings.revision:
         raise ValueError("arithmetic is generated: it has no path or revision")
     kind = settings.kind or "number"

@@ -29,6 +29,21 @@ CHOICES = ["red", "green", "blue"]
             ("Two birds. How many?", "2.0"),
         ),
         ("bbh", {"input": "i", "target": "(A)"}, ("i", "(A)")),
+        (
+            "bbh",
+            {"input": "i?\nOptions:\n(A) one\n(B) ", "target": "(B)"},
+            ("i?\nOptions:\n(A) one\n(B)", "(B)"),  # without its last one
+        ),
+        (
+            "bbh",
+            {"input": "i?\nOptions:\n(A) one\n(B) 2", "target": "(B)"},
+            ("i?\nOptions:", "1", ("one", "2")),
+        ),
+        (
+            "bbh",
+            {"input": "i?\nOptions:\n- Yes\n- No", "target": "No"},
+            ("i?\nOptions:\n- Yes\n- No", "No"),
+        ),
         ("aime", {"problem": "p", "answer": 33}, ("p", "33")),
         ("aime", {"Problem": "p", "Answer": "033"}, ("p", "033")),
     ],

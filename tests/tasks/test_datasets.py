@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 
 import pytest
 
@@ -108,6 +109,39 @@ def test_gpqa_order_is_fixed_for_good(tmp_path):
     """A change of the shuffle would make recorded runs unreadable."""
     task = load_task(gpqa_file(tmp_path / "gpqa.csv"))
     assert "".join(p.reference for p in task.problems) == "CCAACDBC"
+
+
+def options(task):
+    """Of each question: its options by letter, and the right one."""
+    found = []
+    for problem in task.problems:
+        text = problem.query.messages[-1].content
+        by_letter = dict(re.findall(r"^\(([A-Z])\) (.*)$", text, re.M))
+        found.append((by_letter, by_letter[problem.reference]))
+    return found
+
+
+def test_options_in_another_order(benchmark_data):
+    """As they stand the question is that of the file to the letter; shuffled,
+    the same options and the same one right, mostly elsewhere."""
+    path = benchmark_data / "tasks/bbh/date_understanding.json"
+    config = {"name": "bbh", "path": str(path)}
+    task = load_task(config)
+    asked = json.loads(path.read_text())["examples"]
+    for problem, example in zip(task.problems, asked, strict=True):
+        assert example["input"].strip() in problem.query.messages[-1].content
+        assert f"({problem.reference})" == example["target"]
+    other = load_task(config | {"shuffled": True})
+    for (before, right), (after, still) in zip(
+        options(task), options(other), strict=True
+    ):
+        assert sorted(before.values()) == sorted(after.values())
+        assert right == still
+    pairs = zip(task.problems, other.problems, strict=True)
+    moved = sum(a.reference != b.reference for a, b in pairs)
+    assert moved > 125  # of 250; five in six are expected
+    again = load_task(config | {"shuffled": True, "seed": 1})
+    assert again.problems != other.problems
 
 
 @pytest.mark.parametrize(
@@ -221,6 +255,10 @@ def test_arithmetic():
         ({"fields": "answer"}, r"config\.task\.fields: expected dict"),
         ({"revision": "abc"}, "give one of them"),
         ({"name": "jsonl", "path": ""}, "jsonl needs a file"),
+        (
+            {"name": "arithmetic", "shuffled": True},
+            "config.task.shuffled: arithmetic has no options",
+        ),
         ({"name": "bbh", "path": ""}, "expected the name of a subtask"),
         ({"name": "aime", "path": "", "split": "1"}, "expected 2024, 2025"),
         ({"name": "math500"}, r"test\.jsonl:1: no column 'problem'"),
@@ -245,6 +283,12 @@ def test_an_unreadable_reference_is_named_with_its_place(tmp_path):
     row = {"question": "q", "answer": "many"}
     config = jsonl(tmp_path, row, kind="number")
     with pytest.raises(ValueError, match="own.jsonl:1: the answer 'many'"):
+        load_task(config)
+
+
+def test_questions_without_options_cannot_be_shuffled(tmp_path):
+    config = jsonl(tmp_path, {"question": "q", "answer": "a"}, shuffled=True)
+    with pytest.raises(ValueError, match="own.jsonl:1: config.task.shuffled"):
         load_task(config)
 
 
