@@ -102,7 +102,7 @@ def _svamp(row: Row, _: Fields) -> Item:
 def _bbh(row: Row, _: Fields) -> Item:
     """Some subtasks end the question with lettered options."""
     text, answer = _text(row, "input"), _text(row, "target")
-    question, _, rest = text.partition(f"\n{OPTIONS}\n")
+    question, rest = text.partition(f"\n{OPTIONS}\n")[::2]
     lines = rest.splitlines()
     letters = [f"({letter}) " for letter in ascii_uppercase[: len(lines)]]
     known = [f"({letter})" for letter in ascii_uppercase[: len(lines)]]
