@@ -11,13 +11,18 @@ from typing import Any
 import jax
 
 
-def about() -> dict[str, Any]:
-    """What a result may depend on beside its config."""
+def versions() -> dict[str, str]:
+    """Of the packages that a result may depend on."""
     names = ("dynscaling-jax", "jax", "jaxlib", "numpy", "tokenizers")
-    versions = {}
+    found = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def about() -> dict[str, Any]:
+    """What a result may depend on beside its config."""
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
         capture_output=True,
@@ -26,7 +31,7 @@ def about() -> dict[str, Any]:
     ).stdout.strip()
     device = jax.devices()[0]
     return {
-        "versions": versions,
+        "versions": versions(),
         "python": platform.python_version(),
         "commit": commit or None,
         "device": f"{device.platform}: {device.device_kind}",

@@ -204,8 +204,10 @@ def open_source(config: Config) -> Source:
     return Source(sample_fn, reader, most, lambda _: None)
 
 
-def open_engine(config: Config, on: Mesh | None) -> Engine:
-    """A local model on a mesh, or on one device."""
+def open_engine(
+    config: Config, on: Mesh | None, available: float | None = None
+) -> Engine:
+    """A local model on a mesh, or on one device; available as of Engine."""
     model = load_model(
         config.model,
         config.dtype,
@@ -214,7 +216,8 @@ def open_engine(config: Config, on: Mesh | None) -> Engine:
         template_variables(config),
         on,
     )
-    return Engine(model, seed=config.seed, **engine_fields(config.engine))
+    fields = engine_fields(config.engine)
+    return Engine(model, seed=config.seed, available=available, **fields)
 
 
 def local_source(config: Config, engine: Engine) -> Source:

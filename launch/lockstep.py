@@ -10,12 +10,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dynscaling_jax.engine import lockstep, mesh
+from dynscaling_jax.engine import lockstep, memory, mesh
 from dynscaling_jax.records.shared import Processes, nothing
 from launch import experiment
 from launch.environment import use_compilation_cache
 
-SILENCE = 60  # seconds until JAX takes a silent process for lost
+# JAX aborts the first process so many seconds after another has ended, which
+# launch.processes notices long before: time to save what was drawn.
+SILENCE = 600
 LEAVING = 20  # seconds that JAX waits for the others at the end
 
 
@@ -42,27 +44,33 @@ def run(
         """What the first process says, which it is itself where it has any."""
         return processes.exchange(own, nothing)[0]
 
-    port = hear(_free_port() if processes.number == 0 else b"").decode()
+    port = hear(_free_port()).decode()
     jax.config.update("jax_enable_preemption_service", False)  # takes SIGTERM
     jax.distributed.initialize(
         f"{coordinator.rpartition(':')[0]}:{port}",
         processes.count,
         processes.number,
+        cluster_detection_method="deactivate",
         heartbeat_timeout_seconds=SILENCE,
         shutdown_timeout_seconds=LEAVING,
     )
     try:
         use_compilation_cache()
-        engine = experiment.open_engine(config, _mesh(config.mesh))
+        on = _mesh(config.mesh)
+        own = str(memory.available()).encode()
+        available = min(map(float, processes.exchange(own, nothing)))
+        engine = experiment.open_engine(config, on, available)
+        summary = {}
         if processes.number:
             lockstep.follow(engine, hear)
-            return {}
-        lockstep.lead(engine, hear)
-        source = experiment.local_source(config, engine)
-        summary = experiment.run(
-            config, workdir, source, tensorboard=tensorboard
-        )
-        hear()  # nothing more to follow
+        else:
+            lockstep.lead(engine, hear)
+            source = experiment.local_source(config, engine)
+            summary = experiment.run(
+                config, workdir, source, tensorboard=tensorboard
+            )
+            hear()  # nothing more to follow
+        jax.distributed.shutdown()  # here, where all are still there
         return summary
     except BaseException:
         # At its exit, before which this comes, JAX would wait for processes

@@ -7,14 +7,16 @@ one another all the time, and a connection that closes is noticed.
 """
 
 import contextlib
+import json
 import os
 import queue
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
+from typing import Any
 
 from jax.errors import JaxRuntimeError
 
@@ -22,7 +24,7 @@ from dynscaling_jax.records.shared import ALONE, Processes, nothing
 
 WAIT = 300.0  # seconds for all to come
 AGAIN = 10.0  # seconds between two interrupts
-INTERRUPTS = 4  # unanswered, then the process is ended
+INTERRUPTS = 3  # further ones; where none is answered, the process is ended
 NOTICE = 2.0  # seconds from a failed computation to the end of its cause
 LOST = (
     "another process has ended, and so does this one; start all of them "
@@ -85,6 +87,8 @@ def meet(coordinator: str, count: int, number: int) -> Iterator[Processes]:
         with contextlib.suppress(Lost):
             exchange(b"", nothing)  # nobody leaves while another still needs it
     except (KeyboardInterrupt, JaxRuntimeError) as error:
+        for peer in peers:
+            peer.noticed.set()
         told = isinstance(error, KeyboardInterrupt)
         if _any_lost(peers, 0 if told else NOTICE):
             raise Lost(LOST) from None
@@ -93,7 +97,30 @@ def meet(coordinator: str, count: int, number: int) -> Iterator[Processes]:
         for peer in peers:
             peer.noticed.set()
         for link in links:
-            link.close()
+            _close(link)
+
+
+def agree(processes: Processes, own: Mapping[str, Any]) -> None:
+    """Raises ValueError where the processes do not bring the same fields, of
+    mappings in mappings."""
+    brought = processes.exchange(json.dumps(own).encode(), nothing)
+    first, *others = [dict(_leaves(json.loads(part))) for part in brought]
+    for number, fields in enumerate(others, 1):
+        for name in [*first, *fields]:
+            if first.get(name) != fields.get(name):
+                raise ValueError(
+                    f"process {number} has {name}={fields.get(name)!r}, "
+                    f"process 0 {first.get(name)!r}; start all by the same "
+                    "command, with the same versions"
+                )
+
+
+def _leaves(fields: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(fields, dict):
+        yield name, fields
+        return
+    for key, value in fields.items():
+        yield from _leaves(value, f"{name}.{key}" if name else key)
 
 
 class _Peer:
@@ -130,16 +157,17 @@ class _Peer:
             while True:
                 self._arrived.put(self._link.recv_bytes())
         self._arrived.put(None)
-        if not self.parting and not self.noticed.is_set():
-            self.lost.set()
-            # again, where one came in a callback, whose exceptions are lost
-            for _ in range(INTERRUPTS):
-                os.kill(os.getpid(), signal.SIGINT)
-                if self.noticed.wait(AGAIN):
-                    return
-            # a computation waits for what the other's devices do not send
-            os.write(2, f"{LOST}\n".encode())
-            os._exit(1)
+        if self.parting:
+            return
+        self.lost.set()
+        # again, where one came in a callback, whose exceptions are lost
+        for wait in (0.0, *[AGAIN] * INTERRUPTS):
+            if self.noticed.wait(wait):
+                return
+            os.kill(os.getpid(), signal.SIGINT)
+        # a computation waits for what the other's devices do not send
+        os.write(2, f"{LOST}\n".encode())
+        os._exit(1)
 
 
 def _any_lost(peers: Sequence[_Peer], seconds: float) -> bool:
@@ -189,9 +217,21 @@ def _call(address: tuple[str, int], number: int) -> list[Connection]:
     return [link]
 
 
+def _close(link: Connection) -> None:
+    """Ends a connection at once; close() alone waits for the thread that
+    reads from it."""
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(fileno=os.dup(link.fileno())) as own,
+    ):
+        own.shutdown(socket.SHUT_RDWR)
+    link.close()
+
+
 def _connection(link: socket.socket) -> Connection:
     """Messages over a socket, which notices a host that is gone."""
     link.setblocking(True)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("IDLE", 10), ("INTVL", 5), ("CNT", 4)):
         if hasattr(socket, f"TCP_KEEP{option}"):

@@ -60,7 +60,8 @@ def work() -> str:
     # JAX is imported after the flags are read, so that --help and a mistyped
     # field answer at once.
     from launch import experiment, lockstep
-    from launch.processes import meet
+    from launch.environment import versions
+    from launch.processes import agree, meet
     from launch.remote import local
 
     config, curves = CONFIG.value, bool(TENSORBOARD.value)
@@ -68,10 +69,12 @@ def work() -> str:
     number = PROCESS.value or 0
     one_model = bool(LOCKSTEP.value) and count > 1
     with contextlib.ExitStack() as stack:
-        workdir = Path()  # of those that follow another nothing is kept
+        workdir = Path()  # those that follow another keep nothing
         if not (one_model and number):
             workdir = stack.enter_context(local(str(WORKDIR.value)))
         processes = stack.enter_context(meet(where, count, number))
+        row = experiment.config_row(config)
+        agree(processes, {"config": row, "versions": versions()})
         if one_model:
             summary = lockstep.run(config, workdir, processes, where, curves)
         else:

@@ -57,6 +57,7 @@ class Engine:
         rows: int | None = 64,
         rows_per_group: int | None = None,
         prefix_bytes: float = 2e9,
+        available: float | None = None,
     ):
         """Args:
             max_new_tokens: of one sample, its end-of-turn token included.
@@ -69,6 +70,8 @@ class Engine:
                 by default 8, or the largest power of two below that divides
                 rows, on a mesh those of one part of its data axis.
             prefix_bytes: memory for prompts that may be read on from.
+            available: bytes of each device that drawing may take, where rows
+                is None; by default what engine.memory finds.
 
         Raises:
             ValueError: a value outside its range.
@@ -106,6 +109,7 @@ class Engine:
         self.model = model
         self.rows_per_group = rows_per_group
         self._stop = tuple(stop)
+        self._available = available
         self.row_steps = 0  # rows x steps computed
         self.live_steps = 0  # of these, steps that drew a token of a sample
         self.widths = layout.widths(rows, self._mesh) if rows else ()
@@ -206,8 +210,8 @@ class Engine:
         """Takes a chunk of steps with the first stream that has work."""
         if not self._streams:
             raise RuntimeError("what was under way failed in another call")
-        size, stream = next(iter(self._streams.items()))
         self._busy = True
+        size, stream = next(iter(self._streams.items()))
         try:
             self.announce(self._changes)
             self._changes = []
@@ -241,24 +245,26 @@ class Engine:
             numbers += [one.number for _, one in asked]
         self._busy = False
         if requests:
-            self._changes.append(Change(asked=requests))
+            self._changes.append(Change(asked=[*requests]))
         self._drop(())
         return numbers
 
     def _drop(self, numbers: Iterable[int]) -> None:
-        """Draws these no more, from the end of the step on that it may be
-        called in: a call can be collected at any time."""
+        """Draws these no more, from the end of that on which it may be called
+        in: a call can be collected at any time."""
         self._gone.update(numbers)
         if self._busy:
             return
-        if self._gone:
-            self._changes.append(Change(dropped=[*self._gone]))
+        self._busy = True
+        gone, self._gone = self._gone, set()
+        if gone:
+            self._changes.append(Change(dropped=[*gone]))
         for size, stream in [*self._streams.items()]:
-            if self._gone:
-                stream.drop(self._gone)
+            if gone:
+                stream.drop(gone)
             if not stream.busy:
                 del self._streams[size]
-        self._gone.clear()
+        self._busy = False
 
     def _prompt(self, request: Request) -> Prompt:
         base = ids = self._encode(request.query.messages)
@@ -336,7 +342,8 @@ class Engine:
             )
             return memory.predicted(config, shape, weights, itemsize, prompts)
 
-        groups = memory.most_groups(per, memory.available(), predict)
+        there = self._available or memory.available()
+        groups = memory.most_groups(per, there, predict)
         return layout.widths(per * groups * data, self._mesh)
 
     def _finished(self, row: Row) -> Sample | None:

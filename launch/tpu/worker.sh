@@ -40,7 +40,9 @@ if ((${#workers[@]} > 1)); then
     "TPU_VISIBLE_CHIPS=0,1,2,3" TPU_WORKER_ID=0 TPU_WORKER_HOSTNAMES=localhost
     CLOUD_TPU_TASK_ID=0
   )
-  if [[ " ${BEHIND[*]} " == *" --lockstep "* ]]; then alone=(); fi
+  for word in "${BEHIND[@]}"; do
+    if [[ $word =~ ^--?lockstep(=[Tt]rue|=1)?$ ]]; then alone=(); fi
+  done
   BEHIND=(
     "${alone[@]}" "${BEHIND[@]}" "--coordinator=${workers[0]##*:}:$port"
     "--processes=${#workers[@]}" "--process=$number"

@@ -1,12 +1,20 @@
 """What a follower does, in one process; several are in
 tests/launch/test_lockstep.py."""
 
+import collections
 import functools
+import types
 
 import jax
 import pytest
 
-from dynscaling_jax.engine import Engine, decode, lockstep, prefill
+from dynscaling_jax.engine import (
+    Engine,
+    decode,
+    lockstep,
+    prefill,
+    stream,
+)
 from dynscaling_jax.types import Message, Query, Request
 
 SHAPE = {"rows": 8, "rows_per_group": 4, "max_new_tokens": 24}
@@ -80,6 +88,35 @@ def test_a_follower_calls_what_its_leader_calls(model, called):
     assert follower.row_steps == leader.row_steps
     assert follower.live_steps == leader.live_steps
     assert not follower._streams and next(heard, None) is None
+
+
+def test_a_call_may_be_collected_while_another_is_left(model, monkeypatch):
+    """In the middle of dropping requests: those of the other call were told to
+    the follower as dropped, and waited on in the leader."""
+    leader, messages = Engine(model, **SHAPE), []
+    lockstep.lead(leader, messages.append)
+    kept = leader(ask(QUERIES[:1], range(60, 90)))
+    one = leader(ask(QUERIES[:1], range(4)))
+    others = [leader(ask(QUERIES[1:2], range(40)))]
+    next(kept)
+
+    def collecting(*items):
+        made = collections.deque(*items)
+        if others:
+            others.pop().close()
+        return made
+
+    within = types.SimpleNamespace(deque=collecting)
+    monkeypatch.setattr(stream, "collections", within)
+    one.close()
+    monkeypatch.undo()
+    assert not others
+    assert len([*kept, *leader(ask(QUERIES[2:], range(2)))]) == 29 + 2
+    follower = Engine(model, **SHAPE)
+    heard = iter([*messages, b""])
+    lockstep.follow(follower, lambda: next(heard))
+    assert follower.row_steps == leader.row_steps
+    assert follower.live_steps == leader.live_steps
 
 
 def test_requests_come_as_they_were_sent(model):

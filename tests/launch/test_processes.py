@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dynscaling_jax.records.shared import Processes
 from dynscaling_jax.scaling.policies import POLICIES
+from launch.processes import agree
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,6 +123,77 @@ def test_a_killed_process_ends_the_others_and_fewer_go_on(
     for name in ("samples.jsonl", "rounds.jsonl", "answers.json"):
         assert (stopped / name).read_bytes() == (alone / name).read_bytes()
     assert not list(stopped.glob("process-*"))
+
+
+PEERS = """
+import os, sys, time
+from jax.errors import JaxRuntimeError
+from launch.arguments import Command, resumable
+from launch.processes import meet
+
+def work():
+    with meet(sys.argv[1], 2, int(sys.argv[2])):
+        {}
+
+resumable(Command("t", (), ""), work)
+"""
+
+
+@pytest.fixture
+def two(begin, address):
+    """Starts two processes that do this."""
+
+    def started(*works):
+        where = address()
+        return begin(
+            [sys.executable, "-c", PEERS.format(work), where, str(number)]
+            for number, work in enumerate(works)
+        )
+
+    return started
+
+
+def test_a_computation_fails_before_its_cause_is_known(two, end):
+    """What a collective says of a peer that is gone comes before the end of
+    the connection, whose interrupt then came upon its handler: the process
+    said that it was stopped, as if by hand."""
+    running = two(
+        "time.sleep(0.5); raise JaxRuntimeError('gloo: connection closed')",
+        "time.sleep(1.2); os._exit(1)",
+    )
+    ((_, said, code), _) = end(running, 60)
+    assert code and "another process has ended" in said, said
+
+
+def test_one_that_fails_ends_the_others_before_it_ends_itself(two, end):
+    """It may have much to save: closing a connection that is being read from
+    told the others nothing."""
+    first, second = two(
+        "import atexit; atexit.register(time.sleep, 60); sys.exit()",
+        "time.sleep(60)",
+    )
+    ((_, said, code),) = end([second], 40)
+    assert code and "another process has ended" in said, said
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+
+
+def test_all_must_be_started_alike():
+    def among(*brought):
+        parts = [json.dumps(one).encode() for one in brought]
+        return Processes(1, 2, lambda own, meanwhile: parts)
+
+    same = {"config": {"seed": 0, "task": {"name": "gsm8k"}}}
+    other = {"config": {"seed": 0, "task": {"name": "svamp"}}}
+    agree(among(same, same), same)
+    message = "process 1 has config.task.name='svamp', process 0 'gsm8k'; start"
+    with pytest.raises(ValueError, match=message):
+        agree(among(same, other), other)
+    with pytest.raises(
+        ValueError, match="process 1 has config.more=1, .* None"
+    ):
+        agree(among(same, {"config": same["config"] | {"more": 1}}), other)
 
 
 @pytest.mark.parametrize(

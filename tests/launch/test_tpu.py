@@ -315,13 +315,14 @@ def test_workers_of_a_slice_draw_one_run(cloud, tmp_path, endpoints):
     ]
 
 
-def test_workers_in_lockstep_see_all_hosts(cloud, tmp_path):
+@pytest.mark.parametrize("flag", ["--lockstep", "-lockstep=true"])
+def test_workers_in_lockstep_see_all_hosts(cloud, tmp_path, flag):
     run, _, _ = cloud
     with_metadata(tmp_path, "10.0.0.1,10.0.0.2", 1)
-    done = run("worker.sh", "--dry-run", "--", *WORK, "--lockstep")
+    done = run("worker.sh", "--dry-run", "--", *WORK, flag)
     assert shlex.split(done.stdout) == [
         *WORK,
-        "--lockstep",
+        flag,
         "--coordinator=10.0.0.1:8765",
         "--processes=2",
         "--process=1",
