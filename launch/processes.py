@@ -37,16 +37,22 @@ class Lost(RuntimeError):
 
 
 @contextlib.contextmanager
-def meet(coordinator: str, count: int, number: int) -> Iterator[Processes]:
+def meet(
+    coordinator: str,
+    count: int,
+    number: int,
+    alike: Mapping[str, Any] | None = None,
+) -> Iterator[Processes]:
     """This process among `count`, once all are there.
 
     Args:
         coordinator: "HOST:PORT", where the first listens. What comes from
             there is believed: the network must be one that is trusted.
+        alike: what all must have in common, JSON.
 
     Raises:
         ValueError: an address or a number that cannot be; two processes of
-            one number.
+            one number; one that is not like the first.
         OSError: the others cannot be reached, or did not come in time.
         Lost: another process ended meanwhile.
     """
@@ -78,14 +84,22 @@ def meet(coordinator: str, count: int, number: int) -> Iterator[Processes]:
             peer.send(parts)
         return parts
 
-    try:
-        for peer in peers:
-            peer.watch()
-        yield Processes(number, count, exchange)
+    def part() -> None:
+        """Nobody leaves while another still needs it."""
         for peer in peers:
             peer.parting = True
         with contextlib.suppress(Lost):
-            exchange(b"", nothing)  # nobody leaves while another still needs it
+            exchange(b"", nothing)
+
+    try:
+        for peer in peers:
+            peer.watch()
+        brought = exchange(json.dumps(alike or {}).encode(), nothing)
+        if fault := difference(brought):
+            part()
+            raise ValueError(fault)
+        yield Processes(number, count, exchange)
+        part()
     except (KeyboardInterrupt, JaxRuntimeError) as error:
         for peer in peers:
             peer.noticed.set()
@@ -100,19 +114,19 @@ def meet(coordinator: str, count: int, number: int) -> Iterator[Processes]:
             _close(link)
 
 
-def agree(processes: Processes, own: Mapping[str, Any]) -> None:
-    """Raises ValueError where the processes do not bring the same fields, of
-    mappings in mappings."""
-    brought = processes.exchange(json.dumps(own).encode(), nothing)
+def difference(brought: Sequence[bytes]) -> str:
+    """The first field, of mappings in mappings, in which a process is not as
+    the first; empty where all are alike."""
     first, *others = [dict(_leaves(json.loads(part))) for part in brought]
     for number, fields in enumerate(others, 1):
         for name in [*first, *fields]:
             if first.get(name) != fields.get(name):
-                raise ValueError(
+                return (
                     f"process {number} has {name}={fields.get(name)!r}, "
                     f"process 0 {first.get(name)!r}; start all by the same "
                     "command, with the same versions"
                 )
+    return ""
 
 
 def _leaves(fields: Any, name: str = "") -> Iterator[tuple[str, Any]]:

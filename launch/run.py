@@ -61,7 +61,7 @@ def work() -> str:
     # field answer at once.
     from launch import experiment, lockstep
     from launch.environment import versions
-    from launch.processes import agree, meet
+    from launch.processes import meet
     from launch.remote import local
 
     config, curves = CONFIG.value, bool(TENSORBOARD.value)
@@ -72,9 +72,9 @@ def work() -> str:
         workdir = Path()  # those that follow another keep nothing
         if not (one_model and number):
             workdir = stack.enter_context(local(str(WORKDIR.value)))
-        processes = stack.enter_context(meet(where, count, number))
         row = experiment.config_row(config)
-        agree(processes, {"config": row, "versions": versions()})
+        alike = {"config": row, "versions": versions()}
+        processes = stack.enter_context(meet(where, count, number, alike))
         if one_model:
             summary = lockstep.run(config, workdir, processes, where, curves)
         else:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dynscaling_jax.records.shared import Processes
 from dynscaling_jax.scaling.policies import POLICIES
-from launch.processes import agree
+from launch.processes import difference
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,21 +178,27 @@ def test_one_that_fails_ends_the_others_before_it_ends_itself(two, end):
     first.communicate()
 
 
-def test_all_must_be_started_alike():
-    def among(*brought):
-        parts = [json.dumps(one).encode() for one in brought]
-        return Processes(1, 2, lambda own, meanwhile: parts)
+def test_how_processes_differ():
+    def told(*brought):
+        return difference([json.dumps(one).encode() for one in brought])
 
     same = {"config": {"seed": 0, "task": {"name": "gsm8k"}}}
     other = {"config": {"seed": 0, "task": {"name": "svamp"}}}
-    agree(among(same, same), same)
-    message = "process 1 has config.task.name='svamp', process 0 'gsm8k'; start"
-    with pytest.raises(ValueError, match=message):
-        agree(among(same, other), other)
-    with pytest.raises(
-        ValueError, match="process 1 has config.more=1, .* None"
-    ):
-        agree(among(same, {"config": same["config"] | {"more": 1}}), other)
+    more = {"config": same["config"] | {"more": 1}}
+    assert told(same, same, same) == ""
+    message = "process 2 has config.task.name='svamp', process 0 'gsm8k'; start"
+    assert told(same, same, other).startswith(message)
+    assert "process 1 has config.more=1, process 0 None" in told(same, more)
+    assert "process 1 has config.more=None, process 0 1" in told(more, same)
+
+
+def test_all_must_be_started_alike(tiny_model, tmp_path, address, begin, end):
+    """Each drew with its own seed, and the samples were of none."""
+    commands = launch(tiny_model, tmp_path, 2, address())
+    commands[1].append("--config.seed=1")
+    for _, said, code in end(begin(commands)):
+        assert code and "process 1 has config.seed=1, process 0 0" in said
+    assert not (tmp_path / "config.json").exists()
 
 
 @pytest.mark.parametrize(
