@@ -34,7 +34,13 @@ CHATML = (
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-LONG = ("test_smollm2", "test_examples", "test_run", "test_bench")
+LONG = (
+    "test_smollm2",
+    "test_examples",
+    "test_run",
+    "test_bench",
+    "test_commands",
+)
 
 
 def pytest_collection_modifyitems(items):
