@@ -97,8 +97,8 @@ def scale(
     No cap is passed by more than one sample. A round grants what fits the
     caps even if each of its samples costs what max_cost says, or the costliest
     so far; when not even one surely fits, samples are drawn one at a time.
-    Should a cap be passed within a round all the same, for which max_cost
-    must have been unknown or wrong, the rest of the round is not drawn. So,
+    Should a cap be reached within a round all the same, for which max_cost
+    must have been unknown or wrong, no more is drawn. So,
     with a true max_cost, what is drawn does not depend on the order in which
     samples arrive; the cap on seconds alone depends on the machine.
 
@@ -143,7 +143,8 @@ def scale(
     stopped = ""
     while True:
         while len(under_way) <= (stale if rounds else 0):
-            fits, stopped = _affordable(budget, ledger, dearest)
+            stopped = _reached(budget, ledger)
+            fits = _affordable(budget, ledger, dearest)
             fits -= sum(len(d.requests) for d in under_way)
             if stopped or fits < 1:
                 break
@@ -176,7 +177,7 @@ def scale(
             cost = _cost(sample, budget)
             dearest = {axis: max(dearest[axis], cost[axis]) for axis in cost}
             ledger = ledger.add(sample)._replace(seconds=clock() - begin)
-            if _passed(budget, ledger):
+            if len(drawn) < len(requests) and _reached(budget, ledger):
                 break
         taken_Q = _requested(queries, requests)
         rounds.append(Round(len(rounds), taken_Q, uncertainty_Q, ledger))
@@ -186,8 +187,9 @@ def scale(
         if observe:
             observe(rounds[-1])
         samples.close()
-        if len(drawn) < len(requests):
-            stopped = _passed(budget, ledger) or "the model ended early"
+        stopped = _reached(budget, ledger)
+        if stopped or len(drawn) < len(requests):
+            stopped = stopped or "the model ended early"
             break
     for drawing in under_way:
         drawing.samples.close()
@@ -252,22 +254,20 @@ def _caps(budget: Budget) -> dict[str, float]:
 
 def _affordable(
     budget: Budget, ledger: Ledger, dearest: dict[str, float]
-) -> tuple[int, str]:
-    """(samples that fit each cap for sure, at least 1; the cap reached)."""
+) -> int:
+    """Samples that fit each cap for sure, at least 1."""
     most, spent = sys.maxsize, _spent(ledger)
     for name, cap in _caps(budget).items():
-        if spent[name] >= cap:
-            return 0, name
         if name != "seconds":  # watched as samples arrive
             one = dearest[name]
             most = min(most, int((cap - spent[name]) // one) if one else 1)
-    return max(1, most), ""
+    return max(1, most)
 
 
-def _passed(budget: Budget, ledger: Ledger) -> str:
-    """The name of a cap that is passed, or nothing."""
+def _reached(budget: Budget, ledger: Ledger) -> str:
+    """The name of a cap that is reached, or nothing."""
     spent = _spent(ledger)
-    return next((n for n, cap in _caps(budget).items() if spent[n] > cap), "")
+    return next((n for n, cap in _caps(budget).items() if spent[n] >= cap), "")
 
 
 def _checked_grants(

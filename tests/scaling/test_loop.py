@@ -141,6 +141,21 @@ def test_no_cap_is_passed_by_more_than_one_sample(
     assert counted == len(order) == result.ledger.samples
 
 
+@pytest.mark.parametrize("cap", [30, 40])
+def test_a_cap_that_is_reached_ends_the_rounds_that_are_under_way(cap):
+    """The last sample of a round passed the cap, and the next round, granted
+    before, was drawn to its end; a cap reached in full let one more pass."""
+    costs = {0: 10, 1: 30, 2: 20, 3: 20}
+
+    def model(requests):
+        for request in requests:
+            yield reply(request, new=costs[request.index])
+
+    result = run(model, 1, budget=Budget(new_tokens=cap), round_size=1, stale=1)
+    assert result.stopped == "new_tokens"
+    assert result.ledger.new_tokens == 40
+
+
 @pytest.mark.parametrize("stale", [0, 1])
 def test_the_order_of_arrival_changes_nothing(stale):
     def shuffled(seed):
