@@ -1,6 +1,6 @@
 # make setup   a virtual environment with pinned versions, and the demo's model
 # make demo    three methods side by side on the bundled reasoner
-# make gains   five methods, more samples, five seeds: an hour
+# make gains   five methods, more samples, five seeds: 20 minutes
 # make smollm2 the same on SmolLM2 and GSM8K=FILE
 # make reasoner  trains the bundled reasoner again, in 90 minutes
 # make test    the tests
@@ -35,7 +35,8 @@ demo: setup
 	  --methods=dynamic_only,dynscaling --budgets=4,8
 
 gains: setup
-	$(BIN)/python -m launch.compare --config=configs/reasoner.py --workdir=runs/gains --seeds=5
+	$(BIN)/python -m launch.compare --config=configs/reasoner.py --config.task.limit=60 \
+	  --seeds=5 --workdir=runs/gains
 
 # GSM8K=test.jsonl; without it the hub's file is read
 smollm2: setup
