@@ -27,6 +27,7 @@ from dynscaling_jax.types import Message, Request, Sample, SampleFn
 
 MOST_BYTES = 1 << 27  # of a reply
 LONGEST_WAIT = 300.0  # seconds that a Retry-After may ask for
+OPENING = 0.5  # seconds for connections to be there, before they are closed
 GO_ON = (
     "Your last message ends before the answer is complete. Go on from exactly "
     "where it ends, without repeating it."
@@ -153,6 +154,8 @@ def endpoint(
                 raise fatal
         finally:
             stopped.set()
+            # what is being opened as the client closes would stay open
+            concurrent.futures.wait(running, OPENING)
             pool.shutdown(wait=False)
             client.close()
 
