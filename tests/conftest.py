@@ -39,7 +39,7 @@ LONG = (
     "test_examples",
     "test_run",
     "test_bench",
-    "test_commands",
+    "test_documents",
 )
 
 

@@ -1,7 +1,16 @@
-"""What the documents name is there. test_commands.py runs their commands,
-test_examples.py the snippet of README."""
+"""What the documents say can be done: every launch command, of a docstring too,
+is read by its own flags and, where it is not a bench or several processes, run
+with less to do; every link leads somewhere. test_examples.py runs the snippet
+of README."""
 
+import ast
+import collections
+import json
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +23,179 @@ PAGES = [
     ROOT / "dynscaling_jax/bundled/reasoner/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+CODE = [*sorted((ROOT / "configs").glob("*.py"))]
+CODE += sorted((ROOT / "launch").glob("*.py"))
+# Reads each command as the command itself would, and runs it if it is told to.
+READER = """
+import importlib, json, sys
+from absl import flags
+name, run = sys.argv[1], sys.argv[2:]
+module = importlib.import_module(name)
+for words in json.loads(sys.stdin.read()):
+    try:
+        for own in [f for f in flags.FLAGS if f.startswith("config.")]:
+            delattr(flags.FLAGS, own)
+        sys.argv = [name, *words]  # where config fields are looked for
+        flags.FLAGS.unparse_flags()
+        rest = flags.FLAGS([name, *words])[1:]
+        if "config" in flags.FLAGS:
+            flags.FLAGS["config"].value.to_dict()
+        assert not rest, f"what is {rest} for?"
+        if run:
+            module.main([name])
+    except (
+        flags.Error, AttributeError, AssertionError, OSError, SystemExit
+    ) as error:
+        sys.exit(f"{' '.join(words)}: {error}")
+"""
+
+
+def commands():
+    """(module, words) of each launch command of a page or a docstring."""
+    texts = [page.read_text() for page in PAGES]
+    texts += [ast.get_docstring(ast.parse(f.read_text())) or "" for f in CODE]
+    found = collections.defaultdict(list)
+    for text in texts:
+        text = text.replace("\\\n", " ")
+        for module, rest in re.findall(
+            r"python -m (launch\.\w+)((?: +[^\n`]*)?)", text
+        ):
+            words = shlex.split(rest, comments=True)
+            if {"...", "--help", "--config=YOURS"} & set(words):
+                continue
+            if words not in found[module]:
+                found[module].append(words)
+    return found
+
+
+COMMANDS = commands()
+# test_bench.py, test_stragglers.py and test_processes.py run these; and what
+# stands for more of the same
+SKIPPED = ("launch.bench", "launch.stragglers", "--processes=", ",...")
+# What makes the commands before others that need what they leave behind.
+STAGES = (
+    ("launch.lessons", ""),
+    ("launch.train", "runs/tuned"),
+    ("launch.train", "runs/reasoner/model-0"),
+    ("launch.compare", ""),
+    ("launch.run", ""),
+    ("launch.pairs", ""),
+    ("launch.train", ""),
+    ("launch.convert", "--model=MODEL"),
+    ("launch.convert", ""),
+    ("launch.report", ""),
+    ("launch.replay", ""),
+    ("launch.plan", ""),
+)
+# of a command that has a text in it: flags that it gets
+LESS = {
+    "launch.lessons": "--problems=24",
+    "launch.train": "--config.steps=2 --config.warmup=1 --config.batch=2 "
+    "--config.parts=1",
+    "smollm2-135m-instruct": "--config.model=reasoner",
+    "train_reasoner_chains.py": "--config.model=reasoner",
+    "launch.compare": "--seeds=1 --config.task.limit=3",
+    "launch.replay": "--replicates=20",
+    "configs/reasoner.py": "--config.task.limit=3",
+    "configs/reasoner_attempts.py": "--config.task.limit=24 "
+    "--config.model=reasoner",
+    "configs/smollm2": "--config.task.limit=2 "
+    "--config.budget.samples_per_query=2.0 --config.engine.rows=8",
+    "configs/smollm2_gsm8k.py": "--config.engine.max_new_tokens=4",
+    "configs/smollm2_arithmetic.py": "--config.engine.max_new_tokens=4",
+    "hf://": "--config.model=reasoner --config.mesh=",  # nothing is fetched
+    "launch.run --config=configs/smollm2_gsm8k.py": "--config.task.name=jsonl "
+    "--config.task.path=questions.jsonl",
+}
+
+
+def test_the_commands_are_found():
+    assert {"launch.run", "launch.replay", "launch.plan"} <= COMMANDS.keys()
+    assert sum(map(len, COMMANDS.values())) > 40
+
+
+def read(module, given, cwd=ROOT, run=()):
+    return subprocess.run(
+        [sys.executable, "-c", READER, module, *run],
+        cwd=cwd,
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+
+
+@pytest.mark.parametrize("module", sorted(COMMANDS))
+def test_commands_have_the_flags_that_they_are_given(module):
+    done = read(module, COMMANDS[module])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where the commands find what they name."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "MODEL").symlink_to(ROOT / "dynscaling_jax/bundled/reasoner")
+    bank = [
+        {
+            "query_id": f"q/{q}",
+            "reference": "1",
+            "answers": [str(1 + (i * i + q) % (q + 1)) for i in range(40)],
+            "new_tokens": [9] * 40,
+        }
+        for q in range(8)
+    ]
+    asked = [{"question": f"{i} + 2?", "answer": str(i + 2)} for i in range(4)]
+    said = {"prompt": [{"role": "user", "content": "2?"}], "completion": "4."}
+    for name, rows in {
+        **dict.fromkeys(("BANK", "A", "B"), bank),
+        "questions": asked,
+        **dict.fromkeys(("mine", "others"), [said] * 4),
+    }.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    return tmp_path
+
+
+def test_commands_run(folder):
+    left = {
+        (module, *words)
+        for module, given in COMMANDS.items()
+        for words in given
+        if words and not any(e in " ".join([module, *words]) for e in SKIPPED)
+    }
+    assert len(left) > 30
+    used = set()
+    for module, part in STAGES:
+        stage = sorted(
+            c for c in left if c[0] == module and part in " ".join(c)
+        )
+        left -= {*stage}
+        todo = [less(command, used) for command in stage]
+        done = read(module, todo, folder, ["run"])
+        assert done.returncode == 0, done.stderr[-3000:]
+        if module == "launch.run":  # what the report lays side by side
+            shutil.copytree(folder / "runs/a", folder / "runs/b")
+            first = folder / "runs/reasoner/attempts-1"
+            shutil.copytree(first, folder / "runs/attempts")
+    assert not left
+
+
+def less(command, used):
+    """The words of a command, with less to do, and a place of its own where
+    another writes to the same."""
+    text = " ".join(command)
+    words = [*command[1:]]
+    for part, more in LESS.items():
+        if part in text:
+            words += more.split()
+    for place in re.findall(r"--(?:workdir|out)=\S+", text):
+        if place in used:
+            words.append(f"{place}-{len(used)}")
+        used.add(words[-1] if place in used else place)
+    return words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,3 +111,47 @@ def end() -> Callable[..., list[tuple[str, str, int]]]:
         ]
 
     return ended
+
+
+@pytest.fixture(scope="session")
+def launch(tiny_model) -> Callable[..., list[list[str]]]:
+    """The commands of `count` processes that draw a small run together."""
+
+    def commands(workdir, count=1, where="", *further):
+        root = Path(__file__).parents[2]
+        return [
+            [
+                sys.executable,
+                "-m",
+                "launch.run",
+                f"--config={root}/configs/smollm2_arithmetic.py",
+                f"--config.model={tiny_model}",
+                "--config.method=dynscaling",
+                "--config.task.limit=6",
+                "--config.budget.samples_per_query=10.0",
+                "--config.engine.max_new_tokens=64",
+                "--config.engine.rows=8",
+                *further,
+                f"--workdir={workdir}",
+                f"--coordinator={where}",
+                f"--processes={count}",
+                f"--process={number}",
+            ]
+            for number in range(count)
+        ]
+
+    return commands
+
+
+@pytest.fixture(scope="session")
+def until_drawn() -> Callable[..., None]:
+    """Waits until a file has samples, while all processes run."""
+
+    def wait(file, running, seconds=120):
+        until = time.monotonic() + seconds
+        while not (file.exists() and file.stat().st_size):
+            assert time.monotonic() < until
+            assert all(process.poll() is None for process in running)
+            time.sleep(0.02)
+
+    return wait

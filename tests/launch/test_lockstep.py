@@ -2,44 +2,31 @@
 
 import json
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 BOUND = 2e-5  # nats, of the mean log-probability of a sample
 
 
 @pytest.fixture(scope="module")
-def together(tiny_model, address, begin):
+def together(launch, address, begin):
     """Starts `count` processes, which have four devices together."""
 
     def started(workdir, count, *further):
         where = address() if count > 1 else ""
-        commands = [
-            [
-                sys.executable,
-                "-m",
-                "launch.run",
-                f"--config={ROOT}/configs/smollm2_arithmetic.py",
-                f"--config.model={tiny_model}",
-                "--config.method=dynscaling",
-                "--config.mesh=2x2",
-                "--config.task.limit=4",
-                "--config.budget.samples_per_query=6.0",
-                "--config.engine.max_new_tokens=24",
-                "--config.engine.rows=8",
-                f"--workdir={workdir}",
-                "--lockstep",
-                f"--coordinator={where}",
-                f"--processes={count}",
-                f"--process={number}",
-                *further,
-            ]
-            for number in range(count)
-        ]
+        commands = launch(
+            workdir,
+            count,
+            where,
+            "--lockstep",
+            "--config.mesh=2x2",
+            "--config.task.limit=4",
+            "--config.budget.samples_per_query=6.0",
+            "--config.engine.max_new_tokens=24",
+            *further,
+        )
         flags = (
             f"--xla_force_host_platform_device_count={4 // count} "
             "--xla_backend_optimization_level=0"
@@ -85,17 +72,13 @@ def test_two_processes_draw_what_one_does(together, end, tmp_path, alone):
     ("ended", "by"), [(0, signal.SIGKILL), (1, signal.SIGTERM)]
 )
 def test_one_that_ends_ends_the_other_and_one_goes_on(
-    together, end, tmp_path, alone, ended, by
+    together, end, until_drawn, tmp_path, alone, ended, by
 ):
     """JAX once took SIGTERM for itself, and the run went on to its end; and
     whoever is left may wait for what the other's devices do not send."""
     running = together(tmp_path, 2)
     own = tmp_path / "samples.jsonl"
-    until = time.monotonic() + 200
-    while not (own.exists() and own.stat().st_size):
-        assert time.monotonic() < until
-        assert all(process.poll() is None for process in running)
-        time.sleep(0.02)
+    until_drawn(own, running, 200)
     running[ended].send_signal(by)
     begun = time.monotonic()
     ((_, said, code),) = end([running[1 - ended]], 60)

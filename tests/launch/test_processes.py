@@ -62,28 +62,6 @@ def test_each_draws_a_share(drawn, policy, stale):
         assert all(shares)
 
 
-def launch(tiny_model, workdir, count=1, where=""):
-    return [
-        [
-            sys.executable,
-            "-m",
-            "launch.run",
-            f"--config={ROOT}/configs/smollm2_arithmetic.py",
-            f"--config.model={tiny_model}",
-            "--config.method=dynscaling",
-            "--config.task.limit=6",
-            "--config.budget.samples_per_query=10.0",
-            "--config.engine.max_new_tokens=64",
-            "--config.engine.rows=8",
-            f"--workdir={workdir}",
-            f"--coordinator={where}",
-            f"--processes={count}",
-            f"--process={number}",
-        ]
-        for number in range(count)
-    ]
-
-
 def kept(workdir):
     """Samples that the logs of a run and of its processes hold, by file."""
     files = [*workdir.glob("*.jsonl"), *workdir.glob("process-*/*.jsonl")]
@@ -93,20 +71,16 @@ def kept(workdir):
 
 
 def test_a_killed_process_ends_the_others_and_fewer_go_on(
-    tiny_model, tmp_path, address, begin, end
+    launch, tmp_path, address, begin, end, until_drawn
 ):
     """4 processes, of which one is killed as it draws; 2 end the run, with
     the bytes of one that was never stopped."""
     alone, stopped = tmp_path / "alone", tmp_path / "stopped"
-    (done,) = end(begin(launch(tiny_model, alone)))
+    (done,) = end(begin(launch(alone)))
     assert done[2] == 0, done
-    running = begin(launch(tiny_model, stopped, 4, address()))
+    running = begin(launch(stopped, 4, address()))
     own = stopped / "process-3" / "samples.jsonl"
-    until = time.monotonic() + 120
-    while not (own.exists() and own.stat().st_size):
-        assert time.monotonic() < until
-        assert all(process.poll() is None for process in running)
-        time.sleep(0.02)
+    until_drawn(own, running)
     running[3].send_signal(signal.SIGKILL)
     begun = time.monotonic()
     for _, said, code in end(running[:3], 60):
@@ -117,7 +91,7 @@ def test_a_killed_process_ends_the_others_and_fewer_go_on(
     before = kept(stopped)
     assert before["process-3/samples.jsonl"]
 
-    done = end(begin(launch(tiny_model, stopped, 2, address())))
+    done = end(begin(launch(stopped, 2, address())))
     assert [code for *_, code in done] == [0, 0], done
     for name in ("samples.jsonl", "rounds.jsonl", "answers.json"):
         assert (stopped / name).read_bytes() == (alone / name).read_bytes()
@@ -192,9 +166,9 @@ def test_how_processes_differ():
     assert "process 1 has config.more=None, process 0 1" in told(more, same)
 
 
-def test_all_must_be_started_alike(tiny_model, tmp_path, address, begin, end):
+def test_all_must_be_started_alike(launch, tmp_path, address, begin, end):
     """Each drew with its own seed, and the samples were of none."""
-    commands = launch(tiny_model, tmp_path, 2, address())
+    commands = launch(tmp_path, 2, address())
     commands[1].append("--config.seed=1")
     for _, said, code in end(begin(commands)):
         assert code and "process 1 has config.seed=1, process 0 0" in said
@@ -211,8 +185,8 @@ def test_all_must_be_started_alike(tiny_model, tmp_path, address, begin, end):
         ),
     ],
 )
-def test_mistakes_are_one_line(tiny_model, tmp_path, begin, end, flags, said):
-    command = [*launch(tiny_model, tmp_path)[0][:-3], *flags]
+def test_mistakes_are_one_line(launch, tmp_path, begin, end, flags, said):
+    command = [*launch(tmp_path)[0][:-3], *flags]
     ((_, error, code),) = end(begin([command]))
     assert code and said in error
     assert len(error.strip().splitlines()) == 1
