@@ -90,7 +90,7 @@ SIZES: dict[str, dict[str, Any]] = {
     # a run of launch.run's kind
     "dynscaling": {
         "method": "dynscaling",
-        "queries": 32,
+        "queries": 64,  # two samples a row and round
         "samples_per_query": 8,
         "stale_rounds": 0,  # as config.budget.stale_rounds
         "new_tokens": 128,

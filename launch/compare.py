@@ -11,7 +11,8 @@ too. Stopped, the same command goes on. The directory gets
 
     report.md, report.json     the table and what it was made from
     samples.png, tokens.png    accuracy against samples and tokens
-    seed-S/METHOD-BUDGET/      the log of each run
+    report.html                the first seed's runs of the largest budget
+    seed-S/METHOD-BUDGET/      the log of each run, and a page of its own
 """
 
 from absl import flags
@@ -41,7 +42,7 @@ SEEDS = flags.DEFINE_integer("seeds", 1, "How many, from config.seed on.", 1)
 
 
 def main(_) -> None:
-    quiet("jax", "httpx2", "matplotlib")
+    quiet("jax", "httpx2", "matplotlib", "orbax", "absl")
     resumable(COMMAND, work)
 
 
@@ -50,9 +51,10 @@ def work() -> str:
     from launch.remote import local
 
     with local(str(WORKDIR.value)) as workdir:
-        return comparison.compare(
+        text = comparison.compare(
             CONFIG.value, workdir, METHODS.value, BUDGETS.value, SEEDS.value
         )
+    return f"{text}\n\n{str(WORKDIR.value).rstrip('/')}/report.html"
 
 
 def cli() -> None:

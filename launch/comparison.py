@@ -13,6 +13,7 @@ from dynscaling_jax.analysis import comparison, statistics
 from dynscaling_jax.analysis.comparison import Trial
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.types import Request, Sample, SampleFn
+from launch import reporting
 from launch.experiment import Config, Source, open_source, run
 from launch.files import write_json, write_text
 
@@ -54,6 +55,8 @@ def compare(
     write_text(workdir / "report.md", text + "\n")
     for axis in ("samples", "tokens"):
         plots.trials([*trials, *extra], axis, workdir / f"{axis}.png")
+    largest = [runs.folder(name, sizes[-1], 0) for name in names]
+    reporting.write(largest, workdir)
     return text
 
 
@@ -81,8 +84,11 @@ class Runs:
             (read + total("new_tokens")) / len(answers),
         )
 
+    def folder(self, method: str, budget: float, seed: int) -> Path:
+        return self._workdir / f"seed-{seed}" / f"{method}-{budget:g}"
+
     def _run(self, method: str, budget: float, seed: int):
-        folder = self._workdir / f"seed-{seed}" / f"{method}-{budget:g}"
+        folder = self.folder(method, budget, seed)
         config = self._of_seed(seed)
         config.method = method
         config.budget.samples_per_query = budget

@@ -45,6 +45,7 @@ class Metrics:
         self._seen = 0
         self.timed_out = False
         self._bar = tqdm(
+            desc=workdir.name,
             total=budget.samples,
             unit="sample",
             # quiet when not a terminal; the first shows what all draw

@@ -12,6 +12,7 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,6 +194,8 @@ def _any_lost(peers: Sequence[_Peer], seconds: float) -> bool:
 def _listen(address: tuple[str, int], count: int) -> list[Connection]:
     """Connections to the others, in the order of their numbers."""
     links: dict[int, Connection] = {}
+    if count > 1:
+        _tell(f"process 0 waits for {count - 1} more at {_place(address)}")
     with socket.create_server(address) as server:
         server.settimeout(WAIT)
         while len(links) < count - 1:
@@ -216,6 +219,7 @@ def _listen(address: tuple[str, int], count: int) -> list[Connection]:
 def _call(address: tuple[str, int], number: int) -> list[Connection]:
     """The connection to the first, which may still be starting."""
     begin = time.monotonic()
+    told = False
     while True:
         try:
             link = _connection(socket.create_connection(address, timeout=5))
@@ -223,12 +227,24 @@ def _call(address: tuple[str, int], number: int) -> list[Connection]:
         except OSError as error:
             if time.monotonic() - begin > WAIT:
                 raise OSError(
-                    f"the first process does not listen at {address[0]}:"
-                    f"{address[1]} ({error.strerror or error})"
+                    "the first process does not listen at "
+                    f"{_place(address)} ({error.strerror or error})"
                 ) from None
+            if not told:
+                _tell(f"process {number} waits for 0 at {_place(address)}")
+            told = True
             time.sleep(0.2)
     link.send_bytes(number.to_bytes(8, "little"))
     return [link]
+
+
+def _place(address: tuple[str, int]) -> str:
+    return "{}:{}".format(*address)
+
+
+def _tell(text: str) -> None:
+    """For a person who wonders why nothing happens."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _close(link: Connection) -> None:

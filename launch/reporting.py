@@ -10,7 +10,7 @@ from dynscaling_jax.analysis.judged import Recorded
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import report
 from dynscaling_jax.records import lines
-from dynscaling_jax.records.log import read_samples
+from dynscaling_jax.records.log import read_samples, runs_below
 from dynscaling_jax.tasks import Compare, Comparer
 from launch.files import write_text
 
@@ -79,6 +79,7 @@ def read_run(workdir: Path, name: str) -> Recorded:
         raise ValueError(
             f"{workdir} has no summary.json: expected the workdir of a run "
             "that has ended; launch.run with the same flags ends it"
+            f"{runs_below(workdir)}"
         )
     text = lambda value: isinstance(value, str)
     questions = workdir / "questions.json"  # earlier runs have none

@@ -52,7 +52,7 @@ PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.", 0)
 
 
 def main(_) -> None:
-    quiet("jax", "httpx2")
+    quiet("jax", "httpx2", "orbax", "absl")
     resumable(COMMAND, work)
 
 
@@ -68,6 +68,7 @@ def work() -> str:
     where, count = str(COORDINATOR.value), PROCESSES.value or 1
     number = PROCESS.value or 0
     one_model = bool(LOCKSTEP.value) and count > 1
+    check_several()
     with contextlib.ExitStack() as stack:
         workdir = Path()  # those that follow another keep nothing
         if not (one_model and number):
@@ -84,7 +85,20 @@ def work() -> str:
             )
     if number:
         return f"process {number}: done"
-    return experiment.table(summary)
+    page = f"{str(WORKDIR.value).rstrip('/')}/report.html"
+    return f"{experiment.table(summary)}\n{'report':<11} {page}"
+
+
+def check_several() -> None:
+    """Raises ValueError: a flag of several processes, without their number."""
+    if flags.FLAGS["processes"].present:
+        return
+    for name in ("coordinator", "process", "lockstep"):
+        if flags.FLAGS[name].value:
+            raise ValueError(
+                f"--{name} is for several processes; give --processes too, "
+                "how many there are"
+            )
 
 
 def cli() -> None:

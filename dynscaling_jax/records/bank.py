@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynscaling_jax.records.log import read_samples
+from dynscaling_jax.records.log import read_samples, runs_below
 
 Same = Callable[[str, str], bool]
 
@@ -75,6 +75,11 @@ def read_bank(
     """
     path = Path(path)
     if path.is_dir():
+        if not (path / "samples.jsonl").exists():
+            raise FileNotFoundError(
+                f"{path} has no samples.jsonl: expected a bank file, or the "
+                f"workdir of a run{runs_below(path)}"
+            )
         path = path / "samples.jsonl"
     rows = _rows(path)
     if not rows:

@@ -204,6 +204,20 @@ def recorded(sample_fn: SampleFn, log: Log) -> SampleFn:
     return draw
 
 
+def runs_below(directory: Path) -> str:
+    """For a message about a directory that is not of a run but holds some, as
+    launch.compare's: where one of them is, and how many there are."""
+    found = [
+        file.parent.relative_to(directory)
+        for depth in ("*", "*/*")
+        for file in sorted(directory.glob(f"{depth}/samples.jsonl"))
+    ]
+    if not found:
+        return ""
+    count = f", one of {len(found)}" if len(found) > 1 else ""
+    return f"; it holds a run in {found[0]}{count}"
+
+
 def read_samples(path: str | os.PathLike) -> Iterator[Sample]:
     """The rows of a samples.jsonl, one after the other; a last line that a
     kill has torn is left out. Raises ValueError, with file and line, at one

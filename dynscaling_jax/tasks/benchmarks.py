@@ -85,7 +85,10 @@ def _right(row: Row, name: str, options: tuple[str, ...]) -> str:
 def _gsm8k(row: Row, _: Fields) -> Item:
     solution = _text(row, "answer")
     if "####" not in solution:
-        raise ValueError(f"{row.place}: no #### before the final answer")
+        raise ValueError(
+            f"{row.place}: no #### before the final answer, as gsm8k's files "
+            "have it; task.name=jsonl reads answers as they are"
+        )
     return Item(_text(row, "question"), solution.rpartition("####")[2].strip())
 
 

@@ -36,11 +36,12 @@ def lines(config: Config) -> Lines:
     model = load_model(config.model, config.dtype)
     run(size, model, task)  # the same run, compiling
     with compilations() as compiled, timed_calls(prefill) as times:
-        engine, result, seconds, sampling = run(size, model, task)
+        engine, result, seconds, sampling, asked = run(size, model, task)
     chains = sum(bool(s.parents) for many in result.samples for s in many)
     # on a CPU a token that is read costs as much as one that is drawn
     reading = sum(map(sum, times.values()))
     sampled = rate(result.ledger.new_tokens, sampling - reading)
+    at_once = at_once_rate(size, model, asked, result.ledger.new_tokens)
     plain = plain_rate(config, size, model)
     idle = 1 - engine.live_steps / max(1, engine.row_steps)
     yield {
@@ -62,6 +63,8 @@ def lines(config: Config) -> Lines:
         "plain_tokens_per_second": plain,
         "share": round(sampled / plain, 3),
         "goal": 0.85,
+        "at_once_tokens_per_second": at_once,
+        "share_of_at_once": round(sampled / at_once, 3),
     }
     yield {
         "bench": "dynscaling, idle rows",
@@ -75,17 +78,18 @@ def lines(config: Config) -> Lines:
 
 def run(
     size: Config, model: Model, task: Task
-) -> tuple[Engine, Result, float, float]:
-    """(engine, result, seconds, of these within the engine)."""
+) -> tuple[Engine, Result, float, float, list[Request]]:
+    """(engine, result, seconds, of these within the engine, what it was asked
+    for)."""
     engine = _engine(size, model, size.new_tokens)
     limit = model.config.context - size.new_tokens
     method = METHODS[size.method]
     reader = Reader(engine.count_tokens, limit)
-    spent = [0.0]
+    spent, asked = [0.0], list[Request]()
     begin = time.perf_counter()
     result = scale(
         [problem.query for problem in task.problems[: size.queries]],
-        answered(_watched(engine, spent), task.kind),
+        answered(_watched(engine, spent, asked), task.kind),
         spec.parse(method.strategy, STRATEGIES, "strategy", reader=reader),
         spec.parse(method.policy, POLICIES, "policy"),
         spec.parse(method.vote, VOTES, "vote", reader=reader),
@@ -95,7 +99,24 @@ def run(
         round_size=size.queries,
         stale=size.stale_rounds,
     )
-    return engine, result, time.perf_counter() - begin, spent[0]
+    return engine, result, time.perf_counter() - begin, spent[0], asked
+
+
+def at_once_rate(
+    size: Config, model: Model, asked: Sequence[Request], tokens: int
+) -> float:
+    """Tokens a second of the same samples without rounds: no row waits for an
+    answer, so that what is missing from this rate is what rounds cost, and
+    what is missing of it from the plain one is what chains cost."""
+    engine = _engine(size, model, size.new_tokens)
+    begin = time.perf_counter()
+    with compilations() as compiled, timed_calls(prefill) as times:
+        drawn = sum(sample.new_tokens for sample in engine(asked))
+    seconds = time.perf_counter() - begin
+    seconds -= sum(map(sum, times.values())) + sum(compiled)
+    if drawn != tokens:
+        raise RuntimeError(f"{drawn} tokens were drawn at once, not {tokens}")
+    return rate(tokens, seconds)
 
 
 def plain_rate(config: Config, size: Config, model: Model) -> float:
@@ -165,10 +186,13 @@ def _engine(size: Config, model: Model, new_tokens: int) -> Engine:
     )
 
 
-def _watched(sample_fn: Callable, spent: list[float]) -> SampleFn:
-    """Adds the seconds within sample_fn up."""
+def _watched(
+    sample_fn: Callable, spent: list[float], asked: list[Request]
+) -> SampleFn:
+    """Adds the seconds within sample_fn up, and keeps its requests."""
 
     def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        asked.extend(requests)
         begin = time.perf_counter()
         samples = iter(sample_fn(requests))
         spent[0] += time.perf_counter() - begin

@@ -101,7 +101,8 @@ WANTED = {
         (
             "dynscaling",
             "samples rounds chains tokens_per_second "
-            "plain_tokens_per_second share goal",
+            "plain_tokens_per_second share goal "
+            "at_once_tokens_per_second share_of_at_once",
         ),
         ("dynscaling, idle rows", "row_steps live_steps idle goal"),
         (

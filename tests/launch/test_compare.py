@@ -54,7 +54,10 @@ def rows(folder):
 
 def test_prints_the_report_that_it_writes(compared):
     workdir, done, _ = compared
-    assert done.stdout == (workdir / "report.md").read_text()
+    page = workdir / "report.html"
+    assert done.stdout == f"{(workdir / 'report.md').read_text()}\n{page}\n"
+    for name in ("self_consistency", "dynscaling", "dynamic_only"):
+        assert f"{name}-5" in page.read_text()
     for name in ("self_consistency", "dynscaling", "dynamic_only"):
         assert done.stdout.count(f"| {name} ") == 2
     assert (workdir / "samples.png").exists()

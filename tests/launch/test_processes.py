@@ -170,8 +170,12 @@ def test_all_must_be_started_alike(launch, tmp_path, address, begin, end):
     """Each drew with its own seed, and the samples were of none."""
     commands = launch(tmp_path, 2, address())
     commands[1].append("--config.seed=1")
-    for _, said, code in end(begin(commands)):
+    both = end(begin(commands))
+    for _, said, code in both:
         assert code and "process 1 has config.seed=1, process 0 0" in said
+    # one that waits says for whom
+    place = commands[0][-3].partition("=")[2]
+    assert f"process 0 waits for 1 more at {place}\n" in both[0][1]
     assert not (tmp_path / "config.json").exists()
 
 
@@ -183,6 +187,10 @@ def test_all_must_be_started_alike(launch, tmp_path, address, begin, end):
             ["--processes=2", "--process=2", "--coordinator=a:1"],
             "--process=2 of --processes=2: expected a number from 0 on",
         ),
+        # once taken in silence, and drawn by one process alone
+        (["--lockstep"], "--lockstep is for several processes; give"),
+        (["--coordinator=a:1"], "--coordinator is for several processes"),
+        (["--process=1"], "--process is for several processes; give"),
     ],
 )
 def test_mistakes_are_one_line(launch, tmp_path, begin, end, flags, said):

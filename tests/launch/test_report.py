@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dynscaling_jax.records.bank import read_bank
 from launch import reporting
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +155,18 @@ def test_a_damaged_run_is_refused(runs, tmp_path, name, text, says):
     with pytest.raises((ValueError, OSError), match=re.escape(says)):
         reporting.write([workdir], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_of_several_runs_names_one(runs, tmp_path):
+    """launch.compare's directories were refused without a word on what lies
+    in them."""
+    for name in ("a-4", "b-4"):
+        shutil.copytree(runs[0], tmp_path / "seed-0" / name)
+    says = "it holds a run in seed-0/a-4, one of 2"
+    with pytest.raises(ValueError, match=says):
+        reporting.write([tmp_path], tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=says):
+        read_bank(tmp_path)
 
 
 def test_a_refusal_is_one_line(runs, tmp_path):

@@ -74,6 +74,8 @@ def test_writes_the_files_of_a_run(undisturbed):
     low, high = summary["accuracy_ci95"]
     assert low <= summary["accuracy"] <= high
     assert "the vote" in done.stdout
+    assert done.stdout.endswith(f"report      {workdir}/report.html\n")
+    assert (workdir / "report.html").exists()
     # the kind decides what is read as an answer: a wrong guess must be seen
     line = f"task        arithmetic, {QUERIES} questions, answers: number\n"
     assert done.stdout.startswith(line)
