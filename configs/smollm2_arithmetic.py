@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct on word problems that need no file.
 
     python -m launch.run --config=configs/smollm2_arithmetic.py \
-        --workdir=runs/demo
+        --workdir=runs/arithmetic
 
 Two minutes on 2 cores, compilation included. 4.7% of single samples and 1 of
 the 16 votes are right: the model is too small for these problems.

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
@@ -53,7 +54,7 @@ def resumable(command: Command, work: Callable[[], str]) -> None:
 
 def _read(command: Command, args: list[str]) -> list[str]:
     try:
-        words = flags.FLAGS(args)
+        words = flags.FLAGS([*map(_installed, args)])
         values: dict[str, Any] = {
             name: flags.FLAGS[name].value for name in command.needs
         }
@@ -74,6 +75,18 @@ def _read(command: Command, args: list[str]) -> list[str]:
     if words[1:]:
         sys.exit(f"{command.name}: what is {' '.join(words[1:])!r} for?")
     return words
+
+
+def _installed(arg: str) -> str:
+    """--config=configs/NAME.py of this package, where one is not in a clone
+    of the repository and has no such file."""
+    flag, _, name = arg.partition("=")
+    if flag not in ("--config", "-config") or not name.startswith("configs/"):
+        return arg
+    if Path(name.partition(":")[0]).exists():
+        return arg
+    own = Path(__file__).parents[1] / name
+    return f"{flag}={own}" if own.exists() else arg
 
 
 def _needed_first(command: Command, flag: str) -> Sequence[str]:

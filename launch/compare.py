@@ -1,7 +1,7 @@
 """Methods side by side on the same questions and samples.
 
     python -m launch.compare --config=configs/reasoner.py \
-        --workdir=runs/demo --seeds=5
+        --workdir=runs/methods --seeds=5
 
 Each seed has samples of its own and, where problems are generated, problems
 of its own. Sample i of a question is drawn once and serves all methods that

@@ -18,6 +18,12 @@ from launch.experiment import Config, Source, open_source, run
 from launch.files import write_json, write_text
 
 BASELINE = "self_consistency"
+STABILITY = (
+    "between seeds: standard deviation of the accuracy, each seed with "
+    "problems and samples of its own, on average over the budgets. over "
+    "budgets: standard deviation of the accuracies at the budgets. worst "
+    "step back: how far more samples have led below fewer. In points."
+)
 
 
 def compare(
@@ -51,12 +57,13 @@ def compare(
     ]
     standings = comparison.standings(trials, [*baseline, *extra])
     text = _report(config, standings, seeds)
+    if seeds > 1:
+        text += f"\n\n{comparison.stability(trials)}\n\n{STABILITY}"
     write_json(workdir / "report.json", _rows([*trials, *extra]))
     write_text(workdir / "report.md", text + "\n")
     for axis in ("samples", "tokens"):
         plots.trials([*trials, *extra], axis, workdir / f"{axis}.png")
-    largest = [runs.folder(name, sizes[-1], 0) for name in names]
-    reporting.write(largest, workdir)
+    reporting.write([workdir], workdir)
     return text
 
 
@@ -73,6 +80,7 @@ class Runs:
         """A method at one budget, over all seeds."""
         done = [self._run(method, budget, seed) for seed in self._seeds]
         answers = [one for _, rows in done for one in rows.values()]
+        accuracy_S = np.array([summary["accuracy"] for summary, _ in done])
         total = lambda field: sum(summary[field] for summary, _ in done)
         read = total("prompt_tokens") - total("cached_tokens")
         return Trial(
@@ -80,15 +88,13 @@ class Runs:
             budget,
             np.array([one["right"] for one in answers]),
             np.array([one["right_samples"] for one in answers]),
+            accuracy_S,
             total("samples") / len(answers),
             (read + total("new_tokens")) / len(answers),
         )
 
-    def folder(self, method: str, budget: float, seed: int) -> Path:
-        return self._workdir / f"seed-{seed}" / f"{method}-{budget:g}"
-
     def _run(self, method: str, budget: float, seed: int):
-        folder = self.folder(method, budget, seed)
+        folder = self._workdir / reporting.run_name(seed, method, budget)
         config = self._of_seed(seed)
         config.method = method
         config.budget.samples_per_query = budget

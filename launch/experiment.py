@@ -110,7 +110,9 @@ def _run(
             texts = {q.id: q.messages[-1].content for q in queries}
             write_json(workdir / "questions.json", texts)
         metrics = stack.enter_context(
-            contextlib.closing(Metrics(workdir, budget, processes.number, draw))
+            contextlib.closing(
+                Metrics(workdir, budget, processes.number, draw, len(queries))
+            )
         )
         model = answered(source.sample_fn, task.kind)
 

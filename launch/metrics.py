@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,6 +12,16 @@ from dynscaling_jax.types import Budget, Request, Sample, SampleFn
 from launch.board import Draw
 
 METRICS_SECONDS = 5.0  # between two lines of metrics.jsonl
+# what a bar counts: the first of these that has a cap, else samples
+MEASURES: dict[str, tuple[str, Callable[[Sample], float]]] = {
+    "samples": ("sample", lambda s: 1),
+    "new_tokens": ("token", lambda s: s.new_tokens),
+    "total_tokens": (
+        "token",
+        lambda s: s.prompt_tokens - s.cached_tokens + s.new_tokens,
+    ),
+    "flops": ("FLOP", lambda s: s.flops),
+}
 
 
 class Metrics:
@@ -28,8 +38,10 @@ class Metrics:
         budget: Budget,
         process: int = 0,
         draw: Draw = lambda step, values: None,
+        questions: int = 0,
     ):
-        """draw takes the points of curves, by samples drawn so far."""
+        """draw takes the points of curves, by samples drawn so far; the bar
+        names the workdir and how many questions there are."""
         self._draw = draw
         name = f"metrics-{process}.jsonl" if process else "metrics.jsonl"
         path = workdir / name
@@ -44,10 +56,14 @@ class Metrics:
         self._outside, self._at = 0.0, self._begin  # of the model, seconds
         self._seen = 0
         self.timed_out = False
+        capped = (n for n in MEASURES if getattr(budget, n) is not None)
+        cap = next(capped, "samples")
+        unit, self._measure = MEASURES[cap]
         self._bar = tqdm(
-            desc=workdir.name,
-            total=budget.samples,
-            unit="sample",
+            desc=f"{workdir.name}, {questions} question{'s' * (questions != 1)}",
+            total=getattr(budget, cap),
+            unit=unit,
+            unit_scale=cap != "samples",
             # quiet when not a terminal; the first shows what all draw
             disable=True if process else None,
             dynamic_ncols=True,
@@ -74,7 +90,7 @@ class Metrics:
                 self._leave()
                 if sample is None:
                     return
-                self._bar.update()
+                self._bar.update(self._measure(sample))
                 self._seen += 1
                 yield sample
 

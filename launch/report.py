@@ -3,7 +3,9 @@
     python -m launch.report --workdirs=runs/a,runs/b --out=runs/report
 
 Every run has a page of its own already, WORKDIR/report.html; this one lays
-several side by side, each against the first.
+several side by side, each against the first. A directory of launch.compare
+stands for its first seed's runs at their largest budget; its tables and figures
+are there already.
 """
 
 from pathlib import Path
@@ -18,7 +20,7 @@ COMMAND = Command(
     "python -m launch.report --workdirs=runs/a,runs/b --out=runs/report",
 )
 WORKDIRS = flags.DEFINE_list(
-    "workdirs", None, "Workdirs of finished runs; the first is the baseline."
+    "workdirs", None, "Workdirs of finished runs or comparisons; the first run is the baseline."
 )
 OUT = flags.DEFINE_string("out", None, "Directory that gets report.html.")
 

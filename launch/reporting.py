@@ -14,6 +14,7 @@ from dynscaling_jax.records.log import read_samples, runs_below
 from dynscaling_jax.tasks import Compare, Comparer
 from launch.files import write_text
 
+MALFORMED = (ValueError, KeyError, TypeError, RecursionError)
 READ = ("task", "kind", "model", "samples", "accuracy")  # of summary.json
 
 
@@ -23,8 +24,8 @@ def write(
     """Writes OUT/report.html, whole or not at all, and returns its path.
 
     Args:
-        workdirs: of finished runs; the first is what the others are compared
-            with.
+        workdirs: of finished runs, or of comparisons, as laid_open has them;
+            the first is what the others are compared with.
         compare: one that has compared their answers already saves the time.
 
     Raises:
@@ -32,6 +33,7 @@ def write(
             run, named.
         OSError: a file that cannot be read or written.
     """
+    workdirs = [run for workdir in workdirs for run in laid_open(workdir)]
     runs = [
         read_run(workdir, name)
         for workdir, name in zip(workdirs, names(workdirs), strict=True)
@@ -47,6 +49,38 @@ def write(
             f"cannot write {out / 'report.html'}: {error.strerror}"
         ) from error
     return out / "report.html"
+
+
+def laid_open(workdir: Path) -> list[Path]:
+    """A directory of launch.compare stands for its first seed's runs, at the
+    largest budget that all methods had; any other for itself.
+
+    Raises:
+        ValueError: its report.json is not as launch.compare writes it.
+    """
+    file = workdir / "report.json"
+    if not file.exists():
+        return [workdir]
+    try:
+        found = [
+            (str(row["method"]), float(row["budget"]))
+            for row in json.loads(file.read_bytes())
+        ]
+        found[0]
+    except (*MALFORMED, IndexError) as error:
+        raise ValueError(
+            f"{file} is not as launch.compare writes it ({error!r})"
+        ) from None
+    methods = list(dict.fromkeys(method for method, _ in found))
+    shared = set.intersection(
+        *({b for m, b in found if m == method} for method in methods)
+    )
+    return [workdir / run_name(0, method, max(shared)) for method in methods]
+
+
+def run_name(seed: int, method: str, budget: float) -> str:
+    """Where launch.compare keeps a run."""
+    return f"seed-{seed}/{method}-{budget:g}"
 
 
 def names(workdirs: Sequence[Path]) -> list[str]:

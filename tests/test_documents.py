@@ -1,7 +1,7 @@
 """What the documents say can be done: every launch command, of a docstring too,
 is read by its own flags and, where it is not a bench or several processes, run
-with less to do; every link leads somewhere. test_examples.py runs the snippet
-of README."""
+with less to do; so are make's recipes read; every link leads somewhere.
+test_examples.py runs the snippet of README."""
 
 import ast
 import collections
@@ -130,6 +130,35 @@ def read(module, given, cwd=ROOT, run=()):
 def test_commands_have_the_flags_that_they_are_given(module):
     done = read(module, COMMANDS[module])
     assert done.returncode == 0, done.stderr
+
+
+def test_recipes_of_make_have_flags_that_are_there(tmp_path):
+    """Each as make hands it to the interpreter, which notes it here."""
+    noted = tmp_path / "noted"
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport json, sys\n"
+        f"print(json.dumps(sys.argv[2:]), file=open({str(noted)!r}, 'a'))\n"
+    )
+    python.chmod(0o755)
+    recipes = ("demo", "gains", "smollm2", "reasoner")
+    made = subprocess.run(
+        ["make", "-o", "setup", f"BIN={tmp_path}", "GSM8K=test.jsonl"]
+        + [*recipes],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert made.returncode == 0, made.stderr
+    given = collections.defaultdict(list)
+    for module, *words in map(json.loads, noted.read_text().splitlines()):
+        given[module].append(words)
+    assert len(given["launch.lessons"]) == 8 and len(given) == 6
+    for module, own in given.items():
+        done = read(module, own)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

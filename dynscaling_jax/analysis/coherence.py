@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import NamedTuple
 
-from dynscaling_jax.analysis.judged import Asked, Judged
+from dynscaling_jax.analysis.judged import Asked, Judged, planted
 
 RELATIONS = {
     "repeats": "the answer that most of its chain gives",
@@ -27,10 +27,11 @@ def coherence(judged: Judged) -> list[Coherence]:
 
     The majority of a chain is that of its readable members; of equals the one
     shown by the earliest sample. So "right" against "chain_right" tells what
-    reading a chain gained over voting on it.
+    reading a chain gained over voting on it. Of chains with planted attempts,
+    which are not recorded, nothing is counted.
     """
     count, right, chain_right = Counter(), Counter(), Counter()
-    for asked in judged.asked:
+    for asked in () if planted(judged) else judged.asked:
         for n, parents in enumerate(asked.parents):
             if not parents:
                 continue

@@ -20,6 +20,7 @@ class Trial(NamedTuple):
     budget: float  # samples a question that it was given
     right_Q: np.ndarray  # bool, of the vote
     single_Q: np.ndarray  # share of right samples
+    accuracy_S: np.ndarray  # of each seed
     samples: float  # a question, that it took
     tokens: float  # a question: read, less what the cache held, and new
 
@@ -97,6 +98,23 @@ def markdown(found: Sequence[Standing]) -> str:
         for one in found
     ]
     return tables.markdown(heads, lines)
+
+
+def stability(trials: Sequence[Trial]) -> str:
+    """How steady each method is over seeds and budgets, as a table."""
+    rows = []
+    for method in dict.fromkeys(trial.method for trial in trials):
+        own = [trial for trial in trials if trial.method == method]
+        own.sort(key=lambda trial: trial.budget)
+        found = statistics.stability(np.stack([t.accuracy_S for t in own], 1))
+        spreads = (
+            found.over_draws_M.mean(),
+            found.over_budgets,
+            found.worst_drop,
+        )
+        rows.append((method, *(f"{100 * spread:.1f}" for spread in spreads)))
+    heads = ("method", "between seeds", "over budgets", "worst step back")
+    return tables.markdown(heads, rows)
 
 
 def _points(one: Difference | None) -> str:

@@ -133,6 +133,21 @@ def leader(asked: Asked, samples: int | None = None) -> Leader:
     return Leader(answer, votes[answer] / len(class_N), answer in asked.right)
 
 
+def support(asked: Asked, answer: str | None) -> float:
+    """The share of the samples that give this answer, which a vote need not
+    give to the majority's."""
+    own = {s.answer: c for s, c in zip(asked.samples, asked.class_N, strict=True)}
+    if own.get(answer, -1) < 0:
+        return 0.0
+    return asked.class_N.count(own[answer]) / len(asked.class_N)
+
+
+def planted(judged: Judged) -> bool:
+    """Whether chains held altered attempts, of which samples do not tell:
+    parents are what was drawn."""
+    return "planted=" in judged.recorded.summary.get("strategy", "")
+
+
 def shares(judged: Judged) -> tuple[np.ndarray, np.ndarray]:
     """Of each question, the share of its samples that its majority has, and
     whether that is right, both [Q]."""

@@ -21,6 +21,7 @@ from dynscaling_jax.analysis.judged import (
     judge,
     leader,
     shares,
+    support,
     votes_right,
     waves,
 )
@@ -297,7 +298,7 @@ def _outcome(recorded: Recorded, asked: Asked) -> dict[str, Any]:
     return {
         "answer": voted["answer"],
         "right": bool(voted["right"]),
-        "share": _short(leader(asked).share),
+        "share": _short(support(asked, voted["answer"])),
         "samples": len(asked.samples),
         "chains": sum(bool(sample.parents) for sample in asked.samples),
     }

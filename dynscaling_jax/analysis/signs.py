@@ -12,7 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from dynscaling_jax.analysis import statistics
-from dynscaling_jax.analysis.judged import Asked, Judged, leader, shares
+from dynscaling_jax.analysis.judged import (
+    Asked,
+    Judged,
+    leader,
+    planted,
+    shares,
+    votes_right,
+)
 
 CALIBRATION_GAP = 0.1  # of the vote share, on average
 RANKING = 0.6  # AUROC; 0.5 is chance
@@ -94,7 +101,7 @@ def ranking(judged: Judged) -> Sign:
     rounds = judged.recorded.rounds
     measure = (
         "chance that a question which is wrong after the first round is more "
-        "uncertain then than one which is right"
+        "uncertain then, by the entropy of its answers, than one which is right"
     )
     name = "miscalibrated uncertainty"
     if len(rounds) < 2:
@@ -112,7 +119,7 @@ def disagreement(judged: Judged) -> Sign:
     """How much the samples of a chain contradict one another: 0 where all
     give one answer, 1 where each gives another."""
     found = []
-    for asked in judged.asked:
+    for asked in () if planted(judged) else judged.asked:
         for parents in asked.parents:
             seen = [asked.class_N[parent] for parent in parents]
             if len(seen) > 1:
@@ -125,7 +132,9 @@ def disagreement(judged: Judged) -> Sign:
         None if few else float(np.mean(found)),
         DISAGREEMENT,
         True,
-        f"{len(found)} chains of two samples and more"
+        "what was planted in chains is not recorded"
+        if planted(judged)
+        else f"{len(found)} chains of two samples and more"
         + (f", fewer than {CHAINED}" if few else ""),
     )
 
@@ -175,7 +184,7 @@ def given_up(judged: Judged) -> Sign:
     if later_Q.min() == later_Q.max():
         same = "every question got the same after the first round"
         return Sign(name, measure, None, GIVEN_UP, True, same)
-    wrong_Q = ~shares(judged)[1]
+    wrong_Q = ~votes_right(judged)
     if wrong_Q.sum() < FEWEST:
         few = f"fewer than {FEWEST} questions are wrong"
         return Sign(name, measure, None, GIVEN_UP, True, few)

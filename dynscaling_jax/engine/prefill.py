@@ -84,10 +84,11 @@ def _read_on(layer, config, kind, x, old, kept, size):
         at = jnp.arange(old[1].shape[1])
         before = attention.visible(where, at, kind.window)
         before &= (at < kept)[None]
-        within = attention.visible(where, positions, kind.window)
         seen = attention.merge(
-            attention.attend(q, old[0], old[1], before, config.softcap),
-            attention.attend(q, k, v, within, config.softcap),
+            attention.attend(q, *old, before, config.softcap),
+            attention.attend_causal(
+                q, k, v, positions, kind.window, config.softcap
+            ),
         )
         kv = _join(old[0], k, kept, size, 2), _join(old[1], v, kept, size, 1)
         return transformer.ungroup_heads(seen, rep), kv

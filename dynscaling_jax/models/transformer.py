@@ -303,12 +303,10 @@ def causal(config: ModelConfig, positions: jax.Array) -> Attend:
     def attend(kind, _, q, k, v):
         q = group_heads(q, config.kv_heads)
         k, v = heads_first(k, v)
-        rep = config.heads // config.kv_heads
-        mask = attention.visible(
-            jnp.repeat(positions, rep), positions, kind.window
+        seen = attention.attend_causal(
+            q, k, v, positions, kind.window, config.softcap
         )
-        seen = attention.attend(q, k, v, mask, config.softcap)
-        return ungroup_heads(seen, rep), (k, v)
+        return ungroup_heads(seen, config.heads // config.kv_heads), (k, v)
 
     return attend
 

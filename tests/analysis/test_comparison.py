@@ -3,12 +3,20 @@
 import numpy as np
 
 from dynscaling_jax.analysis import plots
-from dynscaling_jax.analysis.comparison import Trial, markdown, standings
+from dynscaling_jax.analysis.comparison import (
+    Trial,
+    markdown,
+    stability,
+    standings,
+)
 
 
 def trial(method, budget, right, tokens):
+    """Of two seeds, half of the questions each."""
     right = np.array([c == "x" for c in right])
-    return Trial(method, budget, right, right * 1.0, float(budget), tokens)
+    of_seeds = right.reshape(2, -1).mean(1)
+    spent = float(budget), tokens
+    return Trial(method, budget, right, right * 1.0, of_seeds, *spent)
 
 
 FEW = trial("self_consistency", 4, "x.x.x.x.", 100.0)
@@ -32,6 +40,20 @@ def test_nothing_is_said_where_no_baseline_is_as_dear():
     dear = OURS._replace(tokens=1000.0)
     (one,) = standings([dear], [FEW, MORE])
     assert one.at_tokens is None and one.baseline_budget is None
+
+
+def test_how_steady_a_method_is():
+    """Accuracies 1/2, 5/8 and 3/4, of seeds 1/2, 1/2; 1/2, 3/4; 1/2, 1; and
+    back to 1/2 with 32 samples."""
+    worse = trial("self_consistency", 32, "x.x.x.x.", 700.0)
+    text = stability([MOST, worse, FEW, MORE, OURS])
+    head, _, steady, once = text.splitlines()
+    assert "between seeds" in head and "worst step back" in head
+    spreads = [float(cell) for cell in steady.split("|")[2:5]]
+    seeds = 100 * (0 + 0.25 + 0.5 + 0) / 2**0.5 / 4
+    budgets = 100 * np.std([0.5, 0.625, 0.75, 0.5])
+    np.testing.assert_allclose(spreads, [seeds, budgets, 25.0], atol=0.051)
+    assert once.split("|")[2:5] == [" 0.0           ", " 0.0          ", " 0.0             "]
 
 
 def test_the_table_is_even():

@@ -279,6 +279,26 @@ def test_wrong_questions_that_are_given_up():
     assert found["concentration"].value == 1 and found["concentration"].occurs
 
 
+def test_a_vote_that_is_not_the_majority(run):
+    """The page said that so many samples agree on it, and counted those of
+    the majority."""
+    other = {**run.answers, "b": {"answer": "4", "right": False}}
+    found = report([run._replace(answers=other)], compare)
+    shares = {q["id"]: q["runs"][0]["share"] for q in found["questions"]}
+    assert shares == {"a": 0.666667, "b": 0.25, "c": 0.5}
+    assert found["runs"][0]["calibration"]["count"][7] == 1  # 3 of 4 say 5
+
+
+def test_what_was_planted_is_not_taken_for_an_answer_of_its_own(run):
+    """An altered attempt is no parent, so that a sample that believed it
+    seemed to contradict its chain."""
+    run.summary["strategy"] = "integrated(planted=1)"
+    judged = judge(run, compare)
+    assert not any(one.samples for one in coherence(judged))
+    (sign,) = (s for s in signs(judged) if s.measure.startswith("mean disag"))
+    assert sign.value is None and "planted" in sign.note
+
+
 def test_what_cannot_be_judged_is_no_sign(run):
     found = signs(judge(run._replace(rounds=ROUNDS[:1]), compare))
     assert [one.value for one in found[1:]] == [None] * 6

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dynscaling_jax.types import Message, Query, Request, Sample
+from launch import reporting
 from launch.comparison import remembered
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,7 @@ def test_prints_the_report_that_it_writes(compared):
     assert done.stdout == f"{(workdir / 'report.md').read_text()}\n{page}\n"
     for name in ("self_consistency", "dynscaling", "dynamic_only"):
         assert f"{name}-5" in page.read_text()
+    assert "| between seeds |" in done.stdout
     for name in ("self_consistency", "dynscaling", "dynamic_only"):
         assert done.stdout.count(f"| {name} ") == 2
     assert (workdir / "samples.png").exists()
@@ -97,6 +99,18 @@ def test_seeds_have_questions_of_their_own(compared):
     assert [a["reference"] for a in one.values()] != [
         a["reference"] for a in other.values()
     ]
+
+
+def test_a_comparison_on_a_page_with_others(compared, tmp_path):
+    """It was refused: its runs had to be named one by one."""
+    workdir, _, _ = compared
+    alone = workdir / "seed-1/dynamic_only-2"
+    text = reporting.write([workdir, alone], tmp_path).read_text()
+    for name in ("self_consistency-5", "dynscaling-5", "dynamic_only-2"):
+        assert name in text
+    (tmp_path / "report.json").write_text('[{"method": "a"}]')
+    with pytest.raises(ValueError, match="not as launch.compare writes it"):
+        reporting.write([tmp_path], tmp_path)
 
 
 def test_done_again_it_says_the_same(tiny_model, compared):

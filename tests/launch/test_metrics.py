@@ -1,5 +1,6 @@
 """What a run says of its own time."""
 
+import sys
 import time
 
 import pytest
@@ -45,3 +46,28 @@ def test_the_loops_share_is_that_of_the_sessions_that_drew(tmp_path):
     assert again.loop_share() == pytest.approx(share, abs=0.01)
     # curves count samples, on a terminal or not
     assert points[-1] == (4, "new_tokens_per_second")
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (Budget(samples=8), "| 4/8 ["),
+        (Budget(new_tokens=40), "| 20.0/40.0 ["),
+        (Budget(total_tokens=48), "| 24.0/48.0 ["),
+        (Budget(flops=8.0), "| 4.00/8.00 ["),
+        (Budget(), "run, 1 question: 4sample ["),
+    ],
+)
+def test_a_terminal_shows_what_is_left_of_the_budget(
+    tmp_path, monkeypatch, capsys, budget, said
+):
+    """Under a cap of tokens it showed samples without an end."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    metrics = Metrics(workdir, budget, questions=1)
+    list(metrics.watched(metrics.counted(slow))(REQUESTS))
+    metrics.close()
+    last = capsys.readouterr().err.rpartition("\r")[2]
+    assert last.startswith("run, 1 question: ") and said in last
+    assert "tokens/s]" in last

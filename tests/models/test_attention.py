@@ -85,6 +85,22 @@ def test_a_window_of_three_by_hand():
     assert whole.astype(int).tolist() == [[1, 1, 1, 0]]
 
 
+@pytest.mark.parametrize("count", [5, 256, 300, 1100])
+@pytest.mark.parametrize("window", [0, 3, 290])
+def test_what_no_query_sees_can_be_left_out(count, window):
+    random = np.random.RandomState(count)
+    q, k, v = (
+        random.standard_normal((2, m, 8)).astype("f")
+        for m in (3 * count, count, count)  # three queries a token
+    )
+    positions = jnp.arange(7, 7 + count)
+    got = attention.attend_causal(q, k.mT, v, positions, window)
+    mask = attention.visible(jnp.repeat(positions, 3), positions, window)
+    expected = attention.attend(q, k.mT, v, mask)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_gradients_are_finite(qkv):
     """Training differentiates through a mask of -1e30, not of -inf."""
     q, k, v = qkv

@@ -60,7 +60,8 @@ function signsOf(run, r) {
   return node("div", {}, heading(r),
     ...seen.map((s) => node("div", { class: "sign" },
       node("strong", {}, s.name), node("div", {}, signText(s)))),
-    seen.length ? null : node("p", {}, "None of the signs occurs."),
+    seen.length ? null : node("p", {}, unjudged
+      ? "No sign occurs among those that can be judged." : "None of the signs occurs."),
     node("details", {},
       node("summary", {}, `${count(rest.length, "figure")} without a sign` +
         (unjudged ? `, ${unjudged} of which cannot be judged` : "")),
@@ -121,7 +122,8 @@ function allocationOf(run, r, show) {
       `Samples granted (at most ${most}) of each question (across) in each round ` +
       "(down); those that got most stand first ", node("span", { class: "ramp" })),
     heatMap(grants, "Samples granted", told, chosen),
-    node("p", { class: "note" }, "Uncertainty of the same before the round (0 to 1)"),
+    node("p", { class: "note" }, "Uncertainty of the same before the round: entropy of its answers, 0 to 1. What " +
+      "the policy made of it is its own affair."),
     heatMap(unsure, "Uncertainty before the round", told, chosen),
     says,
     table(["round", "samples", "questions that got any", "their uncertainty",
@@ -138,7 +140,8 @@ function calibrationOf(run, r) {
     node("p", { class: "note" },
       `Mean gap (ECE, ten bins): ${fixed(c.ece, 3)}. A right vote has the larger ` +
       `share than a wrong one in ${percent(c.auroc, 0)} of pairs (AUROC). ` +
-      "Whiskers: Wilson's 95% interval."),
+      "Whiskers: Wilson's 95% interval." + (`${run.summary.vote ?? "majority"}`.startsWith("majority") ? "" :
+        ` All of the majority of the samples, not of this run's own vote (${run.summary.vote}).`)),
     measures.length ? table(["of single samples", "AUROC of being right", "samples"],
       measures.map(([name, m]) => [name, fixed(m.auroc), `${m.samples}`])) : null);
 }
@@ -147,7 +150,9 @@ function chainsOf(run, r) {
   const total = run.coherence.reduce((sum, row) => sum + row.samples, 0);
   if (!total)
     return node("div", {}, heading(r), node("p", {},
-      "No sample of this run read a chain."));
+      `${run.summary.strategy}`.includes("planted=")
+        ? "Attempts were planted in the chains of this run, and which is not recorded."
+        : "No sample of this run read a chain."));
   const share = (part, whole) => percent(whole ? part / whole : null);
   return node("div", { class: "card" }, heading(r),
     table(["a sample that read a chain gave", "samples", "right",
