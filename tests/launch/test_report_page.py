@@ -347,6 +347,39 @@ def test_another_section_leads_to_its_question(opened):
     )
 
 
+def test_keys_read_the_allocation(opened):
+    """A pointer alone could."""
+    opened.run("document.querySelector('#allocation canvas').focus()")
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowDown"):
+        opened.press(key)
+    told = opened.run("document.querySelector('#allocation .told').textContent")
+    assert told == "q2, round 1: 4 samples granted at uncertainty 0.50; 8 in all"
+    opened.press("Enter")
+    assert chosen(opened) == "q2"
+
+
+def test_dark_where_the_reader_wants_it(browser, tmp_path):
+    """And all that is drawn again follows: text stays far from its ground."""
+    file = write(tmp_path / "page.html", 3, 4, str)
+    luminance = """
+        getComputedStyle(document.body)[NAME].match(/[0-9]+/g)
+            .reduce((sum, part) => sum + Number(part), 0) / 765
+    """
+    seen = {}
+    for scheme in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.send("Emulation.setEmulatedMedia", features=[feature])
+        browser.open(file)
+        seen[scheme] = [
+            browser.run(luminance.replace("NAME", f"'{name}'"))
+            for name in ("backgroundColor", "color")
+        ]
+    browser.send("Emulation.setEmulatedMedia", features=[])
+    (ground, ink), (dark_ground, dark_ink) = seen["light"], seen["dark"]
+    assert ground > 0.9 and ink < 0.2
+    assert dark_ground < 0.2 and dark_ink > 0.8
+
+
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_nothing_is_wider_than_the_screen(browser, tmp_path, width):
     long = lambda n: "x" * 300

@@ -143,7 +143,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
 function heatMap(values, label, told, chosen) {
   const rows = values.length, columns = values[0].length;
   const height = Math.max(4, Math.min(22, Math.floor(320 / rows)));
-  const canvas = node("canvas", { role: "img", "aria-label": label });
+  const canvas = node("canvas", { role: "img", tabindex: 0, "aria-label": label });
   const draw = () => {
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(name).trim();
@@ -161,14 +161,34 @@ function heatMap(values, label, told, chosen) {
       pen.fillRect(q * width, r * height, width - gap, height - 1);
     }));
   };
+  const within = (place, count) => Math.max(0, Math.min(count - 1, place));
   const cell = (event) => {
     const box = canvas.getBoundingClientRect();
-    const at = (share, count) => Math.max(0, Math.min(count - 1, Math.floor(share * count)));
-    return [at((event.clientY - box.top) / box.height, rows),
-      at((event.clientX - box.left) / box.width, columns)];
+    const place = (share, count) => within(Math.floor(share * count), count);
+    return [place((event.clientY - box.top) / box.height, rows),
+      place((event.clientX - box.left) / box.width, columns)];
   };
-  canvas.addEventListener("pointermove", (event) => told(...cell(event)));
-  canvas.addEventListener("click", (event) => chosen(...cell(event)));
+  let at = [0, 0], touched = "";
+  canvas.addEventListener("pointermove", (event) => told(...(at = cell(event))));
+  canvas.addEventListener("click", (event) => {
+    at = cell(event);
+    told(...at);
+    // a finger reads a cell first, and opens it by a second tap
+    const open = event.pointerType !== "touch" || touched === `${at}`;
+    touched = `${at}`;
+    if (open) chosen(...at);
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const steps = {
+      ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
+    };
+    const step = steps[event.key];
+    if (event.key === "Enter") chosen(...at);
+    if (!step) return;
+    event.preventDefault();
+    at = [within(at[0] + step[0], rows), within(at[1] + step[1], columns)];
+    told(...at);
+  });
   redraws.push(draw);
   draw();
   return canvas;

@@ -107,8 +107,9 @@ function allocationOf(run, r, show) {
   const total = a.ids.map((_, q) => a.grants.reduce((sum, row) => sum + row[q], 0));
   const order = a.ids.map((_, q) => q).sort((p, q) => total[q] - total[p] || p - q);
   const most = Math.max(1, ...a.grants.map((row) => Math.max(...row)));
-  const says = node("p", { class: "note" },
-    "Point at a cell to read it; click to open its question.");
+  const says = node("p", { class: "note told", "aria-live": "polite" },
+    "Point at a cell to read it, or go there with the arrow keys; a click, a second " +
+    "tap or Enter opens its question.");
   const told = (round, column) => {
     const q = order[column];
     says.textContent = `${a.ids[q]}, round ${round}: ${a.grants[round][q]} samples ` +
