@@ -59,8 +59,9 @@ class Metrics:
         capped = (n for n in MEASURES if getattr(budget, n) is not None)
         cap = next(capped, "samples")
         unit, self._measure = MEASURES[cap]
+        plural = "s" * (questions != 1)
         self._bar = tqdm(
-            desc=f"{workdir.name}, {questions} question{'s' * (questions != 1)}",
+            desc=f"{workdir.name}, {questions} question{plural}",
             total=getattr(budget, cap),
             unit=unit,
             unit_scale=cap != "samples",

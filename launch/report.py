@@ -20,7 +20,9 @@ COMMAND = Command(
     "python -m launch.report --workdirs=runs/a,runs/b --out=runs/report",
 )
 WORKDIRS = flags.DEFINE_list(
-    "workdirs", None, "Workdirs of finished runs or comparisons; the first run is the baseline."
+    "workdirs",
+    None,
+    "Workdirs of finished runs or comparisons; the first run is the baseline.",
 )
 OUT = flags.DEFINE_string("out", None, "Directory that gets report.html.")
 

@@ -136,10 +136,9 @@ def leader(asked: Asked, samples: int | None = None) -> Leader:
 def support(asked: Asked, answer: str | None) -> float:
     """The share of the samples that give this answer, which a vote need not
     give to the majority's."""
-    own = {s.answer: c for s, c in zip(asked.samples, asked.class_N, strict=True)}
-    if own.get(answer, -1) < 0:
-        return 0.0
-    return asked.class_N.count(own[answer]) / len(asked.class_N)
+    answers = (sample.answer for sample in asked.samples)
+    own = dict(zip(answers, asked.class_N, strict=True)).get(answer, -1)
+    return asked.class_N.count(own) / len(asked.class_N) if own >= 0 else 0.0
 
 
 def planted(judged: Judged) -> bool:
