@@ -85,7 +85,7 @@ def _read_on(layer, config, kind, x, old, kept, size):
         before = attention.visible(where, at, kind.window)
         before &= (at < kept)[None]
         seen = attention.merge(
-            attention.attend(q, *old, before, config.softcap),
+            attention.attend(q, old[0], old[1], before, config.softcap),
             attention.attend_causal(
                 q, k, v, positions, kind.window, config.softcap
             ),
