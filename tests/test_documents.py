@@ -109,6 +109,13 @@ LESS = {
 }
 
 
+# (question, target) of the files that commands name
+BBH = {
+    "boolean_expressions": ("not True or False is", "False"),
+    "date_understanding": ("Which day?\nOptions:\n(A) 1\n(B) 2", "(B)"),
+}
+
+
 def test_the_commands_are_found():
     assert {"launch.run", "launch.replay", "launch.plan"} <= COMMANDS.keys()
     assert sum(map(len, COMMANDS.values())) > 40
@@ -185,6 +192,20 @@ def folder(tmp_path, monkeypatch):
     }.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(text)
+    for name in ("bbh", "svamp"):
+        (tmp_path / name).mkdir()
+    for subtask, (text, target) in BBH.items():
+        texts = [f"{n}: {text}" for n in range(4)]
+        examples = [{"input": text, "target": target} for text in texts]
+        file = tmp_path / f"bbh/{subtask}.json"
+        file.write_text(json.dumps({"examples": examples}))
+    rows = [
+        {"ID": f"s-{n}", "Body": f"Ann has {n} nuts", "Answer": n + 1.0}
+        | {"Question": "How many are they with one more?"}
+        for n in range(4)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "svamp/test.jsonl").write_text(text)
     return tmp_path
 
 
@@ -225,6 +246,15 @@ def less(command, used):
             words.append(f"{place}-{len(used)}")
         used.add(words[-1] if place in used else place)
     return words
+
+
+def test_lines_of_json_can_be_read():
+    read = [
+        json.loads(line)
+        for page in PAGES
+        for line in re.findall(r"^ *(\{\".*\})$", page.read_text(), re.M)
+    ]
+    assert {*read[0]} == {"question", "answer"} and len(read) >= 4
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
