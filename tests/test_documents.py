@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,21 @@ def test_lines_of_json_can_be_read():
         for line in re.findall(r"^ *(\{\".*\})$", page.read_text(), re.M)
     ]
     assert {*read[0]} == {"question", "answer"} and len(read) >= 4
+
+
+def test_snippets_of_the_guide_to_families_are_of_the_source():
+    bare = lambda text: re.sub(r"#.*|[\s,]", "", text)
+    files = (ROOT / "dynscaling_jax/models").glob("*.py")
+    source = bare("\n".join(file.read_text() for file in files))
+    guide = (ROOT / "docs/add_a_model.md").read_text()
+    count = 0
+    for block in re.findall(r"^ *```\n(.*?)^ *```", guide, re.M | re.S):
+        # an entry begins where a line is not indented and closes nothing
+        for entry in re.split(r"\n(?=[^\s)}\]])", textwrap.dedent(block)):
+            if not entry.startswith(".venv"):
+                assert bare(entry) in source, entry
+                count += 1
+    assert count >= 5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
