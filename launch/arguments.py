@@ -54,7 +54,7 @@ def resumable(command: Command, work: Callable[[], str]) -> None:
 
 def _read(command: Command, args: list[str]) -> list[str]:
     try:
-        words = flags.FLAGS([*map(_installed, args)])
+        words = flags.FLAGS(_installed(args))
         values: dict[str, Any] = {
             name: flags.FLAGS[name].value for name in command.needs
         }
@@ -77,16 +77,23 @@ def _read(command: Command, args: list[str]) -> list[str]:
     return words
 
 
-def _installed(arg: str) -> str:
-    """--config=configs/NAME.py of this package, where one is not in a clone
-    of the repository and has no such file."""
-    flag, _, name = arg.partition("=")
-    if flag not in ("--config", "-config") or not name.startswith("configs/"):
-        return arg
-    if Path(name.partition(":")[0]).exists():
-        return arg
-    own = Path(__file__).parents[1] / name
-    return f"{flag}={own}" if own.exists() else arg
+def _installed(args: Sequence[str]) -> list[str]:
+    """The same with --config=configs/NAME.py as that of this package, where
+    one is not in a clone of the repository and has no such file."""
+    found = []
+    for before, arg in zip(["", *args], args, strict=False):
+        flag, _, name = arg.rpartition("=")
+        file = name.partition(":")[0]  # of NAME.py:ARGUMENT
+        own = Path(__file__).parents[1] / file
+        if (
+            (flag or before) in ("--config", "-config")
+            and file.startswith("configs/")
+            and own.exists()
+            and not Path(file).exists()
+        ):
+            arg = arg.replace(file, str(own))
+        found.append(arg)
+    return found
 
 
 def _needed_first(command: Command, flag: str) -> Sequence[str]:

@@ -20,9 +20,10 @@ from launch.files import write_json, write_text
 BASELINE = "self_consistency"
 STABILITY = (
     "between seeds: standard deviation of the accuracy, each seed with "
-    "problems and samples of its own, on average over the budgets. over "
-    "budgets: standard deviation of the accuracies at the budgets. worst "
-    "step back: how far more samples have led below fewer. In points."
+    "samples, and where problems are generated problems, of its own; on "
+    "average over the budgets. over budgets: standard deviation of the "
+    "accuracies at the budgets. worst step back: how far more samples have "
+    "led below fewer. In points."
 )
 
 

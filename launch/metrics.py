@@ -12,15 +12,16 @@ from dynscaling_jax.types import Budget, Request, Sample, SampleFn
 from launch.board import Draw
 
 METRICS_SECONDS = 5.0  # between two lines of metrics.jsonl
-# what a bar counts: the first of these that has a cap, else samples
+# what a bar counts: the first of these that has a cap, else samples; a cap on
+# samples comes last, since a config has one by default
 MEASURES: dict[str, tuple[str, Callable[[Sample], float]]] = {
-    "samples": ("sample", lambda s: 1),
     "new_tokens": ("token", lambda s: s.new_tokens),
     "total_tokens": (
         "token",
         lambda s: s.prompt_tokens - s.cached_tokens + s.new_tokens,
     ),
     "flops": ("FLOP", lambda s: s.flops),
+    "samples": ("sample", lambda s: 1),
 }
 
 
@@ -61,7 +62,7 @@ class Metrics:
         unit, self._measure = MEASURES[cap]
         plural = "s" * (questions != 1)
         self._bar = tqdm(
-            desc=f"{workdir.name}, {questions} question{plural}",
+            desc=f"{workdir.resolve().name}, {questions} question{plural}",
             total=getattr(budget, cap),
             unit=unit,
             unit_scale=cap != "samples",

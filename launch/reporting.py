@@ -24,7 +24,7 @@ def write(
     """Writes OUT/report.html, whole or not at all, and returns its path.
 
     Args:
-        workdirs: of finished runs, or of comparisons, as laid_open has them;
+        workdirs: of finished runs, or of comparisons, as runs_of has them;
             the first is what the others are compared with.
         compare: one that has compared their answers already saves the time.
 
@@ -33,7 +33,7 @@ def write(
             run, named.
         OSError: a file that cannot be read or written.
     """
-    workdirs = [run for workdir in workdirs for run in laid_open(workdir)]
+    workdirs = [run for workdir in workdirs for run in runs_of(workdir)]
     runs = [
         read_run(workdir, name)
         for workdir, name in zip(workdirs, names(workdirs), strict=True)
@@ -51,7 +51,7 @@ def write(
     return out / "report.html"
 
 
-def laid_open(workdir: Path) -> list[Path]:
+def runs_of(workdir: Path) -> list[Path]:
     """A directory of launch.compare stands for its first seed's runs, at the
     largest budget that all methods had; any other for itself.
 
@@ -66,16 +66,16 @@ def laid_open(workdir: Path) -> list[Path]:
             (str(row["method"]), float(row["budget"]))
             for row in json.loads(file.read_bytes())
         ]
-        found[0]
-    except (*MALFORMED, IndexError) as error:
+        methods = list(dict.fromkeys(method for method, _ in found))
+        shared = set.intersection(
+            *({b for m, b in found if m == method} for method in methods)
+        )
+        most = max(shared)
+    except MALFORMED as error:
         raise ValueError(
             f"{file} is not as launch.compare writes it ({error!r})"
         ) from None
-    methods = list(dict.fromkeys(method for method, _ in found))
-    shared = set.intersection(
-        *({b for m, b in found if m == method} for method in methods)
-    )
-    return [workdir / run_name(0, method, max(shared)) for method in methods]
+    return [workdir / run_name(0, method, most) for method in methods]
 
 
 def run_name(seed: int, method: str, budget: float) -> str:

@@ -57,6 +57,7 @@ def main(_) -> None:
 
 
 def work() -> str:
+    check_several()
     # JAX is imported after the flags are read, so that --help and a mistyped
     # field answer at once.
     from launch import experiment, lockstep
@@ -68,7 +69,6 @@ def work() -> str:
     where, count = str(COORDINATOR.value), PROCESSES.value or 1
     number = PROCESS.value or 0
     one_model = bool(LOCKSTEP.value) and count > 1
-    check_several()
     with contextlib.ExitStack() as stack:
         workdir = Path()  # those that follow another keep nothing
         if not (one_model and number):

@@ -101,18 +101,17 @@ def markdown(found: Sequence[Standing]) -> str:
 
 
 def stability(trials: Sequence[Trial]) -> str:
-    """How steady each method is over seeds and budgets, as a table."""
+    """How steady each method is over seeds and, where there are several,
+    budgets, as a table."""
     rows = []
     for method in dict.fromkeys(trial.method for trial in trials):
         own = [trial for trial in trials if trial.method == method]
         own.sort(key=lambda trial: trial.budget)
         found = statistics.stability(np.stack([t.accuracy_S for t in own], 1))
-        spreads = (
-            found.over_draws_M.mean(),
-            found.over_budgets,
-            found.worst_drop,
-        )
-        rows.append((method, *(f"{100 * spread:.1f}" for spread in spreads)))
+        over = (found.over_budgets, found.worst_drop) if own[1:] else ()
+        spreads = [found.over_draws_M.mean(), *over]
+        cells = [f"{100 * spread:.1f}" for spread in spreads]
+        rows.append((method, *cells, *[""] * (3 - len(cells))))
     heads = ("method", "between seeds", "over budgets", "worst step back")
     return tables.markdown(heads, rows)
 

@@ -3,6 +3,7 @@
 Letters: Q questions, N samples of a question, M budgets, R rounds.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -144,7 +145,8 @@ def support(asked: Asked, answer: str | None) -> float:
 def planted(judged: Judged) -> bool:
     """Whether chains held altered attempts, of which samples do not tell:
     parents are what was drawn."""
-    return "planted=" in judged.recorded.summary.get("strategy", "")
+    strategy = str(judged.recorded.summary.get("strategy"))
+    return bool(re.search(r"\bplanted\s*=\s*0*[1-9]", strategy))
 
 
 def shares(judged: Judged) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from dynscaling_jax.analysis.judged import (
     Recorded,
     judge,
     leader,
+    planted,
     shares,
     support,
     votes_right,
@@ -83,6 +84,7 @@ def _run(judged: Judged) -> dict[str, Any]:
             {**one._asdict(), "meaning": RELATIONS[one.relation]}
             for one in coherence(judged)
         ],
+        "planted": planted(judged),
         "signs": [
             {**_plain(one._asdict()), "occurs": bool(one.occurs)}
             for one in signs(judged)

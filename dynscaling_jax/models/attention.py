@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 NARROWEST = 16
 AT_ONCE = 256  # keys; products over many more round by how many there are
-QUARTERS = 4
+MOST_PARTS = 4  # of the queries of a sequence
 MASKED = -1e30  # finite: a part with no visible key must not give NaN
 LOG2_E = 1.4426950408889634
 
@@ -85,11 +85,11 @@ def attend_causal(
     window: int,
     softcap: float = 0.0,
 ) -> Part:
-    """Attends within one sequence, a quarter of its queries at a time.
+    """Attends within one sequence, in up to four parts of its queries.
 
-    Keys behind a quarter, or outside the window of all of it, are left out:
-    of a long prompt three eighths of the work. More cuts leave out more, and
-    take longer to compile.
+    Keys behind a part, or outside the window of all of it, are left out: of a
+    long prompt three eighths of the work. More parts leave out more, and take
+    longer to compile.
 
     Args:
         q, k, v: as attend's, M = T * rep and S = T, rep queries a token.
@@ -98,7 +98,7 @@ def attend_causal(
     """
     count = v.shape[-2]
     rep = q.shape[-2] // count
-    size = -(-count // (QUARTERS * AT_ONCE)) * AT_ONCE
+    size = -(-count // (MOST_PARTS * AT_ONCE)) * AT_ONCE
     parts = []
     for first in range(0, count, size):
         last = min(first + size, count)

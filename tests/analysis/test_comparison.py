@@ -53,7 +53,8 @@ def test_how_steady_a_method_is():
     seeds = 100 * (0 + 0.25 + 0.5 + 0) / 2**0.5 / 4
     budgets = 100 * np.std([0.5, 0.625, 0.75, 0.5])
     np.testing.assert_allclose(spreads, [seeds, budgets, 25.0], atol=0.051)
-    assert [float(cell) for cell in once.split("|")[2:5]] == [0.0] * 3
+    cells = [cell.strip() for cell in once.split("|")[2:5]]
+    assert cells == ["0.0", "", ""]  # one budget says nothing of others
 
 
 def test_the_table_is_even():

@@ -292,7 +292,9 @@ def test_a_vote_that_is_not_the_majority(run):
 def test_what_was_planted_is_not_taken_for_an_answer_of_its_own(run):
     """An altered attempt is no parent, so that a sample that believed it
     seemed to contradict its chain."""
-    run.summary["strategy"] = "integrated(planted=1)"
+    run.summary["strategy"] = "integrated(planted=0)"
+    assert any(one.samples for one in coherence(judge(run, compare)))
+    run.summary["strategy"] = "integrated(k=4, planted = 1)"
     judged = judge(run, compare)
     assert not any(one.samples for one in coherence(judged))
     (sign,) = (s for s in signs(judged) if s.measure.startswith("mean disag"))

@@ -52,7 +52,7 @@ def test_the_loops_share_is_that_of_the_sessions_that_drew(tmp_path):
     ("budget", "said"),
     [
         (Budget(samples=8), "| 4/8 ["),
-        (Budget(new_tokens=40), "| 20.0/40.0 ["),
+        (Budget(samples=99, new_tokens=40), "| 20.0/40.0 ["),
         (Budget(total_tokens=48), "| 24.0/48.0 ["),
         (Budget(flops=8.0), "| 4.00/8.00 ["),
         (Budget(), "run, 1 question: 4sample ["),
@@ -63,6 +63,7 @@ def test_a_terminal_shows_what_is_left_of_the_budget(
 ):
     """Under a cap of tokens it showed samples without an end."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.delenv("COLUMNS", raising=False)
     workdir = tmp_path / "run"
     workdir.mkdir()
     metrics = Metrics(workdir, budget, questions=1)

@@ -174,7 +174,8 @@ def test_all_must_be_started_alike(launch, tmp_path, address, begin, end):
     for _, said, code in both:
         assert code and "process 1 has config.seed=1, process 0 0" in said
     # one that waits says for whom
-    place = commands[0][-3].partition("=")[2]
+    (flag,) = (w for w in commands[0] if w.startswith("--coordinator="))
+    place = flag.partition("=")[2]
     assert f"process 0 waits for 1 more at {place}\n" in both[0][1]
     assert not (tmp_path / "config.json").exists()
 

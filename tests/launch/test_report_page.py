@@ -361,25 +361,54 @@ def test_keys_read_the_allocation(opened):
 
 
 def test_dark_where_the_reader_wants_it(browser, tmp_path):
-    """And all that is drawn again follows: text stays far from its ground."""
-    file = write(tmp_path / "page.html", 3, 4, str)
+    """On a page that is open, its canvases too."""
+    browser.open(write(tmp_path / "page.html", 3, 4, str))
     luminance = """
         getComputedStyle(document.body)[NAME].match(/[0-9]+/g)
             .reduce((sum, part) => sum + Number(part), 0) / 765
     """
+    canvas = """
+        document.querySelector('#allocation canvas').getContext('2d')
+            .getImageData(1, 1, 1, 1).data.slice(0, 3).join()
+    """
     seen = {}
-    for scheme in ("light", "dark"):
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        browser.send("Emulation.setEmulatedMedia", features=[feature])
-        browser.open(file)
-        seen[scheme] = [
-            browser.run(luminance.replace("NAME", f"'{name}'"))
-            for name in ("backgroundColor", "color")
-        ]
-    browser.send("Emulation.setEmulatedMedia", features=[])
-    (ground, ink), (dark_ground, dark_ink) = seen["light"], seen["dark"]
+    try:
+        for scheme in ("light", "dark"):
+            feature = {"name": "prefers-color-scheme", "value": scheme}
+            browser.send("Emulation.setEmulatedMedia", features=[feature])
+            browser.run("new Promise((done) => setTimeout(done, 200))")
+            seen[scheme] = [
+                browser.run(canvas),
+                *(
+                    browser.run(luminance.replace("NAME", f"'{name}'"))
+                    for name in ("backgroundColor", "color")
+                ),
+            ]
+    finally:
+        browser.send("Emulation.setEmulatedMedia", features=[])
+    (cell, ground, ink), (dark_cell, dark_ground, dark_ink) = seen.values()
     assert ground > 0.9 and ink < 0.2
     assert dark_ground < 0.2 and dark_ink > 0.8
+    assert cell != dark_cell
+
+
+def test_a_finger_reads_before_it_opens(opened):
+    """On a phone the first tap led away from what it was to read."""
+    touch = "{ pointerType: 'touch', bubbles: true }"
+    tap = f"""
+        var at = document.querySelector('#allocation canvas');
+        var box = at.getBoundingClientRect();
+        at.dispatchEvent(new PointerEvent('pointerdown', {touch}));
+        at.dispatchEvent(new MouseEvent('click', {{
+            clientX: box.left + box.width * 5.5 / 250, clientY: box.top + 1,
+        }}))
+    """
+    opened.run(tap)
+    told = "document.querySelector('#allocation .told').textContent"
+    assert opened.run(told).startswith("q5, round 0: ")
+    assert chosen(opened) == "q0"
+    opened.run(tap)
+    assert chosen(opened) == "q5"
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])

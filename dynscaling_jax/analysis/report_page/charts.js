@@ -168,13 +168,17 @@ function heatMap(values, label, told, chosen) {
     return [place((event.clientY - box.top) / box.height, rows),
       place((event.clientX - box.left) / box.width, columns)];
   };
-  let at = [0, 0], touched = "";
+  let at = [0, 0], touched = "", finger = false;
   canvas.addEventListener("pointermove", (event) => told(...(at = cell(event))));
+  canvas.addEventListener("pointerdown", (event) => {
+    finger = event.pointerType === "touch";
+  });
+  canvas.addEventListener("focus", () => told(...at));
   canvas.addEventListener("click", (event) => {
     at = cell(event);
     told(...at);
     // a finger reads a cell first, and opens it by a second tap
-    const open = event.pointerType !== "touch" || touched === `${at}`;
+    const open = !finger || touched === `${at}`;
     touched = `${at}`;
     if (open) chosen(...at);
   });
@@ -184,7 +188,7 @@ function heatMap(values, label, told, chosen) {
     };
     const step = steps[event.key];
     if (event.key === "Enter") chosen(...at);
-    if (!step) return;
+    if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     at = [within(at[0] + step[0], rows), within(at[1] + step[1], columns)];
     told(...at);

@@ -123,8 +123,8 @@ function allocationOf(run, r, show) {
       `Samples granted (at most ${most}) of each question (across) in each round ` +
       "(down); those that got most stand first ", node("span", { class: "ramp" })),
     heatMap(grants, "Samples granted", told, chosen),
-    node("p", { class: "note" }, "Uncertainty of the same before the round: entropy of its answers, 0 to 1. What " +
-      "the policy made of it is its own affair."),
+    node("p", { class: "note" }, "Uncertainty of the same before the round: entropy of its answers, 0 to 1. The " +
+      "policy may score questions by something else."),
     heatMap(unsure, "Uncertainty before the round", told, chosen),
     says,
     table(["round", "samples", "questions that got any", "their uncertainty",
@@ -151,7 +151,7 @@ function chainsOf(run, r) {
   const total = run.coherence.reduce((sum, row) => sum + row.samples, 0);
   if (!total)
     return node("div", {}, heading(r), node("p", {},
-      `${run.summary.strategy}`.includes("planted=")
+      run.planted
         ? "Attempts were planted in the chains of this run, and which is not recorded."
         : "No sample of this run read a chain."));
   const share = (part, whole) => percent(whole ? part / whole : null);
