@@ -1,8 +1,9 @@
 """tokenizer.model files, against sentencepiece itself on models that it has
-trained on this repository's own text."""
+trained on this repository's licence."""
 
 import json
 import random
+import string
 import struct
 from pathlib import Path
 
@@ -72,10 +73,20 @@ MODELS = {
 
 def train(folder: Path, settings: dict) -> bytes:
     text = folder / "text"
-    pages = sorted(ROOT.glob("dynscaling_jax/*/*.py"))
-    lines = (ROOT / "README.md").read_text("utf-8").splitlines() + TEXTS[7:10]
-    for page in pages[:12]:
-        lines += page.read_text("utf-8").splitlines()
+    # A text that does not change: on the pages of this repository, a line of
+    # README more led to a unigram model with two cuts of a text that are as
+    # likely (0, 00 and 00, 0), between which rounding chooses: sentencepiece
+    # sums in float32, the library that reads the model for us in float64.
+    licence = (ROOT / "LICENSE").read_text("utf-8")
+    lines = licence.splitlines() + TEXTS[7:10]
+    words, draw = licence.split(), random.Random(1)
+    for _ in range(1000):  # lines of code, as it were
+        a, b, c = draw.choices(words, k=3)
+        indent = "    " * draw.randrange(4)
+        number = draw.randrange(10 ** draw.randrange(1, 6))
+        lines.append(f"{indent}{a.lower()}_{b}({c!r}, {number}): [{b}]")
+    # each character often enough to be a piece
+    lines += [string.digits, string.ascii_letters, string.punctuation] * 100
     text.write_text("\n".join(lines), "utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(text),
@@ -112,9 +123,6 @@ def edited(data: bytes, edit) -> bytes:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_ids_and_texts_are_those_of_sentencepiece(tmp_path, trained, name):
-    """But where two ways to cut a text are as likely (0, 00 and 00, 0), of
-    which sentencepiece takes the one that sums in float32 favour: a line of
-    README more, on which these models are trained, once led to one."""
     theirs = sentencepiece.SentencePieceProcessor(model_proto=trained[name])
     ours = read(tmp_path, trained[name])
     assert ours.size == theirs.get_piece_size()
@@ -127,20 +135,11 @@ def test_ids_and_texts_are_those_of_sentencepiece(tmp_path, trained, name):
         for _ in range(100)
     ]
     runs = [" " * n + "a" + "\n" * n + " " * n for n in range(40)]
-    total = lambda ids: sum(map(theirs.get_score, ids))
-    texts = TEXTS + code + mixed + runs
-    ties = 0
-    for text in texts:
-        ids, own = theirs.encode(text), ours.encode(text)
-        if own != ids and name.startswith("unigram"):
-            assert sorted(own) == sorted(ids), text
-            assert total(own) == pytest.approx(total(ids), rel=1e-6), text
-            ties += 1
-        else:
-            assert own == ids, text
+    for text in TEXTS + code + mixed + runs:
+        ids = theirs.encode(text)
+        assert ours.encode(text) == ids, text
         if theirs.unk_id() not in ids:  # sentencepiece writes " ?? " for it
             assert ours.decode(ids) == theirs.decode(ids), text
-    assert ties < 0.02 * len(texts)
 
 
 @pytest.mark.parametrize(
