@@ -48,13 +48,13 @@ def main(_) -> None:
 
 def work() -> str:
     from launch import comparison
-    from launch.remote import local
+    from launch.remote import local, page
 
     with local(str(WORKDIR.value)) as workdir:
         text = comparison.compare(
             CONFIG.value, workdir, METHODS.value, BUDGETS.value, SEEDS.value
         )
-    return f"{text}\n\n{str(WORKDIR.value).rstrip('/')}/report.html"
+    return f"{text}\n\n{page(str(WORKDIR.value))}"
 
 
 def cli() -> None:

@@ -2,26 +2,23 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from dynscaling_jax.scaling.loop import Round
-from dynscaling_jax.types import Budget, Request, Sample, SampleFn
+from dynscaling_jax.scaling.loop import Round, amounts
+from dynscaling_jax.types import Budget, Ledger, Request, Sample, SampleFn
 from launch.board import Draw
 
 METRICS_SECONDS = 5.0  # between two lines of metrics.jsonl
-# what a bar counts: the first of these that has a cap, else samples; a cap on
-# samples comes last, since a config has one by default
-MEASURES: dict[str, tuple[str, Callable[[Sample], float]]] = {
-    "new_tokens": ("token", lambda s: s.new_tokens),
-    "total_tokens": (
-        "token",
-        lambda s: s.prompt_tokens - s.cached_tokens + s.new_tokens,
-    ),
-    "flops": ("FLOP", lambda s: s.flops),
-    "samples": ("sample", lambda s: 1),
+# what a bar counts, and its unit: the first of these that has a cap, else
+# samples; a cap on samples comes last, since a config has one by default
+UNITS = {
+    "new_tokens": "token",
+    "total_tokens": "token",
+    "flops": "FLOP",
+    "samples": "sample",
 }
 
 
@@ -57,14 +54,13 @@ class Metrics:
         self._outside, self._at = 0.0, self._begin  # of the model, seconds
         self._seen = 0
         self.timed_out = False
-        capped = (n for n in MEASURES if getattr(budget, n) is not None)
-        cap = next(capped, "samples")
-        unit, self._measure = MEASURES[cap]
+        capped = (n for n in UNITS if getattr(budget, n) is not None)
+        self._cap = cap = next(capped, "samples")
         plural = "s" * (questions != 1)
         self._bar = tqdm(
             desc=f"{workdir.resolve().name}, {questions} question{plural}",
             total=getattr(budget, cap),
-            unit=unit,
+            unit=UNITS[cap],
             unit_scale=cap != "samples",
             # quiet when not a terminal; the first shows what all draw
             disable=True if process else None,
@@ -92,7 +88,7 @@ class Metrics:
                 self._leave()
                 if sample is None:
                     return
-                self._bar.update(self._measure(sample))
+                self._bar.update(amounts(Ledger().add(sample))[self._cap])
                 self._seen += 1
                 yield sample
 

@@ -78,6 +78,11 @@ def local(workdir: str) -> Iterator[Path]:
     end()
 
 
+def page(workdir: str) -> str:
+    """Where a person finds the page of a workdir."""
+    return f"{workdir.rstrip('/')}/report.html"
+
+
 class Copy:
     """A directory and the one elsewhere that it is copied to. What others
     write there meanwhile, and this one does not have, stays as it is."""

@@ -63,7 +63,7 @@ def work() -> str:
     from launch import experiment, lockstep
     from launch.environment import versions
     from launch.processes import meet
-    from launch.remote import local
+    from launch.remote import local, page
 
     config, curves = CONFIG.value, bool(TENSORBOARD.value)
     where, count = str(COORDINATOR.value), PROCESSES.value or 1
@@ -85,8 +85,8 @@ def work() -> str:
             )
     if number:
         return f"process {number}: done"
-    page = f"{str(WORKDIR.value).rstrip('/')}/report.html"
-    return f"{experiment.table(summary)}\n{'report':<11} {page}"
+    said = experiment.table(summary)
+    return f"{said}\n{'report':<11} {page(str(WORKDIR.value))}"
 
 
 def check_several() -> None:

@@ -3,13 +3,13 @@
 Letters: Q questions, N samples of a question, M budgets, R rounds.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynscaling_jax.scaling import spec
 from dynscaling_jax.tasks import Compare, classify, grade
 from dynscaling_jax.types import Sample
 
@@ -145,8 +145,8 @@ def support(asked: Asked, answer: str | None) -> float:
 def planted(judged: Judged) -> bool:
     """Whether chains held altered attempts, of which samples do not tell:
     parents are what was drawn."""
-    strategy = str(judged.recorded.summary.get("strategy"))
-    return bool(re.search(r"\bplanted\s*=\s*0*[1-9]", strategy))
+    strategy = judged.recorded.summary.get("strategy")  # the first had none
+    return bool(strategy and spec.read(strategy)[1].get("planted"))
 
 
 def shares(judged: Judged) -> tuple[np.ndarray, np.ndarray]:

@@ -118,23 +118,28 @@ def ranking(judged: Judged) -> Sign:
 def disagreement(judged: Judged) -> Sign:
     """How much the samples of a chain contradict one another: 0 where all
     give one answer, 1 where each gives another."""
+    name = "divergent chains"
+    measure = (
+        "mean disagreement of the answers that a chain holds (0: all the "
+        "same, 1: all different)"
+    )
+    if planted(judged):
+        unknown = "what was planted in chains is not recorded"
+        return Sign(name, measure, None, DISAGREEMENT, True, unknown)
     found = []
-    for asked in () if planted(judged) else judged.asked:
+    for asked in judged.asked:
         for parents in asked.parents:
             seen = [asked.class_N[parent] for parent in parents]
             if len(seen) > 1:
                 found.append((len(set(seen)) - 1) / (len(seen) - 1))
     few = len(found) < CHAINED
     return Sign(
-        "divergent chains",
-        "mean disagreement of the answers that a chain holds (0: all the "
-        "same, 1: all different)",
+        name,
+        measure,
         None if few else float(np.mean(found)),
         DISAGREEMENT,
         True,
-        "what was planted in chains is not recorded"
-        if planted(judged)
-        else f"{len(found)} chains of two samples and more"
+        f"{len(found)} chains of two samples and more"
         + (f", fewer than {CHAINED}" if few else ""),
     )
 

@@ -136,7 +136,7 @@ def scale(
     allocate, update = jax.jit(policy.allocate), jax.jit(policy.update)
 
     state, ledger, rounds = policy.init(len(queries)), Ledger(), []
-    dearest = _spent(Ledger(samples=1)) | _caps(max_cost)
+    dearest = amounts(Ledger(samples=1)) | _caps(max_cost)
     size = first_round or round_size or len(queries)
     seen = table.candidates(policy.weight)
     under_way: collections.deque[_Drawing] = collections.deque()
@@ -226,7 +226,7 @@ def check(queries: Sequence[Query], budget: Budget, *sizes: int | None) -> None:
         )
 
 
-def _spent(ledger: Ledger) -> dict[str, float]:
+def amounts(ledger: Ledger) -> dict[str, float]:
     """A ledger along the axes of a budget."""
     return {
         "samples": ledger.samples,
@@ -245,7 +245,7 @@ def _cost(sample: Sample, budget: Budget) -> dict[str, float]:
             "the budget has a cap on FLOPs, but the model reports no FLOPs; "
             "set a cap on tokens instead"
         )
-    return _spent(Ledger().add(sample))
+    return amounts(Ledger().add(sample))
 
 
 def _caps(budget: Budget) -> dict[str, float]:
@@ -256,7 +256,7 @@ def _affordable(
     budget: Budget, ledger: Ledger, dearest: dict[str, float]
 ) -> int:
     """Samples that fit each cap for sure, at least 1."""
-    most, spent = sys.maxsize, _spent(ledger)
+    most, spent = sys.maxsize, amounts(ledger)
     for name, cap in _caps(budget).items():
         if name != "seconds":  # watched as samples arrive
             one = dearest[name]
@@ -266,7 +266,7 @@ def _affordable(
 
 def _reached(budget: Budget, ledger: Ledger) -> str:
     """The name of a cap that is reached, or nothing."""
-    spent = _spent(ledger)
+    spent = amounts(ledger)
     return next((n for n, cap in _caps(budget).items() if spent[n] >= cap), "")
 
 

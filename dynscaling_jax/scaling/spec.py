@@ -31,7 +31,7 @@ def parse(
     the text is malformed, the name unknown, an argument unknown or missing,
     or a value not of the kind that the factory declares.
     """
-    name, given = _read(text, what)
+    name, given = read(text, what)
     factory = choose(what, name, table)
     parameters = inspect.signature(factory).parameters
     allowed = [p for p in parameters if p not in context]
@@ -75,7 +75,11 @@ def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
     return table[name]
 
 
-def _read(text: str, what: str) -> tuple[str, dict[str, Any]]:
+def read(text: str, what: str = "method") -> tuple[str, dict[str, Any]]:
+    """The name and the arguments that a text gives, whatever takes them.
+
+    Raises ValueError where the text is malformed.
+    """
     malformed = ValueError(
         f"{what} {text!r} is malformed; "
         "expected NAME or NAME(argument=value, ...)"
