@@ -44,26 +44,14 @@ smollm2: setup
 	  --config.task.limit=16 --budgets=4 --workdir=runs/smollm2
 
 RUNS := runs/reasoner
-LESSONS = $(BIN)/python -m launch.lessons --steps=8 --largest=999
+LESSONS = $(BIN)/python -m launch.lessons
 reasoner: setup
-	$(LESSONS) --out=$(RUNS)/plain.jsonl --problems=60000
-	$(LESSONS) --out=$(RUNS)/slips.jsonl --problems=60000 --seed=1 --attempts=8 --slips=0.3
-	$(LESSONS) --out=$(RUNS)/drills.jsonl --problems=60000 --drills=12
-	$(LESSONS) --out=$(RUNS)/again.jsonl --problems=8000 --seed=2
-	$(LESSONS) --out=$(RUNS)/held_out.jsonl --problems=320 --seed=9
-	$(BIN)/python -m launch.train --config=configs/train_reasoner.py --workdir=$(RUNS)/model-0
-	for round in 1:1.0 2:1.0 3:1.3; do \
-	  n=$${round%:*}; before=$(RUNS)/model-$$((n - 1))/model; \
-	  $(BIN)/python -m launch.run --config=configs/reasoner_attempts.py --config.model=$$before \
-	    --config.engine.temperature=$${round#*:} --config.task.seed=2$$n --workdir=$(RUNS)/attempts-$$n && \
-	  $(LESSONS) --out=$(RUNS)/solutions-$$n.jsonl --problems=3000 --seed=2$$n && \
-	  $(BIN)/python -m launch.pairs --run=$(RUNS)/attempts-$$n --solutions=$(RUNS)/solutions-$$n.jsonl \
-	    --pairs=12000 --out=$(RUNS)/pairs-$$n.jsonl && \
-	  $(BIN)/python -m launch.train --config=configs/train_reasoner_chains.py --config.model=$$before \
-	    --config.lessons="('$(RUNS)/pairs-$$n.jsonl','$(RUNS)/again.jsonl')" --config.seed=$$n \
-	    --workdir=$(RUNS)/model-$$n || exit 1; \
-	done
-	$(BIN)/python -m launch.convert --model=$(RUNS)/model-3/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
+	$(LESSONS) --out=$(RUNS)/chained.jsonl --problems=40000 --seed=1 --attempts=8
+	$(LESSONS) --out=$(RUNS)/plain.jsonl --problems=40000
+	$(LESSONS) --out=$(RUNS)/drills.jsonl --problems=30000 --drills=12 --largest=500
+	$(LESSONS) --out=$(RUNS)/held_out.jsonl --problems=320 --seed=9 --attempts=8
+	$(BIN)/python -m launch.train --config=configs/train_reasoner.py --workdir=$(RUNS)/training
+	$(BIN)/python -m launch.convert --model=$(RUNS)/training/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

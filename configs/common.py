@@ -31,6 +31,13 @@ def get_config() -> Any:
     config.strategy = ""
     config.policy = ""
     config.vote = ""
+    # of the chains of whatever method builds some, as chains.Chain says; what
+    # is left out is the method's own
+    config.chain = ml_collections.ConfigDict()
+    for field in ("explore", "k", "tail"):
+        config.chain[field] = config_dict.placeholder(int)
+    for field in ("which", "order", "content", "layout"):
+        config.chain[field] = ""
     config.end_of_thinking = ""  # e.g. </think>: chains drop what is before
 
     config.budget = ml_collections.ConfigDict()
@@ -63,8 +70,8 @@ def get_config() -> Any:
     config.task.template = ""  # holds {question}
     config.task.few_shot = 0
     config.task.seed = 0  # of shuffled options and generated problems
-    config.task.steps = 4  # arithmetic: from 1 to this many
-    config.task.largest = 999  # arithmetic: no number is larger
+    config.task.steps = 4  # generated: from 1 to this many
+    config.task.largest = 999  # generated: no number is larger
     config.task.noise = 0.0  # share of a question's words that are misspelt
     config.task.shuffled = False  # options in another order; gpqa's always are
     config.task.fields = ml_collections.ConfigDict()  # jsonl: names of fields

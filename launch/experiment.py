@@ -172,7 +172,12 @@ def method_axes(config: Config) -> dict[str, str]:
     """The strategy, policy and vote that a config asks for, as text."""
     preset = spec.choose("method", config.method, METHODS)
     names = ("strategy", "policy", "vote")
-    return {name: config[name] or getattr(preset, name) for name in names}
+    axes = {name: config[name] or getattr(preset, name) for name in names}
+    options = {k: v for k, v in config.chain.items() if v not in (None, "")}
+    axes["strategy"] = spec.completed(
+        axes["strategy"], STRATEGIES, "strategy", options
+    )
+    return axes
 
 
 def task_fields(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,13 @@
     python -m launch.lessons --out=runs/lessons.jsonl --problems=100000
 
 They are problems of the `train` split, of which a run's `test` split holds
-none. With --attempts=8 each shows what `integrated` would of 1 to 8 attempts
-with slips, before it asks for the solution. With --drills=12 each is so many
-bare calculations in place of a problem. launch.train reads the file.
+none: of shares, or with --task=arithmetic of that. With --attempts=8 each
+shows what `integrated` would of 1 to 8 made-up attempts, before it asks for
+the solution. With --drills=12 each is so many bare calculations in place of
+a problem. launch.train reads the file.
 """
 
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +27,14 @@ COMMAND = Command(
 )
 OUT = flags.DEFINE_string("out", None, "The file, JSON Lines.")
 PROBLEMS = flags.DEFINE_integer("problems", 100_000, "How many.", 1)
-STEPS = flags.DEFINE_integer("steps", 6, "Difficulty, from 1 to this.", 1)
-LARGEST = flags.DEFINE_integer("largest", 99, "No number is larger.", 60)
+TASK = flags.DEFINE_enum(
+    "task", "shares", ["shares", "arithmetic"], "Of the problems."
+)
+STEPS = flags.DEFINE_integer("steps", 5, "Difficulty, from 1 to this.", 1)
+LARGEST = flags.DEFINE_integer("largest", 400, "No number is larger.", 60)
 SEED = flags.DEFINE_integer("seed", 0, "Of the problems.")
 ATTEMPTS = flags.DEFINE_integer("attempts", 0, "To show some of, at most.", 0)
-SLIPS = flags.DEFINE_float(
-    "slips", 0.4, "Share of an attempt's steps that are wrong, at most.", 0, 1
-)
+SHOWN = flags.DEFINE_integer("shown", 4, "Of the attempts, at most.", 1)
 DRILLS = flags.DEFINE_integer(
     "drills", 0, "Calculations of a lesson, in place of a problem.", 0
 )
@@ -41,54 +44,48 @@ def main(_) -> None:
     from dynscaling_jax.training.lessons import write_rows
 
     out = Path(str(OUT.value))
-    if DRILLS.value and ATTEMPTS.value:
+    if ATTEMPTS.value and (DRILLS.value or TASK.value != "shares"):
         sys.exit(
-            "launch.lessons: --drills are not problems, which --attempts "
-            "would be of; give one of them"
+            "launch.lessons: --attempts are at problems of shares; leave out "
+            "--drills and --task"
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_rows(out, rows(PROBLEMS.value))
-    except OSError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"launch.lessons: {error}")
     print(out)
 
 
 def rows(problems: int) -> Iterator[dict[str, Any]]:
-    """Lesson i is the problem arithmetic/i of the seed, or drill/i."""
-    from dynscaling_jax.training.drills import drill
+    """Lesson i is the problem TASK/i of the seed, or drill/i."""
     from dynscaling_jax.training.lessons import row_of
 
+    name = "drill" if DRILLS.value else TASK.value
     for index in tqdm(range(problems), disable=None, unit="lesson"):
-        if DRILLS.value:
-            lesson = drill(SEED.value, index, DRILLS.value, LARGEST.value)
-            yield {"id": f"drill/{index}", **row_of(lesson)}
-        else:
-            yield {"id": f"arithmetic/{index}", **row_of(problem(index))}
+        yield {"id": f"{name}/{index}", **row_of(lesson(index))}
 
 
-def problem(index: int) -> Any:
-    """The lesson of a problem, with attempts to read where they are asked
-    for."""
-    import numpy as np
-
-    from dynscaling_jax.tasks import arithmetic_problem
+def lesson(index: int) -> Any:
+    from dynscaling_jax.tasks import arithmetic_problem, shares_problem
+    from dynscaling_jax.training import trials
+    from dynscaling_jax.training.drills import drill
     from dynscaling_jax.training.lessons import Lesson
-    from dynscaling_jax.training.slips import chained
     from dynscaling_jax.types import Message
 
-    steps = 1 + index % STEPS.value
-    made = arithmetic_problem(SEED.value, index, steps, "train", LARGEST.value)
-    if not ATTEMPTS.value:
+    seed, largest = SEED.value, LARGEST.value
+    if DRILLS.value:
+        return drill(seed, index, DRILLS.value, largest)
+    which = (seed, index, 1 + index % STEPS.value, "train", largest)
+    if TASK.value == "arithmetic":
+        made = arithmetic_problem(*which)
         return Lesson((Message("user", made.question),), made.solution)
-    rng = np.random.default_rng((SEED.value, index))
-    return chained(
-        made.question,
-        made.solution,
-        int(rng.integers(1, ATTEMPTS.value, endpoint=True)),
-        rng.uniform(0, SLIPS.value),
-        rng,
-    )
+    rng = random.Random(f"lessons/{seed}/{index}")
+    problem = shares_problem(*which)
+    if not ATTEMPTS.value:
+        return trials.plain(problem, rng)
+    attempts = rng.randint(1, ATTEMPTS.value)
+    return trials.chained(problem, attempts, SHOWN.value, rng)
 
 
 def cli() -> None:

@@ -1,9 +1,8 @@
 """Makes lessons in using chains, from the samples of a run.
 
-    python -m launch.run --config=configs/reasoner_attempts.py \
-        --workdir=runs/reasoner/attempts-1
-    python -m launch.pairs --run=runs/reasoner/attempts-1 \
-        --out=runs/reasoner/pairs-1.jsonl
+    python -m launch.run --config=configs/reasoner.py \
+        --config.task.split=train --workdir=runs/attempts
+    python -m launch.pairs --run=runs/attempts --out=runs/pairs.jsonl
 
 The run must be on questions that no test will ask. What is to be written is
 a right sample of the same question, or its completion in --solutions, a file

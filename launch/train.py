@@ -1,7 +1,7 @@
 """Trains a model, or tunes one, on chat JSON Lines.
 
     python -m launch.train --config=configs/train_reasoner.py \
-        --workdir=runs/reasoner/model-0
+        --workdir=runs/reasoner/training
 
 Started again with the same command, training that was stopped goes on with
 the losses that it would have had. The directory gets
@@ -22,7 +22,7 @@ COMMAND = Command(
     "launch.train",
     ("config", "workdir"),
     "python -m launch.train --config=configs/train_reasoner.py "
-    "--workdir=runs/reasoner/model-0",
+    "--workdir=runs/reasoner/training",
     "configs/training.py",
 )
 CONFIG = config_flags.DEFINE_config_file(

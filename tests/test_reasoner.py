@@ -8,7 +8,7 @@ import pytest
 import dynscaling_jax
 from dynscaling_jax.engine import Engine
 from dynscaling_jax.models import load_model
-from dynscaling_jax.tasks import arithmetic_problem, extract
+from dynscaling_jax.tasks import extract, shares_problem
 from dynscaling_jax.types import Message, Query, Request
 
 HOME = Path(dynscaling_jax.__file__).parent / "bundled" / "reasoner"
@@ -17,12 +17,12 @@ HOME = Path(dynscaling_jax.__file__).parent / "bundled" / "reasoner"
 @pytest.fixture(scope="module")
 def engine():
     model = load_model("reasoner")
-    return Engine(model, max_new_tokens=160, rows=32, rows_per_group=4)
+    return Engine(model, max_new_tokens=200, rows=32, rows_per_group=4)
 
 
 @pytest.fixture(scope="module")
 def problems():
-    return [arithmetic_problem(5, i, 1 + i % 8) for i in range(24)]
+    return [shares_problem(5, i, 1 + i % 5, largest=400) for i in range(24)]
 
 
 def queries(problems):

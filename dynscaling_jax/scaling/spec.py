@@ -67,6 +67,26 @@ def _made(
     return factory(**dict(given))
 
 
+def completed(
+    text: str,
+    table: Mapping[str, Callable[..., Any]],
+    what: str,
+    options: Mapping[str, Any],
+) -> str:
+    """The text with those of the options that its factory takes and that it
+    does not give itself.
+
+    Raises ValueError where the text is malformed or the name unknown.
+    """
+    name, given = read(text, what)
+    taken = inspect.signature(choose(what, name, table)).parameters
+    added = {k: v for k, v in options.items() if k in taken and k not in given}
+    if not added:
+        return text
+    listed = (f"{k}={v!r}" for k, v in {**given, **added}.items())
+    return f"{name}({', '.join(listed)})"
+
+
 def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
     """table[name]; raises ValueError with the names that there are."""
     if name not in table:

@@ -8,6 +8,10 @@ with Comparer() as compare:
 """
 
 from dynscaling_jax.tasks.answers import answered, extract
+from dynscaling_jax.tasks.arithmetic import (
+    ArithmeticProblem,
+    arithmetic_problem,
+)
 from dynscaling_jax.tasks.benchmarks import BENCHMARKS
 from dynscaling_jax.tasks.datasets import (
     Problem,
@@ -22,11 +26,8 @@ from dynscaling_jax.tasks.equivalence import (
     classify,
 )
 from dynscaling_jax.tasks.forms import KINDS, canonical
-from dynscaling_jax.tasks.generator import (
-    ArithmeticProblem,
-    arithmetic_problem,
-)
 from dynscaling_jax.tasks.grading import Score, Verdict, grade, tally
+from dynscaling_jax.tasks.shares import SharesProblem, shares_problem
 
 __all__ = [
     "BENCHMARKS",
@@ -37,6 +38,7 @@ __all__ = [
     "Outcome",
     "Problem",
     "Score",
+    "SharesProblem",
     "Task",
     "TaskConfig",
     "Verdict",
@@ -47,5 +49,6 @@ __all__ = [
     "extract",
     "grade",
     "load_task",
+    "shares_problem",
     "tally",
 ]

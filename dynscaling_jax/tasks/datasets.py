@@ -7,6 +7,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
+from dynscaling_jax.tasks.arithmetic import arithmetic_problem
 from dynscaling_jax.tasks.benchmarks import (
     BENCHMARKS,
     FIELDS,
@@ -15,9 +16,10 @@ from dynscaling_jax.tasks.benchmarks import (
     Item,
 )
 from dynscaling_jax.tasks.forms import TRUTH, canonical, check_kind
-from dynscaling_jax.tasks.generator import LARGEST, arithmetic_problem
+from dynscaling_jax.tasks.generated import LARGEST
 from dynscaling_jax.tasks.noise import misspelt
 from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
+from dynscaling_jax.tasks.shares import shares_problem
 from dynscaling_jax.tasks.sources import download, read_rows
 from dynscaling_jax.types import Message, Query
 
@@ -40,7 +42,7 @@ class Task(NamedTuple):
 class TaskConfig(NamedTuple):
     """What `load_task` reads; every field may be left out."""
 
-    name: str = "gsm8k"  # arithmetic, or one of BENCHMARKS
+    name: str = "gsm8k"  # one of GENERATED or BENCHMARKS
     path: str = ""  # a local file; "" is the hub
     revision: str = ""  # a commit on the hub; "" is the pinned one
     split: str = ""  # "" is the usual one; bbh: the subtask; aime: the year
@@ -51,15 +53,16 @@ class TaskConfig(NamedTuple):
     template: str = ""  # holds {question}; "" is the one of the kind
     few_shot: int = 0  # worked examples before the question
     seed: int = 0  # of shuffled options and generated problems
-    steps: int = 4  # arithmetic: difficulty runs from 1 to this
-    largest: int = LARGEST  # arithmetic: no number is larger
+    steps: int = 4  # generated: difficulty runs from 1 to this
+    largest: int = LARGEST  # generated: no number is larger
     noise: float = 0.0  # share of a question's words that are misspelt
     shuffled: bool = False  # options in another order; gpqa's always are
     fields: dict[str, str] = {}  # jsonl: question, answer, id, choices
 
 
 _LEAST = {"offset": 0, "limit": 0, "few_shot": 0, "steps": 1}
-ARITHMETIC_SIZE = 1_000  # problems where no limit is given
+GENERATED = {"arithmetic": arithmetic_problem, "shares": shares_problem}
+GENERATED_SIZE = 1_000  # problems where no limit is given
 
 
 def load_task(config: Mapping[str, Any]) -> Task:
@@ -79,8 +82,8 @@ def load_task(config: Mapping[str, Any]) -> Task:
       OSError: a file that is not there, or that the hub does not give.
     """
     settings = _settings(config)
-    if settings.name == "arithmetic":
-        return _arithmetic(settings)
+    if settings.name in GENERATED:
+        return _generated(settings)
     benchmark = BENCHMARKS[settings.name]
     path, subset = _locate(settings, benchmark)
     name = "/".join(filter(None, (settings.name, subset)))
@@ -138,10 +141,10 @@ def _settings(config: Mapping[str, Any]) -> TaskConfig:
                 f"{value!r}"
             )
     settings = TaskConfig(**given)
-    if settings.name not in BENCHMARKS and settings.name != "arithmetic":
+    known = (*GENERATED, *BENCHMARKS)
+    if settings.name not in known:
         raise ValueError(
-            f"unknown task {settings.name!r}; known: arithmetic, "
-            f"{', '.join(BENCHMARKS)}"
+            f"unknown task {settings.name!r}; known: {', '.join(known)}"
         )
     for field, least in _LEAST.items():
         if getattr(settings, field) < least:
@@ -252,24 +255,28 @@ def _kind(items: Sequence[Item]) -> str:
     return "text"
 
 
-def _arithmetic(settings: TaskConfig) -> Task:
+def _generated(settings: TaskConfig) -> Task:
+    name = settings.name
     if settings.shuffled:
-        raise ValueError("config.task.shuffled: arithmetic has no options")
+        raise ValueError(f"config.task.shuffled: {name} has no options")
     if settings.path or settings.revision:
-        raise ValueError("arithmetic is generated: it has no path or revision")
+        raise ValueError(f"{name} is generated: it has no path or revision")
     kind = settings.kind or "number"
     split = settings.split or "test"
-    size = settings.limit or ARITHMETIC_SIZE
+    size = settings.limit or GENERATED_SIZE
     problems = []
     for index in range(settings.offset, settings.offset + size):
-        steps = 1 + index % settings.steps
-        made = arithmetic_problem(
-            settings.seed, index, steps, split, settings.largest
+        made = GENERATED[name](
+            settings.seed,
+            index,
+            1 + index % settings.steps,
+            split,
+            settings.largest,
         )
-        id = f"arithmetic/{index}"
+        id = f"{name}/{index}"
         question = misspelt(
             made.question, settings.noise, f"{settings.seed}/{id}"
         )
         query = Query(id, _messages(question, kind, settings))
         problems.append(Problem(query, str(made.answer)))
-    return Task("arithmetic", kind, tuple(problems))
+    return Task(name, kind, tuple(problems))

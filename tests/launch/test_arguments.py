@@ -13,7 +13,7 @@ EXAMPLES = {
     "run": "--config=configs/reasoner.py --workdir=runs/a",
     "compare": "--config=configs/reasoner.py --workdir=runs/demo",
     "train": "--config=configs/train_reasoner.py "
-    "--workdir=runs/reasoner/model-0",
+    "--workdir=runs/reasoner/training",
     "lessons": "--out=runs/lessons.jsonl",
     "pairs": "--run=runs/attempts --out=chained.jsonl",
     "bench": "--config=configs/bench.py --config.only=replay",

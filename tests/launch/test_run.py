@@ -142,6 +142,17 @@ def test_integrated_samples_name_their_parents(dynscaling):
         assert all(0 <= u <= 1 for u in line["uncertainty"].values())
 
 
+def test_options_of_chains(tiny_model, tmp_path):
+    """They hold for what builds chains, and the summary says so."""
+    options = ("--config.chain.explore=2", "--config.chain.k=1")
+    done = run(tiny_model, tmp_path, "--config.method=dynscaling", *options)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["strategy"] == "integrated(explore=2, k=1)"
+    drawn = rows(tmp_path)
+    assert {len(r["parents"]) for r in drawn if r["index"] > 1} == {1}
+
+
 @pytest.mark.parametrize(
     ("method", "moments"),
     [

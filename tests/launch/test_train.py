@@ -62,8 +62,23 @@ def test_lessons_show_attempts(tmp_path):
         attempts = assistant["content"].split("\n\n")[1:-1]
         assert (user["role"], assistant["role"]) == ("user", "assistant")
         shown.add(len(attempts))
-        wrong += sum(row["completion"] not in text for text in attempts)
+        right = row["completion"].split()[-1]
+        wrong += sum(text.split()[-1] != right for text in attempts)
     assert shown == {1, 2, 3} and wrong > 20
+
+
+def test_lessons_of_arithmetic_and_drills(tmp_path):
+    out = tmp_path / "lessons.jsonl"
+    run("lessons", f"--out={out}", "--problems=4", "--task=arithmetic")
+    assert "begins with" in out.read_text()
+    run("lessons", f"--out={out}", "--problems=4", "--drills=3")
+    assert out.read_text().count("Work out:") == 4
+    flags = (f"--out={out}", "--task=arithmetic", "--attempts=2")
+    done = run("lessons", *flags, check=False)
+    assert done.returncode == 1 and "--attempts are at problems" in done.stderr
+    done = run("lessons", f"--out={out}", "--steps=12", check=False)
+    assert done.returncode == 1 and "steps must be at most 11" in done.stderr
+    assert out.read_text().count("Work out:") == 4  # what was there stays
 
 
 def training(lessons, workdir, *more):
@@ -174,8 +189,9 @@ def test_pairs_of_a_run(tiny_model, tmp_path):
     """No sample of an untrained model is right: solutions must be given."""
     run(
         "run",
-        "--config=configs/reasoner_attempts.py",
+        "--config=configs/reasoner.py",
         f"--config.model={tiny_model}",
+        "--config.task.split=train",
         "--config.task.limit=4",
         "--config.budget.samples_per_query=2",
         "--config.engine.max_new_tokens=16",
@@ -191,7 +207,7 @@ def test_pairs_of_a_run(tiny_model, tmp_path):
     done = run("pairs", *flags, check=False)
     assert done.returncode == 1 and "no question has right" in done.stderr
     solutions = tmp_path / "solutions.jsonl"
-    like = ("--problems=4", "--seed=21", "--steps=8", "--largest=999")
+    like = "--problems=4"
     run("lessons", f"--out={solutions}", *like)
     run("pairs", *flags, f"--solutions={solutions}", "--pairs=28")
     made = [

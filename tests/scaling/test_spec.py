@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynscaling_jax.scaling.policies import parse_policy
-from dynscaling_jax.scaling.spec import parse
+from dynscaling_jax.scaling.spec import completed, parse
 
 
 def plain():
@@ -89,3 +89,19 @@ def test_what_reads_no_context_is_made_once():
     """Each run made its policy anew, and jax.jit compiled it again."""
     assert parse_policy("ucb(c=0.5)") is parse_policy("ucb(c=0.5)")
     assert parse_policy("ucb(c=0.5)") is not parse_policy("ucb(c=0.25)")
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("tuned", "tuned(kind='b', k=3)"),
+        ("tuned(k=4)", "tuned(k=4, kind='b')"),
+        ("tuned(k=4, kind=a)", "tuned(k=4, kind=a)"),
+        ("plain", "plain"),
+    ],
+)
+def test_options_that_a_text_leaves_out(text, whole):
+    options = {"kind": "b", "k": 3, "explore": 2}
+    found = completed(text, TABLE, "vote", options)
+    assert found == whole
+    assert parse(found, TABLE) == parse(whole, TABLE)

@@ -11,6 +11,7 @@ from dynscaling_jax.tasks import (
     canonical,
     extract,
     load_task,
+    shares_problem,
 )
 from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
 from dynscaling_jax.types import Message
@@ -224,23 +225,31 @@ def test_from_the_hub(monkeypatch, tmp_path, name, split, asked, file, rows):
     assert task.problems[0].reference == "1"
 
 
-def test_arithmetic():
-    task = load_task({"name": "arithmetic", "limit": 6, "steps": 3, "seed": 5})
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("arithmetic", arithmetic_problem), ("shares", shares_problem)],
+)
+def test_generated(name, make):
+    config = {"name": name, "limit": 6, "steps": 3, "seed": 5}
+    task = load_task(config)
     assert task.kind == "number"
     for i, problem in enumerate(task.problems):
-        made = arithmetic_problem(5, i, 1 + i % 3)
-        assert problem.query.id == f"arithmetic/{i}"
+        made = make(5, i, 1 + i % 3)
+        assert problem.query.id == f"{name}/{i}"
         assert problem.reference == str(made.answer)
         assert made.question in problem.query.messages[0].content
-    more = load_task({"name": "arithmetic", "limit": 9, "steps": 3, "seed": 5})
+    more = load_task(config | {"limit": 9})
     assert more.problems[:6] == task.problems
-    assert len(load_task({"name": "arithmetic"}).problems) == 1_000
+    assert len(load_task({"name": name}).problems) == 1_000
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "gsm9k"}, "unknown task 'gsm9k'; known: arithmetic, gsm8k"),
+        (
+            {"name": "gsm9k"},
+            "unknown task 'gsm9k'; known: arithmetic, shares, gsm8k",
+        ),
         ({"limits": 3}, r"unknown field config\.task\.limits; known: name"),
         ({"limit": "3"}, r"config\.task\.limit: expected int, got '3'"),
         ({"limit": True}, r"config\.task\.limit: expected int, got True"),
@@ -263,6 +272,7 @@ def test_arithmetic():
         ({"name": "aime", "path": "", "split": "1"}, "expected 2024, 2025"),
         ({"name": "math500"}, r"test\.jsonl:1: no column 'problem'"),
         ({"name": "arithmetic"}, "arithmetic is generated"),
+        ({"name": "shares"}, "shares is generated"),
         (
             {"name": "arithmetic", "path": "", "steps": 0},
             "steps must be at least 1",

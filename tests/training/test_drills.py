@@ -4,25 +4,40 @@ import re
 
 import pytest
 
-from dynscaling_jax.tasks.generator import OPERATIONS
+from dynscaling_jax.tasks.generated import OPERATIONS
 from dynscaling_jax.training.drills import drill
 
-EQUATION = re.compile(r"(\d+)\) (\d+) ([-+*/]) (\d+) = (\d+)\.")
+LINE = re.compile(r"(\d+)\) (\d+) ([-+*/]) (\d+) = (\d+)([^.]*)\.")
 
 
 def test_every_calculation_is_asked_for_and_right():
-    signs, lengths = set(), set()
+    signs, lengths, verdicts = set(), set(), set()
     for index in range(200):
         (turn,), shown = drill(0, index, 12, 999)
-        steps = EQUATION.findall(shown)
-        assert [int(number) for number, *_ in steps] == list(range(1, 13))
-        for _, a, sign, b, result in steps:
+        lines = LINE.findall(shown)
+        asked = turn.content.removeprefix("Work out: ").removesuffix(".")
+        assert turn.role == "user" and len(lines) == 12
+        for number, (line, wanted) in enumerate(
+            zip(lines, asked.split(", "), strict=True), 1
+        ):
+            place, a, sign, b, result, verdict = line
+            assert int(place) == number
             assert OPERATIONS[sign](int(a), int(b)) == int(result) <= 999
-            signs.add(sign)
+            if verdict:
+                value, due = map(int, wanted.split(" for "))
+                assert {int(a), int(b)} == {value, due}
+                assert verdict == (
+                    ", that is right"
+                    if value == due
+                    else f" too {'many' if value > due else 'few'}"
+                )
+                verdicts.add(verdict)
+            else:
+                assert wanted == f"{a} {sign} {b}"
+                signs.add(sign)
             lengths.add(len(result))
-        asked = ", ".join(f"{a} {sign} {b}" for _, a, sign, b, _ in steps)
-        assert turn == ("user", f"Work out: {asked}.")
     assert signs == set(OPERATIONS) and lengths == {1, 2, 3}
+    assert len(verdicts) == 3
 
 
 def test_a_drill_is_a_function_of_its_number():

@@ -8,13 +8,16 @@ that the prompts ask for, so that it serves as a training text.
 """
 
 import random
-from hashlib import sha256
-from itertools import count
-from operator import add, floordiv, mul, sub
 from typing import NamedTuple
 
-SPLITS = ("train", "test")
-LARGEST = 999
+from dynscaling_jax.tasks.generated import (
+    LARGEST,
+    NAMES,
+    OPERATIONS,
+    THINGS,
+    drawn_for,
+)
+
 LEAST_LARGEST = 60  # a pile begins with up to so many
 
 
@@ -25,35 +28,6 @@ class ArithmeticProblem(NamedTuple):
     steps: int
 
 
-_NAMES = (
-    "Ada",
-    "Bela",
-    "Chidi",
-    "Dina",
-    "Emil",
-    "Farah",
-    "Goran",
-    "Hana",
-    "Ivo",
-    "Jun",
-    "Kofi",
-    "Lena",
-)
-_THINGS = (
-    "marbles",
-    "stamps",
-    "shells",
-    "buttons",
-    "beads",
-    "coins",
-    "stickers",
-    "cards",
-    "acorns",
-    "pencils",
-    "tokens",
-    "pebbles",
-)
-OPERATIONS = {"+": add, "-": sub, "*": mul, "/": floordiv}
 _OPENINGS = (
     "{name} has {n} {things}.",
     "{name} starts the week with {n} {things}.",
@@ -104,22 +78,13 @@ def arithmetic_problem(
       ValueError: fewer than one step, a negative index, an unknown split, a
         largest number that a pile may begin above.
     """
-    if steps < 1 or index < 0 or split not in SPLITS:
-        raise ValueError(
-            "expected steps >= 1, index >= 0 and split train or test, got "
-            f"steps={steps}, index={index}, split={split!r}"
-        )
     if largest < LEAST_LARGEST:
         raise ValueError(
             f"largest must be at least {LEAST_LARGEST}, got {largest}"
         )
-    for attempt in count():
-        rng = random.Random(f"{seed}/{split}/{index}/{steps}/{attempt}")
-        problem = _draw(rng, steps, largest)
-        is_test = sha256(problem.question.encode()).digest()[0] < 64
-        if is_test == (split == "test"):
-            return problem
-    raise AssertionError("unreachable")
+    return drawn_for(
+        lambda rng: _draw(rng, steps, largest), "", seed, index, steps, split
+    )
 
 
 def draw_step(rng: random.Random, value: int, largest: int) -> tuple[str, int]:
@@ -138,7 +103,7 @@ def draw_step(rng: random.Random, value: int, largest: int) -> tuple[str, int]:
 
 
 def _draw(rng: random.Random, steps: int, largest: int) -> ArithmeticProblem:
-    name, things = rng.choice(_NAMES), rng.choice(_THINGS)
+    name, things = rng.choice(NAMES), rng.choice(THINGS)
     value = rng.randint(5, LEAST_LARGEST)
     told = [rng.choice(_OPENINGS).format(name=name, n=value, things=things)]
     shown = [f"{name} begins with {value} {things}."]
