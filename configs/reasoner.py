@@ -14,6 +14,12 @@ def get_config():
     config.task.limit = 200
     config.task.steps = 5
     config.task.largest = 400
+    # a chain shows the conclusions of two attempts, which hold all that they
+    # found out, and half a question's samples are left for it at a budget of 4
+    config.chain.explore = 2
+    config.chain.k = 2
+    config.chain.content = "tail"
+    config.chain.tail = 50
     config.engine.max_new_tokens = 200
     config.engine.temperature = 1.0
     return config
