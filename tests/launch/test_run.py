@@ -150,7 +150,8 @@ def test_options_of_chains(tiny_model, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["strategy"] == "integrated(explore=2, k=1)"
     drawn = rows(tmp_path)
-    assert {len(r["parents"]) for r in drawn if r["index"] > 1} == {1}
+    assert max(len(r["parents"]) for r in drawn) == 1
+    assert any(r["parents"] for r in drawn if r["index"] in (2, 3))
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_pairs_of_a_run(tiny_model, tmp_path):
     done = run("pairs", *flags, check=False)
     assert done.returncode == 1 and "no question has right" in done.stderr
     solutions = tmp_path / "solutions.jsonl"
-    like = "--problems=4"
+    like = ("--problems=4", "--steps=5", "--largest=400")  # as the run's
     run("lessons", f"--out={solutions}", *like)
     run("pairs", *flags, f"--solutions={solutions}", "--pairs=28")
     made = [
