@@ -34,7 +34,6 @@ STEPS = flags.DEFINE_integer("steps", 5, "Difficulty, from 1 to this.", 1)
 LARGEST = flags.DEFINE_integer("largest", 400, "No number is larger.", 60)
 SEED = flags.DEFINE_integer("seed", 0, "Of the problems.")
 ATTEMPTS = flags.DEFINE_integer("attempts", 0, "To show some of, at most.", 0)
-SHOWN = flags.DEFINE_integer("shown", 4, "Of the attempts, at most.", 1)
 DRILLS = flags.DEFINE_integer(
     "drills", 0, "Calculations of a lesson, in place of a problem.", 0
 )
@@ -85,7 +84,7 @@ def lesson(index: int) -> Any:
     if not ATTEMPTS.value:
         return trials.plain(problem, rng)
     attempts = rng.randint(1, ATTEMPTS.value)
-    return trials.chained(problem, attempts, SHOWN.value, rng)
+    return trials.chained(problem, attempts, rng)
 
 
 def cli() -> None:

@@ -78,12 +78,8 @@ def arithmetic_problem(
       ValueError: fewer than one step, a negative index, an unknown split, a
         largest number that a pile may begin above.
     """
-    if largest < LEAST_LARGEST:
-        raise ValueError(
-            f"largest must be at least {LEAST_LARGEST}, got {largest}"
-        )
     return drawn_for(
-        lambda rng: _draw(rng, steps, largest), "", seed, index, steps, split
+        _draw, "", seed, index, steps, split, largest, LEAST_LARGEST
     )
 
 

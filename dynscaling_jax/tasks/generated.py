@@ -54,27 +54,32 @@ Made = TypeVar("Made", bound=_Asked)
 
 
 def drawn_for(
-    draw: Callable[[random.Random], Made],
+    draw: Callable[[random.Random, int, int], Made],
     kind: str,
     seed: int,
     index: int,
     steps: int,
     split: str,
+    largest: int,
+    least: int,
 ) -> Made:
-    """The first draw that falls into the split: a function of the arguments.
+    """The first draw(rng, steps, largest) that falls into the split: a
+    function of the arguments.
 
     Raises:
-      ValueError: fewer than one step, a negative index, an unknown split.
+      ValueError: fewer than one step, a negative index, an unknown split, a
+        largest number below `least`.
     """
     if steps < 1 or index < 0 or split not in SPLITS:
         raise ValueError(
             "expected steps >= 1, index >= 0 and split train or test, got "
             f"steps={steps}, index={index}, split={split!r}"
         )
+    if largest < least:
+        raise ValueError(f"largest must be at least {least}, got {largest}")
     for attempt in count():
-        problem = draw(
-            random.Random(f"{kind}{seed}/{split}/{index}/{steps}/{attempt}")
-        )
+        rng = random.Random(f"{kind}{seed}/{split}/{index}/{steps}/{attempt}")
+        problem = draw(rng, steps, largest)
         is_test = sha256(problem.question.encode()).digest()[0] < 64
         if is_test == (split == "test"):
             return problem

@@ -66,17 +66,8 @@ def shares_problem(
     """
     if steps > MOST_STEPS:
         raise ValueError(f"steps must be at most {MOST_STEPS}, got {steps}")
-    if largest < LEAST_LARGEST:
-        raise ValueError(
-            f"largest must be at least {LEAST_LARGEST}, got {largest}"
-        )
     return drawn_for(
-        lambda rng: _draw(rng, steps, largest),
-        "shares/",
-        seed,
-        index,
-        steps,
-        split,
+        _draw, "shares/", seed, index, steps, split, largest, LEAST_LARGEST
     )
 
 

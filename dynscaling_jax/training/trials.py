@@ -39,17 +39,17 @@ def plain(problem: SharesProblem, rng: random.Random) -> Lesson:
 
 
 def chained(
-    problem: SharesProblem, attempts: int, most: int, rng: random.Random
+    problem: SharesProblem, attempts: int, rng: random.Random
 ) -> Lesson:
     """A lesson that shows of so many attempts those that `integrated` would,
-    `most` of them at most, in its layout: whole, or their last words."""
+    or fewer, in its layout: whole, or their last words."""
     right = rng.uniform(0.1, 0.8)
     pool = [
         _sample(index, attempt(problem, right, rng))
         for index in range(attempts)
     ]
     query = Query("", (Message("user", problem.question),))
-    chain = Chain(k=rng.randint(1, most))
+    chain = Chain(k=rng.randint(1, Chain().k))
     if rng.random() < 0.5:
         chain = chain._replace(content="tail", tail=rng.randint(20, 45))
     draws = np.random.default_rng(rng.getrandbits(64))

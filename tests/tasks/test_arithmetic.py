@@ -35,32 +35,12 @@ def test_solutions_are_sound(seed, index, steps, split, largest):
     assert extract(problem.solution, "number") == str(problem.answer)
 
 
-def test_a_problem_depends_on_its_arguments_alone():
-    first = [arithmetic_problem(3, i, 2) for i in range(20)]
-    assert first == [arithmetic_problem(3, i, 2) for i in range(20)]
-    other = [arithmetic_problem(4, i, 2) for i in range(20)]
-    assert not set(first) & set(other)
-
-
-def test_the_splits_share_no_question():
-    train = {arithmetic_problem(0, i, 1, "train")[0] for i in range(2000)}
-    test = {arithmetic_problem(0, i, 1, "test")[0] for i in range(2000)}
-    assert not train & test
-    assert min(len(train), len(test)) > 1800  # and they are varied
-
-
 def test_wording_varies():
     openings = {
         re.sub(r"\d+", "n", arithmetic_problem(0, i, 3).question)
         for i in range(200)
     }
     assert len(openings) > 190
-
-
-@pytest.mark.parametrize("arguments", [(0, 0, 0), (0, -1, 1), (0, 0, 1, "dev")])
-def test_bad_arguments(arguments):
-    with pytest.raises(ValueError, match="expected steps >= 1"):
-        arithmetic_problem(*arguments)
 
 
 def test_a_pile_needs_room():

@@ -48,7 +48,7 @@ def test_a_lesson_shows_attempts_and_tries_an_answer_of_theirs():
     rng, tried_wrong, tried_right = random.Random(4), 0, 0
     for index in range(400):
         problem = shares_problem(1, index, 1 + index % 4, "train", 250)
-        lesson = trials.chained(problem, 1 + index % 8, 4, rng)
+        lesson = trials.chained(problem, 1 + index % 8, rng)
         asked, shown = lesson.prompt
         assert (asked.role, shown.role) == ("user", "assistant")
         attempts = re.findall(r"Attempt \d:\n(.*)", shown.content)
