@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 BOUND = 2e-5  # nats, of the mean log-probability of a sample
+# What a process says that is left: we end it, or JAX does, which may be sooner.
+LEFT = "another process has ended", "another task died"
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +84,7 @@ def test_one_that_ends_ends_the_other_and_one_goes_on(
     running[ended].send_signal(by)
     begun = time.monotonic()
     ((_, said, code),) = end([running[1 - ended]], 60)
-    # JAX, too, ends a process that misses the first, and may be sooner
-    whys = "another process has ended", "another task died"
-    assert code and any(why in said for why in whys), said
+    assert code and any(why in said for why in LEFT), said
     assert time.monotonic() - begun < 60
     ((_, said, code),) = end([running[ended]], 60)
     assert code and (by == signal.SIGKILL or "stopped; the same" in said)
@@ -98,11 +98,12 @@ def test_one_that_ends_ends_the_other_and_one_goes_on(
 
 
 def failed(done, why):
-    """Each says why, or that another has ended, which does."""
+    """Each says why, or that another has ended, which does. JAX once aborted
+    the second, here too, before it had said a word of its own."""
     said = [error for _, error, _ in done]
-    assert all(code for *_, code in done)
-    assert any(why in one for one in said)
-    assert all(why in one or "another process has" in one for one in said)
+    assert all(code for *_, code in done), done
+    assert any(why in one for one in said), done
+    assert all(any(end in one for end in (why, *LEFT)) for one in said), said
 
 
 def test_all_devices_must_be_taken(together, end, tmp_path):
