@@ -26,7 +26,9 @@ def get_config():
         "runs/reasoner/drills.jsonl",
     )
     config.held_out = "runs/reasoner/held_out.jsonl"
-    config.steps = 4500
+    config.shape.vocab_size = 512
+    config.shape.layers = 4
+    config.steps = 6000
     config.batch = 16
     config.parts = 4
     config.learning_rate = 3e-3

@@ -112,16 +112,13 @@ def trial(
     has = values(problem, guess)
     shown, total = [f"Suppose {problem.names[0]} has {guess}."], guess
     for i, (sign, n) in enumerate(problem.relations):
-        before, total = total, total + has[i + 1]
+        total += has[i + 1]
         shown.append(
             f"{problem.names[i + 1]}: {has[i]} {sign} {n} = {has[i + 1]}, "
-            f"{before} + {has[i + 1]} = {total} in all."
+            f"{total} in all."
         )
     answer = guess
-    shown.append(
-        f"With {guess} it is {total}, and should be {problem.total}: "
-        f"{compared(total, problem.total)}"
-    )
+    shown.append(f"With {guess}: {compared(total, problem.total)}")
     if total != problem.total:
         over = abs(total - problem.total)
         per = per or slope(problem)

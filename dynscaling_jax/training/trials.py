@@ -51,7 +51,7 @@ def chained(
     query = Query("", (Message("user", problem.question),))
     chain = Chain(k=rng.randint(1, Chain().k))
     if rng.random() < 0.5:
-        chain = chain._replace(content="tail", tail=rng.randint(20, 45))
+        chain = chain._replace(content="tail", tail=rng.randint(18, 35))
     draws = np.random.default_rng(rng.getrandbits(64))
     prompt, shown = chains.build(chain, Reader(), query, pool, draws)
     return Lesson(prompt, trial(problem, _tried(problem, pool, shown, rng))[0])

@@ -33,14 +33,14 @@ def problem():
 def test_a_trial_by_hand(problem):
     assert slope(problem) == 7
     assert trial(problem, 8) == (
-        "Suppose Ada has 8. Bela: 8 * 3 = 24, 8 + 24 = 32 in all. Chidi: "
-        "24 - 7 = 17, 32 + 17 = 49 in all. With 8 it is 49, and should be 63: "
-        "63 - 49 = 14 too few. 14 / 7 = 2, 8 + 2 = 10. The answer is 10.",
+        "Suppose Ada has 8. Bela: 8 * 3 = 24, 32 in all. Chidi: 24 - 7 = 17, "
+        "49 in all. With 8: 63 - 49 = 14 too few. 14 / 7 = 2, 8 + 2 = 10. "
+        "The answer is 10.",
         10,
     )
     text, answer = trial(problem, 10, per=5, off=3)
     assert text.endswith(
-        "should be 63: 63 - 63 = 0, that is right. The answer is 10."
+        "With 10: 63 - 63 = 0, that is right. The answer is 10."
     )
     assert answer == 10
 
@@ -101,9 +101,12 @@ def test_trials_are_sound(index, steps, guess):
     for a, sign, b, c in re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", text):
         assert OPERATIONS[sign](int(a), int(b)) == int(c)
         assert sign != "/" or int(b) * int(c) == int(a)
-    total = re.findall(r"= (\d+) in all\.", text)[-1]
-    assert f"it is {total}, and should be {problem.total}:" in text
-    over = int(total) - problem.total
+    has = [guess, *map(int, re.findall(r"= (\d+), \d+ in all\.", text))]
+    totals = [*map(int, re.findall(r"(\d+) in all\.", text))]
+    assert totals == [sum(has[:n]) for n in range(2, len(has) + 1)]
+    over = totals[-1] - problem.total
+    both = sorted((totals[-1], problem.total), reverse=True)
+    assert f"With {guess}: {both[0]} - {both[1]} = {abs(over)}" in text
     assert ("too many" in text, "too few" in text) == (over > 0, over < 0)
     assert ("that is right" in text) == (guess == problem.answer)
     assert extract(text, "number") == str(problem.answer) == str(answer)
