@@ -237,7 +237,9 @@ def local_source(config: Config, engine: Engine) -> Source:
         flops=sample_flops(shape, context - new, 0, new),
     )
     thinking = config.end_of_thinking or None
-    reader = Reader(engine.count_tokens, context - new, thinking)
+    # chains cut the same texts again and again
+    count_tokens = functools.lru_cache(1 << 16)(engine.count_tokens)
+    reader = Reader(count_tokens, context - new, thinking)
     return Source(engine, reader, most, engine.check)
 
 

@@ -4,6 +4,7 @@ Letters: Q questions, N samples of each, R random draws of an experiment,
 M budgets, B bins.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -245,13 +246,20 @@ def _resampled_means(value_Q: np.ndarray, draws: int, seed: int) -> np.ndarray:
     value_Q = np.asarray(value_Q, float)
     if value_Q.ndim != 1 or not len(value_Q):
         raise ValueError("the bootstrap needs one value a question, and some")
-    rng = np.random.default_rng(seed)
     count = len(value_Q)
-    # How often each question is drawn: a few hundred draws at a time, so that
-    # memory stays small whatever the number of questions.
+    each = _times_drawn(count, draws, seed)
+    return np.concatenate([times @ value_Q / count for times in each])
+
+
+@functools.lru_cache(1)  # a report asks for the same again and again
+def _times_drawn(count: int, draws: int, seed: int) -> tuple[np.ndarray, ...]:
+    """How often each question is drawn, a few hundred draws at a time and in
+    as few bytes as hold it, so that memory stays small whatever the number of
+    questions."""
+    rng = np.random.default_rng(seed)
     parts = []
     for start in range(0, draws, 256):
         size = min(256, draws - start)
         times = rng.multinomial(count, np.full(count, 1 / count), size)
-        parts.append(times @ value_Q / count)
-    return np.concatenate(parts)
+        parts.append(times.astype(np.min_scalar_type(times.max())))
+    return tuple(parts)
