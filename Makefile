@@ -50,6 +50,7 @@ reasoner: setup
 	$(LESSONS) --out=$(RUNS)/drills.jsonl --problems=30000 --drills=12 --largest=500
 	$(LESSONS) --out=$(RUNS)/held_out.jsonl --problems=320 --seed=9 --attempts=8
 	$(BIN)/python -m launch.train --config=configs/train_reasoner.py --workdir=$(RUNS)/training
+	rm -rf $(RUNS)/model
 	$(BIN)/python -m launch.convert --model=$(RUNS)/training/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
 
 test: setup

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ def compare(
     for name in names:
         spec.choose("method", name, METHODS)
     sizes = sorted({_budget(text) for text in budgets})
+    if not sizes:
+        raise ValueError("--budgets names none; give some, such as 4,8,16")
     runs = Runs(config, workdir, seeds)
     # the largest first: it draws what the smaller ones take their part of
     trials = [runs.trial(name, size) for name in names for size in sizes[::-1]]
@@ -80,21 +82,36 @@ class Runs:
     def trial(self, method: str, budget: float) -> Trial:
         """A method at one budget, over all seeds."""
         done = [self._run(method, budget, seed) for seed in self._seeds]
-        answers = [one for _, rows in done for one in rows.values()]
+        # seeds of a benchmark ask the same questions, whose answers are not
+        # independent: each question counts once
+        by_question: dict[Any, list] = {}
+        for _, answers in done:
+            for question, answer in answers.items():
+                by_question.setdefault(question, []).append(answer)
+
+        def mean_Q(value: Callable[[dict[str, Any]], float]) -> np.ndarray:
+            own = by_question.values()
+            return np.array([np.mean([value(a) for a in each]) for each in own])
+
         accuracy_S = np.array([summary["accuracy"] for summary, _ in done])
+        asked = sum(len(answers) for _, answers in done)
         total = lambda field: sum(summary[field] for summary, _ in done)
         read = total("prompt_tokens") - total("cached_tokens")
         return Trial(
             method,
             budget,
-            np.array([one["right"] for one in answers]),
-            np.array([one["right_samples"] for one in answers]),
+            mean_Q(lambda answer: answer["right"]),
+            mean_Q(lambda answer: answer["right_samples"]),
+            mean_Q(lambda answer: answer["right_samples"] > 0),
             accuracy_S,
-            total("samples") / len(answers),
-            (read + total("new_tokens")) / len(answers),
+            total("samples") / asked,
+            (read + total("new_tokens")) / asked,
         )
 
-    def _run(self, method: str, budget: float, seed: int):
+    def _run(
+        self, method: str, budget: float, seed: int
+    ) -> tuple[dict[str, Any], dict[tuple[str, str], dict[str, Any]]]:
+        """The summary of a run, and by (id, text) what its questions got."""
         folder = self._workdir / reporting.run_name(seed, method, budget)
         config = self._of_seed(seed)
         config.method = method
@@ -105,7 +122,9 @@ class Runs:
                 sample_fn=remembered(source.sample_fn)
             )
         summary = run(config, folder, self._sources[seed])
-        return summary, json.loads((folder / "answers.json").read_bytes())
+        answers = json.loads((folder / "answers.json").read_bytes())
+        texts = json.loads((folder / "questions.json").read_bytes())
+        return summary, {(i, texts[i]): a for i, a in answers.items()}
 
     def _of_seed(self, seed: int) -> Config:
         config = self._config.copy_and_resolve_references()

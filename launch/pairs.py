@@ -4,9 +4,10 @@
         --config.task.split=train --workdir=runs/attempts
     python -m launch.pairs --run=runs/attempts --out=runs/pairs.jsonl
 
-The run must be on questions that no test will ask. What is to be written is
-a right sample of the same question, or its completion in --solutions, a file
-of lessons with ids. launch.train reads the result.
+The run must be on questions that no test will ask. Chains are those of its
+config. What is to be written is a right sample of the same question, or its
+completion in --solutions, a file of lessons with ids. launch.train reads the
+result.
 """
 
 import json
@@ -27,10 +28,6 @@ RUN = flags.DEFINE_string("run", None, "Directory of a run.")
 OUT = flags.DEFINE_string("out", None, "The file, JSON Lines.")
 SOLUTIONS = flags.DEFINE_string("solutions", "", "Lessons with ids.")
 PAIRS = flags.DEFINE_integer("pairs", 40_000, "How many at most.", 1)
-ATTEMPTS = flags.DEFINE_integer("attempts", 4, "In a chain, at most.", 1)
-LAYOUT = flags.DEFINE_enum(
-    "layout", "transcript", ["transcript", "context"], "As of `integrated`."
-)
 SEED = flags.DEFINE_integer("seed", 0, "Of the choice of attempts.")
 
 
@@ -45,35 +42,79 @@ def main(_) -> None:
 
 def write(run: Path, path: Path) -> None:
     """Writes the pairs of a run, and says how many there are of each kind."""
-    from dynscaling_jax.scaling.chains import Chain
     from dynscaling_jax.training import pairs
     from dynscaling_jax.training.lessons import row_of, write_rows
 
-    layout: Any = LAYOUT.value
-    chain = Chain(k=ATTEMPTS.value, layout=layout).checked()
-    drawn = attempts(run, solutions(SOLUTIONS.value))
-    made = list(pairs.pairs(drawn, chain, PAIRS.value, SEED.value))
+    config = config_of(run)
+    chain, reader = reading(config)
+    wanted = pairs.wanted(chain.k, PAIRS.value)
+    drawn = attempts(run, config, solutions(SOLUTIONS.value))
+    made = list(pairs.pairs(drawn, chain, PAIRS.value, SEED.value, reader))
     if not made:
         raise ValueError(
             f"{run}: no question has right samples to learn from; draw more, "
             "or give --solutions"
         )
     write_rows(path, (row_of(lesson) for _, lesson in made))
-    print("attempts  right  pairs")
-    for kind, count in sorted(pairs.counted(made).items()):
-        print(f"{kind.attempts:8}  {kind.right:5}  {count:5}")
+    print("attempts  right  pairs  wanted")
+    count = pairs.counted(made)
+    for kind, most in wanted.items():
+        print(
+            f"{kind.attempts:8}  {kind.right:5}  {count[kind]:5}  {most:6}"
+            + "  too few questions have this mixture" * (count[kind] < most)
+        )
 
 
-def attempts(run: Path, known: dict[str, str]) -> list[Any]:
-    """The questions of a run with their samples, graded."""
-    from dynscaling_jax.records.log import read_samples
-    from dynscaling_jax.tasks import Comparer, grade, load_task
-    from dynscaling_jax.training.pairs import Attempts
+def config_of(run: Path) -> Any:
+    """The config of a run, from its directory.
+
+    Raises:
+        ValueError: there is none.
+    """
+    import ml_collections
 
     file = run / "config.json"
     if not file.is_file():
         raise ValueError(f"{run} is no directory of a run: it has no {file}")
-    task = load_task(task_of(json.loads(file.read_bytes()), file))
+    row = json.loads(file.read_bytes())
+    row = row.get("config") if isinstance(row, dict) else None
+    if (
+        not isinstance(row, dict)
+        or not {"task", "chain", "model"} <= row.keys()
+    ):
+        raise ValueError(f"{file}: expected the config of a run")
+    return ml_collections.ConfigDict(row)
+
+
+def reading(config: Any) -> tuple[Any, Any]:
+    """The chains that a run builds or would, and who reads them."""
+    from dynscaling_jax.models import load_model
+    from dynscaling_jax.scaling.chains import Chain, Reader
+
+    names = {k: v for k, v in config.chain.items() if v not in (None, "")}
+    names.pop("explore", None)
+    chain = Chain(**names).checked()
+    reader = Reader(end_of_thinking=config.end_of_thinking or None)
+    if chain.content == "tail" and not config.model.startswith("openai://"):
+        tokenizer = load_model(config.model).tokenizer
+        return chain, reader._replace(
+            count_tokens=lambda turns: len(tokenizer.encode_chat(turns))
+        )
+    return chain, reader
+
+
+def attempts(run: Path, config: Any, known: dict[str, str]) -> list[Any]:
+    """The questions of a run with their samples, graded.
+
+    Raises:
+        ValueError: a solution that is not the answer of its question.
+    """
+    from dynscaling_jax.records.log import read_samples
+    from dynscaling_jax.tasks import Comparer, extract, grade, load_task
+    from dynscaling_jax.training.pairs import Attempts
+    from launch.experiment import task_fields
+
+    task = load_task(task_fields(config.task.to_dict()))
     samples: dict[str, list] = {}
     for sample in read_samples(run / "samples.jsonl"):
         if sample.answer is not None:
@@ -88,18 +129,16 @@ def attempts(run: Path, known: dict[str, str]) -> list[Any]:
             }
             right = tuple(verdict[sample.answer] for sample in own)
             solution = known.get(query.id)
+            if solution is not None:
+                found = extract(solution, task.kind)
+                if grade(found, reference, task.kind, compare) != "right":
+                    raise ValueError(
+                        f"the solution of {query.id} says {found}, and its "
+                        f"reference {reference}: is --solutions of another "
+                        "seed, or of other questions?"
+                    )
             drawn.append(Attempts(query, tuple(own), right, solution))
     return drawn
-
-
-def task_of(row: Any, file: Path) -> dict[str, Any]:
-    """The fields of the task of a run, from its config.json."""
-    from launch.experiment import task_fields
-
-    try:
-        return task_fields(row["config"]["task"])
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{file}: expected the config of a run") from None
 
 
 def solutions(path: str) -> dict[str, str]:

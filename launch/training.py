@@ -1,12 +1,12 @@
 """One training, joined from its parts: a config and a directory to a model."""
 
 import contextlib
+import hashlib
 import json
-import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -44,23 +44,22 @@ def train(config: Config, workdir: Path, tensorboard: bool = False) -> Path:
     """
     check(config)
     use_compilation_cache()
-    claim(config, workdir)
-    lessons = [
-        one for path in config.lessons for one in read_lessons(Path(path))
-    ]
+    files = [Path(path) for path in config.lessons]
+    lessons = [one for file in files for one in read_lessons(file)]
     if not lessons:
         raise ValueError("config.lessons names no file")
-    side = workdir / "tokenizer"
+    others: list[Lesson] = []
+    if config.held_out:
+        files.append(Path(config.held_out))
+        others = list(read_lessons(files[-1]))
+    claim(config, workdir, files)
+    side, draft = workdir / "tokenizer", workdir / ".model.tmp"
     model = open_model(config, side, lessons)
     data = encoded(lessons, model, config.longest, "config.lessons")
     held_out = None
-    if config.held_out:
-        held_out = encoded(
-            list(read_lessons(Path(config.held_out))),
-            model,
-            config.longest,
-            "held_out",
-        )
+    if others:
+        held_out = encoded(others, model, config.longest, "config.held_out")
+    begin_model(draft, side, config, model)
     hyper = learning.Hyper(*(config[name] for name in learning.Hyper._fields))
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -86,23 +85,33 @@ def train(config: Config, workdir: Path, tensorboard: bool = False) -> Path:
                 progress.log(number, loss=float(loss), norm=float(norm))
             if held_out and (number % config.evaluate_every == 0 or last):
                 value = mean_loss(
-                    state.params, model.config, held_out, config.batch
+                    state.params,
+                    model.config,
+                    held_out,
+                    config.batch // config.parts,
                 )
                 progress.log(number, held_out_loss=value)
             if number % config.save_every == 0 or last:
                 checkpoints.save(state)
-    return save(workdir / "model", side, config, model, state.params)
+    export.save_hf(draft, model.config, state.params)
+    shutil.rmtree(workdir / "model", ignore_errors=True)
+    return draft.rename(workdir / "model")
 
 
-def claim(config: Config, workdir: Path) -> None:
-    """Writes the config into a new directory, or finds the same there.
+def claim(config: Config, workdir: Path, files: list[Path]) -> None:
+    """Writes the config and what the files of lessons hold into a directory
+    where no step was taken yet, or finds the same there.
 
     Raises:
         ValueError: the directory is of another training.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    file, row = workdir / "config.json", json.loads(config.to_json())
-    if not file.exists():
+    row = json.loads(config.to_json())
+    for path in files:
+        row[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    file = workdir / "config.json"
+    if not (workdir / "state").exists():
+        shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
         write_json(file, {"config": row, "about": about()})
         return
     there = json.loads(file.read_bytes()).get("config", {})
@@ -158,10 +167,11 @@ def encoded(
 ) -> Lessons:
     """Lessons as ids; says how many were left out."""
     longest = min(longest, model.config.context)
-    if not model.eos_ids:
+    # the template's own end of a turn comes last; a config may name others
+    ends = model.tokenizer.end_ids or model.eos_ids
+    if not ends:
         raise ValueError("the model has no token that ends a turn")
-    end_id = model.eos_ids[-1]  # of a turn, where that is another one
-    data, dropped = encode(lessons, model.tokenizer, end_id, longest)
+    data, dropped = encode(lessons, model.tokenizer, ends[-1], longest)
     if dropped:
         print(f"{name}: {dropped} of {len(lessons)} left out, over {longest}")
     return data
@@ -175,23 +185,21 @@ def placed(batch: Batch, mesh: Mesh) -> Batch:
 def mean_loss(
     params: Any, config: ModelConfig, data: Lessons, size: int
 ) -> float:
-    """Nats a token of the completions, over all whole batches of `data`."""
+    """Nats a token of the completions of all lessons, `size` at a time."""
     order = np.argsort(data.lengths, kind="stable")
-    count = max(1, len(order) // size)
     loss = tokens = 0.0
-    for which in np.array_split(order[: count * size], count):
-        one, counted = learning.evaluate(params, config, take(data, which))
+    for at in range(0, len(order), size):
+        batch = take(data, order[at : at + size])
+        one, counted = learning.evaluate(params, config, batch)
         loss, tokens = loss + float(one), tokens + float(counted)
     return loss / tokens
 
 
-def save(
-    directory: Path, side: Path, config: Config, model: Model, params: Any
-) -> Path:
-    """Writes the model in Hugging Face layout, whole or not at all."""
-    draft = directory.with_name(f".{directory.name}.tmp")
+def begin_model(draft: Path, side: Path, config: Config, model: Model) -> None:
+    """All files of the trained model but its weights, in Hugging Face layout:
+    a model that the layout cannot hold is refused before it is trained."""
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    draft.mkdir()
     if config.model:
         export.save_side_files(
             draft, resolve(config.model), model.config, lambda: model.tokenizer
@@ -199,10 +207,6 @@ def save(
     else:
         shutil.copytree(side, draft, dirs_exist_ok=True)
         write_json(draft / "config.json", hf_config.write(model.config))
-    export.save_hf(draft, model.config, params)
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(draft, directory)
-    return directory
 
 
 class Progress(contextlib.AbstractContextManager):
@@ -210,6 +214,7 @@ class Progress(contextlib.AbstractContextManager):
 
     def __init__(self, path: Path, steps: int, draw: Draw):
         self._path, self._draw = path, draw
+        self._file: TextIO | None = None  # once it is known where to go on
         self._bar = tqdm(total=steps, unit="step", disable=None)
         self._tokens, self._begin = 0, time.monotonic()
 
@@ -237,6 +242,7 @@ class Progress(contextlib.AbstractContextManager):
             "seconds": round(seconds, 1),
             "tokens_per_second": round(self._tokens / seconds),
         }
+        assert self._file, "start comes first"
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         self._draw(step, values)
@@ -245,3 +251,5 @@ class Progress(contextlib.AbstractContextManager):
 
     def __exit__(self, *_) -> None:
         self._bar.close()
+        if self._file:
+            self._file.close()

@@ -14,12 +14,14 @@ from dynscaling_jax.analysis.statistics import Difference
 
 
 class Trial(NamedTuple):
-    """One method at one budget, over the questions of all seeds."""
+    """One method at one budget, over the questions of all seeds; of each, by
+    the mean of the seeds that asked it."""
 
     method: str
     budget: float  # samples a question that it was given
-    right_Q: np.ndarray  # bool, of the vote
+    right_Q: np.ndarray  # whether the vote is right
     single_Q: np.ndarray  # share of right samples
+    oracle_Q: np.ndarray  # whether any sample is right
     accuracy_S: np.ndarray  # of each seed
     samples: float  # a question, that it took
     tokens: float  # a question: read, less what the cache held, and new
@@ -85,7 +87,7 @@ def markdown(found: Sequence[Standing]) -> str:
             f"{one.trial.budget:g}",
             f"{one.accuracy:.1%}",
             f"{one.low:.1%} to {one.high:.1%}",
-            f"{(one.trial.single_Q > 0).mean():.1%}",
+            f"{one.trial.oracle_Q.mean():.1%}",
             _points(one.at_samples),
             _points(one.at_tokens)
             + (

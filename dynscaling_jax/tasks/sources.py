@@ -35,7 +35,7 @@ def read_rows(path: Path) -> list[Row]:
       ValueError: an unknown format, a malformed line, an empty file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file of questions at {path}")
+        raise FileNotFoundError(f"no file at {path}")
     readers = {
         ".jsonl": _json_lines,
         ".json": _json_rows,
@@ -56,7 +56,7 @@ def read_rows(path: Path) -> list[Row]:
             )
         rows.append(Row(values, place))
     if not rows:
-        raise ValueError(f"{path} holds no questions")
+        raise ValueError(f"{path} holds no rows")
     return rows
 
 
@@ -114,8 +114,8 @@ def _parquet_rows(path: Path) -> _Found:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ImportError(
-            f"{path} is a Parquet file: pip install pyarrow, or give the "
-            "questions as .jsonl in config.task.path"
+            f"{path} is a Parquet file: pip install pyarrow, or give it as "
+            ".jsonl"
         ) from error
     try:
         rows = parquet.read_table(path).to_pylist()

@@ -16,7 +16,7 @@ class Checkpoints:
     """Saves states in the background, and finds the last whole one.
 
     with Checkpoints(directory) as checkpoints:
-        state = checkpoints.restore(state)
+        state = checkpoints.restore(fresh, sharding)
     """
 
     def __init__(self, directory: Path):

@@ -23,7 +23,7 @@ class Attempts(NamedTuple):
     """A question, samples of it with a readable answer, and which are right.
 
     solution is what to write; None takes a right sample that the chain does
-    not show.
+    not show, that ended by itself and that read no chain of its own.
     """
 
     query: Query
@@ -55,13 +55,30 @@ def pairs(
     Args:
         chain: its k, content, layout and tail are used.
         count: pairs in all, at most.
+
+    Raises:
+        ValueError: fewer pairs than there are kinds of the largest chains.
     """
     rng = np.random.Generator(np.random.Philox(seed))
-    for kind in kinds(chain.k):
-        wanted = count // (chain.k * (kind.attempts + 1))
+    for kind, most in wanted(chain.k, count).items():
         able = [one for one in drawn if _able(one, kind)]
-        for i in rng.permutation(len(able))[:wanted]:
+        for i in rng.permutation(len(able))[:most]:
             yield kind, _pair(able[i], kind, chain, reader, rng)
+
+
+def wanted(attempts: int, count: int) -> dict[Kind, int]:
+    """How many pairs of each kind there are where no question is short.
+
+    Raises:
+        ValueError: as of pairs.
+    """
+    least = attempts * (attempts + 1)
+    if count < least:
+        raise ValueError(
+            f"{count} pairs are too few for each mixture of up to {attempts} "
+            f"attempts; at least {least} are needed"
+        )
+    return {k: count // (attempts * (k.attempts + 1)) for k in kinds(attempts)}
 
 
 def kinds(most: int) -> list[Kind]:
@@ -72,9 +89,20 @@ def kinds(most: int) -> list[Kind]:
 def _able(one: Attempts, kind: Kind) -> bool:
     right = sum(one.right)
     spare = kind.right + (one.solution is None)
-    return (
-        right >= spare and len(one.right) - right >= kind.attempts - kind.right
+    written = one.solution is not None or any(
+        map(_whole, one.samples, one.right)
     )
+    return (
+        written
+        and right >= spare
+        and len(one.right) - right >= kind.attempts - kind.right
+    )
+
+
+def _whole(sample: Sample, right: bool) -> bool:
+    """Whether a sample can be a solution: one that was cut off does not end,
+    and one that read a chain may speak of what is not shown."""
+    return right and sample.finish_reason == "stop" and not sample.parents
 
 
 def _pair(
@@ -87,14 +115,14 @@ def _pair(
     order = rng.permutation(len(one.samples))
     right = [one.samples[i] for i in order if one.right[i]]
     wrong = [one.samples[i] for i in order if not one.right[i]]
+    solution = one.solution
+    if solution is None:
+        written = next(s for s in right if _whole(s, True))
+        right.remove(written)
+        solution = chains.visible(written.text, reader.end_of_thinking)
     shown = [*right[: kind.right], *wrong[: kind.attempts - kind.right]]
     layout = chain._replace(k=len(shown), which="all", order="shuffled")
     messages, _ = chains.build(layout, reader, one.query, shown, rng)
-    solution = one.solution
-    if solution is None:
-        solution = chains.visible(
-            right[kind.right].text, reader.end_of_thinking
-        )
     return Lesson(messages, solution)
 
 

@@ -16,7 +16,8 @@ def trial(method, budget, right, tokens):
     right = np.array([c == "x" for c in right])
     of_seeds = right.reshape(2, -1).mean(1)
     spent = float(budget), tokens
-    return Trial(method, budget, right, right * 1.0, of_seeds, *spent)
+    share = right * 1.0
+    return Trial(method, budget, share, share, share, of_seeds, *spent)
 
 
 FEW = trial("self_consistency", 4, "x.x.x.x.", 100.0)

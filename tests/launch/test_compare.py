@@ -113,6 +113,27 @@ def test_a_comparison_on_a_page_with_others(compared, tmp_path):
         reporting.write([tmp_path], tmp_path)
 
 
+def test_questions_that_all_seeds_ask_count_once(tiny_model, tmp_path):
+    """They counted once for each seed, as if they were others, and intervals
+    came out too narrow."""
+    questions = tmp_path / "own.jsonl"
+    rows = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(4)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = compare(
+        tiny_model,
+        tmp_path / "compared",
+        "--config.task.name=jsonl",
+        f"--config.task.path={questions}",
+        "--budgets=1",
+        "--methods=dynamic_only",
+        "--seeds=2",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 questions over 2 seeds" in done.stdout
+    found = json.loads((tmp_path / "compared/report.json").read_bytes())
+    assert {row["questions"] for row in found} == {3}
+
+
 def test_done_again_it_says_the_same(tiny_model, compared):
     workdir, done, flags = compared
     assert compare(tiny_model, workdir, *flags).stdout == done.stdout
@@ -123,6 +144,7 @@ def test_done_again_it_says_the_same(tiny_model, compared):
     [
         ("--budgets=4,x", "expected samples a question"),
         ("--budgets=0", "expected samples a question"),
+        ("--budgets=", "names none"),
         ("--methods=guess", "method"),
     ],
 )

@@ -1,5 +1,6 @@
 """launch.train as a user runs it, killed and gone on with."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 
 from dynscaling_jax.models import load_model
+from dynscaling_jax.models.model import Model
+from dynscaling_jax.training.lessons import encode, read_lessons
 from dynscaling_jax.types import Message
+from launch.training import encoded, mean_loss
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -138,7 +142,10 @@ def test_a_killed_training_goes_on_with_the_same_losses(
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
+    kept = metrics.read_text().partition('{"step": 4,')[0]
     run("train", *flags)
+    # saved after 3 steps: those are not taken again, their times would differ
+    assert kept.count("\n") == 3 and metrics.read_text().startswith(kept)
     assert losses(tmp_path) == losses(trained)
     one, other = (
         load_model(workdir / "model") for workdir in (tmp_path, trained)
@@ -153,8 +160,10 @@ def test_a_finished_training_is_not_begun_again(trained, lessons):
 
 
 def test_two_devices_learn_the_same(trained, lessons, tmp_path):
+    """In two parts, too, of which each device reads its own."""
     two = "--xla_force_host_platform_device_count=2"
-    run("train", *training(lessons, tmp_path, *SMALL), XLA_FLAGS=two)
+    flags = (*SMALL, "--config.parts=2")
+    run("train", *training(lessons, tmp_path, *flags), XLA_FLAGS=two)
     about = json.loads((tmp_path / "config.json").read_bytes())["about"]
     assert about["devices"] == 2
     for one, other in zip(losses(tmp_path), losses(trained), strict=True):
@@ -167,6 +176,68 @@ def test_another_config_is_refused(trained, lessons):
     done = run("train", *flags, check=False)
     assert done.returncode == 1
     assert "another batch (8, here 4)" in done.stderr
+
+
+def test_other_lessons_in_the_same_file_are_refused(trained, lessons):
+    """A training whose lessons had been written anew went on with them, or
+    was taken for done."""
+    before = lessons.read_text()
+    try:
+        lessons.write_text(before.partition("\n")[2])
+        done = run("train", *training(lessons, trained, *SMALL), check=False)
+    finally:
+        lessons.write_text(before)
+    assert done.returncode == 1
+    assert f"holds a training with another {lessons}" in done.stderr
+
+
+def test_a_config_that_failed_can_be_mended(lessons, tmp_path):
+    """A misspelt file was written into the directory's config, and the right
+    one refused as another."""
+    flags = training(f"{lessons}.missing", tmp_path, *SMALL)
+    done = run("train", *flags, check=False)
+    assert done.returncode == 1 and "no file at" in done.stderr
+    flags = training(lessons, tmp_path, *SMALL, "--config.longest=9")
+    done = run("train", *flags, check=False)
+    assert done.returncode == 1 and "are longer than 9" in done.stderr
+    flags = training(lessons, tmp_path, *SMALL, "--config.steps=3")
+    run("train", *flags)
+    assert load_model(tmp_path / "model").config.width == 32
+
+
+def test_a_lesson_ends_as_the_template_ends_a_turn(trained, lessons):
+    """Where a config names more ends (Qwen's has the end of a document too),
+    the last of those was taken, and the model learnt not to end its turn."""
+    model = load_model(trained / "model")
+    (end,) = model.tokenizer.end_ids
+    config = dataclasses.replace(model.config, eos_ids=(end, 5))
+    other = Model(config, model.params, lambda: model.tokenizer)
+    assert other.eos_ids[-1] == 5
+    data = encoded(list(read_lessons(lessons))[:3], other, 256, "lessons")
+    assert (data.ids[data.ends - 1] == end).all()
+
+
+def test_the_loss_held_out_is_of_all_lessons(trained, lessons):
+    """Whole batches alone were read, and the longest lessons left out."""
+    model = load_model(trained / "model")
+    read = list(read_lessons(lessons))[:13]
+    end = model.tokenizer.end_ids[-1]
+    data, _ = encode(read, model.tokenizer, end, 256)
+    nats = tokens = 0.0
+    for i in range(13):
+        begin, start, stop = (
+            data.ends[i - 1] * (i > 0),
+            data.starts[i],
+            data.ends[i],
+        )
+        ids = data.ids[begin:stop]
+        logits = np.asarray(model.logits([ids])[0], np.float64)
+        logits -= logits.max(1, keepdims=True)
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        for at in range(start, len(ids)):
+            nats, tokens = nats - log_p[at - 1, ids[at]], tokens + 1
+    found = mean_loss(model.params, model.config, data, 4)
+    assert found == pytest.approx(nats / tokens, rel=1e-5)
 
 
 def test_the_model_tunes_on_and_reads_back(trained, lessons, tmp_path):
@@ -185,38 +256,76 @@ def test_parts_must_divide_the_batch(lessons, tmp_path):
     assert done.returncode == 1 and "multiple of config.parts" in done.stderr
 
 
-def test_pairs_of_a_run(tiny_model, tmp_path):
-    """No sample of an untrained model is right: solutions must be given."""
+@pytest.fixture(scope="module")
+def attempts(tiny_model, tmp_path_factory):
+    """A run of 4 samples each of 6 questions, two of which are made right:
+    its letters hold no answer."""
+    folder = tmp_path_factory.mktemp("attempts") / "run"
     run(
         "run",
         "--config=configs/reasoner.py",
         f"--config.model={tiny_model}",
         "--config.task.split=train",
-        "--config.task.limit=4",
-        "--config.budget.samples_per_query=2",
+        "--config.task.limit=6",
+        "--config.budget.samples_per_query=4",
         "--config.engine.max_new_tokens=16",
-        f"--workdir={tmp_path / 'run'}",
+        f"--workdir={folder}",
     )
-    # what the model says is replaced: its letters hold no answer
-    file = tmp_path / "run" / "samples.jsonl"
+    right = json.loads((folder / "references.json").read_bytes())
+    file = folder / "samples.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for row in rows:
-        row |= {"text": "The answer is 5000.", "answer": "5000"}
+        answer = right[row["query_id"]] if row["index"] < 2 else "5000"
+        told = f"I tried number {row['index']}. The answer is {answer}."
+        row |= {"text": told, "answer": answer, "finish_reason": "stop"}
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = (f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'pairs.jsonl'}")
-    done = run("pairs", *flags, check=False)
-    assert done.returncode == 1 and "no question has right" in done.stderr
-    solutions = tmp_path / "solutions.jsonl"
-    like = ("--problems=4", "--steps=5", "--largest=400")  # as the run's
+    return folder
+
+
+def made(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_pairs_of_a_run(attempts, tmp_path):
+    """As its chains are: two attempts at most, their last words. Of two right
+    samples one is written, so that no pair shows both."""
+    out = tmp_path / "pairs.jsonl"
+    flags = (f"--run={attempts}", f"--out={out}", "--pairs=36")
+    done = run("pairs", *flags)
+    table = [line.split()[:4] for line in done.stdout.splitlines()[1:6]]
+    counts = {(int(k), int(r)): (int(n), int(of)) for k, r, n, of in table}
+    assert counts == {
+        (1, 0): (6, 9),
+        (1, 1): (6, 9),
+        (2, 0): (6, 6),
+        (2, 1): (6, 6),
+        (2, 2): (0, 6),
+    }
+    assert done.stdout.count("too few questions have this mixture") == 3
+    pairs = made(out)
+    assert len(pairs) == 24
+    for row in pairs:
+        assert row["completion"].startswith("I tried number")
+        assert row["completion"] not in row["prompt"][1]["content"]
+        assert 1 <= row["prompt"][1]["content"].count("The answer is") <= 2
+
+
+def test_pairs_with_given_solutions(attempts, tmp_path):
+    out, solutions = tmp_path / "pairs.jsonl", tmp_path / "solutions.jsonl"
+    flags = (f"--run={attempts}", f"--out={out}", f"--solutions={solutions}")
+    like = ("--problems=6", "--steps=5", "--largest=400")  # as the run's
     run("lessons", f"--out={solutions}", *like)
-    run("pairs", *flags, f"--solutions={solutions}", "--pairs=28")
-    made = [
-        json.loads(line)
-        for line in (tmp_path / "pairs.jsonl").read_text().splitlines()
-    ]
-    known = [json.loads(line) for line in solutions.read_text().splitlines()]
-    known = {row["prompt"][0]["content"]: row["completion"] for row in known}
-    assert made
-    for row in made:
+    run("pairs", *flags, "--pairs=6")
+    known = {
+        row["prompt"][0]["content"]: row["completion"]
+        for row in made(solutions)
+    }
+    pairs = made(out)
+    assert len(pairs) == 3 * 1 + 2 * 1
+    for row in pairs:
         assert row["completion"] == known[row["prompt"][0]["content"]]
-        assert "5000" in row["prompt"][1]["content"]
+    run("lessons", f"--out={solutions}", *like, "--seed=3")
+    done = run("pairs", *flags, check=False)
+    assert done.returncode == 1 and "is --solutions of another" in done.stderr
+    done = run("pairs", *flags[:2], "--pairs=5", check=False)
+    assert done.returncode == 1 and "at least 6 are needed" in done.stderr

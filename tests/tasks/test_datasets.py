@@ -285,7 +285,7 @@ def test_bad_configurations(gsm8k, changes, message):
 
 
 def test_a_missing_file(gsm8k):
-    with pytest.raises(FileNotFoundError, match="no file of questions"):
+    with pytest.raises(FileNotFoundError, match="no file at"):
         load_task(gsm8k | {"path": "nowhere.jsonl"})
 
 

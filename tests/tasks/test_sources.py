@@ -74,10 +74,10 @@ def test_parquet(tmp_path):
         ("a.jsonl", b'{"q": "\xff"}', r"a\.jsonl:1: not valid JSON"),
         ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: not valid JSON"),
         ("a.jsonl", "{}\n[1]", r"a\.jsonl:2: expected an object .* got list"),
-        ("a.jsonl", "\n\n", r"a\.jsonl holds no questions"),
+        ("a.jsonl", "\n\n", r"a\.jsonl holds no rows"),
         ("a.json", '{"rows": []}', r'a\.json: .* an object with "examples"'),
         ("a.json", "[1]", r"a\.json, row 0: expected an object"),
-        ("a.json", "[]", "holds no questions"),
+        ("a.json", "[]", "holds no rows"),
         ("a.csv", "q,a\n1\n", r"a\.csv:2: expected 2 columns"),
         ("a.csv", "q,a\n1,2,3\n", r"a\.csv:2: expected 2 columns"),
         ("a.csv", 'q,a\n1,"2', r"a\.csv: after line 1: not valid CSV"),
@@ -93,7 +93,7 @@ def test_what_is_wrong_is_named_with_its_place(
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file of questions at"):
+    with pytest.raises(FileNotFoundError, match="no file at"):
         read_rows(tmp_path / "a.jsonl")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dynscaling_jax.models import load_model
+from dynscaling_jax.models.families import FAMILIES
 from dynscaling_jax.training.batches import Batch
 from dynscaling_jax.training.step import total_loss
 
@@ -17,6 +18,10 @@ BY_FAMILY = {
     for folder in sorted(GOLDENS.iterdir(), reverse=True)
     if (folder / "config.json").exists()
 }
+
+
+def test_no_family_is_missed():
+    assert BY_FAMILY.keys() == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("family", sorted(BY_FAMILY))

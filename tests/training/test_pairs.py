@@ -51,6 +51,27 @@ def test_without_a_solution_a_right_sample_not_shown_is_written():
         assert lesson.completion not in lesson.prompt[-1].content
 
 
+def test_a_solution_is_whole_and_read_no_chain():
+    """A right sample that was cut off, or that speaks of attempts which the
+    pair does not show, was written as readily."""
+    one = question("q", 3, 1, None)
+    cut, read, whole, wrong = one.samples
+    cut = cut._replace(finish_reason="length")
+    read = read._replace(parents=(0,))
+    drawn = one._replace(samples=(cut, read, whole, wrong))
+    made = list(pairs([drawn], Chain(k=2), 60, seed=0))
+    assert {kind for kind, _ in made} >= {Kind(1, 1), Kind(2, 2)}
+    assert {lesson.completion for _, lesson in made} == {whole.text}
+    drawn = one._replace(samples=(cut, read, cut, wrong))
+    assert not list(pairs([drawn], Chain(k=2), 60, seed=0))
+
+
+def test_so_few_pairs_that_kinds_are_lost_are_refused():
+    with pytest.raises(ValueError, match="at least 20 are needed"):
+        next(pairs(MIXED, Chain(k=4), 19, seed=0))
+    assert len(list(pairs(MIXED, Chain(k=4), 20, seed=0))) >= 14
+
+
 def test_questions_without_the_mixture_give_no_pair():
     easy, hopeless = question("a", 5, 0), question("b", 0, 5)
     kinds = {kind for kind, _ in pairs([easy], Chain(k=4), 100, seed=0)}

@@ -76,16 +76,21 @@ def test_parts_of_a_batch_add_up(model):
         )
 
 
-def test_a_batch_over_several_devices_is_the_same(model):
-    """Of as many as there are; tests/launch/test_train.py has two."""
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("data",))
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    placed = jax.device_put(batch(), rows)
-    args = model.config, HYPER, 1
-    fresh = lambda: copied(learning.init(model.params, HYPER))
-    _, here, _ = learning.step(fresh(), *args, batch())
-    _, there, _ = learning.step(fresh(), *args, placed)
-    assert float(here) == pytest.approx(float(there), rel=1e-6)
+def test_gradients_are_clipped():
+    """To a norm of 1: ten times as large, they move parameters no further,
+    and by the same as a clipped gradient does."""
+    params = {"w": jnp.ones((2, 2))}
+    hyper = Hyper(10, warmup=0, weight_decay=0.0)
+    tx = learning.optimizer(hyper)
+    first = lambda size: jax.tree.leaves(
+        tx.update({"w": jnp.full((2, 2), size)}, tx.init(params), params)[1]
+    )
+    for large, clipped in zip(first(5.0), first(0.5), strict=True):
+        np.testing.assert_allclose(large, clipped, rtol=1e-6)
+    small = jax.tree.leaves(first(0.05))
+    assert any(
+        not np.allclose(a, b) for a, b in zip(small, first(0.5), strict=True)
+    )
 
 
 def test_learns_a_batch_by_heart(model):
