@@ -22,7 +22,8 @@ def get_config():
     config.chain.explore = 2
     config.chain.k = 2
     config.chain.content = "tail"
-    config.chain.tail = 50
+    config.chain.tail = 40
     config.engine.max_new_tokens = 200
+    config.engine.rows = 128
     config.engine.temperature = 1.0
     return config

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import dynscaling_jax
+from configs import reasoner, train_reasoner
 from dynscaling_jax.engine import Engine
 from dynscaling_jax.models import load_model
-from dynscaling_jax.tasks import extract, shares_problem
+from dynscaling_jax.scaling.chains import Chain, Reader, build
+from dynscaling_jax.tasks import answered, extract, shares_problem
 from dynscaling_jax.types import Message, Query, Request
 
 HOME = Path(dynscaling_jax.__file__).parent / "bundled" / "reasoner"
@@ -22,7 +25,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def problems():
-    return [shares_problem(5, i, 1 + i % 5, largest=400) for i in range(24)]
+    return [shares_problem(5, i, 1 + i % 5, largest=400) for i in range(40)]
 
 
 def queries(problems):
@@ -48,8 +51,30 @@ def test_is_small():
     assert (HOME / "README.md").exists()
 
 
-def test_is_right_now_and_then(engine, problems):
+def test_is_of_the_recipe():
+    """The shape of the weights was once another than that of the config that
+    is said to have made them."""
+    there = load_model("reasoner").config
+    for name, value in train_reasoner.get_config().shape.items():
+        assert getattr(there, name) == value, name
+
+
+def test_is_right_now_and_then_and_more_often_after_attempts(engine, problems):
+    """A sample that reads two attempts, as configs/reasoner.py shows them, is
+    right more often than one that reads the problem alone."""
     asked = [
         Request(q, q.messages, i) for q in queries(problems) for i in range(4)
     ]
-    assert 0.2 < share_right(list(engine(asked)), problems) < 0.8
+    alone = [*answered(engine, "number")(asked)]
+    assert 0.2 < share_right(alone, problems) < 0.8
+    options = reasoner.get_config().chain
+    chain = Chain(k=options.k, content=options.content, tail=options.tail)
+    draws = np.random.default_rng(0)
+    reading = []
+    for query in queries(problems):
+        pool = [s for s in alone if s.query_id == query.id][:2]
+        reader = Reader(engine.count_tokens)
+        shown, _ = build(chain, reader, query, pool, draws)
+        reading += [Request(query, shown, i) for i in range(4, 8)]
+    after = share_right(list(engine(reading)), problems)
+    assert after > share_right(alone, problems)

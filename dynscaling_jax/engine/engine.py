@@ -4,9 +4,11 @@ import collections
 import functools
 import itertools
 import math
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from dynscaling_jax.engine import (
 )
 from dynscaling_jax.engine.cache import Prefix, State
 from dynscaling_jax.engine.row import Asked, Prompt, Row, finished
-from dynscaling_jax.engine.stream import Draws, Stream
+from dynscaling_jax.engine.stream import Draws, Steps, Stream
 from dynscaling_jax.models.model import Model
 from dynscaling_jax.types import Message, Query, Request, Sample
 
@@ -112,7 +114,10 @@ class Engine:
         self._available = available
         self.row_steps = 0  # rows x steps computed
         self.live_steps = 0  # of these, steps that drew a token of a sample
-        self.widths = layout.widths(rows, self._mesh) if rows else ()
+        weights = mesh.bytes_held(model.params)
+        self._lanes = layout.lanes(rows or 0, weights, self._mesh)
+        own = (rows or 0) // self._lanes // rows_per_group * rows_per_group
+        self.widths = layout.widths(own, self._mesh) if rows else ()
         ids = model.eos_ids
         stop_ids = np.full(max(8, len(ids)), -1, np.int32)
         stop_ids[: len(ids)] = ids
@@ -137,7 +142,11 @@ class Engine:
         self.announce: Callable[[Sequence[Change]], object] = lambda _: None
         self._changes: list[Change] = []
         self._count = itertools.count()
-        self._streams: dict[int, Stream] = {}  # by size of prompts
+        # by lane; or, one after another, by size of prompts
+        self._streams: dict[int, Stream] = {}
+        self._each: Any = map
+        if self._lanes > 1:
+            self._each = ThreadPoolExecutor(self._lanes, "lane").map
         self._busy = False
         self._gone: set[int] = set()  # requests of calls that were left
         self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
@@ -145,6 +154,7 @@ class Engine:
             lambda messages: tuple(model.tokenizer.encode_chat(messages))
         )
         self._prefixes: collections.OrderedDict = collections.OrderedDict()
+        self._keeping = threading.Lock()
         token = memory.token_bytes(model.config, self._dtype.itemsize)
         self._prefix_tokens = int(prefix_bytes // token)
 
@@ -207,47 +217,70 @@ class Engine:
         return self.model.params["norm"].dtype
 
     def _step(self) -> None:
-        """Takes a chunk of steps with the first stream that has work."""
+        """Takes a chunk of steps with each lane that has work, or with the
+        first size of prompts."""
         if not self._streams:
             raise RuntimeError("what was under way failed in another call")
         self._busy = True
-        size, stream = next(iter(self._streams.items()))
+        own = [*self._streams][: self._lanes]
         try:
             self.announce(self._changes)
             self._changes = []
-            with mesh.ambient(self._mesh):
-                whole, steps = stream.step()
+            chunks = [*self._each(self._chunk, map(self._streams.get, own))]
         except BaseException:
-            del self._streams[size]
+            for name in own:
+                del self._streams[name]
             raise
         finally:
             self._busy = False
         self._drop(())
-        self.row_steps += steps.all
-        self.live_steps += steps.live
-        for number, sample in whole:
-            for call in [*self._calls]:
-                call.take(number, sample)
+        for whole, steps in chunks:
+            self.row_steps += steps.all
+            self.live_steps += steps.live
+            for number, sample in whole:
+                for call in [*self._calls]:
+                    call.take(number, sample)
+
+    def _chunk(self, stream: Stream) -> tuple[list[tuple[int, Sample]], Steps]:
+        with mesh.ambient(self._mesh):
+            return stream.step()
 
     def _ask(self, requests: Sequence[Request]) -> list[int]:
         """Has these wait to be drawn; their numbers."""
-        work = collections.defaultdict(list)
-        for request in requests:
-            prompt = self._prompt(request)
-            joined = self._draws.follows_work
-            size = 0 if joined else self._size(len(prompt.ids))
-            work[size].append((prompt, request))
+        prompts = [*map(self._prompt, requests)]  # all, or none is asked for
+        asked = [
+            (prompt, Asked(next(self._count), request))
+            for prompt, request in zip(prompts, requests, strict=True)
+        ]
         self._busy = True
-        numbers = []
-        for size, own in work.items():
-            asked = [(p, Asked(next(self._count), r)) for p, r in own]
-            self._streams.setdefault(size, Stream(self._draws)).add(asked)
-            numbers += [one.number for _, one in asked]
+        for name, own in self._dealt(asked).items():
+            self._streams.setdefault(name, Stream(self._draws)).add(own)
         self._busy = False
         if requests:
             self._changes.append(Change(asked=[*requests]))
         self._drop(())
-        return numbers
+        return [one.number for _, one in asked]
+
+    def _dealt(
+        self, asked: Sequence[tuple[Prompt, Asked]]
+    ) -> dict[int, list[tuple[Prompt, Asked]]]:
+        """What each lane takes, or of each size of prompts what there is."""
+        dealt = collections.defaultdict(list)
+        if not self._draws.follows_work:
+            for prompt, one in asked:
+                dealt[self._size(len(prompt.ids))].append((prompt, one))
+            return dealt
+        by_prompt = collections.defaultdict(list)
+        for prompt, one in asked:
+            by_prompt[prompt].append((prompt, one))
+        work = [*by_prompt.values()]
+        idle = Stream(self._draws)
+        lanes = range(self._lanes)
+        loads = [self._streams.get(lane, idle).left for lane in lanes]
+        cuts = layout.dealt([*map(len, work)], loads, self.rows_per_group)
+        for lane, number, first, end in cuts:
+            dealt[lane] += work[number][first:end]
+        return dealt
 
     def _drop(self, numbers: Iterable[int]) -> None:
         """Draws these no more, from the end of that on which it may be called
@@ -306,20 +339,22 @@ class Engine:
         )
 
     def _read(self, ids: tuple[int, ...]) -> Prefix:
-        if ids in self._prefixes:
-            self._prefixes.move_to_end(ids)
-            return self._prefixes[ids]
+        with self._keeping:
+            if ids in self._prefixes:
+                self._prefixes.move_to_end(ids)
+                return self._prefixes[ids]
         prefix = prefill.prefill(
             self.model.params,
             self.model.config,
             _padded(ids, self._size(len(ids))),
             np.int32(len(ids)),
         )
-        self._prefixes[ids] = prefix
-        held = sum(self._size(len(i)) for i in self._prefixes)
-        while held > self._prefix_tokens and len(self._prefixes) > 1:
-            oldest, _ = self._prefixes.popitem(last=False)
-            held -= self._size(len(oldest))
+        with self._keeping:
+            self._prefixes[ids] = prefix
+            held = sum(self._size(len(i)) for i in self._prefixes)
+            while held > self._prefix_tokens and len(self._prefixes) > 1:
+                oldest, _ = self._prefixes.popitem(last=False)
+                held -= self._size(len(oldest))
         return prefix
 
     def _fitting(self, size: int, per: int) -> tuple[int, ...]:

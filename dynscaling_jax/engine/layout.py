@@ -1,5 +1,6 @@
 """How long prompts are padded, and how many rows stand in how many groups."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ SHORTEST = 128  # least length a prompt is padded to; doubled as needed, or,
 # of what a prompt goes on with, a multiple of it
 FEWEST_SLOTS = 2 * CHUNK  # of drawn tokens; doubled as needed
 NARROWEST = 8  # rows; fewer may round otherwise
+LANE = 32  # rows of a lane, at least
+SMALL = 2**25  # bytes of the weights of a small model
 
 
 def follows_work(mesh: Mesh | None) -> bool:
@@ -32,6 +35,43 @@ def widths(rows: int, mesh: Mesh | None) -> tuple[int, ...]:
         return (rows,)
     halves = (rows >> n for n in range(rows.bit_length()))
     return tuple(sorted({rows, *(w for w in halves if w >= NARROWEST)}))
+
+
+def lanes(rows: int, weights: int, mesh: Mesh | None) -> int:
+    """How many batches draw beside each other, each with a part of the rows.
+
+    On a CPU the products of a small model are too small for several cores,
+    which take a lane each. Those of a large one are not, and every lane would
+    read the weights again.
+
+    Args:
+        weights: their bytes.
+    """
+    if not follows_work(mesh) or weights > SMALL:
+        return 1
+    return max(1, min(os.cpu_count() or 1, rows // LANE))
+
+
+def dealt(
+    counts: Sequence[int], loads: Sequence[int], unit: int
+) -> list[tuple[int, int, int, int]]:
+    """Deals so many samples of each prompt to lanes with so much to draw.
+
+    A prompt stays in one lane, where it is read once, unless it has more
+    samples than an even share, in whole units.
+
+    Returns:
+        (lane, prompt by number, first sample, one past the last) of each part.
+    """
+    loads, parts = [*loads], []
+    share = -(-sum(counts) // (len(loads) * unit)) * unit
+    for number, count in enumerate(counts):
+        for first in range(0, count, share):
+            end = min(first + share, count)
+            lane = loads.index(min(loads))
+            loads[lane] += end - first
+            parts.append((lane, number, first, end))
+    return parts
 
 
 def per_group(counts: Iterable[int], most: int) -> int:

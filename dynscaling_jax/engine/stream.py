@@ -64,6 +64,12 @@ class Stream:
     def busy(self) -> bool:
         return bool(self._pending or any(self._rows))
 
+    @property
+    def left(self) -> int:
+        """Samples that are not whole."""
+        drawn = sum(row is not None for row in self._rows)
+        return drawn + sum(map(len, self._pending.values()))
+
     def add(self, work: Iterable[tuple[Prompt, Asked]]) -> None:
         """Appends to what waits, which then has the longest prompts first."""
         for prompt, asked in work:
