@@ -112,10 +112,10 @@ def trial(
     has = values(problem, guess)
     shown, total = [f"Suppose {problem.names[0]} has {guess}."], guess
     for i, (sign, n) in enumerate(problem.relations):
-        total += has[i + 1]
+        before, total = total, total + has[i + 1]
         shown.append(
             f"{problem.names[i + 1]}: {has[i]} {sign} {n} = {has[i + 1]}, "
-            f"{total} in all."
+            f"{before} + {has[i + 1]} = {total}."
         )
     answer = guess
     shown.append(f"With {guess}: {compared(total, problem.total)}")

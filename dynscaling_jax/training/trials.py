@@ -26,7 +26,7 @@ from dynscaling_jax.training.lessons import Lesson
 from dynscaling_jax.types import Message, Query, Sample
 
 _RETRIES = 0.3  # of made-up attempts, that try what another might answer
-_WRONG = 0.25  # of lessons that show right and wrong answers: try a wrong one
+_WRONG = 0.1  # of lessons that show right and wrong answers: try a wrong one
 _OFF = 3.0  # mean of how far what is tried again is off, less 1
 
 
@@ -99,7 +99,7 @@ def attempt(
 def first_guess(problem: SharesProblem, rng: random.Random) -> int:
     """A round number to try first, not far from what it must be."""
     tens = problem.answer // 10
-    guesses = [10 * (tens + off) for off in range(-1, 3)]
+    guesses = [10 * (tens + off) for off in range(-2, 4)]
     able = [guess for guess in guesses if possible(problem, guess)]
     return rng.choice(able)
 

@@ -33,8 +33,8 @@ def problem():
 def test_a_trial_by_hand(problem):
     assert slope(problem) == 7
     assert trial(problem, 8) == (
-        "Suppose Ada has 8. Bela: 8 * 3 = 24, 32 in all. Chidi: 24 - 7 = 17, "
-        "49 in all. With 8: 63 - 49 = 14 too few. 14 / 7 = 2, 8 + 2 = 10. "
+        "Suppose Ada has 8. Bela: 8 * 3 = 24, 8 + 24 = 32. Chidi: 24 - 7 = 17, "
+        "32 + 17 = 49. With 8: 63 - 49 = 14 too few. 14 / 7 = 2, 8 + 2 = 10. "
         "The answer is 10.",
         10,
     )
@@ -101,8 +101,9 @@ def test_trials_are_sound(index, steps, guess):
     for a, sign, b, c in re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", text):
         assert OPERATIONS[sign](int(a), int(b)) == int(c)
         assert sign != "/" or int(b) * int(c) == int(a)
-    has = [guess, *map(int, re.findall(r"= (\d+), \d+ in all\.", text))]
-    totals = [*map(int, re.findall(r"(\d+) in all\.", text))]
+    worked_out, _, _ = text.partition(f"With {guess}: ")
+    has = [guess, *map(int, re.findall(r"= (\d+), \d+ \+", worked_out))]
+    totals = [*map(int, re.findall(r"= (\d+)\.", worked_out))]
     assert totals == [sum(has[:n]) for n in range(2, len(has) + 1)]
     over = totals[-1] - problem.total
     both = sorted((totals[-1], problem.total), reverse=True)
