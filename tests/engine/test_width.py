@@ -1,5 +1,7 @@
 """On a CPU the number of rows follows the work; no bit may depend on it."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -101,6 +103,7 @@ def test_a_draw_rounds_by_the_row(vocabulary):
 def test_rows_become_fewer_and_samples_stay(tiny, monkeypatch):
     """40 samples in 64 rows, then in 32, 16 and 8 as they end; and each
     query alone, in 8 rows, and all with one number of rows throughout."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one lane
     model = tiny(layers=1, eos_ids=(258, *range(12)))
     queries = [Query(str(i), (Message("user", "x" * i),)) for i in range(8)]
     work = [Request(q, q.messages, i) for q in queries for i in range(5)]
