@@ -34,7 +34,7 @@ demo: setup
 	$(BIN)/python -m launch.compare --config=configs/reasoner.py --workdir=runs/demo
 
 gains: setup
-	$(BIN)/python -m launch.compare --config=configs/reasoner.py --config.task.limit=60 \
+	$(BIN)/python -m launch.compare --config=configs/reasoner.py --config.task.limit=100 \
 	  --seeds=5 --workdir=runs/gains
 
 # GSM8K=test.jsonl; without it the hub's file is read

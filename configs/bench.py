@@ -105,6 +105,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "chain_prompt": 880,
         "chain_tokens": 100,
     },
+    # the bundled reasoner on its own problems
+    "lanes": {"queries": 100, "candidates": 8, "rows": 128},
     # processes that load, compile and draw
     "startup": {"rows": 32, "new_tokens": 16},
     # samples without a model, and by a model that hardly computes

@@ -29,6 +29,7 @@ BENCHES = (
     "decode",
     "prefix",
     "dynscaling",
+    "lanes",
     "startup",
     "memory",
     "accelerator",

@@ -43,6 +43,8 @@ TINY = {
     "dynscaling.chains": 2,
     "dynscaling.chain_prompt": 400,
     "dynscaling.chain_tokens": 40,
+    "lanes.queries": 2,
+    "lanes.candidates": 2,
     "startup.rows": 8,
     "memory.queries": 20,
     "memory.candidates": 2,
@@ -109,6 +111,13 @@ WANTED = {
             "dynscaling, a chain behind a cached prompt",
             "extended_ms fresh_ms share goal",
         ),
+    ],
+    "lanes": [
+        (
+            "lanes",
+            "lanes rows tokens_per_second one_lane_tokens_per_second ratio "
+            "goal",
+        )
     ],
     "startup": [
         ("startup, cold", "imports load compile draw seconds goal"),
