@@ -1,6 +1,6 @@
 # make setup   a virtual environment with pinned versions, and the demo's model
 # make demo    five methods side by side on the bundled reasoner
-# make gains   the same on five seeds: seven minutes
+# make gains   the same on five seeds: six minutes
 # make smollm2 the same on SmolLM2 and GSM8K=FILE
 # make reasoner  trains the bundled reasoner again, in half an hour
 # make test    the tests

@@ -12,7 +12,7 @@ and drills of bare calculations.
         --workdir=runs/reasoner/training
 
 `make reasoner` runs this, in half an hour on 2 cores; the loss held out ends
-at 0.011.
+at 0.008.
 """
 
 from configs import training

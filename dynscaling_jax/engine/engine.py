@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from dynscaling_jax.models.model import Model
 from dynscaling_jax.types import Message, Query, Request, Sample
 
 REUSE = 16  # a common beginning shorter than this is read anew
+TURN = 0.2  # seconds that a lane draws before the others are waited for
 
 
 class Change(NamedTuple):
@@ -217,8 +219,8 @@ class Engine:
         return self.model.params["norm"].dtype
 
     def _step(self) -> None:
-        """Takes a chunk of steps with each lane that has work, or with the
-        first size of prompts."""
+        """Takes steps with each lane that has work, or with the first size of
+        prompts."""
         if not self._streams:
             raise RuntimeError("what was under way failed in another call")
         self._busy = True
@@ -242,8 +244,16 @@ class Engine:
                     call.take(number, sample)
 
     def _chunk(self, stream: Stream) -> tuple[list[tuple[int, Sample]], Steps]:
+        """A chunk of steps; of a lane so many as fit into a TURN, so that no
+        lane waits for a slower one."""
+        until = time.monotonic() + TURN
         with mesh.ambient(self._mesh):
-            return stream.step()
+            whole, steps = stream.step()
+            while self._lanes > 1 and stream.busy and time.monotonic() < until:
+                more, taken = stream.step()
+                whole += more
+                steps = Steps(*map(sum, zip(steps, taken, strict=True)))
+        return whole, steps
 
     def _ask(self, requests: Sequence[Request]) -> list[int]:
         """Has these wait to be drawn; their numbers."""
