@@ -173,11 +173,15 @@ def method_axes(config: Config) -> dict[str, str]:
     preset = spec.choose("method", config.method, METHODS)
     names = ("strategy", "policy", "vote")
     axes = {name: config[name] or getattr(preset, name) for name in names}
-    options = {k: v for k, v in config.chain.items() if v not in (None, "")}
     axes["strategy"] = spec.completed(
-        axes["strategy"], STRATEGIES, "strategy", options
+        axes["strategy"], STRATEGIES, "strategy", chain_options(config)
     )
     return axes
+
+
+def chain_options(config: Config) -> dict[str, Any]:
+    """Those options of chains that a config sets."""
+    return {k: v for k, v in config.chain.items() if v not in (None, "")}
 
 
 def task_fields(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,9 +241,7 @@ def local_source(config: Config, engine: Engine) -> Source:
         flops=sample_flops(shape, context - new, 0, new),
     )
     thinking = config.end_of_thinking or None
-    # chains cut the same texts again and again
-    count_tokens = functools.lru_cache(1 << 16)(engine.count_tokens)
-    reader = Reader(count_tokens, context - new, thinking)
+    reader = Reader(engine.count_tokens, context - new, thinking)
     return Source(engine, reader, most, engine.check)
 
 

@@ -90,10 +90,11 @@ def reading(config: Any) -> tuple[Any, Any]:
     """The chains that a run builds or would, and who reads them."""
     from dynscaling_jax.models import load_model
     from dynscaling_jax.scaling.chains import Chain, Reader
+    from launch.experiment import chain_options
 
-    names = {k: v for k, v in config.chain.items() if v not in (None, "")}
-    names.pop("explore", None)
-    chain = Chain(**names).checked()
+    options = chain_options(config)
+    options.pop("explore", None)  # of the strategy
+    chain = Chain(**options).checked()
     reader = Reader(end_of_thinking=config.end_of_thinking or None)
     if chain.content == "tail" and not config.model.startswith("openai://"):
         tokenizer = load_model(config.model).tokenizer

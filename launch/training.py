@@ -109,12 +109,15 @@ def claim(config: Config, workdir: Path, files: list[Path]) -> None:
     row = json.loads(config.to_json())
     for path in files:
         row[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
-    file = workdir / "config.json"
-    if not (workdir / "state").exists():
+    file, there = workdir / "config.json", None
+    if file.exists():
+        there = json.loads(file.read_bytes()).get("config", {})
+    if there and not (workdir / "state").exists():  # it failed before a step
         shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+        there = None
+    if there is None:
         write_json(file, {"config": row, "about": about()})
         return
-    there = json.loads(file.read_bytes()).get("config", {})
     other = [name for name in row if there.get(name) != row[name]]
     if other:
         raise ValueError(

@@ -253,9 +253,8 @@ def _resampled_means(value_Q: np.ndarray, draws: int, seed: int) -> np.ndarray:
 
 @functools.lru_cache(1)  # a report asks for the same again and again
 def _times_drawn(count: int, draws: int, seed: int) -> tuple[np.ndarray, ...]:
-    """How often each question is drawn, a few hundred draws at a time and in
-    as few bytes as hold it, so that memory stays small whatever the number of
-    questions."""
+    """How often each question is drawn, a few hundred draws at a time, and a
+    byte each: 10,000 draws of 1,000 questions are 10 MB."""
     rng = np.random.default_rng(seed)
     parts = []
     for start in range(0, draws, 256):

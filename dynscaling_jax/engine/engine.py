@@ -206,7 +206,7 @@ class Engine:
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Length of a prompt, in tokens."""
-        return len(self.model.tokenizer.encode_chat(messages))
+        return len(self._encode(tuple(messages)))
 
     def check(self, queries: Sequence[Query]) -> None:
         """Raises ValueError if the prompt of a query leaves no room in the
@@ -284,11 +284,11 @@ class Engine:
         for prompt, one in asked:
             by_prompt[prompt].append((prompt, one))
         work = [*by_prompt.values()]
-        idle = Stream(self._draws)
-        lanes = range(self._lanes)
-        loads = [self._streams.get(lane, idle).left for lane in lanes]
-        cuts = layout.dealt([*map(len, work)], loads, self.rows_per_group)
-        for lane, number, first, end in cuts:
+        loads = [0] * self._lanes
+        for lane, stream in self._streams.items():
+            loads[lane] = stream.left
+        parts = layout.dealt([*map(len, work)], loads, self.rows_per_group)
+        for lane, number, first, end in parts:
             dealt[lane] += work[number][first:end]
         return dealt
 

@@ -7,6 +7,7 @@ are balanced over how many of the attempts are right, so that neither "copy
 the majority" nor "copy nothing" is what is learnt. The method is ours.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -87,22 +88,20 @@ def kinds(most: int) -> list[Kind]:
 
 
 def _able(one: Attempts, kind: Kind) -> bool:
-    right = sum(one.right)
-    spare = kind.right + (one.solution is None)
-    written = one.solution is not None or any(
-        map(_whole, one.samples, one.right)
-    )
+    right = [*itertools.compress(one.samples, one.right)]
+    wrong = len(one.samples) - len(right)
+    solved, spare = True, kind.right
+    if one.solution is None:
+        solved, spare = any(map(_whole, right)), kind.right + 1
     return (
-        written
-        and right >= spare
-        and len(one.right) - right >= kind.attempts - kind.right
+        solved and len(right) >= spare and wrong >= kind.attempts - kind.right
     )
 
 
-def _whole(sample: Sample, right: bool) -> bool:
-    """Whether a sample can be a solution: one that was cut off does not end,
-    and one that read a chain may speak of what is not shown."""
-    return right and sample.finish_reason == "stop" and not sample.parents
+def _whole(sample: Sample) -> bool:
+    """Whether a right sample can be a solution: one that was cut off does not
+    end, and one that read a chain may speak of what is not shown."""
+    return sample.finish_reason == "stop" and not sample.parents
 
 
 def _pair(
@@ -117,7 +116,7 @@ def _pair(
     wrong = [one.samples[i] for i in order if not one.right[i]]
     solution = one.solution
     if solution is None:
-        written = next(s for s in right if _whole(s, True))
+        written = next(filter(_whole, right))
         right.remove(written)
         solution = chains.visible(written.text, reader.end_of_thinking)
     shown = [*right[: kind.right], *wrong[: kind.attempts - kind.right]]

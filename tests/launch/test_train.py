@@ -205,6 +205,16 @@ def test_a_config_that_failed_can_be_mended(lessons, tmp_path):
     assert load_model(tmp_path / "model").config.width == 32
 
 
+def test_a_directory_of_something_else_is_left_alone(lessons, tmp_path):
+    """Its config.json was taken for one that had failed, and written over."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer").mkdir()
+    done = run("train", *training(lessons, tmp_path, *SMALL), check=False)
+    assert done.returncode == 1 and "choose another --workdir" in done.stderr
+    assert "llama" in (tmp_path / "config.json").read_text()
+    assert (tmp_path / "tokenizer").is_dir()
+
+
 def test_a_lesson_ends_as_the_template_ends_a_turn(trained, lessons):
     """Where a config names more ends (Qwen's has the end of a document too),
     the last of those was taken, and the model learnt not to end its turn."""
