@@ -18,14 +18,9 @@ import re
 from collections import deque
 from collections.abc import Iterator
 
-from dynscaling_jax.tasks.forms import (
-    INLINE,
-    LONGEST,
-    NUMBER,
-    TRUTH,
-    canonical,
-    check_kind,
-)
+from dynscaling_jax.tasks.forms import LONGEST, TRUTH, canonical, check_kind
+from dynscaling_jax.tasks.markup import INLINE
+from dynscaling_jax.tasks.numbers import NUMBER
 from dynscaling_jax.types import Sample, SampleFn
 
 _TRIED = 20  # announcements of one sort, from the last one back

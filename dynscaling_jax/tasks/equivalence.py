@@ -24,13 +24,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from dynscaling_jax.tasks.forms import (
-    Listing,
-    canonical,
-    is_word,
-    listing,
-    rational,
-)
+from dynscaling_jax.tasks.forms import canonical
+from dynscaling_jax.tasks.formulas import Listing, is_word, listing
+from dynscaling_jax.tasks.numbers import rational
 
 Outcome = Literal["equal", "different", "timeout"]
 Compare = Callable[[str, str, str], Outcome]  # (answer, answer, kind)

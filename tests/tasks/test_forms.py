@@ -4,7 +4,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dynscaling_jax.tasks.forms import KINDS, canonical, listing, rational
+from dynscaling_jax.tasks.forms import KINDS, canonical
+from dynscaling_jax.tasks.formulas import listing
+from dynscaling_jax.tasks.numbers import rational
 
 
 @pytest.mark.parametrize(
