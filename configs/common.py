@@ -38,7 +38,9 @@ def get_config() -> Any:
         config.chain[field] = config_dict.placeholder(int)
     for field in ("which", "order", "content", "layout"):
         config.chain[field] = ""
-    config.end_of_thinking = ""  # e.g. </think>: chains drop what is before
+    # what ends a thought, such as </think>, where it is not what the model's
+    # template and tokens or, of an endpoint, its texts tell; "" hides nothing
+    config.end_of_thinking = config_dict.placeholder(str)
 
     config.budget = ml_collections.ConfigDict()
     # average over the queries; inf where another cap is to end the run

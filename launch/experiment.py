@@ -31,6 +31,7 @@ from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
 from dynscaling_jax.scaling.votes import VOTES
 from dynscaling_jax.tasks import Comparer, Task, answered, grade, load_task
+from dynscaling_jax.thinking import Thinking, named
 from dynscaling_jax.types import Budget, Query, Request, Sample, SampleFn
 from launch import reporting
 from launch.board import Draw, board
@@ -114,7 +115,8 @@ def _run(
                 Metrics(workdir, budget, processes.number, draw, len(queries))
             )
         )
-        model = answered(source.sample_fn, task.kind)
+        thinking = source.reader.thinking
+        model = answered(source.sample_fn, task.kind, thinking)
 
         def asked_by_vote(requests: Sequence[Request]) -> Iterator[Sample]:
             with log("vote") as (kept, _):
@@ -211,8 +213,14 @@ def open_source(config: Config) -> Source:
         stop=tuple(config.engine.stop),
     )
     most = Budget(new_tokens=config.engine.max_new_tokens)
-    reader = Reader(end_of_thinking=config.end_of_thinking or None)
+    reader = Reader(thinking=thinking_of(config, Thinking()))
     return Source(sample_fn, reader, most, lambda _: None)
+
+
+def thinking_of(config: Config, found: Thinking) -> Thinking:
+    """How thoughts are told: as found, unless the config says how."""
+    end = config.end_of_thinking
+    return found if end is None else found._replace(marks=named(end))
 
 
 def open_engine(
@@ -240,7 +248,7 @@ def local_source(config: Config, engine: Engine) -> Source:
         total_tokens=context,
         flops=sample_flops(shape, context - new, 0, new),
     )
-    thinking = config.end_of_thinking or None
+    thinking = thinking_of(config, engine.model.tokenizer.thinking)
     reader = Reader(engine.count_tokens, context - new, thinking)
     return Source(engine, reader, most, engine.check)
 

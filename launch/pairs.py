@@ -90,18 +90,19 @@ def reading(config: Any) -> tuple[Any, Any]:
     """The chains that a run builds or would, and who reads them."""
     from dynscaling_jax.models import load_model
     from dynscaling_jax.scaling.chains import Chain, Reader
-    from launch.experiment import chain_options
+    from dynscaling_jax.thinking import Thinking
+    from launch.experiment import chain_options, thinking_of
 
     options = chain_options(config)
     options.pop("explore", None)  # of the strategy
     chain = Chain(**options).checked()
-    reader = Reader(end_of_thinking=config.end_of_thinking or None)
     if chain.content == "tail" and not config.model.startswith("openai://"):
         tokenizer = load_model(config.model).tokenizer
-        return chain, reader._replace(
-            count_tokens=lambda turns: len(tokenizer.encode_chat(turns))
+        return chain, Reader(
+            lambda turns: len(tokenizer.encode_chat(turns)),
+            thinking=thinking_of(config, tokenizer.thinking),
         )
-    return chain, reader
+    return chain, Reader(thinking=thinking_of(config, Thinking()))
 
 
 def attempts(run: Path, config: Any, known: dict[str, str]) -> list[Any]:

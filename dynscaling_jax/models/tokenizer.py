@@ -12,6 +12,14 @@ from tokenizers import processors
 from dynscaling_jax.models import tokenizer_sentencepiece
 from dynscaling_jax.models.checkpoints import read_json
 from dynscaling_jax.models.template import Template, check_read
+from dynscaling_jax.thinking import (
+    KNOWN,
+    Thinking,
+    around,
+    find,
+    parts,
+    thought,
+)
 from dynscaling_jax.types import Message
 
 # How families write what parts turns. Some, as DeepSeek, have such a token as
@@ -36,12 +44,19 @@ class Tokenizer:
         self.template = template
         self.variables = dict(variables)
         self._compiled = Template(template, variables)
+        added = backend.get_added_tokens_decoder()
         self._specials = [
             token.content
-            for token in backend.get_added_tokens_decoder().values()
+            for token in added.values()
             if (token.special and len(token.content) > 1)
             or MARKER.fullmatch(token.content)
         ]
+        tokens = [token.content for token in added.values()]
+        self.marks = find(template or "", tokens)
+        kept = parts(self.marks, tokens)
+        self._dropped = {
+            i for i, t in added.items() if t.special and t.content not in kept
+        }
 
     @property
     def size(self) -> int:
@@ -67,25 +82,57 @@ class Tokenizer:
         return self.encode(self._defuse(text))
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Ids to text."""
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        """Ids to text. What marks a thought is never skipped: without it,
+        thought and answer would run together."""
+        dropped = self._dropped if skip_special else ()
+        kept = [i for i in ids if i not in dropped]
+        return self.backend.decode(kept, skip_special_tokens=False)
+
+    @functools.cached_property
+    def thinking(self) -> Thinking:
+        """How the model hides its thoughts, by its template and its tokens."""
+        marks = tuple(dict.fromkeys((*self.marks, *KNOWN)))
+        begun = functools.lru_cache(4096)(self._begun)
+        return Thinking(marks, lambda turns: begun(tuple(turns)))
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text that the model reads before it writes.
 
         Where the last turn is the assistant's, the text ends in it and the
-        model goes on with that turn. A message cannot smuggle in a turn:
-        special tokens spelled in its content are broken by a zero-width
-        space.
+        model goes on with that turn; marks of a thought keep their force in
+        it. Otherwise a message cannot smuggle in a turn: special tokens
+        spelled in its content are broken by a zero-width space.
 
         Raises:
             ValueError: the template refuses these messages.
         """
-        turns = [Message(m.role, self._defuse(m.content)) for m in messages]
-        opened = ""
-        if turns and turns[-1].role == "assistant":
-            opened = turns.pop().content
+        turns, opened = self._opened(messages)
         return self._compiled.render(turns) + opened
+
+    def _opened(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
+        """The turns before a last one of the assistant, and its words."""
+        turns = [Message(m.role, self._defuse(m.content)) for m in messages]
+        if not turns or turns[-1].role != "assistant":
+            return turns, ""
+        words = messages[-1].content
+        opened = around(words, self.marks, self._defuse)
+        if not thought(words, Thinking(self.marks))[0]:
+            # no message, in a family whose messages have headers
+            opened = "".join(m.answer for m in self.marks) + opened
+        return turns[:-1], opened
+
+    def _begun(self, messages: Sequence[Message]) -> str:
+        """How the prompt begins the assistant's turn: all after the last
+        words of another."""
+        turns, opened = self._opened(messages)
+        if turns:
+            last = turns.pop()
+            turns.append(Message(last.role, last.content + PROBE))
+        try:
+            text = self._compiled.render(turns)
+        except ValueError:
+            return opened  # what it refuses is said when it is rendered
+        return text.rpartition(PROBE)[2] + opened
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Messages to the ids of a prompt.

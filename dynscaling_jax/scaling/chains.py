@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from dynscaling_jax.scaling.spec import choose
+from dynscaling_jax.thinking import Thinking, split, visible
 from dynscaling_jax.types import Message, Query, Sample
 
 Messages = tuple[Message, ...]
@@ -43,14 +44,13 @@ class Reader(NamedTuple):
     """What the model that reads the chains can take.
 
     count_tokens gives the length of messages as the model will read them,
-    limit the most that it can read (None: no limit). What stands before the
-    last end_of_thinking tag of a sample is its hidden thought, and is never
-    shown (None: the model hides nothing).
+    limit the most that it can read (None: no limit). The thoughts of a sample
+    are never shown; thinking says how they are told.
     """
 
     count_tokens: Callable[[Sequence[Message]], int] = count_words
     limit: int | None = None
-    end_of_thinking: str | None = "</think>"
+    thinking: Thinking = Thinking()
 
 
 class Chain(NamedTuple):
@@ -155,33 +155,15 @@ def keyed_draws(
 
 def shown(chain: Chain, reader: Reader, sample: Sample) -> str:
     """What a chain shows of one sample, inert."""
-    text = visible(sample.text, reader.end_of_thinking)
+    text = visible(sample.text, reader.thinking) or ""
     text = _CONTENT[chain.content](text, chain.tail, reader)
     text = text or f"The answer is {sample.answer}."
-    return inert(text, reader.end_of_thinking)
+    return inert(text, reader.thinking)
 
 
-def visible(text: str, end_of_thinking: str | None) -> str:
-    """A response without its hidden thought, stripped.
-
-    A thought that was opened and never ended hides all that follows.
-    """
-    if end_of_thinking is None:
-        return text.strip()
-    _, ended, after = text.rpartition(end_of_thinking)
-    if not ended and text.lstrip().startswith(opening_tag(end_of_thinking)):
-        return ""
-    return after.strip()
-
-
-def opening_tag(end_of_thinking: str) -> str:
-    """</think> -> <think>."""
-    return end_of_thinking.replace("/", "", 1)
-
-
-# <|im_end|>, <｜User｜>, </s>, <start_of_turn>, [INST], <<SYS>>: a space
-# after the first bracket, and no tokenizer takes it for one token.
-_TOKEN = re.compile(r"<(?=[|｜])|<(?=/?[^\W\d][\w-]*>)|\[(?=/?[A-Z][A-Z_]*\])")
+# <|im_end|>, <｜User｜>, </s>, <start_of_turn>, <seed:eos>, [INST], <<SYS>>: a
+# space after the first bracket, and no tokenizer takes it for one token.
+_TOKEN = re.compile(r"<(?=[|｜])|<(?=/?[^\W\d][\w:-]*>)|\[(?=/?[A-Z][A-Z_]*\])")
 # A line that would open another turn, or another attempt: quoted.
 _TURN = re.compile(
     r"^(?=\s*(?:user|human|assistant|system|(?:attempt|agent|response)\s+\d+)\s*:)",
@@ -189,18 +171,18 @@ _TURN = re.compile(
 )
 
 
-def inert(text: str, end_of_thinking: str | None = None) -> str:
+def inert(
+    text: str,
+    thinking: Thinking = Thinking(),  # noqa: B008, immutable
+) -> str:
     """Model output as data: readable as before, without force on a prompt.
 
-    Control tokens are split by a space, lines that open a turn are quoted,
-    and what is no valid Unicode becomes "?".
+    Control tokens and marks of thoughts are split by a space, lines that open
+    a turn are quoted, and what is no valid Unicode becomes "?".
     """
     text = text.encode("utf-8", "replace").decode()
     text = _TURN.sub("> ", _TOKEN.sub(lambda found: found[0] + " ", text))
-    if end_of_thinking:
-        split = f"{end_of_thinking[0]} {end_of_thinking[1:]}"
-        text = text.replace(end_of_thinking, split)
-    return text
+    return split(text, thinking)
 
 
 def listed(texts: Sequence[str], name: str = "Attempt") -> str:

@@ -20,6 +20,7 @@ from dynscaling_jax.scaling.chains import (
     Reader,
     Which,
 )
+from dynscaling_jax.thinking import thought
 from dynscaling_jax.types import Message, Query, Request, Sample, Strategy
 
 UNSEEN = "unseen"
@@ -219,7 +220,7 @@ def budget_forcing(
     """A finished attempt is made to think on (s1, arXiv 2501.19393).
 
     The assistant's turn is the attempt, hidden thought included and cut at
-    its end-of-thinking tag, then `word`; up to `forces` times for each
+    the end of that, then `word`; up to `forces` times for each
     attempt. Where that is longer than the reader's limit, a new attempt is
     started.
     """
@@ -235,11 +236,8 @@ def budget_forcing(
         lines = _line_ends(samples, forces + 1)
         for index in range(len(samples), len(samples) + n):
             line = next(lines, [])
-            thought = "".join(
-                f"{_thought(s.text, reader.end_of_thinking)}\n\n{word}"
-                for s in line
-            )
-            messages = (*query.messages, Message("assistant", thought))
+            said = "".join(f"{_thought(s, reader)}\n\n{word}" for s in line)
+            messages = (*query.messages, Message("assistant", said))
             if not line or (
                 reader.limit is not None
                 and reader.count_tokens(messages) > reader.limit
@@ -356,14 +354,8 @@ def _debate_turn(said: str | None) -> chains.Render:
     return render
 
 
-def _thought(text: str, end_of_thinking: str | None) -> str:
-    """A response up to the end of its thought, inert but for the tag that
-    opens the thought."""
-    if end_of_thinking is None:
-        return chains.inert(text).strip()
-    thought = text.partition(end_of_thinking)[0].strip()
-    opening = chains.opening_tag(end_of_thinking)
-    if thought.startswith(opening):
-        inside = thought.removeprefix(opening)
-        return opening + chains.inert(inside, end_of_thinking)
-    return chains.inert(thought, end_of_thinking)
+def _thought(sample: Sample, reader: Reader) -> str:
+    """A response up to the end of its thought, inert but for the mark that
+    begins the thought."""
+    begin, inside = thought(sample.text, reader.thinking)
+    return begin + chains.inert(inside, reader.thinking)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from dynscaling_jax.scaling import chains
 from dynscaling_jax.scaling.chains import Chain, Reader
+from dynscaling_jax.thinking import visible
 from dynscaling_jax.types import (
     Candidates,
     Message,
@@ -168,7 +169,10 @@ def universal(reader: Reader = Reader()) -> Vote:  # noqa: B008, immutable
         }
         replies = {s.query_id: s.text for s in sample_fn([*asked.values()])}
         chosen = {
-            id: _chosen(replies.get(request.query.id, ""), request.parents)
+            id: _chosen(
+                _said(reader, request, replies.get(request.query.id, "")),
+                request.parents,
+            )
             for id, request in asked.items()
         }
         return [
@@ -325,6 +329,12 @@ def _ask(query: Query, responses: Sequence[str]) -> tuple[Message, ...]:
         'with the others? Begin your reply with "Response" and its number.'
     )
     return chains.with_turn(query.messages, Message("user", ask))
+
+
+def _said(reader: Reader, request: Request, reply: str) -> str:
+    """A reply without the thought of the model that gives it."""
+    begun = reader.thinking.begun(request.messages)
+    return visible(reply, reader.thinking, begun) or ""
 
 
 def _chosen(reply: str, shown: Sequence[int]) -> int | None:

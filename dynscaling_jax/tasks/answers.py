@@ -5,24 +5,27 @@ Looked for in this order, and of each sort the last one that can be read:
 1. \boxed{...} with balanced braces; of nested boxes the inner one
 2. #### ..., the mark of GSM8K's solutions
 3. "the answer is ...", "Answer: ..."
-4. where nothing is announced, by kind: the last number; the last option
-   letter that is called correct, in parentheses or alone on its line; the
-   last true, false, yes or no; the last line of a free text; for mathematics
-   nothing
+4. where nothing is announced, and the text was not cut off, by kind: the
+   last number; the last option letter that is called correct, in parentheses
+   or alone on its line; the last true, false, yes or no; the last line of a
+   free text; for mathematics nothing
 
 The text is untrusted: nothing here raises on it, and every step takes time
 linear in its length.
 """
 
+import functools
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from dynscaling_jax.tasks.forms import LONGEST, TRUTH, canonical, check_kind
 from dynscaling_jax.tasks.markup import INLINE
 from dynscaling_jax.tasks.numbers import NUMBER
-from dynscaling_jax.types import Sample, SampleFn
+from dynscaling_jax.thinking import Thinking, visible
+from dynscaling_jax.types import Message, Request, Sample, SampleFn
 
+Prompts = Mapping[tuple[str, int], Sequence[Message]]
 _TRIED = 20  # announcements of one sort, from the last one back
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
@@ -41,24 +44,42 @@ _OPTION = re.compile(
 )
 
 
-def extract(text: str, kind: str) -> str | None:
+def extract(
+    text: str,
+    kind: str,
+    thinking: Thinking = Thinking(),  # noqa: B008, immutable
+    begun: str = "",
+    cut: bool = False,
+) -> str | None:
     """The canonical answer that `text` gives; None where none can be read.
 
-    What stands before the last `</think>` is not searched.
+    Only what stands outside the thoughts of the model is searched.
+
+    Args:
+      thinking: how the model marks its thoughts.
+      begun: how its prompt began the turn; see thinking.visible.
+      cut: the text ends by its length, so that its last number may be none
+        that answers: what is not announced is not read.
 
     Raises:
       ValueError: an unknown kind.
     """
     check_kind(kind)
-    text = text.rpartition("</think>")[2]
-    for segment in _announced(text):
+    shown = visible(text, thinking, begun)
+    if shown is None:
+        return None
+    for segment in _announced(shown):
         answer = _read(segment, kind)
         if answer is not None:
             return answer
-    return _unannounced(text, kind)
+    return None if cut else _unannounced(shown, kind)
 
 
-def answered(sample_fn: SampleFn, kind: str) -> SampleFn:
+def answered(
+    sample_fn: SampleFn,
+    kind: str,
+    thinking: Thinking = Thinking(),  # noqa: B008
+) -> SampleFn:
     """Reads the canonical answer of each sample, but for failed ones.
 
     Raises:
@@ -66,12 +87,20 @@ def answered(sample_fn: SampleFn, kind: str) -> SampleFn:
     """
     check_kind(kind)
 
-    def read(sample: Sample) -> Sample:
-        if sample.finish_reason.startswith("error"):
+    def read(prompts: Prompts, sample: Sample) -> Sample:
+        reason = sample.finish_reason
+        if reason.startswith("error"):
             return sample
-        return sample._replace(answer=extract(sample.text, kind))
+        begun = thinking.begun(prompts[sample.query_id, sample.index])
+        cut = reason == "length"
+        answer = extract(sample.text, kind, thinking, begun, cut)
+        return sample._replace(answer=answer)
 
-    return lambda requests: map(read, sample_fn(requests))
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        prompts = {(r.query.id, r.index): r.messages for r in requests}
+        return map(functools.partial(read, prompts), sample_fn(requests))
+
+    return draw
 
 
 def _announced(text: str) -> Iterator[str]:

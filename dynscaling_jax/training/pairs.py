@@ -16,6 +16,7 @@ import numpy as np
 
 from dynscaling_jax.scaling import chains
 from dynscaling_jax.scaling.chains import Chain, Reader
+from dynscaling_jax.thinking import visible
 from dynscaling_jax.training.lessons import Lesson
 from dynscaling_jax.types import Query, Sample
 
@@ -118,7 +119,7 @@ def _pair(
     if solution is None:
         written = next(filter(_whole, right))
         right.remove(written)
-        solution = chains.visible(written.text, reader.end_of_thinking)
+        solution = visible(written.text, reader.thinking) or ""
     shown = [*right[: kind.right], *wrong[: kind.attempts - kind.right]]
     layout = chain._replace(k=len(shown), which="all", order="shuffled")
     messages, _ = chains.build(layout, reader, one.query, shown, rng)

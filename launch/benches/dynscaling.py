@@ -84,12 +84,13 @@ def run(
     engine = _engine(size, model, size.new_tokens)
     limit = model.config.context - size.new_tokens
     method = METHODS[size.method]
-    reader = Reader(engine.count_tokens, limit)
+    thinking = model.tokenizer.thinking
+    reader = Reader(engine.count_tokens, limit, thinking)
     spent, asked = [0.0], list[Request]()
     begin = time.perf_counter()
     result = scale(
         [problem.query for problem in task.problems[: size.queries]],
-        answered(_watched(engine, spent, asked), task.kind),
+        answered(_watched(engine, spent, asked), task.kind, thinking),
         spec.parse(method.strategy, STRATEGIES, "strategy", reader=reader),
         spec.parse(method.policy, POLICIES, "policy"),
         spec.parse(method.vote, VOTES, "vote", reader=reader),

@@ -1,0 +1,244 @@
+r"""Hidden thought: which part of a model's text is for the reader.
+
+A model that reasons writes a thought and then an answer, and marks where the
+one ends and the other begins: <think> ... </think>, [THINK], or channels as
+those of gpt-oss. The thought has no vote and no chain shows it. A thought
+that does not end, because the model was cut off, hides all that follows.
+
+What begins a thought may stand in the prompt, where a chat template writes
+it; there the text begins inside the thought. A template may as well end an
+empty thought in the prompt, and then the text is visible from its start.
+
+    prompt             text                        visible
+    ...assistant\n     <think>2 + 2</think>Four.   Four.
+    ...<think>\n       2 + 2</think>Four.          Four.
+    ...<think>\n       2 + 2 is                    nothing: unfinished
+    ...</think>\n\n    Four.                       Four.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from dynscaling_jax.types import Message
+
+
+class Marks(NamedTuple):
+    """How one family marks its thoughts: patterns, whatever the case.
+
+    parts are control tokens that the marks are made of where these are longer
+    than one token; a model that has the first of them has the marks. answer
+    has to stand before an answer without a thought.
+    """
+
+    begin: str
+    end: str
+    parts: tuple[str, ...] = ()
+    answer: str = ""
+
+
+# <think>, <THINK>, <thinking>, <thought>, <reasoning>, <scratchpad>,
+# <seed:think>, <mm:think>, <longcat_think>, <think:opensource>
+_NAME = (
+    "(?:[a-z]{1,16}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|scratchpad)"
+    r"(?:[:_][\w-]{1,32})?"
+)
+
+
+def _tag(pattern: str) -> str:
+    """A tag that begins a thought, and is no word of a sentence or a quote:
+    "why <think> is a tag"."""
+    apart = rf"(?<![\w,] ){pattern}|{pattern}(?![ ,.;:)])"
+    return rf"(?<![`\"'\u2018\u201c])(?:{apart})"
+
+
+TAGS = Marks(_tag(f"<{_NAME}>"), f"</{_NAME}>")
+KNOWN = (
+    TAGS,
+    Marks(r"\[THINK\]", r"\[/THINK\]"),  # Magistral
+    Marks("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi
+    Marks(  # Command A; OpenThoughts
+        r"<\|(?:start|begin)(?:_of)?_(?:thinking|thought|reasoning)\|>",
+        r"<\|end(?:_of)?_(?:thinking|thought|reasoning)\|>",
+    ),
+    Marks(r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
+    Marks(  # gpt-oss: whatever channel is not the final one
+        r"(?:<\|end\|>)?(?:<\|start\|>assistant)?"
+        r"<\|channel\|>(?:[^<]{0,99}<\|message\|>)?",
+        r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final\b"
+        r"[^<]{0,99}(?:<\|constrain\|>[^<]{0,99})?<\|message\|>",
+        (
+            "<|channel|>",
+            "<|message|>",
+            "<|start|>",
+            "<|end|>",
+            "<|constrain|>",
+        ),
+        "<|channel|>final<|message|>",
+    ),
+    # the same where a server left the control tokens out
+    Marks(r"\Aanalysis(?=[a-z])", "assistantfinal"),
+    Marks(r"<\|channel>(?:thought\n)?", r"<channel\|>"),  # Gemma 4
+    Marks(  # Kimi K3
+        r"<\|open\|>think<\|sep\|>",
+        r"<\|close\|>think<\|sep\|>(?:<\|open\|>response<\|sep\|>)?",
+        ("<|open|>", "<|close|>", "<|sep|>"),
+    ),
+    Marks(  # Inkling
+        r"<\|content_thinking\|>",
+        r"(?:<\|end_message\|>)?(?:<\|message_model\|>)?<\|content_text\|>",
+    ),
+)
+# What others say without a thought: it counts where the template has it.
+TOLD = (
+    Marks(  # Granite 3
+        "Here(?:'s| is) my thought process:", "Here(?:'s| is) my response:"
+    ),
+    Marks("Here are my reasoning steps:", r"\[BEGIN FINAL RESPONSE\]"),
+    Marks(r"\[unused16\]", r"\[unused17\]"),  # Pangu
+)
+
+
+def own_words(messages: Sequence[Message]) -> str:
+    """What a prompt holds of the turn that is asked for, as far as the
+    messages alone tell: the assistant's words, if they end with them."""
+    last = messages[-1]
+    return last.content if last.role == "assistant" else ""
+
+
+class Thinking(NamedTuple):
+    """How a model hides its thoughts.
+
+    marks are all that count; with none, nothing is hidden. begun gives, of
+    the messages of a request, how its prompt begins the assistant's turn.
+    """
+
+    marks: tuple[Marks, ...] = KNOWN
+    begun: Callable[[Sequence[Message]], str] = own_words
+
+
+def find(template: str, tokens: Iterable[str]) -> tuple[Marks, ...]:
+    """The marks that a model has by its chat template and its tokens."""
+    told = "\n".join((template, *tokens))
+    return tuple(
+        marks
+        for marks in (*KNOWN, *TOLD)
+        if (marks.parts and marks.parts[0] in told)
+        or _pattern((marks,)).search(told)
+    )
+
+
+def named(end: str) -> tuple[Marks, ...]:
+    """The marks of a thought that ends with this text: none for none."""
+    if not end:
+        return ()
+    for marks in (*KNOWN[1:], *TOLD):
+        if re.fullmatch(marks.end, end, re.IGNORECASE):
+            return (marks,)
+    begin = re.escape(end.replace("/", "", 1))
+    return (Marks(_tag(begin) if "/" in end else "(?!)", re.escape(end)),)
+
+
+def parts(marks: Sequence[Marks], tokens: Iterable[str]) -> set[str]:
+    """Those of a model's tokens that its marks are made of."""
+    whole = _pattern(tuple(marks))
+    made = {part for one in marks for part in one.parts}
+    return {t for t in tokens if t in made or whole.fullmatch(t)}
+
+
+def visible(
+    text: str,
+    thinking: Thinking = Thinking(),  # noqa: B008, immutable
+    begun: str = "",
+) -> str | None:
+    """What a text says outside its thoughts, stripped; None where its last
+    thought is unfinished.
+
+    An end without a beginning ends what began in the prompt, and hides all
+    before it. begun is how the prompt begins the turn; see Thinking.
+    """
+    if not thinking.marks:
+        return text.strip()
+    _, inside = _outside(begun, thinking.marks, None)
+    shown, inside = _outside(text, thinking.marks, inside)
+    return _bare("".join(shown)) if inside is None else None
+
+
+def thought(text: str, thinking: Thinking) -> tuple[str, str]:
+    """The mark that begins the first thought, or nothing, and the thought
+    itself; all of the text where it has no mark."""
+    begin, start, inside = "", 0, None
+    for mark, kind, ends in _marks(text, thinking.marks):
+        if ends and inside in (None, kind):
+            return begin, text[start : mark.start()].strip()
+        if not ends and inside is None:
+            begin, start, inside = mark[0], mark.end(), kind
+    return begin, text[start:].strip()
+
+
+def split(text: str, thinking: Thinking) -> str:
+    """The text without the force of marks: a space in each."""
+    mark = _pattern(thinking.marks).pattern
+    return re.sub(f"(?={mark})(.)", r"\g<0> ", text, flags=re.I | re.S)
+
+
+def around(
+    text: str, marks: Sequence[Marks], change: Callable[[str], str]
+) -> str:
+    """The text with all but its marks changed."""
+    changed, at = [], 0
+    for mark in _pattern(tuple(marks)).finditer(text):
+        changed += change(text[at : mark.start()]), mark[0]
+        at = mark.end()
+    return "".join((*changed, change(text[at:])))
+
+
+def _outside(
+    text: str, marks: tuple[Marks, ...], inside: str | None
+) -> tuple[list[str], str | None]:
+    """The parts of a text outside its thoughts; and the kind of the thought
+    that it ends in. inside is the kind of the one that it begins in."""
+    shown, at = [], 0
+    for mark, kind, ends in _marks(text, marks):
+        if inside is None and ends:
+            shown, at = [], mark.end()
+        elif inside is None:
+            shown.append(text[at : mark.start()])
+            inside = kind
+        elif ends and kind == inside:
+            inside, at = None, mark.end()
+    if inside is None:
+        shown.append(text[at:])
+    return shown, inside
+
+
+def _marks(
+    text: str, marks: tuple[Marks, ...]
+) -> Iterator[tuple[re.Match[str], str, bool]]:
+    """The marks of a text in turn: (match, kind, whether it ends a thought).
+    What is of another kind than what began a thought does not end it."""
+    for mark in _pattern(marks).finditer(text):
+        which = str(mark.lastgroup)  # e0, b0, e1, ...
+        kind = which[1:]
+        if marks[int(kind)] is TAGS:
+            kind = mark[0].strip("</>").casefold()
+        yield mark, kind, which[0] == "e"
+
+
+@functools.lru_cache(64)
+def _pattern(marks: tuple[Marks, ...]) -> re.Pattern[str]:
+    ends = [f"(?P<e{i}>{one.end})" for i, one in enumerate(marks)]
+    begins = [f"(?P<b{i}>{one.begin})" for i, one in enumerate(marks)]
+    return re.compile("|".join((*ends, *begins)) or "(?!)", re.IGNORECASE)
+
+
+_FIRST = re.compile(r"\A\s*(?:<\|\w{3,40}\|>\s*)*")
+_LAST = re.compile(r"\A\s*(?:>\|\w{3,40}\|<\s*)*")  # of the text turned round
+
+
+def _bare(text: str) -> str:
+    """Without the control tokens that an endpoint may leave at the ends:
+    <|START_RESPONSE|>, <|return|>."""
+    turned = _FIRST.sub("", text, count=1)[::-1]
+    return _LAST.sub("", turned, count=1)[::-1]
