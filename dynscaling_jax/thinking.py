@@ -98,6 +98,7 @@ TOLD = (
     Marks("Here are my reasoning steps:", r"\[BEGIN FINAL RESPONSE\]"),
     Marks(r"\[unused16\]", r"\[unused17\]"),  # Pangu
 )
+HEADS = "[<\\[\u25c1ah]"  # what all of these begin with
 
 
 def own_words(messages: Sequence[Message]) -> str:
@@ -178,8 +179,9 @@ def thought(text: str, thinking: Thinking) -> tuple[str, str]:
 
 
 def split(text: str, thinking: Thinking) -> str:
-    """The text without the force of marks: a space in each."""
-    mark = _pattern(thinking.marks).pattern
+    """The text without the force of marks, known ones too where others are
+    named: a space in each."""
+    mark = _pattern((*thinking.marks, *KNOWN)).pattern
     return re.sub(f"(?={mark})(.)", r"\g<0> ", text, flags=re.I | re.S)
 
 
@@ -230,7 +232,10 @@ def _marks(
 def _pattern(marks: tuple[Marks, ...]) -> re.Pattern[str]:
     ends = [f"(?P<e{i}>{one.end})" for i, one in enumerate(marks)]
     begins = [f"(?P<b{i}>{one.begin})" for i, one in enumerate(marks)]
-    return re.compile("|".join((*ends, *begins)) or "(?!)", re.IGNORECASE)
+    either = "|".join((*ends, *begins)) or "(?!)"
+    if {*marks} <= {*KNOWN, *TOLD}:  # a look at one letter is soon done
+        either = f"(?={HEADS})(?:{either})"
+    return re.compile(either, re.IGNORECASE)
 
 
 _FIRST = re.compile(r"\A\s*(?:<\|\w{3,40}\|>\s*)*")
