@@ -181,7 +181,8 @@ def thought(text: str, thinking: Thinking) -> tuple[str, str]:
 def split(text: str, thinking: Thinking) -> str:
     """The text without the force of marks, known ones too where others are
     named: a space in each."""
-    mark = _pattern((*thinking.marks, *KNOWN)).pattern
+    marks = tuple(dict.fromkeys((*thinking.marks, *KNOWN)))
+    mark = _pattern(marks).pattern
     return re.sub(f"(?={mark})(.)", r"\g<0> ", text, flags=re.I | re.S)
 
 

@@ -213,11 +213,14 @@ def open_source(config: Config) -> Source:
         stop=tuple(config.engine.stop),
     )
     most = Budget(new_tokens=config.engine.max_new_tokens)
-    reader = Reader(thinking=thinking_of(config, Thinking()))
+    reader = Reader(thinking=thinking_of(config))
     return Source(sample_fn, reader, most, lambda _: None)
 
 
-def thinking_of(config: Config, found: Thinking) -> Thinking:
+def thinking_of(
+    config: Config,
+    found: Thinking = Thinking(),  # noqa: B008, immutable
+) -> Thinking:
     """How thoughts are told: as found, unless the config says how."""
     end = config.end_of_thinking
     return found if end is None else found._replace(marks=named(end))

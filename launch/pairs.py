@@ -90,7 +90,6 @@ def reading(config: Any) -> tuple[Any, Any]:
     """The chains that a run builds or would, and who reads them."""
     from dynscaling_jax.models import load_model
     from dynscaling_jax.scaling.chains import Chain, Reader
-    from dynscaling_jax.thinking import Thinking
     from launch.experiment import chain_options, thinking_of
 
     options = chain_options(config)
@@ -102,7 +101,7 @@ def reading(config: Any) -> tuple[Any, Any]:
             lambda turns: len(tokenizer.encode_chat(turns)),
             thinking=thinking_of(config, tokenizer.thinking),
         )
-    return chain, Reader(thinking=thinking_of(config, Thinking()))
+    return chain, Reader(thinking=thinking_of(config))
 
 
 def attempts(run: Path, config: Any, known: dict[str, str]) -> list[Any]:

@@ -15,6 +15,8 @@ from dynscaling_jax.records.bank import read_bank
 
 ROOT = Path(__file__).parents[2]
 PER_QUERY, QUERIES = 12, 6
+# A random model ends no text by itself, and what is cut off has no answer.
+ENDS = "--config.engine.stop=('a', 'e', 'i', 'o', 'u', 'n', 'r', 's', 't')"
 
 
 def command(tiny_model, workdir, *more):
@@ -29,6 +31,7 @@ def command(tiny_model, workdir, *more):
         "--config.engine.max_new_tokens=48",
         "--config.engine.rows=8",
         "--config.engine.rows_per_group=4",
+        ENDS,
         f"--workdir={workdir}",
         *more,
     ]
