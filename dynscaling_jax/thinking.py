@@ -104,8 +104,8 @@ HEADS = "[<\\[\u25c1ah]"  # what all of these begin with
 def own_words(messages: Sequence[Message]) -> str:
     """What a prompt holds of the turn that is asked for, as far as the
     messages alone tell: the assistant's words, if they end with them."""
-    last = messages[-1]
-    return last.content if last.role == "assistant" else ""
+    mine = messages and messages[-1].role == "assistant"
+    return messages[-1].content if mine else ""
 
 
 class Thinking(NamedTuple):

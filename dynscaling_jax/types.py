@@ -45,6 +45,7 @@ class Request(NamedTuple):
 class Sample(NamedTuple):
     """One generated candidate: one row of the sample log, never changed.
 
+    text is all that the model wrote, its thoughts with their marks too.
     answer is canonical text, None where none could be read. prompt_tokens
     counts all that the model read, cached_tokens the part of it that an
     earlier sample of the same query had already paid for. logprob is the mean

@@ -132,7 +132,8 @@ class Tokenizer:
             text = self._compiled.render(turns)
         except ValueError:
             return opened  # what it refuses is said when it is rendered
-        return text.rpartition(PROBE)[2] + opened
+        _, found, after = text.rpartition(PROBE)
+        return (after if found else "") + opened
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Messages to the ids of a prompt.
