@@ -213,8 +213,9 @@ def open_source(config: Config) -> Source:
         stop=tuple(config.engine.stop),
     )
     most = Budget(new_tokens=config.engine.max_new_tokens)
-    reader = Reader(thinking=thinking_of(config))
-    return Source(sample_fn, reader, most, lambda _: None)
+    # what a reply says is a turn of its own, whose prompt nobody here knows
+    thinking = thinking_of(config, Thinking(begun=lambda _: ""))
+    return Source(sample_fn, Reader(thinking=thinking), most, lambda _: None)
 
 
 def thinking_of(

@@ -283,7 +283,7 @@ def test_a_turn_that_goes_on_within_a_thought(byte_tokenizer):
     how = of_family("Qwen3", byte_tokenizer).thinking
     forced = (*ASK, Message("assistant", "<think>\n36?\n\nWait"))
     closed = (*ASK, Message("assistant", "<think>36?</think>So"))
-    for asked in (how.begun, Thinking().begun):
+    for asked in (how.begun, Thinking().begun):  # own words suffice
         assert visible(", no: 41, or", how, asked(forced)) is None
         assert visible(", no.</think>42", how, asked(forced)) == "42"
         assert visible("it is 42", how, asked(closed)) == "it is 42"
