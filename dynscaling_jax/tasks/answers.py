@@ -2,64 +2,144 @@ r"""Where in a model's text the answer stands.
 
 Looked for in this order, and of each sort the last one that can be read:
 
-1. \boxed{...} with balanced braces; of nested boxes the inner one
-2. #### ..., the mark of GSM8K's solutions
-3. "the answer is ...", "Answer: ..."
-4. where nothing is announced, by kind: the last number; the last option
-   letter that is called correct, in parentheses or alone on its line; the
-   last true, false, yes or no; the last line of a free text; for mathematics
-   nothing
+1. \boxed{...}; of nested boxes the inner one. Boxes that only "and", "or" or
+   a comma parts are one answer.
+2. "the answer is ...", "Answer: ...", <answer>...</answer> and the like, in
+   a dozen languages; #### ..., the mark of GSM8K's solutions
+3. a line "Solution: ...", "Result: ..."
+4. where nothing is announced, by kind: the last number; the option on which
+   the text ends; the last true, false, yes or no; the last line of a free
+   text; for mathematics nothing
 
-The text is untrusted: nothing here raises on it, and every step takes time
-linear in its length.
+An announcement which says more than one thing, "A and C", is no answer, and
+nothing else is read in its place. The text is untrusted: nothing here raises
+on it, and every step takes time linear in its length.
 """
 
+import itertools
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from dynscaling_jax.tasks.choices import choice, concluded, named
 from dynscaling_jax.tasks.forms import LONGEST, TRUTH, canonical, check_kind
-from dynscaling_jax.tasks.markup import INLINE
+from dynscaling_jax.tasks.markup import INLINE, WIDE
 from dynscaling_jax.tasks.numbers import NUMBER
 from dynscaling_jax.types import Sample, SampleFn
 
 _TRIED = 20  # announcements of one sort, from the last one back
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
-_HASHES = re.compile(r"(?<!#)#### *+(?=[^A-Za-z\s#]|[A-Za-z]\b)")
-_ANSWER = re.compile(
-    r"\banswers?\b[^\n.:=]{0,60}?(?::|=|\b(?:is|are)\b:?)[\s*]*+", re.IGNORECASE
+_THOUGHT = re.compile(
+    r"(?P<end></(?:think|thinking|thought|reasoning|seed:think)>|\[/THINK\]"
+    r"|<\|channel\|>final<\|message\|>|\u25c1/think\u25b7)"
+    r"|<(?:think|thinking|thought|reasoning|seed:think)>|\[THINK\]"
+    r"|<\|channel\|>(?:analysis|commentary)|\u25c1think\u25b7",
+    re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"[.!?][*\"')\]]*+(?:\s|$)")
+_TURN = re.compile(
+    r"<\|(?:im_end|eot_id|endoftext|end|end_of_text|return|user|im_start)\|>"
+    r"|<(?:end_of_turn|\uff5cend\u2581of\u2581sentence\uff5c|/s)>"
+)
+_CONFIDENCE = re.compile(  # how sure the model is, beside its answer
+    r"[\s(\[*_,;-]{0,10}+\b(?:confidence|certainty)\b[^\w\n]{0,5}"
+    r"(?:(?:level|score|is|of)\W{1,5})?\d[\d./]{0,9}\s?%?[^\w\n]*+$"
+    r"|[(\[*_]*\b\d{1,3}(?:\.\d{1,4})?\s?%\s(?:confiden\w+|certain\w*|sure)\b"
+    r"[)\]*_]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*+(\{?)|\\.|[{}]", re.DOTALL)
+_BARE = re.compile(  # \boxed 7
+    r"(?=[-\d\\]|[A-Za-z]\b)(?:\\[A-Za-z]+(?:\{[^{}]{0,60}\}){0,2}"
+    r"|[^\s\\{}$]){1,60}"
+)
+_BLANK = r"(?:[\s$~]|\\[,;: ]|\\q?quad|\\[()])*"
+_JOINT = re.compile(
+    rf"{_BLANK}(?:,?\s*(?:and|or|\\text\s?\{{\s*(?:and|or)\s*\}})|[,;]){_BLANK}"
+)
+_PART = re.compile(r"\s*(?:[\^_]|\\(?:d?frac|sqrt|pi|times|cdot)(?![A-Za-z]))")
+_NOUN = (
+    r"(?:(?<!\bthis\s)\b(?:answers?|ans)\b|r[ée]ponse\b|respuesta\b|resposta\b"
+    r"|risposta\b|antwoo?rd\b|odpowied[źz]\b|svaret\b|cevap\b|jawaban(?:nya)?\b"
+    r"|đáp án\b|ответ(?:ом)?\b|відповідь|答案|答え|正解|정답|답|الجواب|الإجابة|उत्तर)"
+)
+_IS = (
+    r"(?:[:=]|\b(?:is|are|was|be|est|es|é|è|ist|lautet|adalah|là|jest)\b:?"
+    r"|\s[-\u2013\u2014](?=\s)|是|为|為|は|은|는|-->?|=>)"
+)
+_GAP = r"(?:[\s*_`>]|(?<=\n)[-+\u2022\u2013]\s)*+"
+_HEADING = (
+    r"^[ \t#*_>]*+(?:(?:the|final|correct|my|short)\s)*answer[*_ #]*+$"
+    r"|<(?:final_?)?answer>"
+)
+_ANSWER = re.compile(
+    rf"(?:{_NOUN}[^\n.:=<]{{0,60}}?{_IS}|{_HEADING}"
+    r"|\banswer\s(?:choice\s|option\s)?(?=[*(]*+(?-i:[A-Z])\b[^\s\w'-]*+\s*+$)"
+    rf"|(?<!#)\#{{4}}(?!\#)[ \t]){_GAP}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LABEL = re.compile(
+    r"^[ \t#*_>-]*+(?:(?:the|my|final|correct|right|best)\s)*"
+    r"(?:result|solution|response|choice|option|letter|conclusion|correct)"
+    rf"(?:\s(?:answer|option|choice|letter))?[*_ ]*+(?::|\bis\b:?){_GAP}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_DISPLAY = re.compile(r"\s*(?:\\\[(.*?)\\\]|\$\$(.*?)\$\$)", re.DOTALL)
+_STARTER = (
+    r"(?:It|This|The|That|These|In|He|She|They|We|An?|So|Because|However|But"
+    r"|There|Thus|Therefore|Hence|Here|If|Since|Note|Let|I|You|Its)\b"
+)
+_SENTENCE_END = re.compile(  # none after an initial or a title
+    r"(?<!\bSt)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bMt)(?<!\bFt)"
+    r"(?<!\bRs)(?<!\bJr)(?<!\bSr)(?<!\bNo)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)"
+    rf"(?:(?<!\b[A-Z])|(?=\.\s+{_STARTER}))"
+    r"[.!?][*\"')\]]*+(?:\s(?!\s*=)|$)"
+)
 _TEXT_MACRO = re.compile(r"\\text\s*+\{[^{}]*\}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}")
-_OPTION = re.compile(
-    r"\(([A-Z])\)|^[ *]*+([A-Z])[ *.:)]*+$"
-    r"|\b(?:correct|right|best)\s(?:option|choice|statement)\sis:?\s([A-Z])\b"
-    r"|\b([A-Z])\sis\s(?:the\s)?(?:correct|right|best)\b",
-    re.MULTILINE,
+_VERB = re.compile(r"\b(?:is|are|equals?|be|becomes)(?:\s\w+)?\s*$")
+_BECAUSE = re.compile(r",?\s(?:because|since)\b")
+_QUOTED = re.compile(
+    r"\s*(?:\"([^\"]+)\"|\u201c([^\u201d]+)\u201d|`([^`]+)`|\*\*([^*]+)\*\*)"
+)
+_ENTRY = re.compile(r"(?:\w{1,2}[.):]|\(\w{1,2}\))\s*+[A-Za-z]")  # a heading
+_MEASURED = re.compile(
+    rf"(?:[A-Za-z]\w*\s?=\s?)?\(?{NUMBER.pattern}[\s%]*\S*(?:\s[a-zA-Z]+){{0,2}}\.?"
 )
 
 
-def extract(text: str, kind: str) -> str | None:
+def extract(text: str, kind: str, letters: str = "") -> str | None:
     """The canonical answer that `text` gives; None where none can be read.
 
-    What stands before the last `</think>` is not searched.
+    Args:
+      letters: the options' letters of a question of kind choice; "" where
+        nobody knows them.
 
     Raises:
       ValueError: an unknown kind.
     """
     check_kind(kind)
-    text = text.rpartition("</think>")[2]
-    for segment in _announced(text):
-        answer = _read(segment, kind)
-        if answer is not None:
+    text = _CONFIDENCE.sub("", _visible(text).translate(WIDE))
+    boxes = _boxed(text)
+    for segment in itertools.chain(reversed(boxes), _announced(text, kind)):
+        if kind == "choice":
+            answer, several = choice(segment, letters), named(segment, letters)
+        else:
+            answer = _read(segment, kind)
+            several = kind == "number" and re.search(r"\d", segment)
+        if answer is not None or several:
             return answer
-    return _unannounced(text, kind)
+    if kind == "number" and boxes:
+        return None
+    return _unannounced(text, kind, letters)
 
 
-def answered(sample_fn: SampleFn, kind: str) -> SampleFn:
+def answered(
+    sample_fn: SampleFn, kind: str, letters: Mapping[str, str] = {}
+) -> SampleFn:
     """Reads the canonical answer of each sample, but for failed ones.
+
+    Args:
+      letters: by the id of a query, the letters of its options.
 
     Raises:
       ValueError: an unknown kind.
@@ -69,24 +149,63 @@ def answered(sample_fn: SampleFn, kind: str) -> SampleFn:
     def read(sample: Sample) -> Sample:
         if sample.finish_reason.startswith("error"):
             return sample
-        return sample._replace(answer=extract(sample.text, kind))
+        own = letters.get(sample.query_id, "")
+        return sample._replace(answer=extract(sample.text, kind, own))
 
     return lambda requests: map(read, sample_fn(requests))
 
 
-def _announced(text: str) -> Iterator[str]:
-    yield from reversed(_boxed(text))
-    for mark in (_HASHES, _ANSWER):
-        ends = deque((m.end() for m in mark.finditer(text)), maxlen=_TRIED)
-        for end in reversed(ends):
-            line = text[end : end + LONGEST].partition("\n")[0]
-            yield _SENTENCE_END.split(line, maxsplit=1)[0]
+def _visible(text: str) -> str:
+    """What the model says after its thoughts and in its own turn; of a
+    thought that is not finished, nothing."""
+    start, stop = 0, len(text)
+    for match in _THOUGHT.finditer(text):
+        if match["end"]:
+            start, stop = match.end(), len(text)
+        else:
+            stop = min(stop, match.start())
+    turn = _TURN.search(text, start, stop)
+    return text[start : turn.start() if turn else stop]
+
+
+def _announced(text: str, kind: str) -> Iterator[str]:
+    for mark in (_ANSWER, _LABEL):
+        found = deque(mark.finditer(text), maxlen=_TRIED)
+        for match in reversed(found):
+            segment = _segment(text, match.end(), kind)
+            sure = mark is _ANSWER and not match[0].startswith("####")
+            if sure or _is_all(segment, kind, text[match.end() :]):
+                yield segment
+
+
+def _segment(text: str, start: int, kind: str) -> str:
+    """What is announced at `start`: a displayed formula, or a sentence."""
+    rest = text[start : start + LONGEST]
+    if display := _DISPLAY.match(rest):
+        return display[1] or display[2] or ""
+    line = rest.partition("\n")[0].partition("</")[0]
+    if kind == "choice":  # "C. 12 m/s" is no sentence
+        return line
+    return _SENTENCE_END.split(line, maxsplit=1)[0]
+
+
+def _is_all(segment: str, kind: str, rest: str) -> bool:
+    """Whether what follows #### or a label is an answer, and neither a
+    heading nor the start of a solution."""
+    if kind == "choice":
+        return not _ENTRY.match(segment) or "\n" not in rest.strip()
+    if kind == "number":
+        segment = segment.strip(" *")
+        return bool(_MEASURED.fullmatch(segment)) and not _ENTRY.match(segment)
+    return not rest.partition("\n")[2].strip()
 
 
 def _boxed(text: str) -> list[str]:
-    """The contents of balanced boxes, ordered by where they open."""
-    spans: list[tuple[int, int]] = []
-    opened: list[int | None] = []  # None is a brace that opens no box
+    """The contents of boxes, ordered by where they open; before them those
+    that are never closed. Neighbours are one answer, and a box that is only
+    a part of a formula, "\\boxed{3}\\frac12", holds none."""
+    spans: list[tuple[int, int, int]] = []  # from the macro; the contents
+    opened: list[tuple[int, int] | None] = []  # None opens no box
     for match in _BRACES.finditer(text):
         token = match[0]
         if token == "{":
@@ -94,11 +213,29 @@ def _boxed(text: str) -> list[str]:
         elif token == "}":
             start = opened.pop() if opened else None
             if start is not None:
-                spans.append((start, match.start()))
-        elif token.startswith((r"\boxed", r"\fbox")):
-            opened.append(match.end())
+                spans.append((*start, match.start()))
+        elif match[1]:
+            opened.append((match.start(), match.end()))
+        elif match[1] == "" and (bare := _BARE.match(text, match.end())):
+            spans.append((match.start(), match.end(), bare.end()))
+    open_boxes = [start for _, start in filter(None, opened)][-_TRIED:]
+    found = [
+        re.split(r"[$\n]|\\[])]", text[start : start + LONGEST], maxsplit=1)[0]
+        for start in open_boxes
+    ]
     # A nest of boxes repeats its text once a level: copy only what is tried.
-    return [text[i:j] for i, j in sorted(spans)[-_TRIED:] if j - i <= LONGEST]
+    last = len(text)
+    for macro, start, end in sorted(spans)[-_TRIED:]:
+        content = text[start:end] if end - start <= LONGEST else ""
+        if found and last < macro < last + 40 and (
+            _JOINT.fullmatch(text, last, macro) and content != found[-1]
+        ):
+            found[-1] += ", " + content
+        elif content.strip():
+            whole = not _PART.match(text, end + (text[end : end + 1] == "}"))
+            found.append(content if whole else "")
+        last = end + 1
+    return found
 
 
 def _read(segment: str, kind: str) -> str | None:
@@ -112,15 +249,24 @@ def _read(segment: str, kind: str) -> str | None:
         elif _PROSE.search(_TEXT_MACRO.sub("", segment)):
             number = canonical(segment, "number")
             return number or canonical(segment, kind)
+    elif kind == "text":
+        segment = _BECAUSE.split(segment, maxsplit=1)[0]
+        if quoted := _QUOTED.match(segment):
+            segment = next(filter(None, quoted.groups()))
     return canonical(segment, kind)
 
 
 def _listed(segment: str) -> list[str]:
-    """The first formula, and those after it that only "or", "and" or a comma
-    parts from the one before."""
+    """The formula that a sentence gives, and those after it that only "or",
+    "and" or a comma parts from the one before. It is the one that follows
+    "is" where the sentence begins with its subject."""
+    found = list(INLINE.finditer(segment))
+    if found and re.search("[A-Za-z]", segment[: found[0].start()]):
+        given = [m for m in found if _VERB.search(segment[: m.start()])]
+        found = found[found.index(given[0]) :] if given else found
     formulas: list[str] = []
     end = 0
-    for match in INLINE.finditer(segment):
+    for match in found:
         between = segment[end : match.start()].strip(" ,")
         if formulas and between not in ("", "or", "and"):
             break
@@ -129,15 +275,21 @@ def _listed(segment: str) -> list[str]:
     return formulas
 
 
-def _unannounced(text: str, kind: str) -> str | None:
+def _unannounced(text: str, kind: str, letters: str) -> str | None:
+    if kind == "choice":
+        return concluded(text, letters)
     if kind == "number":
-        found = [match[0] for match in NUMBER.finditer(text)]
-    elif kind == "choice":
-        found = [next(filter(None, m.groups())) for m in _OPTION.finditer(text)]
-    elif kind == "boolean":
-        found = TRUTH.findall(text)
-    elif kind == "text":
-        found = [text.strip().rpartition("\n")[2]]
-    else:
-        found = []
-    return canonical(found[-1], kind) if found else None
+        found = _last(NUMBER, text)
+        return canonical(found, kind) if found else None
+    if kind == "boolean":
+        found = _last(TRUTH, text)
+        return canonical(found, kind) if found else None
+    if kind == "text":
+        line = text.strip().rpartition("\n")[2]
+        return _read(re.sub(r"^\s*(?:[-*\u2022]|\d+[.)])\s+", "", line), kind)
+    return None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str:
+    found = deque(pattern.finditer(text), maxlen=1)
+    return found[0][0] if found else ""

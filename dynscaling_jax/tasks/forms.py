@@ -57,7 +57,20 @@ def check_kind(kind: str) -> None:
 
 # Truth and free text.
 
-TRUTH = re.compile(r"\b(true|false|yes|no)\b", re.IGNORECASE)
+TRUTH = re.compile(  # "no" before a noun denies nothing
+    r"(?:\b(?:not|never)\s|n't\s)?\b(?:true|false|yes"
+    r"|no(?!\s+(?!(?:because|since|as|it|the|this|that)\b)[a-z]))\b",
+    re.IGNORECASE,
+)
+_EITHER = re.compile(r"\btrue (?:or|and) false|yes (?:or|and) no\b", re.I)
+_TRUE = frozenset(
+    "true yes t y 1 是 是的 对 正确 真 はい 네 да верно oui vrai ja wahr "
+    "richtig sí si verdadero sim verdadeiro vero".split()
+)
+_FALSE = frozenset(
+    "false no f n 0 否 不是 不对 错 错误 假 いいえ 아니요 нет неверно non faux "
+    "nein falsch falso não".split()
+)
 _DATES = (
     "%m/%d/%Y",
     "%Y-%m-%d",
@@ -69,8 +82,15 @@ _DATES = (
 
 
 def _boolean(text: str) -> str | None:
-    match = TRUTH.search(text)
-    return match and str(match[1].lower() in ("true", "yes"))
+    match = TRUTH.search(_EITHER.sub(" ", text))
+    if match:
+        said = match[0].lower()
+        return str(said.endswith(("true", "yes")) != (" " in said))
+    words = re.findall(r"\w+", text.replace(r"\text", " ").lower())
+    first = words[0] if words else ""
+    if first in _TRUE | _FALSE and (len(words) == 1 or len(first) > 1):
+        return str(first in _TRUE)
+    return None
 
 
 def _text(text: str) -> str | None:

@@ -6,11 +6,13 @@ INLINE = re.compile(
     r"\$([^$\n]+)\$|\\\(([^\n]+?)\\\)|\\\[([^\n]+?)\\\]", re.DOTALL
 )
 TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*+\{([^{}]*)\}")
-_SYMBOLS = str.maketrans(
-    {
+_BLANKS = "\N{NO-BREAK SPACE}\u2006\u2007\u2009\u200a\u202f\u3000"
+WIDE = {0xFEE0 + i: i for i in range(0x21, 0x7F)}  # fullwidth forms
+_SYMBOLS = WIDE | str.maketrans(
+    {blank: " " for blank in _BLANKS}
+    | {
         "\N{MINUS SIGN}": "-",
         "\N{EN DASH}": "-",
-        "\N{NO-BREAK SPACE}": " ",
         "\N{GREEK SMALL LETTER PI}": r"\pi ",
         "\N{INFINITY}": r"\infty ",
         "\N{SQUARE ROOT}": r"\sqrt ",
@@ -23,8 +25,18 @@ _SYMBOLS = str.maketrans(
         "\N{UNION}": r"\cup ",
         "\N{ELEMENT OF}": r"\in ",
         "\N{DEGREE SIGN}": "",
+        "\N{VULGAR FRACTION ONE HALF}": r"\frac{1}{2}",
+        "\N{VULGAR FRACTION ONE QUARTER}": r"\frac{1}{4}",
+        "\N{VULGAR FRACTION THREE QUARTERS}": r"\frac{3}{4}",
+        "\N{VULGAR FRACTION ONE THIRD}": r"\frac{1}{3}",
+        "\N{VULGAR FRACTION TWO THIRDS}": r"\frac{2}{3}",
+        "\N{SUPERSCRIPT TWO}": "^2",
+        "\N{SUPERSCRIPT THREE}": "^3",
         "\N{EURO SIGN}": "",
         "\N{POUND SIGN}": "",
+        "\N{YEN SIGN}": "",
+        "\N{FULLWIDTH YEN SIGN}": "",
+        "\N{INDIAN RUPEE SIGN}": "",
     }
 )
 _END = r"(?![A-Za-z])"
@@ -57,6 +69,7 @@ _REWRITES = [
 
 
 def clean(text: str) -> str:
+    """The text with its symbols and synonyms in LaTeX's plainest spelling."""
     text = text.translate(_SYMBOLS)
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
