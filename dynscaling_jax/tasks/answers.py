@@ -22,11 +22,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from dynscaling_jax.tasks.choices import choice, concluded, named
-from dynscaling_jax.tasks.forms import LONGEST, TRUTH, canonical, check_kind
+from dynscaling_jax.tasks.forms import EITHER, LONGEST, TRUTH, canonical, check_kind
 from dynscaling_jax.tasks.markup import INLINE, WIDE
 from dynscaling_jax.tasks.numbers import NUMBER
 from dynscaling_jax.types import Sample, SampleFn
 
+_SIGNS = {"number": re.compile(r"\d"), "boolean": TRUTH}  # of an answer
 _TRIED = 20  # announcements of one sort, from the last one back
 
 _THOUGHT = re.compile(
@@ -43,8 +44,8 @@ _TURN = re.compile(
 _CONFIDENCE = re.compile(  # how sure the model is, beside its answer
     r"[\s(\[*_,;-]{0,10}+\b(?:confidence|certainty)\b[^\w\n]{0,5}"
     r"(?:(?:level|score|is|of)\W{1,5})?\d[\d./]{0,9}\s?%?[^\w\n]*+$"
-    r"|[(\[*_]*\b\d{1,3}(?:\.\d{1,4})?\s?%\s(?:confiden\w+|certain\w*|sure)\b"
-    r"[)\]*_]*",
+    r"|[(\[*_]{0,5}+\b\d{1,3}(?:\.\d{1,4})?\s?%\s(?:confiden\w+|certain\w*|sure)\b"
+    r"[)\]*_]{0,5}",
     re.IGNORECASE | re.MULTILINE,
 )
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*+(\{?)|\\.|[{}]", re.DOTALL)
@@ -59,14 +60,14 @@ _JOINT = re.compile(
 _PART = re.compile(r"\s*(?:[\^_]|\\(?:d?frac|sqrt|pi|times|cdot)(?![A-Za-z]))")
 _NOUN = (
     r"(?:(?<!\bthis\s)\b(?:answers?|ans)\b|r[ée]ponse\b|respuesta\b|resposta\b"
-    r"|risposta\b|antwoo?rd\b|odpowied[źz]\b|svaret\b|cevap\b|jawaban(?:nya)?\b"
-    r"|đáp án\b|ответ(?:ом)?\b|відповідь|答案|答え|正解|정답|답|الجواب|الإجابة|उत्तर)"
+    r"|risposta\b|antwoo?r[dt]\b|odpowied[źz]\b|svaret\b|cevap\b|jawaban(?:nya)?\b"
+    r"|đáp án\b|ответ(?:ом)?\b|відповідь|答案|选项|答え|正解|정답|답|الجواب|الإجابة|उत्तर)"
 )
 _IS = (
     r"(?:[:=]|\b(?:is|are|was|be|est|es|é|è|ist|lautet|adalah|là|jest)\b:?"
-    r"|\s[-\u2013\u2014](?=\s)|是|为|為|は|은|는|-->?|=>)"
+    r"|\s[-\u2013\u2014](?=\s)|是|为|為|は|은|는|】|-->?|=>)"
 )
-_GAP = r"(?:[\s*_`>]|(?<=\n)[-+\u2022\u2013]\s)*+"
+_GAP = r"(?:[\s*_`]|(?<=\n)[-+>\u2022\u2013]\s)*+"
 _HEADING = (
     r"^[ \t#*_>]*+(?:(?:the|final|correct|my|short)\s)*answer[*_ #]*+$"
     r"|<(?:final_?)?answer>"
@@ -92,7 +93,7 @@ _SENTENCE_END = re.compile(  # none after an initial or a title
     r"(?<!\bSt)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bMt)(?<!\bFt)"
     r"(?<!\bRs)(?<!\bJr)(?<!\bSr)(?<!\bNo)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)"
     rf"(?:(?<!\b[A-Z])|(?=\.\s+{_STARTER}))"
-    r"[.!?][*\"')\]]*+(?:\s(?!\s*=)|$)"
+    r"[.!?][*\"')\]]*+(?:\s(?!\s*=)|$)|(?:です|입니다)[.。]|。"
 )
 _TEXT_MACRO = re.compile(r"\\text\s*+\{[^{}]*\}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}")
@@ -101,6 +102,7 @@ _BECAUSE = re.compile(r",?\s(?:because|since)\b")
 _QUOTED = re.compile(
     r"\s*(?:\"([^\"]+)\"|\u201c([^\u201d]+)\u201d|`([^`]+)`|\*\*([^*]+)\*\*)"
 )
+_ITEM = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+")
 _ENTRY = re.compile(r"(?:\w{1,2}[.):]|\(\w{1,2}\))\s*+[A-Za-z]")  # a heading
 _MEASURED = re.compile(
     rf"(?:[A-Za-z]\w*\s?=\s?)?\(?{NUMBER.pattern}[\s%]*\S*(?:\s[a-zA-Z]+){{0,2}}\.?"
@@ -125,7 +127,7 @@ def extract(text: str, kind: str, letters: str = "") -> str | None:
             answer, several = choice(segment, letters), named(segment, letters)
         else:
             answer = _read(segment, kind)
-            several = kind == "number" and re.search(r"\d", segment)
+            several = kind in _SIGNS and _SIGNS[kind].search(segment)
         if answer is not None or several:
             return answer
     if kind == "number" and boxes:
@@ -192,12 +194,11 @@ def _segment(text: str, start: int, kind: str) -> str:
 def _is_all(segment: str, kind: str, rest: str) -> bool:
     """Whether what follows #### or a label is an answer, and neither a
     heading nor the start of a solution."""
-    if kind == "choice":
-        return not _ENTRY.match(segment) or "\n" not in rest.strip()
     if kind == "number":
-        segment = segment.strip(" *")
-        return bool(_MEASURED.fullmatch(segment)) and not _ENTRY.match(segment)
-    return not rest.partition("\n")[2].strip()
+        alone = _MEASURED.fullmatch(segment.strip(" *"))
+        return bool(alone) and not _ENTRY.match(rest)
+    last = "\n" not in rest.strip()
+    return last or (kind == "choice" and not _ENTRY.match(rest))
 
 
 def _boxed(text: str) -> list[str]:
@@ -282,11 +283,13 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
         found = _last(NUMBER, text)
         return canonical(found, kind) if found else None
     if kind == "boolean":
-        found = _last(TRUTH, text)
+        found = _last(TRUTH, EITHER.sub(" ", text))
         return canonical(found, kind) if found else None
     if kind == "text":
         line = text.strip().rpartition("\n")[2]
-        return _read(re.sub(r"^\s*(?:[-*\u2022]|\d+[.)])\s+", "", line), kind)
+        bold = re.findall(r"\*\*([^*]+)\*\*", line)
+        line = bold[0] if len(bold) == 1 else _ITEM.sub("", line)
+        return _read(line, kind)
     return None
 
 

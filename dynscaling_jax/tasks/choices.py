@@ -26,7 +26,10 @@ _FOLLOWING = (  # words after a bare letter that is an answer: "A because"
     "|from|for|if|due|given|by|in|or|would|should|seems|must|looks|then|that"
     "|this|it|we|I|most|over|rather|not|after|based|according"
 )
-_NAME = r"(?:options?|choices?|letters?|answers?(?:\s++choices?)?)"
+_NAME = (
+    r"(?:options?|choices?|letters?|answer\schoices?|opci[oó]n|opção"
+    r"|opzione|letra|lettre|lettera|Buchstabe|вариант)"
+)
 _MENTIONS = (
     (
         "\x02",
@@ -41,7 +44,7 @@ _MENTIONS = (
     (
         "\x03",
         re.compile(
-            rf"\b(?i:{_NAME})\s++(?:is\s++)?[\"'(\[]*+(?:([A-Z])(?![\w'-])"
+            rf"\b(?i:{_NAME})\s++[\"'(\[]*+(?:([A-Z])(?![\w'-])"
             r"|([a-z])(?=[\"')\]]*+(?:$|[.,;:]|\s++[a-z]*ly\b)))",
             re.MULTILINE,
         ),
@@ -49,8 +52,8 @@ _MENTIONS = (
     (
         "\x04",
         re.compile(
-            r"(?<![\w'.^_\\+=\x02\x03-])([A-HJ-Z])(?="
-            r"[\"')\]\s]*+(?:$|[,;:/&(\u2013\u2014\u3002\uff0c]|-+\s|[=-]>)"
+            r"(?<![A-Za-z\d'.^_\\+=\x02\x03-])([A-HJ-Z])(?="
+            r"[\"')\]\s]*+(?:$|[^\x00-\u024f]|[,;:/&(\u2013\u2014\u3002\uff0c]|-+\s|[=-]>)"
             rf"|[!?]|\.(?!\s?+(?:{_SPECIES})\b|\w|\s?+[A-Z]\.)"
             rf"|\s++(?:{_FOLLOWING})\b)(?!\s++=)",
             re.MULTILINE,
@@ -64,12 +67,12 @@ _REJECTED = re.compile(
     r"|parts?|steps?|figures?|cases?|sections?"
     r"|(?:eliminat|exclud|reject|discard|rul)\w*(?:\sout)?)"
     rf"\s++(?:be\s|both\s|either\s)?{_ONE}{_MORE}"
-    rf"|\w+n't\s++(?:be\s)?{_ONE}{_MORE}"
+    rf"|n't\s++(?:be\s)?{_ONE}{_MORE}"
     rf"|{_ONE}{_MORE}[^\S\n]*+"
     r"(?:[:\u2013\u2014=-]|is|are|was|were|can\sbe|would\sbe|seems?|looks?)?+"
     r"[^\S\n]*+(?:(?:clearly|also|both|all|definitely|therefore|thus)\s)*+"
     r"(?:wrong|incorrect|false|no\b|not\b|eliminated|out\b|ruled|excluded"
-    r"|invalid|impossible|too\b|cannot\b|can't|\w+n't\b|[\u2717\u2718\u274c])",
+    r"|invalid|impossible|too\b|cannot\b|can't|\w{2,6}n't\b|[\u2717\u2718\u274c])",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(
@@ -88,10 +91,13 @@ _PRAISED = re.compile(
     re.IGNORECASE,
 )
 _POINTED = re.compile(
-    r"(?:\b(?:is|be|it's|hence|thus|therefore|so|choose|chose|pick|select|with"
+    r"(?:\b(?:is|be|it's|hence|thus|therefore|so|only|choose|chose|pick|select|with"
     r"|prefer|say|match\w*|corresponds?\sto|equals)\b|[∴⇒→:选選]|[=-]>)"
     rf"[\s,:\"']*+(?:(?:the|with|for)\s)?({_ONE})",
     re.IGNORECASE,
+)
+_PENDING = re.compile(  # what is still being looked at
+    r"\b(?:consider|look|check|evaluat|analy|examin|test|try|let)", re.IGNORECASE
 )
 _LISTED = re.compile(r"^[\s>-]*+[\x02\x04]([A-Z])[^\n]*+$", re.MULTILINE)
 
@@ -135,8 +141,10 @@ def concluded(text: str, letters: str = "") -> str | None:
         pointed = _POINTED.findall(line)
         if pointed:
             return pointed[-1][1]
-        if line is lines[-1]:
-            found = set(re.findall("\x02([A-Z])", line))
+        if line is lines[-1] and not _PENDING.search(line):
+            if head := re.match(rf"\W*?{_ONE}\s*+[.:)]", line):
+                return re.sub(r"[^A-Z]", "", head[0])
+            found = set(re.findall("[\x02\x03]([A-Z])", line))
             if len(found) == 1:
                 return found.pop()
     return None

@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from dynscaling_jax.tasks.choices import choice
 from dynscaling_jax.tasks.formulas import formula
-from dynscaling_jax.tasks.markup import phrase
+from dynscaling_jax.tasks.markup import TEXT, phrase
 from dynscaling_jax.tasks.numbers import number, rational, show
 
 LONGEST = 2_000  # characters; what is longer is no answer
@@ -62,9 +62,9 @@ TRUTH = re.compile(  # "no" before a noun denies nothing
     r"|no(?!\s+(?!(?:because|since|as|it|the|this|that)\b)[a-z]))\b",
     re.IGNORECASE,
 )
-_EITHER = re.compile(r"\btrue (?:or|and) false|yes (?:or|and) no\b", re.I)
+EITHER = re.compile(r"\b(?:true or false|yes or no)\b", re.IGNORECASE)
 _TRUE = frozenset(
-    "true yes t y 1 是 是的 对 正确 真 はい 네 да верно oui vrai ja wahr "
+    "true yes t y 1 是 是的 对 正确 真 はい 네 예 да верно oui vrai ja wahr "
     "richtig sí si verdadero sim verdadeiro vero".split()
 )
 _FALSE = frozenset(
@@ -82,7 +82,7 @@ _DATES = (
 
 
 def _boolean(text: str) -> str | None:
-    match = TRUTH.search(_EITHER.sub(" ", text))
+    match = TRUTH.search(EITHER.sub(" ", text))
     if match:
         said = match[0].lower()
         return str(said.endswith(("true", "yes")) != (" " in said))
@@ -94,7 +94,7 @@ def _boolean(text: str) -> str | None:
 
 
 def _text(text: str) -> str | None:
-    text = text.lstrip(_EDGES).rstrip(_EDGES + ".")
+    text = TEXT.sub(r"\1", text).lstrip(_EDGES).rstrip(_EDGES + ".")
     value = rational(text)
     if value is not None:
         return show(value)

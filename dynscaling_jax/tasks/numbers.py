@@ -68,6 +68,7 @@ def show(value: Fraction) -> str | None:
 # The number that a text is about.
 
 _BOLD = re.compile(r"\*\*\s*+([^*\n]{1,80})\*\*")
+_MINUS = re.compile(r"\b(?:minus|negative)\s(?=\d)", re.IGNORECASE)
 _STARS = re.compile(r"(?<!\d)\*\*|\*\*(?!\d)")
 _START = re.compile(
     rf"(?<!\b[A-Za-z])(?:{NUMBER.pattern}|-?\\(?:frac|sqrt|binom)\b"
@@ -84,9 +85,9 @@ _JOINED = re.compile(  # a range, one of two, a list
     r"\s*(?:-|to|and|or|,\s?(?:or|and)|,|:|/)\s*(?:[a-zA-Z]\s?=\s?)?"
     rf"(?={NUMBER.pattern})"
 )
-_RANGE = re.compile(r"[\d.,]+-[\d.,]+(?!\s*[-+*/^\d=])")
+_RANGE = re.compile(r"(\d+)-(\d+)(?!\s*[-+*/^\d=.])")
 _FORMULA = re.compile(
-    r"[ienxyz]\b|\s*(?:[\^_]|\\(?:pi|sqrt|sin|cos|tan|log|ln|infty)(?!\w))"
+    r"[ienxyz]\b|\s*(?:[\^_]|\\(?:pi|sqrt|sin|cos|tan|log|ln|infty|overline|dots)(?!\w))"
 )
 
 
@@ -96,7 +97,8 @@ def number(text: str) -> str | None:
     bold = [part for part in _BOLD.findall(text) if re.search(r"\d", part)]
     if bold and not re.match(r"[^\w*]*\d", text):
         text = bold[-1]
-    text = unwrap(clean(_STARS.sub("", TEXT.sub(r" \1 ", text))))
+    text = _MINUS.sub("-", _STARS.sub("", TEXT.sub(r" \1 ", text)))
+    text = unwrap(clean(text))
     value = rational(text)
     if value is None:
         found = _about(_NOT.sub(" ", text))
@@ -124,7 +126,7 @@ def _about(text: str) -> Fraction | str | None:
     at = start.start()
     if clock := _CLOCK.match(text, at):
         return clock[0]
-    if _RANGE.match(text, at):
+    if (ends := _RANGE.match(text, at)) and int(ends[1]) < int(ends[2]):
         return None
     found = _sum(text.replace("$", " "), at, 0)
     if found is None:
