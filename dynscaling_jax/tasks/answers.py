@@ -19,13 +19,20 @@ on it, and every step takes time linear in its length.
 import itertools
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
-from dynscaling_jax.tasks.choices import choice, concluded, named
-from dynscaling_jax.tasks.forms import EITHER, LONGEST, TRUTH, canonical, check_kind
+from dynscaling_jax.tasks.choices import choice, concluded, named, options
+from dynscaling_jax.tasks.forms import (
+    EITHER,
+    LONGEST,
+    TRUTH,
+    canonical,
+    check_kind,
+)
 from dynscaling_jax.tasks.markup import INLINE, WIDE
 from dynscaling_jax.tasks.numbers import NUMBER
-from dynscaling_jax.types import Sample, SampleFn
+from dynscaling_jax.types import Request, Sample, SampleFn
 
 _SIGNS = {"number": re.compile(r"\d"), "boolean": TRUTH}  # of an answer
 _TRIED = 20  # announcements of one sort, from the last one back
@@ -61,7 +68,8 @@ _PART = re.compile(r"\s*(?:[\^_]|\\(?:d?frac|sqrt|pi|times|cdot)(?![A-Za-z]))")
 _NOUN = (
     r"(?:(?<!\bthis\s)\b(?:answers?|ans)\b|r[ée]ponse\b|respuesta\b|resposta\b"
     r"|risposta\b|antwoo?r[dt]\b|odpowied[źz]\b|svaret\b|cevap\b|jawaban(?:nya)?\b"
-    r"|đáp án\b|ответ(?:ом)?\b|відповідь|答案|选项|答え|正解|정답|답|الجواب|الإجابة|उत्तर)"
+    r"|đáp án\b|ответ(?:ом)?\b|відповідь|答案|选项|答え|正解|정답|답|الجواب"
+    r"|الإجابة|उत्तर)"
 )
 _IS = (
     r"(?:[:=]|\b(?:is|are|was|be|est|es|é|è|ist|lautet|adalah|là|jest)\b:?"
@@ -109,7 +117,7 @@ _MEASURED = re.compile(
 )
 
 
-def extract(text: str, kind: str, letters: str = "") -> str | None:
+def extract(text: str, kind: str, *, letters: str = "") -> str | None:
     """The canonical answer that `text` gives; None where none can be read.
 
     Args:
@@ -120,7 +128,8 @@ def extract(text: str, kind: str, letters: str = "") -> str | None:
       ValueError: an unknown kind.
     """
     check_kind(kind)
-    text = _CONFIDENCE.sub("", _visible(text).translate(WIDE))
+    text = _TURN.split(_visible(text), maxsplit=1)[0].translate(WIDE)
+    text = _CONFIDENCE.sub("", text)
     boxes = _boxed(text)
     for segment in itertools.chain(reversed(boxes), _announced(text, kind)):
         if kind == "choice":
@@ -135,39 +144,38 @@ def extract(text: str, kind: str, letters: str = "") -> str | None:
     return _unannounced(text, kind, letters)
 
 
-def answered(
-    sample_fn: SampleFn, kind: str, letters: Mapping[str, str] = {}
-) -> SampleFn:
-    """Reads the canonical answer of each sample, but for failed ones.
-
-    Args:
-      letters: by the id of a query, the letters of its options.
+def answered(sample_fn: SampleFn, kind: str) -> SampleFn:
+    """Reads the canonical answer of each sample, but for failed ones; a
+    choice among the options that its own question lists.
 
     Raises:
       ValueError: an unknown kind.
     """
     check_kind(kind)
 
-    def read(sample: Sample) -> Sample:
+    def read(letters: Mapping[str, str], sample: Sample) -> Sample:
         if sample.finish_reason.startswith("error"):
             return sample
-        own = letters.get(sample.query_id, "")
-        return sample._replace(answer=extract(sample.text, kind, own))
+        own = letters[sample.query_id]
+        return sample._replace(answer=extract(sample.text, kind, letters=own))
 
-    return lambda requests: map(read, sample_fn(requests))
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        letters = {r.query.id: options(r.query) for r in requests}
+        return map(partial(read, letters), sample_fn(requests))
+
+    return draw
 
 
 def _visible(text: str) -> str:
-    """What the model says after its thoughts and in its own turn; of a
-    thought that is not finished, nothing."""
+    """What the model says outside its thoughts; of one that it does not
+    finish, nothing."""
     start, stop = 0, len(text)
     for match in _THOUGHT.finditer(text):
         if match["end"]:
             start, stop = match.end(), len(text)
         else:
             stop = min(stop, match.start())
-    turn = _TURN.search(text, start, stop)
-    return text[start : turn.start() if turn else stop]
+    return text[start:stop]
 
 
 def _announced(text: str, kind: str) -> Iterator[str]:
@@ -228,8 +236,10 @@ def _boxed(text: str) -> list[str]:
     last = len(text)
     for macro, start, end in sorted(spans)[-_TRIED:]:
         content = text[start:end] if end - start <= LONGEST else ""
-        if found and last < macro < last + 40 and (
-            _JOINT.fullmatch(text, last, macro) and content != found[-1]
+        if (
+            found
+            and last < macro < last + 40
+            and (_JOINT.fullmatch(text, last, macro) and content != found[-1])
         ):
             found[-1] += ", " + content
         elif content.strip():

@@ -8,7 +8,10 @@ read: the one that opens the text, or else the only one.
 """
 
 import re
+from functools import lru_cache
 from string import ascii_uppercase
+
+from dynscaling_jax.types import Query
 
 USUAL = ascii_uppercase[:10]  # of a question whose options nobody tells
 _SCANNED = 20_000  # characters: the end of a text without an announcement
@@ -96,8 +99,12 @@ _POINTED = re.compile(
     rf"[\s,:\"']*+(?:(?:the|with|for)\s)?({_ONE})",
     re.IGNORECASE,
 )
+_OPTION = re.compile(  # of a question
+    r"^[ \t]*+([A-Z])[).:]\s|(?:^|(?<=\s))\(([A-Z])\)\s", re.MULTILINE
+)
 _PENDING = re.compile(  # what is still being looked at
-    r"\b(?:consider|look|check|evaluat|analy|examin|test|try|let)", re.IGNORECASE
+    r"\b(?:consider|look|check|evaluat|analy|examin|test|try|let)",
+    re.IGNORECASE,
 )
 _LISTED = re.compile(r"^[\s>-]*+[\x02\x04]([A-Z])[^\n]*+$", re.MULTILINE)
 
@@ -150,13 +157,18 @@ def concluded(text: str, letters: str = "") -> str | None:
     return None
 
 
-def lettered(question: str) -> str:
-    """The letters of the options that stand in a question, a line each."""
-    found = re.findall(r"^\s*+\(?([A-Z])[).:]\s", question, re.MULTILINE)
+def options(query: Query) -> str:
+    """The letters of a question's options; "" where it does not list them."""
+    return _options(query.messages[-1].content if query.messages else "")
+
+
+@lru_cache(4_096)
+def _options(question: str) -> str:
     most = 0
-    for letter in found:
-        expected = ascii_uppercase[most : most + 1]
-        most = most + 1 if letter == expected else 1 if letter == "A" else most
+    for match in _OPTION.finditer(question):
+        letter = match[1] or match[2]
+        most = most + 1 if letter == ascii_uppercase[most : most + 1] else 0
+        most = most or int(letter == "A")
     return ascii_uppercase[:most] if most > 1 else ""
 
 
@@ -170,6 +182,6 @@ def _marked(text: str, letters: str) -> str:
         known = letters or (ascii_uppercase if alone else USUAL)
         return f" {sign}{letter} " if letter in known else match[0]
 
-    for sign, pattern in _MENTIONS:
+    for sign, pattern in _MENTIONS:  # noqa: B007, mark reads it
         text = pattern.sub(mark, text)
     return _REJECTED.sub(" ", text)

@@ -9,7 +9,7 @@ TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*+\{([^{}]*)\}")
 _BLANKS = "\N{NO-BREAK SPACE}\u2006\u2007\u2009\u200a\u202f\u3000"
 WIDE = {0xFEE0 + i: i for i in range(0x21, 0x7F)}  # fullwidth forms
 _SYMBOLS = WIDE | str.maketrans(
-    {blank: " " for blank in _BLANKS}
+    dict.fromkeys(_BLANKS, " ")
     | {
         "\N{MINUS SIGN}": "-",
         "\N{EN DASH}": "-",
