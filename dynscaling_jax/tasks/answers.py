@@ -31,7 +31,7 @@ from dynscaling_jax.tasks.forms import (
     check_kind,
 )
 from dynscaling_jax.tasks.markup import INLINE, WIDE
-from dynscaling_jax.tasks.numbers import NUMBER
+from dynscaling_jax.tasks.numbers import BOLD, NONE, NUMBER
 from dynscaling_jax.types import Request, Sample, SampleFn
 
 _SIGNS = {"number": re.compile(r"\d"), "boolean": TRUTH}  # of an answer
@@ -66,11 +66,14 @@ _JOINT = re.compile(
 )
 _PART = re.compile(r"\s*(?:[\^_]|\\(?:d?frac|sqrt|pi|times|cdot)(?![A-Za-z]))")
 _NOUN = (
-    r"(?:(?<!\bthis\s)\b(?:answers?|ans)\b|r[ée]ponse\b|respuesta\b|resposta\b"
-    r"|risposta\b|antwoo?r[dt]\b|odpowied[źz]\b|svaret\b|cevap\b|jawaban(?:nya)?\b"
+    r"(?:(?<!\bthis\s)\b(?:answers?|ans)\b|答(?=:)|r[ée]ponse\b|respuesta\b|resposta\b"
+    r"|risposta\b|antwoo?r[dt]\b|odpowied[źz]\b|svaret\b|\b(?:opci[oó]n|opção|alternativa)\scorr?e[ct]?ta\b"
+    r"|\brichtige\soption\b|cevap\b|jawaban(?:nya)?\b"
     r"|đáp án\b|ответ(?:ом)?\b|відповідь|答案|选项|答え|正解|정답|답|الجواب"
     r"|الإجابة|उत्तर)"
 )
+_COMMAS = re.compile(r"(?!ans)[a-zé]{6}|[а-я]", re.IGNORECASE)  # not English
+_COMMA = re.compile(r"(?<=\d),(?=\d\d?(?!\d))")
 _IS = (
     r"(?:[:=]|\b(?:is|are|was|be|est|es|é|è|ist|lautet|adalah|là|jest)\b:?"
     r"|\s[-\u2013\u2014](?=\s)|是|为|為|は|은|는|】|-->?|=>)"
@@ -106,10 +109,11 @@ _SENTENCE_END = re.compile(  # none after an initial or a title
 _TEXT_MACRO = re.compile(r"\\text\s*+\{[^{}]*\}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}")
 _VERB = re.compile(r"\b(?:is|are|equals?|be|becomes)(?:\s\w+)?\s*$")
-_BECAUSE = re.compile(r",?\s(?:because|since)\b")
+_BECAUSE = re.compile(r",?\s(?:because|since)\b|,\s(?:who|which|where|as)\b")
 _QUOTED = re.compile(
     r"\s*(?:\"([^\"]+)\"|\u201c([^\u201d]+)\u201d|`([^`]+)`|\*\*([^*]+)\*\*)"
 )
+_COUNTED = re.compile(rf"(?<![Ss]tep )(?<![Ss]tep \d){NUMBER.pattern}")
 _ITEM = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+")
 _ENTRY = re.compile(r"(?:\w{1,2}[.):]|\(\w{1,2}\))\s*+[A-Za-z]")  # a heading
 _MEASURED = re.compile(
@@ -182,18 +186,20 @@ def _announced(text: str, kind: str) -> Iterator[str]:
     for mark in (_ANSWER, _LABEL):
         found = deque(mark.finditer(text), maxlen=_TRIED)
         for match in reversed(found):
-            segment = _segment(text, match.end(), kind)
+            segment = _segment(text, match.end(), kind, match[0])
             sure = mark is _ANSWER and not match[0].startswith("####")
             if sure or _is_all(segment, kind, text[match.end() :]):
                 yield segment
 
 
-def _segment(text: str, start: int, kind: str) -> str:
+def _segment(text: str, start: int, kind: str, mark: str) -> str:
     """What is announced at `start`: a displayed formula, or a sentence."""
     rest = text[start : start + LONGEST]
     if display := _DISPLAY.match(rest):
         return display[1] or display[2] or ""
     line = rest.partition("\n")[0].partition("</")[0]
+    if kind == "number" and _COMMAS.match(mark):
+        line = _COMMA.sub(".", line)
     if kind == "choice":  # "C. 12 m/s" is no sentence
         return line
     return _SENTENCE_END.split(line, maxsplit=1)[0]
@@ -290,13 +296,19 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
     if kind == "choice":
         return concluded(text, letters)
     if kind == "number":
-        found = _last(NUMBER, text)
+        line = text.rstrip().rpartition("\n")[2]
+        if NONE.search(line):
+            return None
+        bold = BOLD.findall(line)
+        found = _last(_COUNTED, bold[-1] if bold else "") or _last(
+            _COUNTED, text
+        )
         return canonical(found, kind) if found else None
     if kind == "boolean":
         found = _last(TRUTH, EITHER.sub(" ", text))
         return canonical(found, kind) if found else None
     if kind == "text":
-        line = text.strip().rpartition("\n")[2]
+        line = text.rstrip("`- \t\r\n").rpartition("\n")[2]
         bold = re.findall(r"\*\*([^*]+)\*\*", line)
         line = bold[0] if len(bold) == 1 else _ITEM.sub("", line)
         return _read(line, kind)

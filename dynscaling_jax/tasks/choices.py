@@ -27,11 +27,11 @@ _SPECIES = (  # an initial of one is no option
 _FOLLOWING = (  # words after a bare letter that is an answer: "A because"
     "is|are|was|because|since|as|and|with|while|only|which|where|when|but"
     "|from|for|if|due|given|by|in|or|would|should|seems|must|looks|then|that"
-    "|this|it|we|I|most|over|rather|not|after|based|according"
+    "|this|it|we|I|most|on|has|over|rather|not|after|based|according"
 )
 _NAME = (
     r"(?:options?|choices?|letters?|answer\schoices?|opci[oó]n|opção"
-    r"|opzione|letra|lettre|lettera|Buchstabe|вариант)"
+    r"|opzione|r[ée]ponse|respuesta|resposta|risposta|antwort|letra|lettre|lettera|Buchstabe|вариант)"
 )
 _MENTIONS = (
     (
@@ -47,7 +47,7 @@ _MENTIONS = (
     (
         "\x03",
         re.compile(
-            rf"\b(?i:{_NAME})\s++[\"'(\[]*+(?:([A-Z])(?![\w'-])"
+            rf"\b(?i:{_NAME})\s++[\"'(\[]*+(?:([A-Z])(?![\w-]|'\w)"
             r"|([a-z])(?=[\"')\]]*+(?:$|[.,;:]|\s++[a-z]*ly\b)))",
             re.MULTILINE,
         ),
@@ -82,7 +82,7 @@ _SEVERAL = re.compile(
     rf"{_ONE}(?:\s*+(?:,\s?+(?:and|or)\b|,|/|&|and\b|or\b)\s*+{_ONE})++"
 )
 _HEAD = re.compile(
-    r"[^\w\x02-\x04]*+(?:(?:the|is|be|either|correct|right|probably|therefore"
+    r"[^\w\x02-\x04]*+(?:(?:the|la|is|be|either|correct|right|probably|therefore"
     r"|thus|hence|so|clearly|most|likely|simply|still)\b[^\w\x02-\x04]*+)*+"
     rf"({_ONE})"
 )
@@ -94,8 +94,8 @@ _PRAISED = re.compile(
     re.IGNORECASE,
 )
 _POINTED = re.compile(
-    r"(?:\b(?:is|be|it's|hence|thus|therefore|so|only|choose|chose|pick|select|with"
-    r"|prefer|say|match\w*|corresponds?\sto|equals)\b|[∴⇒→:选選]|[=-]>)"
+    r"(?:\b(?:is|be|it's|hence|thus|therefore|so|only|conclusion|choose|chose|pick|select|with"
+    r"|prefer|say|match\w*|corresponds?\sto|equals)\b|[∴⇒→选選]择?|:|[=-]>)"
     rf"[\s,:\"']*+(?:(?:the|with|for)\s)?({_ONE})",
     re.IGNORECASE,
 )
@@ -143,7 +143,9 @@ def concluded(text: str, letters: str = "") -> str | None:
     text = _SEVERAL.sub(" ", text)
     lines = [line for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
-        if alone := re.fullmatch(rf"\W*?{_ONE}[^\w\x02-\x04]*+", line):
+        if alone := re.fullmatch(
+            rf"(?:\d+[.)])?\W*?{_ONE}[^\w\x02-\x04]*+", line
+        ):
             return re.sub(r"[^A-Z]", "", alone[0])
         pointed = _POINTED.findall(line)
         if pointed:

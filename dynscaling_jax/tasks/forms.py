@@ -94,7 +94,11 @@ def _boolean(text: str) -> str | None:
 
 
 def _text(text: str) -> str | None:
-    text = TEXT.sub(r"\1", text).lstrip(_EDGES).rstrip(_EDGES + ".")
+    text = (
+        _EMPHASIS.sub(r"\2", TEXT.sub(r"\1", text))
+        .lstrip(_EDGES)
+        .rstrip(_EDGES + ".")
+    )
     value = rational(text)
     if value is not None:
         return show(value)
@@ -108,7 +112,8 @@ def _text(text: str) -> str | None:
     return phrase(text)
 
 
-_EDGES = " \t\r\n*`\"',;:!\N{LEFT DOUBLE QUOTATION MARK}" + (
+_EMPHASIS = re.compile(r"(\*{1,3})([^*\n]+)\1|(?<=\w)\*+(?!\w)")
+_EDGES = " \t\r\n*`\"',;:!\u00ab\u00bb\N{LEFT DOUBLE QUOTATION MARK}" + (
     "\N{RIGHT DOUBLE QUOTATION MARK}"
 )
 

@@ -1,6 +1,7 @@
 """What LaTeX and Markdown put around an answer, and its taking off."""
 
 import re
+from unicodedata import normalize
 
 INLINE = re.compile(
     r"\$([^$\n]+)\$|\\\(([^\n]+?)\\\)|\\\[([^\n]+?)\\\]", re.DOTALL
@@ -10,6 +11,12 @@ _BLANKS = "\N{NO-BREAK SPACE}\u2006\u2007\u2009\u200a\u202f\u3000"
 WIDE = {0xFEE0 + i: i for i in range(0x21, 0x7F)}  # fullwidth forms
 _SYMBOLS = WIDE | str.maketrans(
     dict.fromkeys(_BLANKS, " ")
+    | {  # one half
+        sign: r"\frac{{{}}}{{{}}}".format(
+            *normalize("NFKC", sign).split("\u2044")
+        )
+        for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+    }
     | {
         "\N{MINUS SIGN}": "-",
         "\N{EN DASH}": "-",
@@ -25,11 +32,6 @@ _SYMBOLS = WIDE | str.maketrans(
         "\N{UNION}": r"\cup ",
         "\N{ELEMENT OF}": r"\in ",
         "\N{DEGREE SIGN}": "",
-        "\N{VULGAR FRACTION ONE HALF}": r"\frac{1}{2}",
-        "\N{VULGAR FRACTION ONE QUARTER}": r"\frac{1}{4}",
-        "\N{VULGAR FRACTION THREE QUARTERS}": r"\frac{3}{4}",
-        "\N{VULGAR FRACTION ONE THIRD}": r"\frac{1}{3}",
-        "\N{VULGAR FRACTION TWO THIRDS}": r"\frac{2}{3}",
         "\N{SUPERSCRIPT TWO}": "^2",
         "\N{SUPERSCRIPT THREE}": "^3",
         "\N{EURO SIGN}": "",

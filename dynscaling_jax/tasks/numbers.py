@@ -12,7 +12,8 @@ _MOST_FACTORIAL = 200
 _DEEPEST = 20  # brackets within brackets
 _WHOLE = (  # thousands in groups: 1,000 or 1 000; in India 1,00,000
     r"(?:(?<!\d)\d{1,3}(?:,\d{2,3}){0,12},\d{3}(?!\d)"
-    r"|(?<!\d)\d{1,3}(?: \d{3}){1,12}(?![\d/])|\d+)"
+    r"|(?<!\d)\d{1,3}(?: \d{3}){1,12}(?![\d/])"
+    r"|(?<![\d.])\d{1,3}(?:\.\d{3}){2,12}(?!\.?\d)|\d+)"
 )
 _DECIMAL = rf"(?:{_WHOLE}(?:\.\d*)?|\.\d+)"
 _PLAIN = re.compile(rf"({_DECIMAL})(?:[eE]([+-]?\d{{1,2}})(?!\d))?")
@@ -47,7 +48,8 @@ def rational(text: str) -> Fraction | None:
 
 
 def _decimal(text: str) -> Fraction:
-    return Fraction(text.replace(",", "").replace(" ", ""))
+    text = text.replace(",", "").replace(" ", "")
+    return Fraction(text.replace(".", "") if text.count(".") > 1 else text)
 
 
 def show(value: Fraction) -> str | None:
@@ -67,12 +69,20 @@ def show(value: Fraction) -> str | None:
 
 # The number that a text is about.
 
-_BOLD = re.compile(r"\*\*\s*+([^*\n]{1,80})\*\*")
+BOLD = re.compile(r"\*\*\s*+([^*\n]{1,80})\*\*")
+_MONEY = re.compile(r"([$€£₹]\s?[\d.,]+)\s?([kKMB])\b")
 _MINUS = re.compile(r"\b(?:minus|negative)\s(?=\d)", re.IGNORECASE)
-_STARS = re.compile(r"(?<!\d)\*\*|\*\*(?!\d)")
+_STARS = re.compile(r"(?<!\d)\*\*|\*\*(?!\d)|__")
 _START = re.compile(
     rf"(?<!\b[A-Za-z])(?:{NUMBER.pattern}|-?\\(?:frac|sqrt|binom)\b"
     r"|-?\((?=[-(\\\d]))"
+)
+_BOUND = re.compile(  # x + 2, x > 2, \pm 2
+    r"(?:(?<![A-Za-z])[A-Za-z]\s*[-+*/]|[\^_<>]|\\(?:[lg]eq|pm|in))\s*$"
+)
+NONE = re.compile(
+    r"\b(?:cannot|can't|could not|not) be |\bundefined|\bno (?:real )?solution"
+    r"|\bnot enough|\binsufficient|\bimpossible|\bnot possible"
 )
 _CLOCK = re.compile(r"\d{1,2}:\d\d(?![\d:])")
 _NOT = re.compile(rf"(?:\bnot|n't)\s++{NUMBER.pattern},?")
@@ -82,21 +92,22 @@ _CLAUSE = re.compile(  # what is said beside the answer
     r"|given|after|by|at|than|i\.e|that is)\b|\s\(|;"
 )
 _JOINED = re.compile(  # a range, one of two, a list
-    r"\s*(?:-|to|and|or|,\s?(?:or|and)|,|:|/)\s*(?:[a-zA-Z]\s?=\s?)?"
+    r"\s*(?:-|to|and|or|,\s?(?:or|and)|,|:(?=\d)|/)\s*(?:[a-zA-Z]\s?=\s?)?"
     rf"(?={NUMBER.pattern})"
 )
 _RANGE = re.compile(r"(\d+)-(\d+)(?!\s*[-+*/^\d=.])")
 _FORMULA = re.compile(
-    r"[ienxyz]\b|\s*(?:[\^_]|\\(?:pi|sqrt|sin|cos|tan|log|ln|infty|overline|dots)(?!\w))"
+    r"[ienxyz]\b|\s*(?:[\^_<>]|\\[lg]eq|\\(?:pi|sqrt|sin|cos|tan|log|ln|infty|overline|dots)(?!\w))"
 )
 
 
 def number(text: str) -> str | None:
     """The text as a number, or else the one that it is about: "3 + 4 = 7
     apples" gives 7, "2^3" 8, "3 or 4" nothing."""
-    bold = [part for part in _BOLD.findall(text) if re.search(r"\d", part)]
+    bold = [part for part in BOLD.findall(text) if re.search(r"\d", part)]
     if bold and not re.match(r"[^\w*]*\d", text):
         text = bold[-1]
+    text = _MONEY.sub(lambda m: f"{m[1]} {_SHORT[m[2].upper()]}", text)
     text = _MINUS.sub("-", _STARS.sub("", TEXT.sub(r" \1 ", text)))
     text = unwrap(clean(text))
     value = rational(text)
@@ -110,6 +121,8 @@ def number(text: str) -> str | None:
 
 def _about(text: str) -> Fraction | str | None:
     first = _START.search(text)
+    if NONE.search(text):
+        return None
     if first is None:
         return _in_words(text)
     if re.search("[a-z]", text[: first.start()]):
@@ -121,7 +134,7 @@ def _about(text: str) -> Fraction | str | None:
     tail = text.rpartition("=")[2]
     text = tail if re.search(r"\d", tail) else text
     start = _START.search(text)
-    if start is None or text[: start.start()].endswith(("^", "_")):
+    if start is None or _BOUND.search(text[: start.start()]):
         return None
     at = start.start()
     if clock := _CLOCK.match(text, at):
@@ -153,8 +166,9 @@ _MIXED = re.compile(
 _LITERAL = re.compile(rf"\s*{_PLAIN.pattern}")
 _PLUS = re.compile(r"\s*([-+])\s*")
 _TIMES = re.compile(
-    r"\s*(?:\*(?!\*)|\\times(?!\w)|\\cdot(?!\w)|[x\N{MIDDLE DOT}](?=\s*[\d(]))"
-    r"\s*|\s*(/|\\div(?!\w))\s*|(?=\(|\\sqrt|\\frac|\\binom)"
+    r"\s*(?:\*(?!\*)|\\(?:times|cdot)(?![A-Za-z])"
+    r"|[x\N{MIDDLE DOT}](?=\s*[\d(]))\s*"
+    r"|\s*(/|\\div(?![A-Za-z]))\s*|(?=\(|\\sqrt|\\frac|\\binom)"
 )
 _POWER = re.compile(r"\s*(?:\^|\*\*)\s*(?:(-?\d+)|(?=[{(]))")
 _FUNCTION = re.compile(r"\s*\\(frac|sqrt|binom)\s*(?:\[(\d)\])?\s*(?=\{)")
@@ -294,6 +308,7 @@ _SCALES = {
     "billion": 10**9,
     "trillion": 10**12,
 }
+_SHORT = {"K": "thousand", "M": "million", "B": "billion"}
 _PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5}
 _SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _WORD = rf"(?:{'|'.join(sorted((*_SMALL, *_SCALES), key=len)[::-1])})"
