@@ -75,7 +75,8 @@ _NOUN = (
 _COMMAS = re.compile(r"(?!ans)[a-zé]{6}|[а-я]", re.IGNORECASE)  # not English
 _COMMA = re.compile(r"(?<=\d),(?=\d\d?(?!\d))")
 _IS = (
-    r"(?:[:=]|\b(?:is|are|was|be|est|es|é|è|ist|lautet|adalah|là|jest)\b:?"
+    r"(?:[:=]|\b(?:is|are|was|(?<!not )be|est|es|é|è|ist|lautet|adalah|là"
+    r"|jest)\b:?"
     r"|\s[-\u2013\u2014](?=\s)|是|为|為|は|은|는|】|-->?|=>)"
 )
 _GAP = r"(?:[\s*_`]|(?<=\n)[-+>\u2022\u2013]\s)*+"
@@ -84,7 +85,7 @@ _HEADING = (
     r"|<(?:final_?)?answer>"
 )
 _ANSWER = re.compile(
-    rf"(?:{_NOUN}[^\n.:=<]{{0,60}}?{_IS}|{_HEADING}"
+    rf"(?:{_NOUN}(?:[^\n.:=<(]|\([^()\n]{{0,40}}\)?){{0,60}}?{_IS}|{_HEADING}"
     r"|\banswer\s(?:choice\s|option\s)?(?=[*(]*+(?-i:[A-Z])\b[^\s\w'-]*+\s*+$)"
     rf"|(?<!#)\#{{4}}(?!\#)[ \t]){_GAP}",
     re.IGNORECASE | re.MULTILINE,
@@ -303,7 +304,9 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
         found = _last(_COUNTED, bold[-1] if bold else "") or _last(
             _COUNTED, text
         )
-        return canonical(found, kind) if found else None
+        if not found and len(text) < 40:  # "Eight."
+            found = text
+        return canonical(found, kind)
     if kind == "boolean":
         found = _last(TRUTH, EITHER.sub(" ", text))
         return canonical(found, kind) if found else None

@@ -39,7 +39,7 @@ _MENTIONS = (
         re.compile(
             r"(?<![\w\\)^_])\(\s*+([A-Za-z])\s*+\)(?!\()"
             r"|[\[\u3010]\s*+([A-Za-z])\s*+[\]\u3011]|\A\W*+([A-Za-z])\W*+\Z"
-            r"|^[\s\"'>#-]*+([A-Za-z])(?:\)|\.(?=\s+[^a-z]|\s*+$))"
+            r"|^[\s\"'>#-]*+([A-Za-z])(?:\)|\.(?=\s+[^a-z]|\s*+$|[A-Z][a-z]))"
             r"|(?<=\s)([A-Z])\)",
             re.MULTILINE,
         ),
@@ -56,7 +56,8 @@ _MENTIONS = (
         "\x04",
         re.compile(
             r"(?<![A-Za-z\d'.^_\\+=\x02\x03-])([A-HJ-Z])(?="
-            r"[\"')\]\s]*+(?:$|[^\x00-\u024f]|[,;:/&(\u2013\u2014\u3002\uff0c]|-+\s|[=-]>)"
+            r"[\"')\] \t]*+"
+            r"(?:$|[^\x00-\u024f]|[,;:/&(\u2013\u2014]|-+\s|[=-]>)"
             rf"|[!?]|\.(?!\s?+(?:{_SPECIES})\b|\w|\s?+[A-Z]\.)"
             rf"|\s++(?:{_FOLLOWING})\b)(?!\s++=)",
             re.MULTILINE,
@@ -66,7 +67,7 @@ _MENTIONS = (
 _ONE = r"(?:[\x02-\x04][A-Z])"
 _MORE = rf"(?:[\s,;]*+(?:or|nor|and)?\s*+{_ONE})*+"
 _REJECTED = re.compile(
-    r"\b(?:not|neither|nor|none\sof|rather\sthan|instead\sof|unlike|except"
+    r"\b(?:(?:can)?not|neither|nor|none\sof|rather\sthan|instead\sof|unlike|except"
     r"|parts?|steps?|figures?|cases?|sections?"
     r"|(?:eliminat|exclud|reject|discard|rul)\w*(?:\sout)?)"
     rf"\s++(?:be\s|both\s|either\s)?{_ONE}{_MORE}"
@@ -99,6 +100,8 @@ _POINTED = re.compile(
     rf"[\s,:\"']*+(?:(?:the|with|for)\s)?({_ONE})",
     re.IGNORECASE,
 )
+_ALONE = re.compile(r"(?:\d+[.)])?\W*?[\x02-\x04]([A-Z])[^\w\x02-\x04]*+")
+_OPENS = re.compile(r"\W*?(?:\x02([A-Z])|\x04([A-Z])\s*+(?:[.:]|[-–—]\s))")
 _OPTION = re.compile(  # of a question
     r"^[ \t]*+([A-Z])[).:]\s|(?:^|(?<=\s))\(([A-Z])\)\s", re.MULTILINE
 )
@@ -143,19 +146,18 @@ def concluded(text: str, letters: str = "") -> str | None:
     text = _SEVERAL.sub(" ", text)
     lines = [line for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
-        if alone := re.fullmatch(
-            rf"(?:\d+[.)])?\W*?{_ONE}[^\w\x02-\x04]*+", line
-        ):
-            return re.sub(r"[^A-Z]", "", alone[0])
-        pointed = _POINTED.findall(line)
-        if pointed:
+        if alone := _ALONE.fullmatch(line):
+            return alone[1]
+        if pointed := _POINTED.findall(line):
             return pointed[-1][1]
-        if line is lines[-1] and not _PENDING.search(line):
-            if head := re.match(rf"\W*?{_ONE}\s*+[.:)]", line):
-                return re.sub(r"[^A-Z]", "", head[0])
-            found = set(re.findall("[\x02\x03]([A-Z])", line))
-            if len(found) == 1:
-                return found.pop()
+        if _PENDING.search(line):
+            continue
+        opens = _OPENS.match(line)
+        if opens and (line is lines[-1] or line is lines[0]):
+            return opens[1] or opens[2]
+        found = set(re.findall("[\x02\x03]([A-Z])", line))
+        if line is lines[-1] and len(found) == 1:
+            return found.pop()
     return None
 
 

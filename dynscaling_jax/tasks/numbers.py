@@ -78,18 +78,19 @@ _START = re.compile(
     r"|-?\((?=[-(\\\d]))"
 )
 _BOUND = re.compile(  # x + 2, x > 2, \pm 2
-    r"(?:(?<![A-Za-z])[A-Za-z]\s*[-+*/]|[\^_<>]|\\(?:[lg]eq|pm|in))\s*$"
+    r"(?:(?<![A-Za-z])[A-Za-z]\s*[-+*/]|[\^_<>]|\\(?:[lg]eq|pm|in|log|ln|exp))\s*$"
 )
 NONE = re.compile(
     r"\b(?:cannot|can't|could not|not) be |\bundefined|\bno (?:real )?solution"
     r"|\bnot enough|\binsufficient|\bimpossible|\bnot possible"
+    r"|(?:^|is |are )unknown\b"
 )
 _CLOCK = re.compile(r"\d{1,2}:\d\d(?![\d:])")
 _NOT = re.compile(rf"(?:\bnot|n't)\s++{NUMBER.pattern},?")
 _SO = re.compile(r"\b(?:so|thus|hence|therefore|totals?|totalling)\b")
 _CLAUSE = re.compile(  # what is said beside the answer
     r"(?<=[\d\s%}),])(?:when|where|if|since|because|as|for|so|which|assuming"
-    r"|given|after|by|at|than|i\.e|that is)\b|\s\(|;"
+    r"|given|after|by|at|than|i\.e|that is)\b|(?<=[\w%}.])\s\(|;"
 )
 _JOINED = re.compile(  # a range, one of two, a list
     r"\s*(?:-|to|and|or|,\s?(?:or|and)|,|:(?=\d)|/)\s*(?:[a-zA-Z]\s?=\s?)?"
