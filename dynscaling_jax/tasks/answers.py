@@ -103,7 +103,7 @@ _STARTER = (
 )
 _SENTENCE_END = re.compile(  # none after an initial or a title
     r"(?<!\bSt)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bMt)(?<!\bFt)"
-    r"(?<!\bRs)(?<!\bJr)(?<!\bSr)(?<!\bNo)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)"
+    r"(?<!\bRs)(?<!\bVol)(?<!\bProf)(?<!\bCol)(?<!\bGen)(?<!\bJr)(?<!\bSr)(?<!\bNo)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)"
     rf"(?:(?<!\b[A-Z])|(?=\.\s+{_STARTER}))"
     r"[.!?][*\"')\]]*+(?:\s(?!\s*=)|$)|(?:です|입니다)[.。]|。"
 )

@@ -113,9 +113,7 @@ def _text(text: str) -> str | None:
 
 
 _EMPHASIS = re.compile(r"(\*{1,3})([^*\n]+)\1|(?<=\w)\*+(?!\w)")
-_EDGES = " \t\r\n*`\"',;:!\u00ab\u00bb\N{LEFT DOUBLE QUOTATION MARK}" + (
-    "\N{RIGHT DOUBLE QUOTATION MARK}"
-)
+_EDGES = " \t\r\n*_`\"',;:!\u2018\u2019\u201c\u201d\u00ab\u00bb"
 
 _READERS: dict[str, Callable[[str], str | None]] = {
     "number": number,

@@ -90,7 +90,7 @@ _NOT = re.compile(rf"(?:\bnot|n't)\s++{NUMBER.pattern},?")
 _SO = re.compile(r"\b(?:so|thus|hence|therefore|totals?|totalling)\b")
 _CLAUSE = re.compile(  # what is said beside the answer
     r"(?<=[\d\s%}),])(?:when|where|if|since|because|as|for|so|which|assuming"
-    r"|given|after|by|at|than|i\.e|that is)\b|(?<=[\w%}.])\s\(|;"
+    r"|given|after|by|at|than|i\.e|that is)\b|(?<!\\cdot)(?<!\\times)(?<=[\w%}.])\s\(|;"
 )
 _JOINED = re.compile(  # a range, one of two, a list
     r"\s*(?:-|to|and|or|,\s?(?:or|and)|,|:(?=\d)|/)\s*(?:[a-zA-Z]\s?=\s?)?"
@@ -128,9 +128,9 @@ def _about(text: str) -> Fraction | str | None:
         return _in_words(text)
     if re.search("[a-z]", text[: first.start()]):
         parts = [part for part in _SO.split(text) if re.search(r"\d", part)]
-        text = parts[-1]
-    clause = _CLAUSE.search(text, _START.search(text).end())
-    if clause:
+        text = parts[-1] if parts else text
+        first = _START.search(text) or first
+    if clause := _CLAUSE.search(text, first.end()):
         text = text[: clause.start()]
     tail = text.rpartition("=")[2]
     text = tail if re.search(r"\d", tail) else text
@@ -177,10 +177,7 @@ _OPENING = {"(": ")", "[": "]", "{": "}"}
 
 
 def _sum(text: str, at: int, depth: int) -> _Found:
-    sign = _PLUS.match(text, at)
-    found = _product(text, sign.end() if sign else at, depth)
-    if found and sign and sign[1] == "-":
-        found = -found[0], found[1]
+    found = _product(text, at, depth)
     while found and (sign := _PLUS.match(text, found[1])):
         other = _product(text, sign.end(), depth)
         if other is None:
@@ -202,6 +199,14 @@ def _product(text: str, at: int, depth: int) -> _Found:
 
 
 def _power(text: str, at: int, depth: int) -> _Found:
+    sign = _PLUS.match(text, at)
+    found = _unsigned(text, sign.end() if sign else at, depth)
+    if found and sign and sign[1] == "-":
+        return -found[0], found[1]
+    return found
+
+
+def _unsigned(text: str, at: int, depth: int) -> _Found:
     found = _atom(text, at, depth)
     if found and (mark := re.compile(r"\s?!(?!\w)").match(text, found[1])):
         value = found[0]
