@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from dynscaling_jax.tasks.choices import choice, concluded, named, options
+from dynscaling_jax.tasks.choices import concluded, named, options
 from dynscaling_jax.tasks.forms import (
     EITHER,
     LONGEST,
@@ -51,8 +51,8 @@ _TURN = re.compile(
 _CONFIDENCE = re.compile(  # how sure the model is, beside its answer
     r"[\s(\[*_,;-]{0,10}+\b(?:confidence|certainty)\b[^\w\n]{0,5}"
     r"(?:(?:level|score|is|of)\W{1,5})?\d[\d./]{0,9}\s?%?[^\w\n]*+$"
-    r"|[(\[*_]{0,5}+\b\d{1,3}(?:\.\d{1,4})?\s?%\s(?:confiden\w+|certain\w*|sure)\b"
-    r"[)\]*_]{0,5}",
+    r"|[(\[*_]{0,5}+\b\d{1,3}(?:\.\d{1,4})?\s?%\s"
+    r"(?:confiden\w+|certain\w*|sure)\b[)\]*_]{0,5}",
     re.IGNORECASE | re.MULTILINE,
 )
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*+(\{?)|\\.|[{}]", re.DOTALL)
@@ -66,13 +66,15 @@ _JOINT = re.compile(
 )
 _PART = re.compile(r"\s*(?:[\^_]|\\(?:d?frac|sqrt|pi|times|cdot)(?![A-Za-z]))")
 _NOUN = (
-    r"(?:(?<!\bthis\s)\b(?:answers?|ans)\b|答(?=:)|r[ée]ponse\b|respuesta\b|resposta\b"
-    r"|risposta\b|antwoo?r[dt]\b|odpowied[źz]\b|svaret\b|\b(?:opci[oó]n|opção|alternativa)\scorr?e[ct]?ta\b"
-    r"|\brichtige\soption\b|cevap\b|jawaban(?:nya)?\b"
+    r"(?:(?<!\bthis\s)\b(?:answers?|ans)\b|答(?=:)|r[ée]ponse\b|respuesta\b"
+    r"|resposta\b|risposta\b|antwoo?r[dt]\b|odpowied[źz]\b|svaret\b"
+    r"|\b(?:opci[oó]n|opção|alternativa)\scorr?e[ct]?ta\b|\brichtige\soption\b|cevap\b|jawaban(?:nya)?\b"
     r"|đáp án\b|ответ(?:ом)?\b|відповідь|答案|选项|答え|正解|정답|답|الجواب"
     r"|الإجابة|उत्तर)"
 )
-_COMMAS = re.compile(r"(?!ans)[a-zé]{6}|[а-я]", re.IGNORECASE)  # not English
+_COMMAS = re.compile(  # 3,5 after these is a decimal
+    r"r[ée]p|resp|risp|antw|odpo|svar|cevap|jawab|ответ|відп", re.IGNORECASE
+)
 _COMMA = re.compile(r"(?<=\d),(?=\d\d?(?!\d))")
 _IS = (
     r"(?:[:=]|\b(?:is|are|was|(?<!not )be|est|es|é|è|ist|lautet|adalah|là"
@@ -103,7 +105,8 @@ _STARTER = (
 )
 _SENTENCE_END = re.compile(  # none after an initial or a title
     r"(?<!\bSt)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bMt)(?<!\bFt)"
-    r"(?<!\bRs)(?<!\bVol)(?<!\bProf)(?<!\bCol)(?<!\bGen)(?<!\bJr)(?<!\bSr)(?<!\bNo)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)"
+    r"(?<!\bRs)(?<!\bVol)(?<!\bProf)(?<!\bCol)(?<!\bGen)(?<!\bJr)(?<!\bSr)"
+    r"(?<!\bNo)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)"
     rf"(?:(?<!\b[A-Z])|(?=\.\s+{_STARTER}))"
     r"[.!?][*\"')\]]*+(?:\s(?!\s*=)|$)|(?:です|입니다)[.。]|。"
 )
@@ -118,7 +121,8 @@ _COUNTED = re.compile(rf"(?<![Ss]tep )(?<![Ss]tep \d){NUMBER.pattern}")
 _ITEM = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+")
 _ENTRY = re.compile(r"(?:\w{1,2}[.):]|\(\w{1,2}\))\s*+[A-Za-z]")  # a heading
 _MEASURED = re.compile(
-    rf"(?:[A-Za-z]\w*\s?=\s?)?\(?{NUMBER.pattern}[\s%]*\S*(?:\s[a-zA-Z]+){{0,2}}\.?"
+    rf"(?:[A-Za-z]\w*\s?=\s?)?\(?{NUMBER.pattern}[\s%]*\S*"
+    r"(?:\s[a-zA-Z]+){0,2}\.?"
 )
 
 
@@ -138,7 +142,8 @@ def extract(text: str, kind: str, *, letters: str = "") -> str | None:
     boxes = _boxed(text)
     for segment in itertools.chain(reversed(boxes), _announced(text, kind)):
         if kind == "choice":
-            answer, several = choice(segment, letters), named(segment, letters)
+            several = named(segment, letters)
+            answer = several if len(several) == 1 else None
         else:
             answer = _read(segment, kind)
             several = kind in _SIGNS and _SIGNS[kind].search(segment)
@@ -165,7 +170,10 @@ def answered(sample_fn: SampleFn, kind: str) -> SampleFn:
         return sample._replace(answer=extract(sample.text, kind, letters=own))
 
     def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-        letters = {r.query.id: options(r.query) for r in requests}
+        letters = {
+            r.query.id: options(r.query) if kind == "choice" else ""
+            for r in requests
+        }
         return map(partial(read, letters), sample_fn(requests))
 
     return draw

@@ -78,7 +78,8 @@ _START = re.compile(
     r"|-?\((?=[-(\\\d]))"
 )
 _BOUND = re.compile(  # x + 2, x > 2, \pm 2
-    r"(?:(?<![A-Za-z])[A-Za-z]\s*[-+*/]|[\^_<>]|\\(?:[lg]eq|pm|in|log|ln|exp))\s*$"
+    r"(?:(?<![A-Za-z])[A-Za-z]\s*[-+*/]|[\^_<>]"
+    r"|\\(?:[lg]eq|pm|in|log|ln|exp))\s*$"
 )
 NONE = re.compile(
     r"\b(?:cannot|can't|could not|not) be |\bundefined|\bno (?:real )?solution"
@@ -90,7 +91,8 @@ _NOT = re.compile(rf"(?:\bnot|n't)\s++{NUMBER.pattern},?")
 _SO = re.compile(r"\b(?:so|thus|hence|therefore|totals?|totalling)\b")
 _CLAUSE = re.compile(  # what is said beside the answer
     r"(?<=[\d\s%}),])(?:when|where|if|since|because|as|for|so|which|assuming"
-    r"|given|after|by|at|than|i\.e|that is)\b|(?<!\\cdot)(?<!\\times)(?<=[\w%}.])\s\(|;"
+    r"|given|after|by|at|than|i\.e|that is)\b|;"
+    r"|(?<!\\cdot)(?<!\\times)(?<=[\w%}.])\s\("
 )
 _JOINED = re.compile(  # a range, one of two, a list
     r"\s*(?:-|to|and|or|,\s?(?:or|and)|,|:(?=\d)|/)\s*(?:[a-zA-Z]\s?=\s?)?"
@@ -98,7 +100,8 @@ _JOINED = re.compile(  # a range, one of two, a list
 )
 _RANGE = re.compile(r"(\d+)-(\d+)(?!\s*[-+*/^\d=.])")
 _FORMULA = re.compile(
-    r"[ienxyz]\b|\s*(?:[\^_<>]|\\[lg]eq|\\(?:pi|sqrt|sin|cos|tan|log|ln|infty|overline|dots)(?!\w))"
+    r"[ienxyz]\b|\s*(?:[\^_<>]|\\(?:[lg]eq|pi|sqrt|sin|cos|tan|log|ln|infty"
+    r"|overline|dots)(?!\w))"
 )
 
 

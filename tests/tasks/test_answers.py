@@ -190,8 +190,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_time_is_linear(name):
-    """A text of 200,000 characters takes well under a second. Quadratic patterns took minutes: a `\\s*` that was tried again at
-    every space."""
+    """A text of 200,000 characters takes well under a second. Quadratic
+    patterns took minutes: a `\\s*` that was tried again at every space."""
     text = (HOSTILE[name] * (200_000 // len(HOSTILE[name]) + 1))[:200_000]
     for kind in ("number", "choice", "boolean"):  # others do no more
         start = time.process_time()
