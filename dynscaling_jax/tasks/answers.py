@@ -55,6 +55,11 @@ _CONFIDENCE = re.compile(  # how sure the model is, beside its answer
     r"(?:confiden\w+|certain\w*|sure)\b[)\]*_]{0,5}",
     re.IGNORECASE | re.MULTILINE,
 )
+_TAG = re.compile(r"</?(?:b|i|u|em|strong|p|br|center)\s?/?>")
+_OFFER = re.compile(  # the last line of a polite model
+    r"\n[ ]*(?:Let me know|Would you like|Do you want|Feel free|I hope|Hope)\b"
+    r"[^\n]*+\s*+\Z"
+)
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*+(\{?)|\\.|[{}]", re.DOTALL)
 _BARE = re.compile(  # \boxed 7
     r"(?=[-\d\\]|[A-Za-z]\b)(?:\\[A-Za-z]+(?:\{[^{}]{0,60}\}){0,2}"
@@ -118,6 +123,9 @@ _QUOTED = re.compile(
     r"\s*(?:\"([^\"]+)\"|\u201c([^\u201d]+)\u201d|`([^`]+)`|\*\*([^*]+)\*\*)"
 )
 _COUNTED = re.compile(rf"(?<![Ss]tep )(?<![Ss]tep \d){NUMBER.pattern}")
+_CALLED = re.compile(
+    rf"{NUMBER.pattern}(?=(?:\s\w+)?\sis\s(?:the|my)\s(?:\w+\s)?answer\b)"
+)
 _ITEM = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+")
 _ENTRY = re.compile(r"(?:\w{1,2}[.):]|\(\w{1,2}\))\s*+[A-Za-z]")  # a heading
 _MEASURED = re.compile(
@@ -138,7 +146,7 @@ def extract(text: str, kind: str, *, letters: str = "") -> str | None:
     """
     check_kind(kind)
     text = _TURN.split(_visible(text), maxsplit=1)[0].translate(WIDE)
-    text = _CONFIDENCE.sub("", text)
+    text = _OFFER.sub("", _CONFIDENCE.sub("", _TAG.sub("", text)))
     boxes = _boxed(text)
     for segment in itertools.chain(reversed(boxes), _announced(text, kind)):
         if kind == "choice":
@@ -309,8 +317,10 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
         if NONE.search(line):
             return None
         bold = BOLD.findall(line)
-        found = _last(_COUNTED, bold[-1] if bold else "") or _last(
-            _COUNTED, text
+        found = (
+            _last(_CALLED, text)
+            or _last(_COUNTED, bold[-1] if bold else "")
+            or _last(_COUNTED, text)
         )
         if not found and len(text) < 40:  # "Eight."
             found = text

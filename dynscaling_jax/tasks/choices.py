@@ -18,7 +18,8 @@ _SCANNED = 20_000  # characters: the end of a text without an announcement
 
 _MARKUP = re.compile(
     r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|textrm|mathsf|boldsymbol"
-    r"|boxed|fbox|bf|rm|left|right)(?![A-Za-z])|\\[][()!,;: ]|[{}$*`\x02-\x04]"
+    r"|boxed|fbox|bf|rm|left|right)(?![A-Za-z])|\\[][()!,;: ]|__"
+    r"|[{}$*`\x02-\x04]"
 )
 _SPECIES = (  # an initial of one is no option
     "coli|elegans|cerevisiae|subtilis|aureus|melanogaster|thaliana|musculus"
@@ -27,7 +28,7 @@ _SPECIES = (  # an initial of one is no option
 _FOLLOWING = (  # words after a bare letter that is an answer: "A because"
     "is|are|was|because|since|as|and|with|while|only|which|where|when|but"
     "|from|for|if|due|given|by|in|or|would|should|seems|must|looks|then|that"
-    "|this|it|we|I|most|on|has|over|rather|not|after|based|according"
+    "|this|it|we|I|most|on|has|makes|works|fits|matches|wins|fails|over|rather|not|after|based|according"
 )
 _NAME = (
     r"(?:options?|choices?|letters?|answer\schoices?|opci[oó]n|opção"
@@ -73,10 +74,10 @@ _REJECTED = re.compile(
     rf"\s++(?:be\s|both\s|either\s)?{_ONE}{_MORE}"
     rf"|n't\s++(?:be\s)?{_ONE}{_MORE}"
     rf"|{_ONE}{_MORE}[^\S\n]*+"
-    r"(?:[:\u2013\u2014=-]|is|are|was|were|can\sbe|would\sbe|seems?|looks?)?+"
+    r"(?:[:\u2013\u2014=→-]|is|are|was|were|can\sbe|would\sbe|seems?|looks?)?+"
     r"[^\S\n]*+(?:(?:clearly|also|both|all|definitely|therefore|thus)\s)*+"
     r"(?:wrong|incorrect|false|no\b|not\b|eliminated|out\b|ruled|excluded"
-    r"|invalid|impossible|too\b|cannot\b|can't|\w{2,6}n't\b|[\u2717\u2718\u274c])",
+    r"|invalid|impossible|fails?\b|too\b|cannot\b|can't|\w{2,6}n't\b|[\u2717\u2718\u274c])",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(
@@ -88,20 +89,24 @@ _HEAD = re.compile(
     rf"({_ONE})"
 )
 _PRAISED = re.compile(
-    rf"(?<!\bif\s)({_ONE})[\"']?+\s*+(?:[:\u2013\u2014-]|is|must\sbe|seems"
+    rf"(?<!\bif\s)({_ONE})[\"']?+\s*+(?:[:\u2013\u2014→-]|is|must\sbe|seems"
     r"|looks|would\sbe)?+\s*+(?:(?:therefore|thus|indeed|clearly|the|only|most"
     r"|single|definitely)\s)*+"
-    r"(?:correct|right|best|true|yes|answer|[\u2713\u2714\u2705])",
+    r"(?:correct|right|best|true|yes|answer|works\b|fits\b|[\u2713\u2714\u2705])",
     re.IGNORECASE,
 )
 _POINTED = re.compile(
     r"(?:\b(?:is|be|it's|hence|thus|therefore|so|only|conclusion|choose|chose|pick|select|with"
-    r"|prefer|say|match\w*|corresponds?\sto|equals)\b|[∴⇒→选選]择?|:|[=-]>)"
+    r"|prefer|towards?|\w+ly|say|match\w*|corresponds?\sto|equals)\b|[∴⇒→选選]择?|:|[=-]>)"
     rf"[\s,:\"']*+(?:(?:the|with|for)\s)?({_ONE})",
     re.IGNORECASE,
 )
 _ALONE = re.compile(r"(?:\d+[.)])?\W*?[\x02-\x04]([A-Z])[^\w\x02-\x04]*+")
-_OPENS = re.compile(r"\W*?(?:\x02([A-Z])|\x04([A-Z])\s*+(?:[.:]|[-–—]\s))")
+_OPENS = re.compile(
+    r"\W*?(?:\x02([A-Z])|\x04([A-Z])\s*+(?:[.:]|[-–—]\s|(?:is (?:it|most|more"
+    r"|likely|probably|my|our)|makes|fits|works|matches|wins)\b))"
+    r"|[^\x02-\x04]*[,;] *\x04([A-Z])\W*$"
+)
 _OPTION = re.compile(  # of a question
     r"^[ \t]*+([A-Z])[).:]\s|(?:^|(?<=\s))\(([A-Z])\)\s", re.MULTILINE
 )
@@ -154,7 +159,7 @@ def concluded(text: str, letters: str = "") -> str | None:
             continue
         opens = _OPENS.match(line)
         if opens and (line is lines[-1] or line is lines[0]):
-            return opens[1] or opens[2]
+            return next(filter(None, opens.groups()))
         found = set(re.findall("[\x02\x03]([A-Z])", line))
         if line is lines[-1] and len(found) == 1:
             return found.pop()

@@ -81,6 +81,7 @@ _BOUND = re.compile(  # x + 2, x > 2, \pm 2
     r"(?:(?<![A-Za-z])[A-Za-z]\s*[-+*/]|[\^_<>]"
     r"|\\(?:[lg]eq|pm|in|log|ln|exp))\s*$"
 )
+_NAMES = re.compile(r"\b[A-Za-z]\s?=[^=,;]*[,;]\s?[A-Za-z]\s?=")  # x=1, y=2
 NONE = re.compile(
     r"\b(?:cannot|can't|could not|not) be |\bundefined|\bno (?:real )?solution"
     r"|\bnot enough|\binsufficient|\bimpossible|\bnot possible"
@@ -125,7 +126,7 @@ def number(text: str) -> str | None:
 
 def _about(text: str) -> Fraction | str | None:
     first = _START.search(text)
-    if NONE.search(text):
+    if NONE.search(text) or _NAMES.search(text):
         return None
     if first is None:
         return _in_words(text)
