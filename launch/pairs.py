@@ -112,6 +112,7 @@ def attempts(run: Path, config: Any, known: dict[str, str]) -> list[Any]:
     """
     from dynscaling_jax.records.log import read_samples
     from dynscaling_jax.tasks import Comparer, extract, grade, load_task
+    from dynscaling_jax.tasks.choices import options
     from dynscaling_jax.training.pairs import Attempts
     from launch.experiment import task_fields
 
@@ -131,7 +132,7 @@ def attempts(run: Path, config: Any, known: dict[str, str]) -> list[Any]:
             right = tuple(verdict[sample.answer] for sample in own)
             solution = known.get(query.id)
             if solution is not None:
-                found = extract(solution, task.kind)
+                found = extract(solution, task.kind, letters=options(query))
                 if grade(found, reference, task.kind, compare) != "right":
                     raise ValueError(
                         f"the solution of {query.id} says {found}, and its "

@@ -2,45 +2,131 @@ r"""Where in a model's text the answer stands.
 
 Looked for in this order, and of each sort the last one that can be read:
 
-1. \boxed{...} with balanced braces; of nested boxes the inner one
-2. #### ..., the mark of GSM8K's solutions
-3. "the answer is ...", "Answer: ..."
+1. \boxed{...}; of nested boxes the inner one. Boxes that only "and", "or" or
+   a comma parts are one answer.
+2. "the answer is ...", "Answer: ...", <answer>...</answer> and the like, in
+   a dozen languages; #### ..., the mark of GSM8K's solutions
+3. a line "Solution: ...", "Result: ..."
 4. where nothing is announced, and the text was not cut off, by kind: the
-   last number; the last option letter that is called correct, in parentheses
-   or alone on its line; the last true, false, yes or no; the last line of a
-   free text; for mathematics nothing
+   last number; the option on which the text ends; the last true, false, yes
+   or no; the last line of a free text; for mathematics nothing
 
-The text is untrusted: nothing here raises on it, and every step takes time
-linear in its length.
+An announcement which says more than one thing, "A and C", is no answer, and
+nothing else is read in its place. The text is untrusted: nothing here raises
+on it, and every step takes time linear in its length.
 """
 
-import functools
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
-from dynscaling_jax.tasks.forms import LONGEST, TRUTH, canonical, check_kind
-from dynscaling_jax.tasks.markup import INLINE
-from dynscaling_jax.tasks.numbers import NUMBER
+from dynscaling_jax.tasks.choices import concluded, named, options
+from dynscaling_jax.tasks.forms import (
+    EITHER,
+    LONGEST,
+    TRUTH,
+    canonical,
+    check_kind,
+)
+from dynscaling_jax.tasks.markup import INLINE, WIDE
+from dynscaling_jax.tasks.numbers import BOLD, NONE, NUMBER
 from dynscaling_jax.thinking import Thinking, visible
-from dynscaling_jax.types import Message, Request, Sample, SampleFn
+from dynscaling_jax.types import Request, Sample, SampleFn
 
-Prompts = Mapping[tuple[str, int], Sequence[Message]]
+Asked = Mapping[tuple[str, int], Request]
+
+_SIGNS = {"number": re.compile(r"\d"), "boolean": TRUTH}  # of an answer
 _TRIED = 20  # announcements of one sort, from the last one back
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
-_HASHES = re.compile(r"(?<!#)#### *+(?=[^A-Za-z\s#]|[A-Za-z]\b)")
-_ANSWER = re.compile(
-    r"\banswers?\b[^\n.:=]{0,60}?(?::|=|\b(?:is|are)\b:?)[\s*]*+", re.IGNORECASE
+_TURN = re.compile(
+    r"<\|(?:im_end|eot_id|endoftext|end|end_of_text|return|user|im_start)\|>"
+    r"|<(?:end_of_turn|\uff5cend\u2581of\u2581sentence\uff5c|/s)>"
 )
-_SENTENCE_END = re.compile(r"[.!?][*\"')\]]*+(?:\s|$)")
+_CONFIDENCE = re.compile(  # how sure the model is, beside its answer
+    r"[\s(\[*_,;-]{0,10}+\b(?:confidence|certainty)\b[^\w\n]{0,5}"
+    r"(?:(?:level|score|is|of)\W{1,5})?\d[\d./]{0,9}\s?%?[^\w\n]*+$"
+    r"|[(\[*_]{0,5}+\b\d{1,3}(?:\.\d{1,4})?\s?%\s"
+    r"(?:confiden\w+|certain\w*|sure)\b[)\]*_]{0,5}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_TAG = re.compile(r"</?(?:b|i|u|em|strong|p|br|center)\s?/?>")
+_OFFER = re.compile(  # the last line of a polite model
+    r"\n[ ]*(?:Let me know|Would you like|Do you want|Feel free|I hope|Hope)\b"
+    r"[^\n]*+\s*+\Z"
+)
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*+(\{?)|\\.|[{}]", re.DOTALL)
+_BARE = re.compile(  # \boxed 7
+    r"(?=[-\d\\]|[A-Za-z]\b)(?:\\[A-Za-z]+(?:\{[^{}]{0,60}\}){0,2}"
+    r"|[^\s\\{}$]){1,60}"
+)
+_BLANK = r"(?:[\s$~]|\\[,;: ]|\\q?quad|\\[()])*"
+_JOINT = re.compile(
+    rf"{_BLANK}(?:,?\s*(?:and|or|\\text\s?\{{\s*(?:and|or)\s*\}})|[,;]){_BLANK}"
+)
+_PART = re.compile(r"\s*(?:[\^_]|\\(?:d?frac|sqrt|pi|times|cdot)(?![A-Za-z]))")
+_NOUN = (
+    r"(?:(?<!\bthis\s)\b(?:answers?|ans)\b|答(?=:)|r[ée]ponse\b|respuesta\b"
+    r"|resposta\b|risposta\b|antwoo?r[dt]\b|odpowied[źz]\b|svaret\b"
+    r"|\b(?:opci[oó]n|opção|alternativa)\scorr?e[ct]?ta\b|\brichtige\soption\b|cevap\b|jawaban(?:nya)?\b"
+    r"|đáp án\b|ответ(?:ом)?\b|відповідь|答案|选项|答え|正解|정답|답|الجواب"
+    r"|الإجابة|उत्तर)"
+)
+_COMMAS = re.compile(  # 3,5 after these is a decimal
+    r"r[ée]p|resp|risp|antw|odpo|svar|cevap|jawab|ответ|відп", re.IGNORECASE
+)
+_COMMA = re.compile(r"(?<=\d),(?=\d\d?(?!\d))")
+_IS = (
+    r"(?:[:=]|\b(?:is|are|was|(?<!not )be|est|es|é|è|ist|lautet|adalah|là"
+    r"|jest)\b:?"
+    r"|\s[-\u2013\u2014](?=\s)|是|为|為|は|은|는|】|-->?|=>)"
+)
+_GAP = r"(?:[\s*_`]|(?<=\n)[-+>\u2022\u2013]\s)*+"
+_HEADING = (
+    r"^[ \t#*_>]*+(?:(?:the|final|correct|my|short)\s)*answer[*_ #]*+$"
+    r"|<(?:final_?)?answer>"
+)
+_ANSWER = re.compile(
+    rf"(?:{_NOUN}(?:[^\n.:=<(]|\([^()\n]{{0,40}}\)?){{0,60}}?{_IS}|{_HEADING}"
+    r"|\banswer\s(?:choice\s|option\s)?(?=[*(]*+(?-i:[A-Z])\b[^\s\w'-]*+\s*+$)"
+    rf"|(?<!#)\#{{4}}(?!\#)[ \t]){_GAP}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LABEL = re.compile(
+    r"^[ \t#*_>-]*+(?:(?:the|my|final|correct|right|best)\s)*"
+    r"(?:result|solution|response|choice|option|letter|conclusion|correct)"
+    rf"(?:\s(?:answer|option|choice|letter))?[*_ ]*+(?::|\bis\b:?){_GAP}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_DISPLAY = re.compile(r"\s*(?:\\\[(.*?)\\\]|\$\$(.*?)\$\$)", re.DOTALL)
+_STARTER = (
+    r"(?:It|This|The|That|These|In|He|She|They|We|An?|So|Because|However|But"
+    r"|There|Thus|Therefore|Hence|Here|If|Since|Note|Let|I|You|Its)\b"
+)
+_SENTENCE_END = re.compile(  # none after an initial or a title
+    r"(?<!\bSt)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bMt)(?<!\bFt)"
+    r"(?<!\bRs)(?<!\bVol)(?<!\bProf)(?<!\bCol)(?<!\bGen)(?<!\bJr)(?<!\bSr)"
+    r"(?<!\bNo)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)"
+    rf"(?:(?<!\b[A-Z])|(?=\.\s+{_STARTER}))"
+    r"[.!?][*\"')\]]*+(?:\s(?!\s*=)|$)|(?:です|입니다)[.。]|。"
+)
 _TEXT_MACRO = re.compile(r"\\text\s*+\{[^{}]*\}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}")
-_OPTION = re.compile(
-    r"\(([A-Z])\)|^[ *]*+([A-Z])[ *.:)]*+$"
-    r"|\b(?:correct|right|best)\s(?:option|choice|statement)\sis:?\s([A-Z])\b"
-    r"|\b([A-Z])\sis\s(?:the\s)?(?:correct|right|best)\b",
-    re.MULTILINE,
+_VERB = re.compile(r"\b(?:is|are|equals?|be|becomes)(?:\s\w+)?\s*$")
+_BECAUSE = re.compile(r",?\s(?:because|since)\b|,\s(?:who|which|where|as)\b")
+_QUOTED = re.compile(
+    r"\s*(?:\"([^\"]+)\"|\u201c([^\u201d]+)\u201d|`([^`]+)`|\*\*([^*]+)\*\*)"
+)
+_COUNTED = re.compile(rf"(?<![Ss]tep )(?<![Ss]tep \d){NUMBER.pattern}")
+_CALLED = re.compile(
+    rf"{NUMBER.pattern}(?=(?:\s\w+)?\sis\s(?:the|my)\s(?:\w+\s)?answer\b)"
+)
+_ITEM = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+")
+_ENTRY = re.compile(r"(?:\w{1,2}[.):]|\(\w{1,2}\))\s*+[A-Za-z]")  # a heading
+_MEASURED = re.compile(
+    rf"(?:[A-Za-z]\w*\s?=\s?)?\(?{NUMBER.pattern}[\s%]*\S*"
+    r"(?:\s[a-zA-Z]+){0,2}\.?"
 )
 
 
@@ -50,6 +136,7 @@ def extract(
     thinking: Thinking = Thinking(),  # noqa: B008, immutable
     begun: str = "",
     cut: bool = False,
+    letters: str = "",
 ) -> str | None:
     """The canonical answer that `text` gives; None where none can be read.
 
@@ -60,6 +147,8 @@ def extract(
       begun: how its prompt began the turn; see thinking.visible.
       cut: the text ends by its length, so that its last number may be none
         that answers: what is not announced is not read.
+      letters: the options' letters of a question of kind choice; "" where
+        nobody knows them.
 
     Raises:
       ValueError: an unknown kind.
@@ -68,11 +157,21 @@ def extract(
     shown = visible(text, thinking, begun)
     if shown is None:
         return None
-    for segment in _announced(shown):
-        answer = _read(segment, kind)
-        if answer is not None:
+    text = _TURN.split(shown, maxsplit=1)[0].translate(WIDE)
+    text = _OFFER.sub("", _CONFIDENCE.sub("", _TAG.sub("", text)))
+    boxes = _boxed(text)
+    for segment in itertools.chain(reversed(boxes), _announced(text, kind)):
+        if kind == "choice":
+            several = named(segment, letters)
+            answer = several if len(several) == 1 else None
+        else:
+            answer = _read(segment, kind)
+            several = kind in _SIGNS and _SIGNS[kind].search(segment)
+        if answer is not None or several:
             return answer
-    return None if cut else _unannounced(shown, kind)
+    if cut or (kind == "number" and boxes):
+        return None
+    return _unannounced(text, kind, letters)
 
 
 def answered(
@@ -80,42 +179,75 @@ def answered(
     kind: str,
     thinking: Thinking = Thinking(),  # noqa: B008
 ) -> SampleFn:
-    """Reads the canonical answer of each sample, but for failed ones.
+    """Reads the canonical answer of each sample, but for failed ones; a
+    choice among the options that its own question lists.
 
     Raises:
       ValueError: an unknown kind.
     """
     check_kind(kind)
 
-    def read(prompts: Prompts, sample: Sample) -> Sample:
+    def read(asked: Asked, sample: Sample) -> Sample:
         reason = sample.finish_reason
         if reason.startswith("error"):
             return sample
-        begun = thinking.begun(prompts[sample.query_id, sample.index])
-        cut = reason == "length"
-        answer = extract(sample.text, kind, thinking, begun, cut)
+        request = asked[sample.query_id, sample.index]
+        answer = extract(
+            sample.text,
+            kind,
+            thinking,
+            thinking.begun(request.messages),
+            reason == "length",
+            options(request.query) if kind == "choice" else "",
+        )
         return sample._replace(answer=answer)
 
     def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-        prompts = {(r.query.id, r.index): r.messages for r in requests}
-        return map(functools.partial(read, prompts), sample_fn(requests))
+        asked = {(r.query.id, r.index): r for r in requests}
+        return map(partial(read, asked), sample_fn(requests))
 
     return draw
 
 
-def _announced(text: str) -> Iterator[str]:
-    yield from reversed(_boxed(text))
-    for mark in (_HASHES, _ANSWER):
-        ends = deque((m.end() for m in mark.finditer(text)), maxlen=_TRIED)
-        for end in reversed(ends):
-            line = text[end : end + LONGEST].partition("\n")[0]
-            yield _SENTENCE_END.split(line, maxsplit=1)[0]
+def _announced(text: str, kind: str) -> Iterator[str]:
+    for mark in (_ANSWER, _LABEL):
+        found = deque(mark.finditer(text), maxlen=_TRIED)
+        for match in reversed(found):
+            segment = _segment(text, match.end(), kind, match[0])
+            sure = mark is _ANSWER and not match[0].startswith("####")
+            if sure or _is_all(segment, kind, text[match.end() :]):
+                yield segment
+
+
+def _segment(text: str, start: int, kind: str, mark: str) -> str:
+    """What is announced at `start`: a displayed formula, or a sentence."""
+    rest = text[start : start + LONGEST]
+    if display := _DISPLAY.match(rest):
+        return display[1] or display[2] or ""
+    line = rest.partition("\n")[0].partition("</")[0]
+    if kind == "number" and _COMMAS.match(mark):
+        line = _COMMA.sub(".", line)
+    if kind == "choice":  # "C. 12 m/s" is no sentence
+        return line
+    return _SENTENCE_END.split(line, maxsplit=1)[0]
+
+
+def _is_all(segment: str, kind: str, rest: str) -> bool:
+    """Whether what follows #### or a label is an answer, and neither a
+    heading nor the start of a solution."""
+    if kind == "number":
+        alone = _MEASURED.fullmatch(segment.strip(" *"))
+        return bool(alone) and not _ENTRY.match(rest)
+    last = "\n" not in rest.strip()
+    return last or (kind == "choice" and not _ENTRY.match(rest))
 
 
 def _boxed(text: str) -> list[str]:
-    """The contents of balanced boxes, ordered by where they open."""
-    spans: list[tuple[int, int]] = []
-    opened: list[int | None] = []  # None is a brace that opens no box
+    """The contents of boxes, ordered by where they open; before them those
+    that are never closed. Neighbours are one answer, and a box that is only
+    a part of a formula, "\\boxed{3}\\frac12", holds none."""
+    spans: list[tuple[int, int, int]] = []  # from the macro; the contents
+    opened: list[tuple[int, int] | None] = []  # None opens no box
     for match in _BRACES.finditer(text):
         token = match[0]
         if token == "{":
@@ -123,11 +255,31 @@ def _boxed(text: str) -> list[str]:
         elif token == "}":
             start = opened.pop() if opened else None
             if start is not None:
-                spans.append((start, match.start()))
-        elif token.startswith((r"\boxed", r"\fbox")):
-            opened.append(match.end())
+                spans.append((*start, match.start()))
+        elif match[1]:
+            opened.append((match.start(), match.end()))
+        elif match[1] == "" and (bare := _BARE.match(text, match.end())):
+            spans.append((match.start(), match.end(), bare.end()))
+    open_boxes = [start for _, start in filter(None, opened)][-_TRIED:]
+    found = [
+        re.split(r"[$\n]|\\[])]", text[start : start + LONGEST], maxsplit=1)[0]
+        for start in open_boxes
+    ]
     # A nest of boxes repeats its text once a level: copy only what is tried.
-    return [text[i:j] for i, j in sorted(spans)[-_TRIED:] if j - i <= LONGEST]
+    last = len(text)
+    for macro, start, end in sorted(spans)[-_TRIED:]:
+        content = text[start:end] if end - start <= LONGEST else ""
+        if (
+            found
+            and last < macro < last + 40
+            and (_JOINT.fullmatch(text, last, macro) and content != found[-1])
+        ):
+            found[-1] += ", " + content
+        elif content.strip():
+            whole = not _PART.match(text, end + (text[end : end + 1] == "}"))
+            found.append(content if whole else "")
+        last = end + 1
+    return found
 
 
 def _read(segment: str, kind: str) -> str | None:
@@ -141,15 +293,24 @@ def _read(segment: str, kind: str) -> str | None:
         elif _PROSE.search(_TEXT_MACRO.sub("", segment)):
             number = canonical(segment, "number")
             return number or canonical(segment, kind)
+    elif kind == "text":
+        segment = _BECAUSE.split(segment, maxsplit=1)[0]
+        if quoted := _QUOTED.match(segment):
+            segment = next(filter(None, quoted.groups()))
     return canonical(segment, kind)
 
 
 def _listed(segment: str) -> list[str]:
-    """The first formula, and those after it that only "or", "and" or a comma
-    parts from the one before."""
+    """The formula that a sentence gives, and those after it that only "or",
+    "and" or a comma parts from the one before. It is the one that follows
+    "is" where the sentence begins with its subject."""
+    found = list(INLINE.finditer(segment))
+    if found and re.search("[A-Za-z]", segment[: found[0].start()]):
+        given = [m for m in found if _VERB.search(segment[: m.start()])]
+        found = found[found.index(given[0]) :] if given else found
     formulas: list[str] = []
     end = 0
-    for match in INLINE.finditer(segment):
+    for match in found:
         between = segment[end : match.start()].strip(" ,")
         if formulas and between not in ("", "or", "and"):
             break
@@ -158,15 +319,33 @@ def _listed(segment: str) -> list[str]:
     return formulas
 
 
-def _unannounced(text: str, kind: str) -> str | None:
+def _unannounced(text: str, kind: str, letters: str) -> str | None:
+    if kind == "choice":
+        return concluded(text, letters)
     if kind == "number":
-        found = [match[0] for match in NUMBER.finditer(text)]
-    elif kind == "choice":
-        found = [next(filter(None, m.groups())) for m in _OPTION.finditer(text)]
-    elif kind == "boolean":
-        found = TRUTH.findall(text)
-    elif kind == "text":
-        found = [text.strip().rpartition("\n")[2]]
-    else:
-        found = []
-    return canonical(found[-1], kind) if found else None
+        line = text.rstrip().rpartition("\n")[2]
+        if NONE.search(line):
+            return None
+        bold = BOLD.findall(line)
+        found = (
+            _last(_CALLED, text)
+            or _last(_COUNTED, bold[-1] if bold else "")
+            or _last(_COUNTED, text)
+        )
+        if not found and len(text) < 40:  # "Eight."
+            found = text
+        return canonical(found, kind)
+    if kind == "boolean":
+        found = _last(TRUTH, EITHER.sub(" ", text))
+        return canonical(found, kind) if found else None
+    if kind == "text":
+        line = text.rstrip("`- \t\r\n").rpartition("\n")[2]
+        bold = re.findall(r"\*\*([^*]+)\*\*", line)
+        line = bold[0] if len(bold) == 1 else _ITEM.sub("", line)
+        return _read(line, kind)
+    return None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str:
+    found = deque(pattern.finditer(text), maxlen=1)
+    return found[0][0] if found else ""

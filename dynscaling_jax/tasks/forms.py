@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from dynscaling_jax.tasks.choices import choice
 from dynscaling_jax.tasks.formulas import formula
-from dynscaling_jax.tasks.markup import phrase
+from dynscaling_jax.tasks.markup import TEXT, phrase
 from dynscaling_jax.tasks.numbers import number, rational, show
 
 LONGEST = 2_000  # characters; what is longer is no answer
@@ -57,7 +57,20 @@ def check_kind(kind: str) -> None:
 
 # Truth and free text.
 
-TRUTH = re.compile(r"\b(true|false|yes|no)\b", re.IGNORECASE)
+TRUTH = re.compile(  # "no" before a noun denies nothing
+    r"(?:\b(?:not|never)\s|n't\s)?\b(?:true|false|yes"
+    r"|no(?!\s+(?!(?:because|since|as|it|the|this|that)\b)[a-z]))\b",
+    re.IGNORECASE,
+)
+EITHER = re.compile(r"\b(?:true or false|yes or no)\b", re.IGNORECASE)
+_TRUE = frozenset(
+    "true yes t y 1 是 是的 对 正确 真 はい 네 예 да верно oui vrai ja wahr "
+    "richtig sí si verdadero sim verdadeiro vero".split()
+)
+_FALSE = frozenset(
+    "false no f n 0 否 不是 不对 错 错误 假 いいえ 아니요 нет неверно non faux "
+    "nein falsch falso não".split()
+)
 _DATES = (
     "%m/%d/%Y",
     "%Y-%m-%d",
@@ -69,12 +82,23 @@ _DATES = (
 
 
 def _boolean(text: str) -> str | None:
-    match = TRUTH.search(text)
-    return match and str(match[1].lower() in ("true", "yes"))
+    match = TRUTH.search(EITHER.sub(" ", text))
+    if match:
+        said = match[0].lower()
+        return str(said.endswith(("true", "yes")) != (" " in said))
+    words = re.findall(r"\w+", text.replace(r"\text", " ").lower())
+    first = words[0] if words else ""
+    if first in _TRUE | _FALSE and (len(words) == 1 or len(first) > 1):
+        return str(first in _TRUE)
+    return None
 
 
 def _text(text: str) -> str | None:
-    text = text.lstrip(_EDGES).rstrip(_EDGES + ".")
+    text = (
+        _EMPHASIS.sub(r"\2", TEXT.sub(r"\1", text))
+        .lstrip(_EDGES)
+        .rstrip(_EDGES + ".")
+    )
     value = rational(text)
     if value is not None:
         return show(value)
@@ -88,9 +112,8 @@ def _text(text: str) -> str | None:
     return phrase(text)
 
 
-_EDGES = " \t\r\n*`\"',;:!\N{LEFT DOUBLE QUOTATION MARK}" + (
-    "\N{RIGHT DOUBLE QUOTATION MARK}"
-)
+_EMPHASIS = re.compile(r"(\*{1,3})([^*\n]+)\1|(?<=\w)\*+(?!\w)")
+_EDGES = " \t\r\n*_`\"',;:!\u2018\u2019\u201c\u201d\u00ab\u00bb"
 
 _READERS: dict[str, Callable[[str], str | None]] = {
     "number": number,

@@ -1,16 +1,25 @@
 """What LaTeX and Markdown put around an answer, and its taking off."""
 
 import re
+from unicodedata import normalize
 
 INLINE = re.compile(
     r"\$([^$\n]+)\$|\\\(([^\n]+?)\\\)|\\\[([^\n]+?)\\\]", re.DOTALL
 )
 TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*+\{([^{}]*)\}")
-_SYMBOLS = str.maketrans(
-    {
+_BLANKS = "\N{NO-BREAK SPACE}\u2006\u2007\u2009\u200a\u202f\u3000"
+WIDE = {0xFEE0 + i: i for i in range(0x21, 0x7F)}  # fullwidth forms
+_SYMBOLS = WIDE | str.maketrans(
+    dict.fromkeys(_BLANKS, " ")
+    | {  # one half
+        sign: r"\frac{{{}}}{{{}}}".format(
+            *normalize("NFKC", sign).split("\u2044")
+        )
+        for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+    }
+    | {
         "\N{MINUS SIGN}": "-",
         "\N{EN DASH}": "-",
-        "\N{NO-BREAK SPACE}": " ",
         "\N{GREEK SMALL LETTER PI}": r"\pi ",
         "\N{INFINITY}": r"\infty ",
         "\N{SQUARE ROOT}": r"\sqrt ",
@@ -23,8 +32,13 @@ _SYMBOLS = str.maketrans(
         "\N{UNION}": r"\cup ",
         "\N{ELEMENT OF}": r"\in ",
         "\N{DEGREE SIGN}": "",
+        "\N{SUPERSCRIPT TWO}": "^2",
+        "\N{SUPERSCRIPT THREE}": "^3",
         "\N{EURO SIGN}": "",
         "\N{POUND SIGN}": "",
+        "\N{YEN SIGN}": "",
+        "\N{FULLWIDTH YEN SIGN}": "",
+        "\N{INDIAN RUPEE SIGN}": "",
     }
 )
 _END = r"(?![A-Za-z])"
@@ -57,6 +71,7 @@ _REWRITES = [
 
 
 def clean(text: str) -> str:
+    """The text with its symbols and synonyms in LaTeX's plainest spelling."""
     text = text.translate(_SYMBOLS)
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)

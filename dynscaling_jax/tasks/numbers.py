@@ -1,22 +1,32 @@
 """Numbers: their exact values, and the one spelling of each."""
 
+import math
 import re
 from fractions import Fraction
 
 from dynscaling_jax.tasks.markup import TEXT, clean, unwrap
 
 _LONGEST = 300  # characters
-_DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
+_MOST_BITS = 4_096  # of a power
+_MOST_FACTORIAL = 200
+_DEEPEST = 20  # brackets within brackets
+_WHOLE = (  # thousands in groups: 1,000 or 1 000; in India 1,00,000
+    r"(?:(?<!\d)\d{1,3}(?:,\d{2,3}){0,12},\d{3}(?!\d)"
+    r"|(?<!\d)\d{1,3}(?: \d{3}){1,12}(?![\d/])"
+    r"|(?<![\d.])\d{1,3}(?:\.\d{3}){2,12}(?!\.?\d)|\d+)"
+)
+_DECIMAL = rf"(?:{_WHOLE}(?:\.\d*)?|\.\d+)"
 _PLAIN = re.compile(rf"({_DECIMAL})(?:[eE]([+-]?\d{{1,2}})(?!\d))?")
-_SLASH = re.compile(rf"(?:(\d++)\s++)?({_DECIMAL})\s*+/\s*+({_DECIMAL})")
+_SLASH = re.compile(rf"(?:(\d++) ++)?({_DECIMAL}) *+/ *+({_DECIMAL})(?!\s*/)")
 _FRAC = re.compile(
     rf"(?:(\d++)\s*+)?\\d?frac\s*+\{{\s*+(-?{_DECIMAL})\s*+\}}"
     rf"\s*+\{{\s*+(-?{_DECIMAL})\s*+\}}"
 )
-NUMBER = re.compile(  # a sign after a digit or a bracket is a subtraction
-    r"(?:(?<![\w)\]}])[-\N{MINUS SIGN}]\s?)?(?:\\?\$\s?-?)?"
-    rf"(?:{_FRAC.pattern}|{_SLASH.pattern}|{_PLAIN.pattern})"
+_FRACTION = rf"(?:{_FRAC.pattern}|{_SLASH.pattern}|{_PLAIN.pattern})"
+_SIGN = (  # none after a digit or a bracket, where it subtracts; no bullet
+    r"(?:(?<![\w)\]}])[-\N{MINUS SIGN}](?=[\d.$\\])|(?<=[:=(,] )-\s?)"
 )
+NUMBER = re.compile(rf"{_SIGN}?(?:\\?\$\s?-?)?{_FRACTION}")
 
 
 def rational(text: str) -> Fraction | None:
@@ -29,15 +39,17 @@ def rational(text: str) -> Fraction | None:
     if text.startswith(("+", "-")):
         text = text[1:].lstrip()
     if match := _PLAIN.fullmatch(text):
-        value = Fraction(match[1].replace(",", ""))
-        return sign * value * Fraction(10) ** int(match[2] or 0)
+        return sign * _decimal(match[1]) * Fraction(10) ** int(match[2] or 0)
     match = _SLASH.fullmatch(text) or _FRAC.fullmatch(text)
     if match is None:
         return None
-    whole, top, bottom = (
-        Fraction((part or "0").replace(",", "")) for part in match.groups()
-    )
+    whole, top, bottom = (_decimal(part or "0") for part in match.groups())
     return sign * (whole + top / bottom) if bottom else None
+
+
+def _decimal(text: str) -> Fraction:
+    text = text.replace(",", "").replace(" ", "")
+    return Fraction(text.replace(".", "") if text.count(".") > 1 else text)
 
 
 def show(value: Fraction) -> str | None:
@@ -55,13 +67,278 @@ def show(value: Fraction) -> str | None:
     return text if len(text) <= _LONGEST else None
 
 
+# The number that a text is about.
+
+BOLD = re.compile(r"\*\*\s*+([^*\n]{1,80})\*\*")
+_MONEY = re.compile(r"([$€£₹]\s?[\d.,]+)\s?([kKMB])\b")
+_MINUS = re.compile(r"\b(?:minus|negative)\s(?=\d)", re.IGNORECASE)
+_STARS = re.compile(r"(?<!\d)\*\*|\*\*(?!\d)|__")
+_START = re.compile(
+    rf"(?<!\b[A-Za-z])(?:{NUMBER.pattern}|-?\\(?:frac|sqrt|binom)\b"
+    r"|-?\((?=[-(\\\d]))"
+)
+_BOUND = re.compile(  # x + 2, x > 2, \pm 2
+    r"(?:(?<![A-Za-z])[A-Za-z]\s*[-+*/]|[\^_<>]"
+    r"|\\(?:[lg]eq|pm|in|log|ln|exp))\s*$"
+)
+_NAMES = re.compile(r"\b[A-Za-z]\s?=[^=,;]*[,;]\s?[A-Za-z]\s?=")  # x=1, y=2
+NONE = re.compile(
+    r"\b(?:cannot|can't|could not|not) be |\bundefined|\bno (?:real )?solution"
+    r"|\bnot enough|\binsufficient|\bimpossible|\bnot possible"
+    r"|(?:^|is |are )unknown\b"
+)
+_CLOCK = re.compile(r"\d{1,2}:\d\d(?![\d:])")
+_NOT = re.compile(rf"(?:\bnot|n't)\s++{NUMBER.pattern},?")
+_SO = re.compile(r"\b(?:so|thus|hence|therefore|totals?|totalling)\b")
+_CLAUSE = re.compile(  # what is said beside the answer
+    r"(?<=[\d\s%}),])(?:when|where|if|since|because|as|for|so|which|assuming"
+    r"|given|after|by|at|than|i\.e|that is)\b|;"
+    r"|(?<!\\cdot)(?<!\\times)(?<=[\w%}.])\s\("
+)
+_JOINED = re.compile(  # a range, one of two, a list
+    r"\s*(?:-|to|and|or|,\s?(?:or|and)|,|:(?=\d)|/)\s*(?:[a-zA-Z]\s?=\s?)?"
+    rf"(?={NUMBER.pattern})"
+)
+_RANGE = re.compile(r"(\d+)-(\d+)(?!\s*[-+*/^\d=.])")
+_FORMULA = re.compile(
+    r"[ienxyz]\b|\s*(?:[\^_<>]|\\(?:[lg]eq|pi|sqrt|sin|cos|tan|log|ln|infty"
+    r"|overline|dots)(?!\w))"
+)
+
+
 def number(text: str) -> str | None:
-    """The text as a number, or else the first one after its last equals
-    sign: "3 + 4 = 7 apples" gives 7."""
-    text = unwrap(clean(TEXT.sub(r" \1 ", text)))
+    """The text as a number, or else the one that it is about: "3 + 4 = 7
+    apples" gives 7, "2^3" 8, "3 or 4" nothing."""
+    bold = [part for part in BOLD.findall(text) if re.search(r"\d", part)]
+    if bold and not re.match(r"[^\w*]*\d", text):
+        text = bold[-1]
+    text = _MONEY.sub(lambda m: f"{m[1]} {_SHORT[m[2].upper()]}", text)
+    text = _MINUS.sub("-", _STARS.sub("", TEXT.sub(r" \1 ", text)))
+    text = unwrap(clean(text))
     value = rational(text)
     if value is None:
-        tail = text.rpartition("=")[2]
-        match = NUMBER.search(tail) or NUMBER.search(text)
-        value = rational(match[0]) if match else None
-    return None if value is None else show(value)
+        found = _about(_NOT.sub(" ", text))
+        if found is None or isinstance(found, str):
+            return found
+        value = found
+    return show(value)
+
+
+def _about(text: str) -> Fraction | str | None:
+    first = _START.search(text)
+    if NONE.search(text) or _NAMES.search(text):
+        return None
+    if first is None:
+        return _in_words(text)
+    if re.search("[a-z]", text[: first.start()]):
+        parts = [part for part in _SO.split(text) if re.search(r"\d", part)]
+        text = parts[-1] if parts else text
+        first = _START.search(text) or first
+    if clause := _CLAUSE.search(text, first.end()):
+        text = text[: clause.start()]
+    tail = text.rpartition("=")[2]
+    text = tail if re.search(r"\d", tail) else text
+    start = _START.search(text)
+    if start is None or _BOUND.search(text[: start.start()]):
+        return None
+    at = start.start()
+    if clock := _CLOCK.match(text, at):
+        return clock[0]
+    if (ends := _RANGE.match(text, at)) and int(ends[1]) < int(ends[2]):
+        return None
+    found = _sum(text.replace("$", " "), at, 0)
+    if found is None:
+        return None
+    value, end = found
+    while scale := _SCALE.match(text, end):
+        value, end = value * _SCALES[scale[1].lower()], scale.end()
+    if _FORMULA.match(text, end):
+        return None
+    if other := _JOINED.match(text, end):
+        same = _sum(text, other.end(), 0)
+        return value if same and same[0] == value else None
+    return value
+
+
+# Arithmetic. Each function reads what starts at `at` as far as it goes, and
+# returns its value and its end; None where nothing of its kind starts there.
+
+_Found = tuple[Fraction, int] | None
+_MIXED = re.compile(
+    rf"\s*(?:(?:(\d+)\s*)?\\frac\{{({_DECIMAL})\}}\{{({_DECIMAL})\}}"
+    rf"|(\d+) +(\d+) ?/ ?(\d+)(?!\d))"
+)
+_LITERAL = re.compile(rf"\s*{_PLAIN.pattern}")
+_PLUS = re.compile(r"\s*([-+])\s*")
+_TIMES = re.compile(
+    r"\s*(?:\*(?!\*)|\\(?:times|cdot)(?![A-Za-z])"
+    r"|[x\N{MIDDLE DOT}](?=\s*[\d(]))\s*"
+    r"|\s*(/|\\div(?![A-Za-z]))\s*|(?=\(|\\sqrt|\\frac|\\binom)"
+)
+_POWER = re.compile(r"\s*(?:\^|\*\*)\s*(?:(-?\d+)|(?=[{(]))")
+_FUNCTION = re.compile(r"\s*\\(frac|sqrt|binom)\s*(?:\[(\d)\])?\s*(?=\{)")
+_OPENING = {"(": ")", "[": "]", "{": "}"}
+
+
+def _sum(text: str, at: int, depth: int) -> _Found:
+    found = _product(text, at, depth)
+    while found and (sign := _PLUS.match(text, found[1])):
+        other = _product(text, sign.end(), depth)
+        if other is None:
+            break
+        term = other[0] if sign[1] == "+" else -other[0]
+        found = found[0] + term, other[1]
+    return found
+
+
+def _product(text: str, at: int, depth: int) -> _Found:
+    found = _power(text, at, depth)
+    while found and (times := _TIMES.match(text, found[1])):
+        other = _power(text, times.end(), depth)
+        if other is None or (times[1] and not other[0]):
+            break
+        factor = 1 / other[0] if times[1] else other[0]
+        found = found[0] * factor, other[1]
+    return found
+
+
+def _power(text: str, at: int, depth: int) -> _Found:
+    sign = _PLUS.match(text, at)
+    found = _unsigned(text, sign.end() if sign else at, depth)
+    if found and sign and sign[1] == "-":
+        return -found[0], found[1]
+    return found
+
+
+def _unsigned(text: str, at: int, depth: int) -> _Found:
+    found = _atom(text, at, depth)
+    if found and (mark := re.compile(r"\s?!(?!\w)").match(text, found[1])):
+        value = found[0]
+        if value.denominator != 1 or not 0 <= value <= _MOST_FACTORIAL:
+            return None
+        found = Fraction(math.factorial(int(value))), mark.end()
+    if found and (mark := _POWER.match(text, found[1])):
+        exponent = (
+            (Fraction(mark[1]), mark.end())
+            if mark[1]
+            else _atom(text, mark.end(), depth + 1)
+        )
+        if exponent is None:
+            return found
+        base, power = found[0], exponent[0]
+        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+        if (
+            power.denominator != 1
+            or abs(power) * bits > _MOST_BITS
+            or (power < 0 and not base)
+        ):
+            return None
+        found = base ** int(power), exponent[1]
+    return found
+
+
+def _atom(text: str, at: int, depth: int) -> _Found:
+    if depth > _DEEPEST:
+        return None
+    if mixed := _MIXED.match(text, at):
+        whole, top, bottom = (
+            _decimal(part or "0")
+            for part in (mixed.groups()[:3] if mixed[2] else mixed.groups()[3:])
+        )
+        return (whole + top / bottom, mixed.end()) if bottom else None
+    if literal := _LITERAL.match(text, at):
+        if len(literal[0]) > _LONGEST:
+            return None
+        value = _decimal(literal[1]) * Fraction(10) ** int(literal[2] or 0)
+        return value, literal.end()
+    if function := _FUNCTION.match(text, at):
+        return _function(function, text, depth)
+    return _group(text, at, depth)
+
+
+def _group(text: str, at: int, depth: int) -> _Found:
+    closing = _OPENING.get(text[at : at + 1])
+    found = _sum(text, at + 1, depth + 1) if closing else None
+    if found is None:
+        return None
+    end = re.compile(rf"\s*\{closing}").match(text, found[1])
+    return (found[0], end.end()) if end else None
+
+
+def _function(function: re.Match[str], text: str, depth: int) -> _Found:
+    first = _group(text, function.end(), depth)
+    if first is None:
+        return None
+    a, end = first
+    if function[1] == "sqrt":
+        value = _root(a, int(function[2] or 2))
+        return None if value is None else (value, end)
+    second = _group(text, end, depth)
+    if second is None:
+        return None
+    b, end = second
+    if function[1] == "frac":
+        return (a / b, end) if b else None
+    if a.denominator * b.denominator != 1 or not 0 <= b <= a <= 1_000:
+        return None
+    return Fraction(math.comb(int(a), int(b))), end
+
+
+def _root(value: Fraction, degree: int) -> Fraction | None:
+    """The root where it is rational."""
+    parts = []
+    for part in (value.numerator, value.denominator):
+        if part < 0 or degree < 1 or part.bit_length() > 1_000:
+            return None
+        root = round(part ** (1 / degree))
+        if root**degree != part:
+            return None
+        parts.append(root)
+    return Fraction(*parts)
+
+
+# Numbers in words.
+
+_SMALL = {
+    word: value
+    for value, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve "
+        "thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+    )
+} | {
+    word: 10 * value
+    for value, word in enumerate(
+        "twenty thirty forty fifty sixty seventy eighty ninety".split(), 2
+    )
+}
+_SCALES = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+_SHORT = {"K": "thousand", "M": "million", "B": "billion"}
+_PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5}
+_SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
+_WORD = rf"(?:{'|'.join(sorted((*_SMALL, *_SCALES), key=len)[::-1])})"
+_WORDS = re.compile(
+    rf"\b(?:(minus|negative)\s)?({_WORD}(?:(?:-|,?\s(?:and\s)?){_WORD})*)\b"
+    rf"(?:(?:-|\s)({'|'.join(_PARTS)})s?\b)?(\s(?:of|or|to)\b)?"
+)
+
+
+def _in_words(text: str) -> Fraction | None:
+    match = _WORDS.search(text.lower())
+    if match is None or match[4]:
+        return None
+    total = part = 0
+    for word in re.findall(_WORD, match[2]):
+        if word == "hundred":
+            part = (part or 1) * 100
+        elif word in _SCALES:
+            total, part = total + (part or 1) * _SCALES[word], 0
+        else:
+            part += _SMALL[word]
+    value = Fraction(total + part, _PARTS[match[3]] if match[3] else 1)
+    return -value if match[1] else value

@@ -41,7 +41,18 @@ from dynscaling_jax.tasks.numbers import rational
         (r"18\text{ dollars}", "18"),
         ("3 + 4 = 7 apples", "7"),
         ("x = -2", "-2"),
-        ("16 - 3", "16"),
+        ("16 - 3", "13"),
+        ("\u0663", "3"),
+        ("1 234", "1234"),
+        ("1,00,000", "100000"),
+        ("3\u00bd", "3.5"),
+        ("2^{10}", "1024"),
+        (r"\frac{6}{2}+1", "4"),
+        ("3!", "6"),
+        (r"\sqrt{144}", "12"),
+        ("seventeen", "17"),
+        ("2.5 million", "2500000"),
+        ("7:30", "7:30"),
     ],
 )
 def test_numbers(answer, expected):
@@ -50,7 +61,9 @@ def test_numbers(answer, expected):
 
 @pytest.mark.parametrize(
     "answer",
-    ["", "none", "...", "5/0", "-", "$", "\u0663", "9" * 500, "1/" + "9" * 299],
+    ["", "none", "...", "5/0", "-", "$", "9" * 500, "1/" + "9" * 299]
+    + ["1,2", "3-4", "3 or 4", "(1, 2)", r"\sqrt{2}", r"10\pi", "x^2+3", "2x"]
+    + ["9^{9^9}", "999999!", "1/0!0", "between 3 and 4", "x > 3"],
 )
 def test_what_is_no_number(answer):
     assert canonical(answer, "number") is None
