@@ -92,7 +92,7 @@ _HEADING = (
     r"|<(?:final_?)?answer>"
 )
 _ANSWER = re.compile(
-    rf"(?:{_NOUN}(?:[^\n.:=<(]|\([^()\n]{{0,40}}\)?){{0,60}}?{_IS}|{_HEADING}"
+    rf"(?:{_NOUN}(?:[^\n.:=<(]|\([^()\n]{{0,40}}\)){{0,60}}?{_IS}|{_HEADING}"
     r"|\banswer\s(?:choice\s|option\s)?(?=[*(]*+(?-i:[A-Z])\b[^\s\w'-]*+\s*+$)"
     rf"|(?<!#)\#{{4}}(?!\#)[ \t]){_GAP}",
     re.IGNORECASE | re.MULTILINE,
