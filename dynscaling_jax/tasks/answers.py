@@ -88,7 +88,7 @@ _HEADING = (
     r"|<(?:final_?)?answer>"
 )
 _ANSWER = re.compile(
-    rf"(?:{_NOUN}(?:[^\n.:=<(]|\([^()\n]{{0,40}}\)?){{0,60}}?{_IS}|{_HEADING}"
+    rf"(?:{_NOUN}(?:[^\n.:=<(]|\([^()\n]{{0,40}}\)){{0,60}}?{_IS}|{_HEADING}"
     r"|\banswer\s(?:choice\s|option\s)?(?=[*(]*+(?-i:[A-Z])\b[^\s\w'-]*+\s*+$)"
     rf"|(?<!#)\#{{4}}(?!\#)[ \t]){_GAP}",
     re.IGNORECASE | re.MULTILINE,
@@ -120,7 +120,7 @@ _QUOTED = re.compile(
 )
 _COUNTED = re.compile(rf"(?<![Ss]tep )(?<![Ss]tep \d){NUMBER.pattern}")
 _CALLED = re.compile(
-    rf"{NUMBER.pattern}(?=(?:\s\w+)?\sis\s(?:the|my)\s(?:\w+\s)?answer\b)"
+    r"-?\d[^\n]{0,40}?\sis\s(?:the|my)\s(?:\w{1,20}\s)?answer\b"
 )
 _ITEM = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+")
 _ENTRY = re.compile(r"(?:\w{1,2}[.):]|\(\w{1,2}\))\s*+[A-Za-z]")  # a heading
@@ -328,7 +328,7 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
             return None
         bold = BOLD.findall(line)
         found = (
-            _last(_CALLED, text)
+            _last(_COUNTED, _last(_CALLED, text))
             or _last(_COUNTED, bold[-1] if bold else "")
             or _last(_COUNTED, text)
         )

@@ -184,6 +184,7 @@ HOSTILE = {
     "grouped by blanks": "123 " * 2**15,
     "labels": "Result: " * 2**14,
     "tags": "<answer>" * 2**14,
+    "brackets after a noun": "answer" + " (/_" * 2**15,
     "quotes": "answer: \"'`" * 2**13,
 }
 
