@@ -11,7 +11,7 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
 
-from dynscaling_jax.tasks.markup import TEXT, clean, phrase, unwrap
+from dynscaling_jax.tasks.markup import TEXT, argument, clean, phrase, unwrap
 from dynscaling_jax.tasks.numbers import rational, show
 
 _DEEPEST = 20  # brackets within brackets
@@ -135,6 +135,7 @@ _REWRITES = [
         (r"(?<=[\[(,=])\s*+\+\s*+(?=\\infty)", ""),
         # digits
         (r"(?<=\d)\{,\}(?=\d{3})|(?<=\d)\\!,\\!(?=\d)", ""),
+        (r"(?<=\d),(?=0\d\d(?![\d.]))", ""),
         (r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))", ""),
         (
             rf"\\text\s*+\{{\s*+\(?\s*+(?:in\s++)?base[\s-]++(\d++)\s*+\)?"
@@ -181,7 +182,7 @@ _LONG = (
 )
 _SHORT = "[msghlLJNWVAKCFT]"
 _POWER = r"(?:\s*+\^\s*+(?:-?\d|\{\s*+-?\d++\s*+\}))?+"
-_UPRIGHT = rf"\\text\s*+{_GROUP}"
+_UPRIGHT = r"\\text\s*+\{(?:[^{}]|\{[^{}]*+\})*+\}"
 _KNOWN = rf"(?:{_LONG}){_END}"
 _ANY = rf"(?:{_UPRIGHT}|{_KNOWN}|{_SHORT}{_END}){_POWER}"
 _AFTER = r"(?<=[\d\s)}])"
@@ -193,6 +194,7 @@ _UNIT = re.compile(
     rf"|{_AFTER}{_SHORT}{_POWER}\s*+/\s*+\(?{_ANY}\)?"  # 10 m/s
     rf"|{_AFTER}{_SHORT}{_POWER}\s*+(?:\\cdot{_END})?\s*+{_SHORT}"
     r"\s*+\^\s*+\{\s*+-\d++\s*+\}"  # 10 m s^{-1}
+    rf"|{_AFTER}[NJWAC]\s*+\\cdot\s*+[msh]"
     r"|(?<=\d)\s++[a-z]{3,}(?:\s[a-z]{2,})*+"  # 12 red chairs
     r")$"
 )
@@ -238,6 +240,7 @@ _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})++(?![\d,])")
 _REPEATING = re.compile(
     r"(-?)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*+\{?(\d+)\}?|\((\d+)\))"
 )
+_CELL = re.compile(r"\s*+,?\s*+&\s*+")
 _ROWS = re.compile(
     r"\\begin\s*+\{(cases|aligned|align\*?|array|gathered|split)\}"
     r"(?:\s*+\{[lcr|]*\})?(.*)\\end\s*+\{\1\}",
@@ -354,7 +357,9 @@ def _plain(text: str) -> str:
         text = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", text)
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
-    return unwrap(_ROWS.sub(_listed, clean(text)))
+    text = unwrap(_ROWS.sub(_listed, clean(text)))
+    inside, rest = argument(text) if text.startswith("{") else ("", "")
+    return text if rest else inside or text
 
 
 def _listed(rows: re.Match[str]) -> str:
@@ -362,7 +367,7 @@ def _listed(rows: re.Match[str]) -> str:
     is defined piece by piece as a set of pairs."""
     lines = [line.strip() for line in rows[2].split(r"\\") if line.strip()]
     if rows[1] in ("cases", "array") and all("&" in line for line in lines):
-        cells = [line.replace("&", ", ", 1).rstrip(" ,") for line in lines]
+        cells = [_CELL.sub(", ", line).rstrip(" ,") for line in lines]
         if not any("=" in line.partition("&")[0] for line in lines):
             return r"\{" + ", ".join(f"({cell})" for cell in cells) + r"\}"
     return ", ".join(line.replace("&", "").rstrip(" ,") for line in lines)

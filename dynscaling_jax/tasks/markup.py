@@ -72,9 +72,9 @@ def braced(text: str) -> str:
             root, bracket, rest = rest.partition("]")
             head += root + bracket
         for _ in range(2 if head in (r"\frac", r"\binom") else 1):
-            argument, rest = _argument(rest, head)
-            head += "{" + argument + "}" if argument else ""
-        if argument:
+            taken, rest = argument(rest, head)
+            head += "{" + taken + "}"
+        if taken:
             text = text[: match.start()] + head + rest
     return text
 
@@ -82,7 +82,7 @@ def braced(text: str) -> str:
 _TOKEN = re.compile(r"\s*+(\\[A-Za-z]+|[^\s\\}])")
 
 
-def _argument(text: str, head: str) -> tuple[str, str]:
+def argument(text: str, head: str = "") -> tuple[str, str]:
     """What a command takes from the text, and what is left."""
     token = _TOKEN.match(text)
     if token is None:
@@ -97,13 +97,13 @@ def _argument(text: str, head: str) -> tuple[str, str]:
         return "", text
     if head.startswith(r"\sqrt") and (digits := re.match(r"\s*+\d++", text)):
         return digits[0].strip(), text[digits.end() :]
-    argument, rest = token[1], text[token.end() :]
-    while argument.startswith("\\") and rest.startswith("{"):  # \sqrt{2}
-        inside, rest = _argument(rest, "")
+    taken, rest = token[1], text[token.end() :]
+    while taken.startswith("\\") and rest.startswith("{"):  # \sqrt{2}
+        inside, rest = argument(rest)
         if not inside:
             return "", text
-        argument += "{" + inside + "}"
-    return argument, rest
+        taken += "{" + inside + "}"
+    return taken, rest
 
 
 def unwrap(text: str) -> str:

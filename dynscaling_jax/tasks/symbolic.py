@@ -189,18 +189,23 @@ def _relation(tree: Any) -> list[Any]:
 
 
 def _points(tree: Any) -> list[Any]:
-    """The values of an expression; of a constant there is one."""
+    """The values of an expression."""
     if tree in (sympy.oo, -sympy.oo):
-        return [str(tree)]
-    if tree.has(sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit,
-                sympy.Derivative):
+        return [str(tree)] * POINTS
+    if tree.has(*_UNDONE):
         tree = tree.doit()
-    free = {symbol.name for symbol in tree.free_symbols} - {"i"}
-    functions = tree.atoms(sympy.core.function.AppliedUndef)
-    return [
-        _shown(_value_at(tree, n))
-        for n in range(POINTS if free or functions else 1)
-    ]
+    if tree.free_symbols or tree.has(sympy.core.function.AppliedUndef):
+        return [_shown(_value_at(tree, n)) for n in range(POINTS)]
+    return [_shown(_value_at(tree, 0))] * POINTS
+
+
+_UNDONE = (
+    sympy.Sum,
+    sympy.Product,
+    sympy.Integral,
+    sympy.Limit,
+    sympy.Derivative,
+)
 
 
 def _value_at(tree: Any, n: int) -> Value:
@@ -240,7 +245,7 @@ def _value(tree: Any, n: int) -> Value:
         raise Unreadable
     parts = [_value(part, n) for part in tree.args]
     if tree.is_Add:
-        return _folded(parts, lambda a, b: a + b)
+        return _folded(parts, _sum)
     if tree.is_Mul:
         return _folded(parts, lambda a, b: a * b)
     if tree.is_Pow:
@@ -318,6 +323,13 @@ def _folded(values: list[Value], operation: Callable[..., Any]) -> Value:
             total, value = _approximate(total), _approximate(value)
         total = _bounded(operation(total, value))
     return total
+
+
+def _sum(a: Value, b: Value) -> Value:
+    rough = not isinstance(a, Fraction) and a and b
+    if rough and abs(mp.mag(a) - mp.mag(b)) > mp.prec + LARGEST:
+        raise Hard  # 9^{9^9} + 1 would be 9^{9^9}
+    return a + b
 
 
 def _divided(value: Value, by: Value) -> Value:
