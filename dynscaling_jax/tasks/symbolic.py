@@ -51,6 +51,7 @@ MEMORY = 2 << 30  # bytes of address space
 DIGITS = 80
 POINTS = 3
 EXACT = 20_000  # bits of an exact number
+ABSORBED = 600  # bits: what a sum to 160 digits does not show
 LARGEST = 64  # bits of an exponent or of what a function is given
 
 
@@ -327,7 +328,7 @@ def _folded(values: list[Value], operation: Callable[..., Any]) -> Value:
 
 def _sum(a: Value, b: Value) -> Value:
     rough = not isinstance(a, Fraction) and a and b
-    if rough and abs(mp.mag(a) - mp.mag(b)) > mp.prec + LARGEST:
+    if rough and abs(mp.mag(a) - mp.mag(b)) > ABSORBED:
         raise Hard  # 9^{9^9} + 1 would be 9^{9^9}
     return a + b
 
