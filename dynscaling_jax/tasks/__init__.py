@@ -24,6 +24,7 @@ from dynscaling_jax.tasks.equivalence import (
     Comparer,
     Outcome,
     classify,
+    of_question,
 )
 from dynscaling_jax.tasks.forms import KINDS, canonical
 from dynscaling_jax.tasks.grading import Score, Verdict, grade, tally
@@ -51,6 +52,7 @@ __all__ = [
     "grade",
     "kind_of",
     "load_task",
+    "of_question",
     "reference",
     "shares_problem",
     "tally",

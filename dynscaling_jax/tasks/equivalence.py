@@ -53,8 +53,7 @@ def classify(
     None, or cannot be read as `kind`, is -1. A comparison that times out does
     not join; a Comparer's limit is one for all of them.
     """
-    if isinstance(compare, Comparer):
-        compare = compare.question()
+    compare = of_question(compare)
     ids: list[int] = []
     firsts: list[str] = []
     known: dict[str | None, int] = {None: -1}
@@ -68,6 +67,12 @@ def classify(
                 firsts.append(form)
         ids.append(known[form])
     return tuple(ids)
+
+
+def of_question(compare: Compare) -> Compare:
+    """The comparison for all the answers of one question, which share a
+    limit where `compare` is a Comparer."""
+    return compare.question() if isinstance(compare, Comparer) else compare
 
 
 class Comparer:

@@ -143,6 +143,13 @@ _REWRITES = [
             r"_{\1}",
         ),
         (r"(?<=\d)\s*+\(?(?:in\s++)?base[\s-]++(\d++)\)?", r"_{\1}"),
+        # ordinals: 12th, 12^{\mathrm{th}}
+        (
+            r"(?<=\d)\s*+(?:\^\s*+\{?\s*+)?(?:\\(?:text|mathrm|textrm)\s*+\{)?"
+            rf"\s*+(?:st|nd|rd|th){_END}[\s}}]*+",
+            " ",
+        ),
+        (r"(?<!\\)\\(?=[-+\d])", " "),  # half of a space
         # degrees of temperature
         (
             r"(?:°|\^?\s*+\{?\\circ\s*+\}?)\s*+"
