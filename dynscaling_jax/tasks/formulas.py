@@ -89,13 +89,14 @@ _REWRITES = [
         (r"(?<![\w^}\]\\\s])\{\s*+(\w++)\s*+\}", r"\1"),
         (
             rf"\\(?:textstyle|scriptstyle|limits|nolimits|mathstrut|nonumber"
-            rf"|rm|bf|it){_END}\s*+",
+            rf"|rm|bf|it|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge){_END}\s*+",
             "",
         ),
         (rf"\\(?:tag|label|hspace|vspace|phantom)\*?\s*+{_GROUP}", ""),
         (rf"\\middle{_END}", ""),
-        (r"\\l(?:brace)" + _END, r"\\{"),
-        (r"\\r(?:brace)" + _END, r"\\}"),
+        (rf"\\lbrace{_END}", r"\\{"),
+        (rf"\\rbrace{_END}", r"\\}"),
+        (r"(\\\\)\[[\d.]++\s*+[a-z]{2}\]", r"\1"),  # a row's height
         (rf"\\lbrack{_END}", "["),
         (rf"\\rbrack{_END}", "]"),
         (rf"\\langle{_END}", "("),
@@ -122,6 +123,11 @@ _REWRITES = [
         ),
         (rf"\{{({_SIDE})\\over{_END}({_SIDE})\}}", r"\\frac{\1}{\2}"),
         (rf"^({_SIDE})\\over{_END}({_SIDE})$", r"\\frac{\1}{\2}"),
+        (
+            r"(?:\{\})?\^\{?(\d++)\}?\s*+C_\{?(\d++)\}?"
+            r"|(?<![A-Za-z\\])C\((\d++),\s*+(\d++)\)",
+            lambda m: rf"\binom{{{m[1] or m[3]}}}{{{m[2] or m[4]}}}",
+        ),
         (r"\*\*", "^"),
         (rf"\\(?:ne|not\s*+=){_END}", r"\\neq "),
         (rf"\\leq(?:slant|q){_END}", r"\\leq"),
@@ -150,7 +156,17 @@ _REWRITES = [
             " ",
         ),
         (r"(?<!\\)\\(?=[-+\d])", " "),  # half of a space
-        # degrees of temperature
+        # 0.2727... repeats
+        (
+            r"(?<=\.)(\d*?)(\d{1,6}?)\2+(?:\.\.\.|\u2026|\\[lc]?dots)",
+            r"\1\\overline{\2}",
+        ),
+        # degrees, of angles within functions and of temperature
+        (
+            r"\\(sin|cos|tan|cot|sec|csc)\s*+[({]?\s*+(\d++(?:\.\d++)?)\s*+"
+            r"(?:\^\s*+\{?\s*+\\circ\s*+\}?|°|\\degree)\s*+[)}]?",
+            r"\\\1(\\frac{\2\\pi}{180})",
+        ),
         (
             r"(?:°|\^?\s*+\{?\\circ\s*+\}?)\s*+"
             rf"(?:\\(?:text|mathrm)\s*+\{{\s*+[CF]\s*+\}}|[CF]{_END})",
@@ -215,7 +231,7 @@ _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 # Names and the relations between names and values.
 _LETTER = (
-    r"(?:\\(?!text|frac|sqrt|mathbb)[A-Za-z]+|[A-Za-z]|[A-Z]{2,4}"
+    r"(?:\\(?!text|frac|sqrt|mathbb|pi|infty)[A-Za-z]+|[A-Za-z]|[A-Z]{2,4}"
     r"|[A-Za-z]{4,}|\\text\s*+" + _GROUP + ")"
 )
 _INDEX = r"(?:_(?:\w|\{[^{}]*\}))?'*"
@@ -223,12 +239,13 @@ _NAME = re.compile(
     rf"(?:m?\s*+\\(?:angle|triangle)\s*+|\\(?:overline|vec|hat|bar)\s*+)?"
     rf"(?:\{{{_LETTER}\}}|\[{_LETTER}\]|\|{_LETTER}\||{_LETTER}){_INDEX}"
 )
-_CALLED = re.compile(rf"{_LETTER}{_INDEX}\([A-Za-z](?:,[A-Za-z])*\)")
+_CALLED = re.compile(rf"{_LETTER}{_INDEX}(?:\^\{{-1\}})?\([A-Za-z](?:,[A-Za-z])*\)")
 _TUPLE_NAMES = re.compile(
     r"\(\s*+[A-Za-z](?:_\w)?(?:\s*+,\s*+[A-Za-z](?:_\w)?)++\s*+\)\s*+=\s*+(?=\()"
 )
 _MEMBER = re.compile(rf"{_NAME.pattern}\s*+\\in{_END}\s*+")
 _CONGRUENT = re.compile(rf"{_NAME.pattern}\s*+\\equiv{_END}\s*+(?=.*\\pmod)")
+_INTRODUCED = re.compile(r"\s*+\\text\s*+\{[^{}]*?(?:\bis|:|=)\s*+\}\s*+:?(?=.)")
 _EQUALS = re.compile(r"(?<![<>=\\])=(?!=)")
 _APPROXIMATELY = re.compile(rf"\\approx{_END}")
 _ORDER = re.compile(rf"[<>]|\\(?:leq|geq|neq){_END}")
@@ -246,6 +263,10 @@ _FRENCH = re.compile(r"([\[\]])([^][(){},;]*+[,;][^][(){},;]*+)([\[\]])")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})++(?![\d,])")
 _REPEATING = re.compile(
     r"(-?)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*+\{?(\d+)\}?|\((\d+)\))"
+)
+_ARRAY = re.compile(
+    r"[(\[]\s*+\\begin\s*+\{array\}\s*+\{[lcr|]*+\}"
+    r"((?:[^\\]|\\(?!end))*+)\\end\s*+\{array\}\s*+[)\]]"
 )
 _CELL = re.compile(r"\s*+,?\s*+&\s*+")
 _ROWS = re.compile(
@@ -364,7 +385,8 @@ def _plain(text: str) -> str:
         text = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", text)
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
-    text = unwrap(_ROWS.sub(_listed, clean(text)))
+    text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", clean(text))
+    text = unwrap(_ROWS.sub(_listed, text))
     inside, rest = argument(text) if text.startswith("{") else ("", "")
     return text if rest else inside or text
 
@@ -398,9 +420,11 @@ def _ungrouped(text: str) -> str:
 
 def _item(text: str) -> tuple[str, str]:
     """A value and the name that it was given; "" where it has none."""
+    if introduced := _INTRODUCED.match(text):
+        text = text[introduced.end() :]
     exact, *rounded = _APPROXIMATELY.split(text, maxsplit=1)
     if rounded and not _NAME.fullmatch(exact.strip()):
-        text = exact
+        text = exact.strip() or rounded[0]
     elif rounded:
         text = f"{exact}={rounded[0]}"
     parts = [part.strip() for part in _sides(text)]
