@@ -38,6 +38,7 @@ Meaning = Callable[[str], Any]  # of a formula, as symbolic.py tells it
 
 _PROGRAM = Path(__file__).with_name("symbolic.py")
 _STARTUP = 120.0  # seconds that a worker may take to import sympy
+_RESTART = 2.0  # processor seconds that another worker costs
 _SLACK = 10.0  # wall seconds allowed for each second of processor time
 _MOST_FORMULAS = 16  # items of two lists that are compared as formulas
 _HARD = ["hard"]  # the meaning of a formula that took too much
@@ -378,7 +379,7 @@ class _Worker:
             meaning, used = json.loads(reply)
             return meaning, used
         self.stop()
-        return _HARD, seconds
+        return _HARD, seconds + _RESTART
 
     def start(self) -> None:
         # A plain program over pipes: unlike a spawned multiprocessing child
