@@ -245,6 +245,8 @@ def _lists(a: Listing, b: Listing, meaning: Meaning) -> Outcome:
     if all(names_a) or all(names_b):
         letters = {n.partition("_")[0] for n in (*names_a, *names_b) if n}
         ordered = len(letters) > 1 or "()" in brackets
+        if ordered and r"\{\}" in brackets:
+            return "different"
         return (_tuples if ordered else _sets)(values_a, values_b, meaning)
     if brackets <= {"", r"\{\}"}:
         return _sets(a.items, b.items, meaning)

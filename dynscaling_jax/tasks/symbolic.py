@@ -37,6 +37,7 @@ import resource
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -74,6 +75,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not be read as an answer
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
     sys.set_int_max_str_digits(0)
     answers.write("ready\n")
     for line in sys.stdin:
