@@ -16,7 +16,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,8 +155,7 @@ def _numbered(keys: Iterable[Hashable]) -> list[int]:
     """Keys as numbers in the order first seen; -1 is None."""
     known: dict[Hashable, int] = {}
     return [
-        -1 if key is None else known.setdefault(key, len(known))
-        for key in keys
+        -1 if key is None else known.setdefault(key, len(known)) for key in keys
     ]
 
 

@@ -85,7 +85,7 @@ _REWRITES = [
             r"|underline|uline|boxed|fbox|ensuremath)(?=\s*+\{)",
             "",
         ),
-        (rf"\\(?:mathbf|boldsymbol|bm)\s++(?=\w)", ""),
+        (r"\\(?:mathbf|boldsymbol|bm)\s++(?=\w)", ""),
         (r"(?<![\w^}\]\\\s])\{\s*+(\w++)\s*+\}", r"\1"),
         (
             rf"\\(?:textstyle|scriptstyle|limits|nolimits|mathstrut|nonumber"
@@ -105,7 +105,7 @@ _REWRITES = [
         # upright letters and names
         (
             r"\\(?:mathrm|text|textrm|operatorname|mathit)\s*+"
-            rf"\{{\s*+([eid])\s*+\}}",
+            r"\{\s*+([eid])\s*+\}",
             r" \1",
         ),
         (
@@ -113,7 +113,10 @@ _REWRITES = [
             rf"\{{\s*+({_FUNCTIONS})\s*+\}}",
             r"\\\1 ",
         ),
-        (rf"{_START}({_FUNCTIONS})(?=\s*+[\d(\\^_]|\s++[A-Za-z]{_END})", r"\\\1 "),
+        (
+            rf"{_START}({_FUNCTIONS})(?=\s*+[\d(\\^_]|\s++[A-Za-z]{_END})",
+            r"\\\1 ",
+        ),
         (rf"{_START}({_NAMED_SIGNS}){_END}", r"\\\1 "),
         (rf"\\infinity{_END}", r"\\infty"),
         (rf"\\[dt]binom{_END}", r"\\binom"),
@@ -136,7 +139,7 @@ _REWRITES = [
         (rf"\\gt{_END}", ">"),
         (rf"\\(?:simeq|thickapprox|doteq){_END}", r"\\approx"),
         (rf"\\([RZNQC]){_END}", r"\\mathbb{\1}"),
-        (rf"\\mathbb\s*+([A-Z])", r"\\mathbb{\1}"),
+        (r"\\mathbb\s*+([A-Z])", r"\\mathbb{\1}"),
         (rf"\\(?:varnothing|O){_END}|\\\{{\s*+\\\}}", r"\\emptyset "),
         (r"(?<=[\[(,=])\s*+\+\s*+(?=\\infty)", ""),
         # digits
@@ -144,7 +147,7 @@ _REWRITES = [
         (r"(?<=\d),(?=0\d\d(?![\d.]))", ""),
         (r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))", ""),
         (
-            rf"\\text\s*+\{{\s*+\(?\s*+(?:in\s++)?base[\s-]++(\d++)\s*+\)?"
+            r"\\text\s*+\{\s*+\(?\s*+(?:in\s++)?base[\s-]++(\d++)\s*+\)?"
             r"\s*+\}",
             r"_{\1}",
         ),
@@ -239,13 +242,17 @@ _NAME = re.compile(
     rf"(?:m?\s*+\\(?:angle|triangle)\s*+|\\(?:overline|vec|hat|bar)\s*+)?"
     rf"(?:\{{{_LETTER}\}}|\[{_LETTER}\]|\|{_LETTER}\||{_LETTER}){_INDEX}"
 )
-_CALLED = re.compile(rf"{_LETTER}{_INDEX}(?:\^\{{-1\}})?\([A-Za-z](?:,[A-Za-z])*\)")
+_CALLED = re.compile(
+    rf"{_LETTER}{_INDEX}(?:\^\{{-1\}})?\([A-Za-z](?:,[A-Za-z])*\)"
+)
 _TUPLE_NAMES = re.compile(
     r"\(\s*+[A-Za-z](?:_\w)?(?:\s*+,\s*+[A-Za-z](?:_\w)?)++\s*+\)\s*+=\s*+(?=\()"
 )
 _MEMBER = re.compile(rf"{_NAME.pattern}\s*+\\in{_END}\s*+")
 _CONGRUENT = re.compile(rf"{_NAME.pattern}\s*+\\equiv{_END}\s*+(?=.*\\pmod)")
-_INTRODUCED = re.compile(r"\s*+\\text\s*+\{[^{}]*?(?:\bis|:|=)\s*+\}\s*+:?(?=.)")
+_INTRODUCED = re.compile(
+    r"\s*+\\text\s*+\{[^{}]*?(?:\bis|:|=)\s*+\}\s*+:?(?=.)"
+)
 _EQUALS = re.compile(r"(?<![<>=\\])=(?!=)")
 _APPROXIMATELY = re.compile(rf"\\approx{_END}")
 _ORDER = re.compile(rf"[<>]|\\(?:leq|geq|neq){_END}")

@@ -16,8 +16,11 @@ _MATHEMATICS = re.compile(
     r"\\[A-Za-z{]|[\^_=<>√π∞]|[\dA-Za-z)]\s*[+*/]\s*[\w(\\]"
     r"|\d\s*[,;-]\s*[-\d(\\]|[(\[{]\s*-?[\d\\]"
 )
-_DATE = re.compile(r"\d+/\d+/\d+|\d{4}-\d\d-\d\d")
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}")
+_SAID = re.compile(  # dates and words
+    r"\d+/\d+/\d+|\d{4}-\d\d-\d\d"
+    r"|\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?\s\d"
+    r"|(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}"
+)
 
 
 def reference(text: str, kind: str) -> str | None:
@@ -58,11 +61,9 @@ def kind_of(references: Sequence[str]) -> str:
     ]
     if not others:
         return "number"
-    marked = any(
-        _MATHEMATICS.search(text) and not _DATE.search(text) for text in others
-    )
-    spoken = any(_PROSE.search(TEXT.sub("", text)) for text in others)
-    if marked and not spoken and all(canonical(t, "math") for t in references):
+    marked = any(map(_MATHEMATICS.search, others))
+    said = any(_SAID.search(TEXT.sub("", text)) for text in others)
+    if marked and not said and all(canonical(t, "math") for t in references):
         return "math"
     return "text"
 
