@@ -32,7 +32,8 @@ def grade(
     """The verdict on a predicted answer; None is one that nobody could read.
 
     Raises:
-      ValueError: a reference that cannot be read whole as `kind`; an unknown kind.
+      ValueError: a reference that cannot be read whole as `kind`; an unknown
+        kind.
     """
     if read_reference(reference, kind) is None:
         raise ValueError(f"the reference {reference!r} is no {kind} answer")

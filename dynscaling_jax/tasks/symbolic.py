@@ -176,10 +176,9 @@ def _relation(tree: Any) -> list[Any]:
             return _set(_exact(tree).xreplace({symbol: real}).as_set(), *names)
     if not isinstance(tree, sympy.core.relational.Relational):
         raise Unreadable
-    sign = tree.rel_op
-    difference = sympy.Add(
-        tree.lhs, sympy.Mul(-1, tree.rhs, evaluate=False), evaluate=False
-    )
+    sign, left, right = tree.rel_op, tree.lhs, tree.rhs  # type: ignore
+    minus = sympy.Mul(-1, right, evaluate=False)  # type: ignore
+    difference = sympy.Add(left, minus, evaluate=False)  # type: ignore
     values = [_value_at(difference, n) for n in range(POINTS)]
     factor = next((v for v in values if v), None)
     if factor is None or mp.im(_approximate(factor)):
