@@ -122,6 +122,10 @@ def _run(
             with log("vote") as (kept, _):
                 yield from kept(metrics.counted(model))(requests)
 
+        def same() -> Callable[[str, str], bool]:
+            one = compare.question()
+            return lambda a, b: one(a, b, task.kind) == "equal"
+
         def observe(done: Round) -> None:
             write_round(round_row(queries, done))
             metrics.round(done)
@@ -138,7 +142,7 @@ def _run(
             jax.random.key(config.seed),
             max_cost=source.max_cost,
             capacity=config.budget.capacity,
-            same=lambda a, b: compare(a, b, task.kind) == "equal",
+            same=same,
             observe=observe,
             first_round=first_round,
             round_size=round_size,
@@ -365,15 +369,15 @@ def graded(task: Task, result: Result, compare: Comparer) -> dict[str, Any]:
     """Accuracy of the vote and of single samples, against the references;
     and of each question, its answer and how that was graded."""
 
-    def right(answer: str | None, reference: str) -> bool:
-        return grade(answer, reference, task.kind, compare) == "right"
-
     voted = np.zeros(len(task.problems), bool)
     single = np.zeros(len(task.problems))
     failed = 0
     for q, problem in enumerate(task.problems):
+        one, reference = compare.question(), problem.reference
         known = functools.cache(
-            lambda answer, ref=problem.reference: right(answer, ref)
+            lambda answer, reference=reference, one=one: (
+                grade(answer, reference, task.kind, one) == "right"
+            )
         )
         voted[q] = known(result.answers[q])
         samples = result.samples[q]

@@ -125,15 +125,16 @@ def attempts(run: Path, config: Any, known: dict[str, str]) -> list[Any]:
     with Comparer() as compare:
         for query, reference in task.problems:
             own = samples.get(query.id, [])
+            one = compare.question()
             verdict = {
-                answer: grade(answer, reference, task.kind, compare) == "right"
+                answer: grade(answer, reference, task.kind, one) == "right"
                 for answer in {sample.answer for sample in own}
             }
             right = tuple(verdict[sample.answer] for sample in own)
             solution = known.get(query.id)
             if solution is not None:
                 found = extract(solution, task.kind, letters=options(query))
-                if grade(found, reference, task.kind, compare) != "right":
+                if grade(found, reference, task.kind, one) != "right":
                     raise ValueError(
                         f"the solution of {query.id} says {found}, and its "
                         f"reference {reference}: is --solutions of another "

@@ -9,8 +9,12 @@ recorded samples or the directory of a run; a budget is the average number of
 samples a question; --policies=all runs every policy that the banks
 can serve, and `oracle`, which reads the references, may be named too.
 
+Answers are compared as answers of a kind, as votes and grading do: 033 is 33
+where the kind is number. The references tell it, or --kind does.
+
 replay.json holds the settings and, in `banks`, one object a bank:
 
+- kind: of its answers.
 - results: of each policy and budget the accuracy, its stderr (of the mean
   over replicates), accuracy_ci95 (over questions, by the bootstrap),
   samples_per_query and new_tokens_per_query, which are what was spent and
@@ -39,7 +43,8 @@ from launch.files import write_json
 
 if TYPE_CHECKING:
     from dynscaling_jax.analysis.replay import Played, Player
-    from dynscaling_jax.records.bank import Bank
+    from dynscaling_jax.records.bank import Bank, Keys
+    from dynscaling_jax.tasks import Comparer
 
 COMMAND = Command(
     "launch.replay",
@@ -52,6 +57,12 @@ POLICIES = flags.DEFINE_string(
     "policies",
     "uniform,ucb,opportunity_cost",
     "Names, with hyper-parameters: ucb(uncertainty=beta,c=0.2); or all.",
+)
+KIND = flags.DEFINE_string(
+    "kind",
+    None,
+    "Kind of the answers: number, math, choice, boolean or text; by default "
+    "each bank's references tell it.",
 )
 VOTE = flags.DEFINE_string("vote", "majority", "The vote.")
 BUDGETS = flags.DEFINE_list(
@@ -106,6 +117,7 @@ def main(_) -> None:
         # once.
         from dynscaling_jax.analysis.plots import accuracy_curves
         from dynscaling_jax.records.bank import read_bank
+        from dynscaling_jax.tasks import Comparer
 
         asked = BUDGETS.value
         budgets = None if asked is None else read_budgets(asked)
@@ -113,7 +125,11 @@ def main(_) -> None:
             raise ValueError("bank: expected at least one file.")
         if out.exists() and not out.is_dir():
             raise ValueError(f"out: {out} is a file; expected a directory.")
-        banks = [read_bank(path, depth=DEPTH.value) for path in BANK.value]
+        banks, kinds = [], []
+        with Comparer() as compare:
+            for path in BANK.value:
+                keys = keys_of(KIND.value or "", compare, kinds)
+                banks.append(read_bank(path, depth=DEPTH.value, keys=keys))
         names = [bank.name for bank in banks]
         if len(set(names)) < len(names):
             raise ValueError(f"bank: two of one name among {names}.")
@@ -121,8 +137,9 @@ def main(_) -> None:
             prepare(bank, budgets or usual(bank))
         out.mkdir(parents=True, exist_ok=True)
         reports, curves = [], {}
-        for bank in banks:
+        for bank, kind in zip(banks, kinds, strict=True):
             report, curves[bank.name] = study(bank, budgets or usual(bank))
+            report["kind"] = kind
             reports.append(report)
             print(table(report), flush=True)
         write(out / "replay.json", {**settings(), "banks": reports})
@@ -137,6 +154,30 @@ def main(_) -> None:
         print(overall(reports))
     print(LEGEND)
     print(f"\n{out / 'replay.json'}")
+
+
+def keys_of(kind: str, compare: "Comparer", kinds: list[str]) -> "Keys":
+    """What tells which recorded answers are the same.
+
+    An answer that `kind` does not read whole keeps a class of its own: it was
+    an answer, if a wrong one. The kind that was used goes into `kinds`.
+    """
+    from dynscaling_jax.records.bank import tidy
+    from dynscaling_jax.tasks import classify, kind_of, reference
+
+    def keys(questions):
+        used = kind or kind_of([right for _, right in questions])
+        kinds.append(used)
+        for answers, right in questions:
+            texts = [*answers, right]
+            read = [text and reference(text, used) for text in texts]
+            ids = classify(read, used, compare)
+            yield [
+                None if text is None else tidy(text) if id < 0 else id
+                for text, id in zip(texts, ids, strict=True)
+            ]
+
+    return keys
 
 
 def read_budgets(texts: Sequence[str]) -> list[float]:
@@ -347,8 +388,8 @@ def table(report: dict[str, Any]) -> str:
     }
     width = max(map(len, names))
     lines = [
-        f"\n{report['bank']}: {report['questions']} questions, pass@1 "
-        f"{report['pass_at_1']:.3f}",
+        f"\n{report['bank']}: {report['questions']} questions, answers: "
+        f"{report['kind']}, pass@1 {report['pass_at_1']:.3f}",
         " " * width
         + "".join(f"{f'@{budget:g}':>8}" for budget in budgets)
         + f"{'spent':>8}"

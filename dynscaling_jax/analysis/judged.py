@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynscaling_jax.scaling import spec
-from dynscaling_jax.tasks import Compare, classify, grade
+from dynscaling_jax.tasks import Compare, classify, grade, of_question
 from dynscaling_jax.types import Sample
 
 
@@ -104,6 +104,7 @@ def _asked(
                 f"{recorded.name}: sample {sample.index} of question {id!r} "
                 "has a parent that does not come before it"
             )
+    compare = of_question(compare)
     class_N = classify((s.answer for s in samples), kind, compare)
     firsts: list[str] = []
     for sample, own in zip(samples, class_N, strict=True):

@@ -14,10 +14,16 @@ references come as an argument or from references.json beside it, an object
 
 import json
 import math
-import operator
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +31,10 @@ import numpy as np
 
 from dynscaling_jax.records.log import read_samples, runs_below
 
-Same = Callable[[str, str], bool]
+# The answers of a question and its reference -> a key for each of them: those
+# that are one answer have one key, and None is unreadable.
+Recorded = tuple[Sequence[str | None], str]
+Keys = Callable[[Sequence[Recorded]], Iterable[Sequence[Hashable]]]
 
 
 class Bank(NamedTuple):
@@ -57,7 +66,7 @@ def read_bank(
     *,
     references: Mapping[str, str] | None = None,
     depth: int | None = None,
-    same: Same = operator.eq,
+    keys: Keys | None = None,
 ) -> Bank:
     """Reads a bank file, or the samples.jsonl of a run or its directory.
 
@@ -65,8 +74,9 @@ def read_bank(
       references: query id -> reference, in place of those in the file.
       depth: keeps the first so many samples of each question; by default
         all, and then every question must have equally many.
-      same: whether two answers are the same. It sees answers in a light
-        canonical form (`tidy`), which decides alone where forms are equal.
+      keys: which answers are the same: of all questions at once, for each
+        the keys of its answers and, last, of its reference. By default an
+        answer's key is its text in a light canonical form (`tidy`).
 
     Raises:
       ValueError: naming file and line or question, for a malformed line, a
@@ -90,7 +100,8 @@ def read_bank(
     depth = _depth(path, rows, depth)
     answer_QN = np.full((len(rows), depth), -1, np.int32)
     reference_Q = np.empty(len(rows), np.int32)
-    for q, row in enumerate(rows):
+    recorded: list[Recorded] = []
+    for row in rows:
         reference = row.reference
         if references is not None:
             reference = references.get(row.query_id, reference)
@@ -100,9 +111,11 @@ def read_bank(
                 "one in the row, in the argument references, or in "
                 "references.json beside the file."
             )
-        answer_QN[q], reference_Q[q] = _classes(
-            row.answers[:depth], reference, same
-        )
+        recorded.append((row.answers[:depth], reference))
+    for q, found in enumerate((keys or _by_text)(recorded)):
+        *ids, right = _numbered(found)
+        answer_QN[q] = ids
+        reference_Q[q] = right if right in ids else -2
     return Bank(
         name=path.resolve().parent.name
         if path.name == "samples.jsonl"
@@ -130,27 +143,20 @@ def tidy(answer: str) -> str:
     return re.sub(r"\s+", " ", answer).strip(" $").rstrip(". ")
 
 
-def _classes(
-    answers: list[str | None], reference: str, same: Same
-) -> tuple[list[int], int]:
-    """Class of each answer, and of the reference, -2 where none gave it."""
-    firsts: list[str] = []
-    known: dict[str, int] = {}
+def _by_text(questions: Sequence[Recorded]) -> Iterator[list[str | None]]:
+    for answers, reference in questions:
+        yield [
+            None if text is None else tidy(text)
+            for text in (*answers, reference)
+        ]
 
-    def class_of(answer: str, otherwise: int) -> int:
-        form = tidy(answer)
-        if form not in known:
-            matching = (
-                i for i, first in enumerate(firsts) if same(first, form)
-            )
-            found = next(matching, otherwise)
-            if found == len(firsts):
-                firsts.append(form)
-            known[form] = found
-        return known[form]
 
-    ids = [-1 if a is None else class_of(a, len(firsts)) for a in answers]
-    return ids, class_of(reference, -2)
+def _numbered(keys: Iterable[Hashable]) -> list[int]:
+    """Keys as numbers in the order first seen; -1 is None."""
+    known: dict[Hashable, int] = {}
+    return [
+        -1 if key is None else known.setdefault(key, len(known)) for key in keys
+    ]
 
 
 def _depth(path: Path, rows: list[_Row], depth: int | None) -> int:

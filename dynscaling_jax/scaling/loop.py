@@ -87,7 +87,7 @@ def scale(
     stale: int = 0,
     vote_fn: SampleFn | None = None,
     max_cost: Budget = Budget(),  # noqa: B008, immutable
-    same: Callable[[str, str], bool] = operator.eq,
+    same: Callable[[], Callable[[str, str], bool]] = lambda: operator.eq,
     measure: Callable[[jax.Array, jax.Array], jax.Array] = ENTROPY,
     observe: Callable[[Round], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -112,7 +112,8 @@ def scale(
         the end of a round. The first round is whole before the second.
       vote_fn: the model that a vote asks; by default sample_fn.
       max_cost: the most that one sample can cost.
-      same: whether two canonical answers are one answer to the vote.
+      same: makes, for each query, what tells whether two canonical answers
+        are one answer to the vote.
       measure: (answer ids [N], count []) of a query -> the uncertainty [] that
         rounds report.
       observe: called after each round.

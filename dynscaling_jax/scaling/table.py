@@ -17,16 +17,17 @@ from dynscaling_jax.types import Candidates, Query, Sample
 class Table:
     """The samples of each query, in the order of their indices.
 
-    same tells whether two canonical answers are one answer; it is asked once
-    for each new text and known class, and exact repeats never. weights names
-    the measures of samples that readers will ask for.
+    same makes, for each query, what tells whether two canonical answers are
+    one answer; that is asked once for each new text and known class, and
+    exact repeats never. weights names the measures of samples that readers
+    will ask for.
     """
 
     def __init__(
         self,
         queries: Sequence[Query],
         capacity: int,
-        same: Callable[[str, str], bool],
+        same: Callable[[], Callable[[str, str], bool]],
         weights: Iterable[str],
     ):
         shape = (len(queries), capacity)
@@ -38,7 +39,7 @@ class Table:
         self._weights = {name: np.zeros(shape, np.float32) for name in weights}
         self._classes: list[dict[str, int]] = [{} for _ in queries]
         self._answers: list[list[str]] = [[] for _ in queries]
-        self._same = same
+        self._same = [same() for _ in queries]
 
     @property
     def free_Q(self) -> np.ndarray:
@@ -91,7 +92,7 @@ class Table:
         known, answers = self._classes[q], self._answers[q]
         if answer not in known:
             for i, first in enumerate(answers):
-                if self._same(first, answer):
+                if self._same[q](first, answer):
                     known[answer] = i
                     break
             else:

@@ -24,9 +24,11 @@ from dynscaling_jax.tasks.equivalence import (
     Comparer,
     Outcome,
     classify,
+    of_question,
 )
 from dynscaling_jax.tasks.forms import KINDS, canonical
 from dynscaling_jax.tasks.grading import Score, Verdict, grade, tally
+from dynscaling_jax.tasks.references import kind_of, reference
 from dynscaling_jax.tasks.shares import SharesProblem, shares_problem
 
 __all__ = [
@@ -48,7 +50,10 @@ __all__ = [
     "classify",
     "extract",
     "grade",
+    "kind_of",
     "load_task",
+    "of_question",
+    "reference",
     "shares_problem",
     "tally",
 ]

@@ -1,6 +1,5 @@
 """The benchmarks: configuration -> queries with their reference answers."""
 
-import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -15,10 +14,11 @@ from dynscaling_jax.tasks.benchmarks import (
     Benchmark,
     Item,
 )
-from dynscaling_jax.tasks.forms import TRUTH, canonical, check_kind
+from dynscaling_jax.tasks.forms import check_kind
 from dynscaling_jax.tasks.generated import LARGEST
 from dynscaling_jax.tasks.noise import misspelt
 from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
+from dynscaling_jax.tasks.references import kind_of, reference
 from dynscaling_jax.tasks.shares import shares_problem
 from dynscaling_jax.tasks.sources import download, read_rows
 from dynscaling_jax.types import Message, Query
@@ -90,7 +90,8 @@ def load_task(config: Mapping[str, Any]) -> Task:
     rows = read_rows(path)
     chosen = rows[_slice(settings, len(rows), str(path))]
     items = [benchmark.read(row, settings.fields) for row in chosen]
-    kind = settings.kind or benchmark.kind or _kind(items)
+    told = "choice" if items[0].options else kind_of([i.answer for i in items])
+    kind = settings.kind or benchmark.kind or told
     problems: dict[str, Problem] = {}
     for number, (row, item) in enumerate(
         zip(chosen, items, strict=True), settings.offset
@@ -111,14 +112,14 @@ def load_task(config: Mapping[str, Any]) -> Task:
                 f"{row.place}: config.task.shuffled, and a question without "
                 "options"
             )
-        reference = canonical(answer, kind)
-        if reference is None:
+        read = reference(answer, kind)
+        if read is None:
             raise ValueError(
-                f"{row.place}: the answer {answer!r} cannot be read as "
+                f"{row.place}: the answer {answer!r} cannot be read whole as "
                 f"{kind}; set config.task.kind"
             )
         query = Query(id, _messages(question, kind, settings))
-        problems[id] = Problem(query, reference)
+        problems[id] = Problem(query, read)
     return Task(name, kind, tuple(problems.values()))
 
 
@@ -241,18 +242,6 @@ def _lettered(item: Item, order: Sequence[int]) -> tuple[str, str]:
     right = letters[order.index(int(item.answer))]
     gap = [] if item.question.endswith(f"\n{OPTIONS}") else [""]
     return "\n".join([item.question, *gap, *lines]), right
-
-
-def _kind(items: Sequence[Item]) -> str:
-    """The kind that reads every reference as it stands."""
-    answers = [item.answer.strip() for item in items]
-    if items[0].options or all(re.fullmatch(r"\([A-Z]\)", a) for a in answers):
-        return "choice"
-    if all(TRUTH.fullmatch(a) for a in answers):
-        return "boolean"
-    if all(re.fullmatch(r"-?\d[\d,]*(\.\d+)?", a) for a in answers):
-        return "number"
-    return "text"
 
 
 def _generated(settings: TaskConfig) -> Task:

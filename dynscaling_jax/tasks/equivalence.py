@@ -1,12 +1,15 @@
 """When two answers are the same: one relation, for votes and for grading.
 
 Answers are compared in canonical form. Where that leaves two formulas which
-differ as text, math-verify decides, in a worker process with a hard limit.
-The relation is symmetric and reflexive. It is transitive up to three
-conventions of mathematical writing: a list without brackets equals the tuple
-and the set of the same items; 1 and x = 1 are the same answer; a numeral in
-a stated base equals the one that leaves the base to the question. Lists
-that differ as text in more than 16 items are different.
+differ as text, each is read once by a worker process with a hard limit, and
+what they mean is compared (symbolic.py). The relation is symmetric and
+reflexive. It is transitive up to conventions of mathematical writing that
+let a short form stand for several long ones: a list without brackets equals
+the tuple and the set of the same items, and the one with names of the same
+values; 2x+3 equals y = 2x+3; (1,2) is a pair and an interval; an interval
+equals the inequality for any variable; a numeral in a stated base equals the
+one that leaves the base to the question. Lists that differ as text in more
+than 16 items are different.
 """
 
 import json
@@ -21,20 +24,24 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dynscaling_jax.tasks.forms import canonical
-from dynscaling_jax.tasks.formulas import Listing, is_word, listing
+from dynscaling_jax.tasks.formulas import Listing, is_word, listing, named
 from dynscaling_jax.tasks.numbers import rational
 
 Outcome = Literal["equal", "different", "timeout"]
 Compare = Callable[[str, str, str], Outcome]  # (answer, answer, kind)
+Meaning = Callable[[str], Any]  # of a formula, as symbolic.py tells it
 
 _PROGRAM = Path(__file__).with_name("symbolic.py")
 _STARTUP = 120.0  # seconds that a worker may take to import sympy
+_RESTART = 2.0  # processor seconds that another worker costs
 _SLACK = 10.0  # wall seconds allowed for each second of processor time
 _MOST_FORMULAS = 16  # items of two lists that are compared as formulas
+_HARD = ["hard"]  # the meaning of a formula that took too much
 
 
 def classify(
@@ -45,8 +52,9 @@ def classify(
 
     An answer joins the first class whose first member it equals. One that is
     None, or cannot be read as `kind`, is -1. A comparison that times out does
-    not join.
+    not join; a Comparer's limit is one for all of them.
     """
+    compare = of_question(compare)
     ids: list[int] = []
     firsts: list[str] = []
     known: dict[str | None, int] = {None: -1}
@@ -62,19 +70,30 @@ def classify(
     return tuple(ids)
 
 
+def of_question(compare: Compare) -> Compare:
+    """The comparison for all the answers of one question, which share a
+    limit where `compare` is a Comparer."""
+    return compare.question() if isinstance(compare, Comparer) else compare
+
+
 class Comparer:
     """Compares answers: `comparer(a, b, kind)` is equal, different, timeout.
 
-    Cheap to make: a worker starts when the first pair needs one. Safe to call
-    from several threads; with `workers` of them, that many comparisons run at
-    once. Close it, or use it as a context manager; it also closes when it is
-    collected.
+    Cheap to make: a worker starts when the first formula needs one. Safe to
+    call from several threads; with `workers` of them, that many formulas are
+    read at once. Close it, or use it as a context manager; it also closes
+    when it is collected.
 
     Args:
-      time_limit: processor seconds of one symbolic comparison. What exceeds
-        them, or 2 GiB, is a timeout. Wall time is bounded by ten times that.
+      time_limit: processor seconds to read one formula. What exceeds them, or
+        2 GiB, is a timeout against all others. Wall time is bounded by ten
+        times that.
+      question_limit: processor seconds to read all formulas of one call, or
+        of one `question()`; what comes after them is a timeout too. A formula
+        that was read before costs what it cost then, so that outcomes do not
+        depend on what was compared earlier.
       workers: the number of worker processes.
-      cache_size: outcomes of symbolic comparisons kept, timeouts included.
+      cache_size: formulas whose meanings are kept, hard ones included.
 
     Raises:
       ValueError: a limit that is not positive; when called, an unknown kind.
@@ -83,18 +102,21 @@ class Comparer:
 
     def __init__(
         self,
-        time_limit: float = 5.0,
+        time_limit: float = 2.0,
+        question_limit: float = 10.0,
         workers: int = 1,
-        cache_size: int = 100_000,
+        cache_size: int = 20_000,
     ):
-        if min(time_limit, workers, cache_size) <= 0:
+        if min(time_limit, question_limit, workers, cache_size) <= 0:
             raise ValueError(
-                "time_limit, workers and cache_size must be positive, got "
-                f"{time_limit}, {workers} and {cache_size}"
+                "time_limit, question_limit, workers and cache_size must be "
+                f"positive, got {time_limit}, {question_limit}, {workers} and "
+                f"{cache_size}"
             )
         self._time_limit = time_limit
+        self._question_limit = question_limit
         self._cache_size = cache_size
-        self._cache: dict[tuple[str, str], Outcome] = {}
+        self._cache: dict[str, tuple[Any, float]] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._workers = [_Worker() for _ in range(workers)]
@@ -104,92 +126,52 @@ class Comparer:
         weakref.finalize(self, _stop, self._workers)
 
     def __call__(self, a: str, b: str, kind: str) -> Outcome:
-        first, second = canonical(a, kind), canonical(b, kind)
-        if first is None or second is None:
-            return "different"
-        if first == second:
-            return "equal"
-        return self._formulas(first, second) if kind == "math" else "different"
+        return self.question()(a, b, kind)
 
-    def _formulas(self, a: str, b: str) -> Outcome:
-        """Two canonical answers of kind math, or two items of them."""
-        if a == b:
-            return "equal"
-        if is_word(a) or is_word(b):
-            return "different"
-        x, y = rational(a), rational(b)
-        if x is not None and y is not None:  # an item of \pm 2 is "+2"
-            return "equal" if x == y else "different"
-        bases = _BASE.fullmatch(a), _BASE.fullmatch(b)
-        if any(bases):
-            bare = [
-                match[1] if match else text
-                for match, text in zip(bases, (a, b), strict=True)
-            ]
-            return "different" if all(bases) or bare[0] != bare[1] else "equal"
-        left, right = _expand(listing(a)), _expand(listing(b))
-        if len(left.items) > 1 and len(right.items) > 1:
-            return self._lists(left, right)
-        return self._symbolic(a, b)
+    def question(self) -> Compare:
+        """A comparison whose calls share one limit of processor seconds: for
+        all the answers of one question."""
+        costs: dict[str, float] = {}
 
-    def _lists(self, a: Listing, b: Listing) -> Outcome:
-        brackets = {a.opening + a.closing, b.opening + b.closing}
-        if len(a.items) != len(b.items) or not (
-            len(brackets) == 1 or brackets in ({"", "()"}, {"", r"\{\}"})
-        ):
-            return "different"
-        if brackets <= {"", r"\{\}"}:
-            return self._sets(a.items, b.items)
-        return self._tuples(a.items, b.items)
+        def meaning(formula: str) -> Any:
+            if formula not in costs:
+                if sum(costs.values()) >= self._question_limit:
+                    return _HARD
+            found, costs[formula] = self._read(formula)
+            return found
 
-    def _tuples(self, a: Sequence[str], b: Sequence[str]) -> Outcome:
-        pairs = [pair for pair in zip(a, b, strict=True) if pair[0] != pair[1]]
-        if len(pairs) > _MOST_FORMULAS:
-            return "different"
-        for pair in pairs:
-            outcome = self._formulas(*pair)
-            if outcome != "equal":
-                return outcome
-        return "equal"
-
-    def _sets(self, a: Sequence[str], b: Sequence[str]) -> Outcome:
-        """Every item of one list finds its own match in the other."""
-        left = list((Counter(a) - Counter(b)).elements())
-        right = list((Counter(b) - Counter(a)).elements())
-        if len(left) > _MOST_FORMULAS:
-            return "different"
-        for item in left:
-            for other in right:
-                outcome = self._formulas(item, other)
-                if outcome == "equal":
-                    right.remove(other)
-                    break
-                if outcome == "timeout":
-                    return outcome
-            else:
+        def compare(a: str, b: str, kind: str) -> Outcome:
+            first, second = canonical(a, kind), canonical(b, kind)
+            if first is None or second is None:
                 return "different"
-        return "equal"
+            if first == second:
+                return "equal"
+            if kind != "math":
+                return "different"
+            return _formulas(first, second, meaning)
 
-    def _symbolic(self, a: str, b: str) -> Outcome:
-        pair = (a, b) if a < b else (b, a)
+        return compare
+
+    def _read(self, formula: str) -> tuple[Any, float]:
+        """What a formula means, and the seconds that it took to tell."""
         with self._lock:
-            if pair in self._cache:
-                return self._cache[pair]
+            if formula in self._cache:
+                return self._cache[formula]
         worker = self._idle.get()
         try:
             if self._closed:
                 raise RuntimeError("this Comparer has been closed")
-            outcome = worker.compare(*pair, self._time_limit)
+            found = worker.read(formula, self._time_limit)
         finally:
             self._idle.put(worker)
         with self._lock:
             if len(self._cache) >= self._cache_size:
                 del self._cache[next(iter(self._cache))]  # the oldest
-            self._cache[pair] = outcome
-        return outcome
+            self._cache[formula] = found
+        return found
 
     def close(self) -> None:
-        """Ends the workers; a comparison under way becomes a timeout."""
+        """Ends the workers; a reading under way becomes a timeout."""
         self._closed = True
         for worker in self._workers:
             worker.kill()
@@ -205,8 +187,111 @@ class Comparer:
         self.close()
 
 
+# Two canonical answers of kind math, or two items of them, as texts.
+
 _BASE = re.compile(r"(-?[0-9][0-9A-F.]*)_(?:\d|\{\d+\})")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
+_MODULUS = re.compile(r"(.+)\\pmod\{(.+)\}")
+_RELATION = re.compile(r"[=<>]|\\(?:leq|geq|neq|equiv)")
+
+
+def _formulas(a: str, b: str, meaning: Meaning) -> Outcome:
+    if a == b:
+        return "equal"
+    if is_word(a) or is_word(b):
+        return "different"
+    x, y = rational(a), rational(b)
+    if x is not None and y is not None:  # an item of \pm 2 is "+2"
+        return "equal" if x == y else "different"
+    bases = _BASE.fullmatch(a), _BASE.fullmatch(b)
+    if any(bases):
+        bare = [
+            match[1] if match else text
+            for match, text in zip(bases, (a, b), strict=True)
+        ]
+        return "different" if all(bases) or bare[0] != bare[1] else "equal"
+    one, other = _MODULUS.fullmatch(a), _MODULUS.fullmatch(b)
+    if one and other:
+        return _tuples(one.groups(), other.groups(), meaning)
+    left, right = _expand(listing(a)), _expand(listing(b))
+    sizes = {len(left.items), len(right.items)}
+    if min(sizes) > 1:
+        return _lists(left, right, meaning)
+    if sizes == {1} and r"\{" in (left.opening, right.opening):
+        return _formulas(left.items[0], right.items[0], meaning)
+    for number, items in ((x, right), (y, left)):
+        if number is not None and len(items.items) > 1:
+            return _grouped(number, items)
+    for equation, formula in ((a, b), (b, a)):  # y = 2x + 3 and 2x + 3
+        name, value = named(equation)
+        if name and not _RELATION.search(formula):
+            return _formulas(value, formula, meaning)
+    return _meanings(meaning(a), meaning(b))
+
+
+def _lists(a: Listing, b: Listing, meaning: Meaning) -> Outcome:
+    brackets = {a.opening + a.closing, b.opening + b.closing}
+    if len(a.items) != len(b.items) or not (
+        len(brackets) == 1 or brackets in ({"", "()"}, {"", r"\{\}"})
+    ):
+        return "different"
+    names_a, values_a = zip(*map(named, a.items), strict=True)
+    names_b, values_b = zip(*map(named, b.items), strict=True)
+    if all(names_a) and all(names_b):
+        if sorted(names_a) != sorted(names_b):
+            return "different"
+        values = dict(zip(names_b, values_b, strict=True))
+        return _tuples(values_a, [values[name] for name in names_a], meaning)
+    if all(names_a) or all(names_b):
+        letters = {n.partition("_")[0] for n in (*names_a, *names_b) if n}
+        ordered = len(letters) > 1 or "()" in brackets
+        if ordered and r"\{\}" in brackets:
+            return "different"
+        return (_tuples if ordered else _sets)(values_a, values_b, meaning)
+    if brackets <= {"", r"\{\}"}:
+        return _sets(a.items, b.items, meaning)
+    return _tuples(a.items, b.items, meaning)
+
+
+def _tuples(a: Sequence[str], b: Sequence[str], meaning: Meaning) -> Outcome:
+    pairs = [pair for pair in zip(a, b, strict=True) if pair[0] != pair[1]]
+    if len(pairs) > _MOST_FORMULAS:
+        return "different"
+    outcomes = [_formulas(*pair, meaning) for pair in pairs]
+    for outcome in ("different", "timeout"):
+        if outcome in outcomes:
+            return outcome
+    return "equal"
+
+
+def _sets(a: Sequence[str], b: Sequence[str], meaning: Meaning) -> Outcome:
+    """Every item of one list finds its own match in the other."""
+    left = list((Counter(a) - Counter(b)).elements())
+    right = list((Counter(b) - Counter(a)).elements())
+    if len(left) > _MOST_FORMULAS:
+        return "different"
+    late = False
+    for item in left:
+        outcomes = [_formulas(item, other, meaning) for other in right]
+        if "equal" in outcomes:
+            del right[outcomes.index("equal")]
+        elif "timeout" in outcomes:
+            late = True
+        else:
+            return "different"
+    return "timeout" if late else "equal"
+
+
+def _grouped(number: Fraction, items: Listing) -> Outcome:
+    """ "100,101,102" is a number and a list: it equals what says either."""
+    groups = f"{number.numerator:,}".split(",")
+    same = (
+        number.denominator == 1
+        and not items.opening
+        and not any(group.startswith("0") for group in groups)
+        and sorted(groups) == sorted(items.items)
+    )
+    return "equal" if same else "different"
 
 
 def _expand(parts: Listing) -> Listing:
@@ -218,14 +303,73 @@ def _expand(parts: Listing) -> Listing:
     return parts._replace(items=tuple(items))
 
 
+# Two meanings, as symbolic.py tells them.
+
+
+def _meanings(a: Any, b: Any) -> Outcome:
+    if _HARD in (a, b):
+        return "timeout"
+    if a is None or b is None or a[0] != b[0]:
+        return "different"
+    if a[0] == "set":
+        same = "" in (a[2], b[2]) or a[2] == b[2]
+        return "equal" if same and _close(a[1], b[1]) else "different"
+    return "equal" if _close(a[1:], b[1:]) else "different"
+
+
+def _close(a: Any, b: Any) -> bool:
+    """Whether two lists of values, or of lists of them, are the same."""
+    if isinstance(a, list) and isinstance(b, list) and not _is_rough(a):
+        return len(a) == len(b) and all(map(_close, a, b))
+    if a == b or not (_is_rough(a) or _is_rough(b)):
+        return a == b
+    try:
+        one, other = _parts(a), _parts(b)
+    except ValueError:  # \infty
+        return False
+    top = max(m.bit_length() + e for m, e in one + other)
+    return all(
+        abs(_scaled(x, top) - _scaled(y, top)) < 1 << 40
+        for x, y in zip(one, other, strict=True)
+    )
+
+
+def _is_rough(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(p, list) and len(p) == 2 for p in value)
+        and all(isinstance(n, int) for part in value for n in part)
+    )
+
+
+def _parts(value: Any) -> list[Sequence[int]]:
+    """Mantissa and exponent of the real and of the imaginary part."""
+    if _is_rough(value):
+        return value
+    exact = Fraction(value)
+    shift = 220 + exact.denominator.bit_length() - exact.numerator.bit_length()
+    shift = max(shift, 0)
+    return [((exact.numerator << shift) // exact.denominator, -shift), (0, 0)]
+
+
+def _scaled(part: Sequence[int], top: int) -> int:
+    """The number in units of the 200th bit below the largest."""
+    mantissa, exponent = part
+    shift = exponent - top + 200
+    if mantissa.bit_length() + shift < 0:
+        return 0
+    return mantissa << shift if shift >= 0 else mantissa >> -shift
+
+
 class _Worker:
     """A process of symbolic.py, started when needed, replaced when it ends."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
 
-    def compare(self, a: str, b: str, seconds: float) -> Outcome:
-        request = json.dumps([a, b, seconds]).encode() + b"\n"
+    def read(self, formula: str, seconds: float) -> tuple[Any, float]:
+        request = json.dumps([formula, seconds]).encode() + b"\n"
         try:
             if self.process is None:
                 self.start()
@@ -233,10 +377,11 @@ class _Worker:
         except BaseException:  # an interrupted worker still owes a reply
             self.stop()
             raise
-        if reply in ("equal", "different", "timeout"):
-            return reply
+        if reply is not None:
+            meaning, used = json.loads(reply)
+            return meaning, used
         self.stop()
-        return "timeout"
+        return _HARD, seconds + _RESTART
 
     def start(self) -> None:
         # A plain program over pipes: unlike a spawned multiprocessing child
@@ -268,7 +413,7 @@ class _Worker:
             while not reply.endswith(b"\n"):
                 if not selector.select(deadline - time.monotonic()):
                     return None
-                chunk = os.read(process.stdout.fileno(), 64)
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
                 if not chunk:
                     return None
                 reply += chunk

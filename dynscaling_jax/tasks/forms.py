@@ -43,6 +43,8 @@ def canonical(answer: str, kind: str) -> str | None:
     read = _READERS[kind]
     for _ in range(_ROUNDS):
         before, answer = answer, read(answer) or ""
+        if len(answer) > LONGEST:
+            return None
         if answer == before:
             return answer or None
     return None

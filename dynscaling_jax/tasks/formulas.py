@@ -1,60 +1,288 @@
-"""Mathematics: LaTeX or plain formulas, lists, sets and intervals of them."""
+r"""Mathematics: LaTeX or plain formulas, lists, sets and intervals of them.
+
+What is a convention of writing is settled here, on the text; whether two
+formulas are equal is for equivalence.py. A single value loses its unit and
+its name ("x = 5 \text{ cm}" is 5), several values keep names that differ
+("x=1, y=2"), and an equation keeps both its sides.
+"""
 
 import re
 from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
 
-from dynscaling_jax.tasks.markup import TEXT, clean, phrase, unwrap
+from dynscaling_jax.tasks.markup import TEXT, argument, clean, phrase, unwrap
 from dynscaling_jax.tasks.numbers import rational, show
 
 _DEEPEST = 20  # brackets within brackets
-_UNITS = (
-    "degrees?",
-    "cm",
-    "mm",
-    "km",
-    "inch(?:es)?",
-    "feet",
-    "foot",
-    "ft",
-    "yards?",
-    "miles?",
-    "met(?:er|re)s?",
-    "square",
-    "cubic",
-    "units?",
-    "dollars?",
-    "cents?",
-    "percent",
-    "hours?",
-    "minutes?",
-    "seconds?",
-    "days?",
-    "weeks?",
-    "months?",
-    "years?",
-    "mph",
-    "kg",
-    "grams?",
-    "pounds?",
-    "lit(?:er|re)s?",
-    "per",
-    "points?",
-    "people",
-    "students?",
-    "ways?",
+_END = r"(?![A-Za-z])"
+_START = r"(?<![A-Za-z\\])"
+_GROUP = r"\{[^{}]*\}"
+
+# Signs that are written as one character.
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n", strict=True))
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
+_VULGAR = {"½": "12", "⅓": "13", "⅔": "23", "¼": "14", "¾": "34"}
+_GREEK = {
+    "α": "alpha",
+    "β": "beta",
+    "γ": "gamma",
+    "δ": "delta",
+    "ε": "epsilon",
+    "θ": "theta",
+    "λ": "lambda",
+    "μ": "mu",
+    "π": "pi",
+    "ρ": "rho",
+    "σ": "sigma",
+    "τ": "tau",
+    "φ": "phi",
+    "ω": "omega",
+    "Δ": "Delta",
+    "Ω": "Omega",
+}
+_SIGNS = str.maketrans(
+    {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+    | {sign: rf"\{name} " for sign, name in _GREEK.items()}
+    | {sign: rf"\frac{top_bottom}" for sign, top_bottom in _VULGAR.items()}
+    | {
+        "ℝ": r"\mathbb{R}",
+        "ℤ": r"\mathbb{Z}",
+        "ℕ": r"\mathbb{N}",
+        "∅": r"\emptyset ",
+        "≠": r"\neq ",
+        "≈": r"\approx ",
+        "∩": r"\cap ",
+        "∧": r"\land ",
+        "∨": r"\lor ",
+        "⌊": r"\lfloor ",
+        "⌋": r"\rfloor ",
+        "⌈": r"\lceil ",
+        "⌉": r"\rceil ",
+        "¥": "",
+        "￥": "",
+        "−": "-",
+        "，": ", ",
+    }
 )
+_FUNCTIONS = (
+    "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp"
+    "|lcm|gcd|max|min|det"
+)
+_SIDE = rf"(?:[^{{}}\\]|\\(?!over{_END})|{_GROUP})*+"
+_NAMED_SIGNS = (
+    "pi|theta|alpha|beta|lambda|infinity|infty"  # plain words for signs
+)
+_REWRITES = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (f"([{''.join(_SUPERSCRIPTS)}]+)", lambda m: _raised("^", m[1])),
+        (f"([{''.join(_SUBSCRIPTS)}]+)", lambda m: _raised("_", m[1])),
+        # style, colour and layout
+        (rf"\\(?:text)?color\s*+{_GROUP}", ""),
+        (
+            r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathtt|mathnormal"
+            r"|underline|uline|boxed|fbox|ensuremath)(?=\s*+\{)",
+            "",
+        ),
+        (r"\\(?:mathbf|boldsymbol|bm)\s++(?=\w)", ""),
+        (r"(?<![\w^}\]\\\s])\{\s*+(\w++)\s*+\}", r"\1"),
+        (
+            rf"\\(?:textstyle|scriptstyle|limits|nolimits|mathstrut|nonumber"
+            rf"|rm|bf|it|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge){_END}\s*+",
+            "",
+        ),
+        (rf"\\(?:tag|label|hspace|vspace|phantom)\*?\s*+{_GROUP}", ""),
+        (rf"\\middle{_END}", ""),
+        (rf"\\lbrace{_END}", r"\\{"),
+        (rf"\\rbrace{_END}", r"\\}"),
+        (r"(\\\\)\[[\d.]++\s*+[a-z]{2}\]", r"\1"),  # a row's height
+        (rf"\\lbrack{_END}", "["),
+        (rf"\\rbrack{_END}", "]"),
+        (rf"\\langle{_END}", "("),
+        (rf"\\rangle{_END}", ")"),
+        (rf"\\[lr]vert{_END}", "|"),
+        # upright letters and names
+        (
+            r"\\(?:mathrm|text|textrm|operatorname|mathit)\s*+"
+            r"\{\s*+([eid])\s*+\}",
+            r" \1",
+        ),
+        (
+            rf"\\(?:mathrm|text|textrm|operatorname\*?)\s*+"
+            rf"\{{\s*+({_FUNCTIONS})\s*+\}}",
+            r"\\\1 ",
+        ),
+        (
+            rf"{_START}({_FUNCTIONS})(?=\s*+[\d(\\^_]|\s++[A-Za-z]{_END})",
+            r"\\\1 ",
+        ),
+        (rf"{_START}({_NAMED_SIGNS}){_END}", r"\\\1 "),
+        (rf"\\infinity{_END}", r"\\infty"),
+        (rf"\\[dt]binom{_END}", r"\\binom"),
+        (
+            r"\{?\s*+([^{}\\\s]++)\s*+\\choose\s*+([^{}\\\s]++)\s*+\}?",
+            r"\\binom{\1}{\2}",
+        ),
+        (rf"\{{({_SIDE})\\over{_END}({_SIDE})\}}", r"\\frac{\1}{\2}"),
+        (rf"^({_SIDE})\\over{_END}({_SIDE})$", r"\\frac{\1}{\2}"),
+        (
+            r"(?:\{\})?\^\{?(\d++)\}?\s*+C_\{?(\d++)\}?"
+            r"|(?<![A-Za-z\\])C\((\d++),\s*+(\d++)\)",
+            lambda m: rf"\binom{{{m[1] or m[3]}}}{{{m[2] or m[4]}}}",
+        ),
+        (r"\*\*", "^"),
+        (rf"\\(?:ne|not\s*+=){_END}", r"\\neq "),
+        (rf"\\leq(?:slant|q){_END}", r"\\leq"),
+        (rf"\\geq(?:slant|q){_END}", r"\\geq"),
+        (rf"\\lt{_END}", "<"),
+        (rf"\\gt{_END}", ">"),
+        (rf"\\(?:simeq|thickapprox|doteq){_END}", r"\\approx"),
+        (rf"\\([RZNQC]){_END}", r"\\mathbb{\1}"),
+        (r"\\mathbb\s*+([A-Z])", r"\\mathbb{\1}"),
+        (rf"\\(?:varnothing|O){_END}|\\\{{\s*+\\\}}", r"\\emptyset "),
+        (r"(?<=[\[(,=])\s*+\+\s*+(?=\\infty)", ""),
+        # digits
+        (r"(?<=\d)\{,\}(?=\d{3})|(?<=\d)\\!,\\!(?=\d)", ""),
+        (r"(?<=\d),(?=0\d\d(?![\d.]))", ""),
+        (r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))", ""),
+        (
+            r"\\text\s*+\{\s*+\(?\s*+(?:in\s++)?base[\s-]++(\d++)\s*+\)?"
+            r"\s*+\}",
+            r"_{\1}",
+        ),
+        (r"(?<=\d)\s*+\(?(?:in\s++)?base[\s-]++(\d++)\)?", r"_{\1}"),
+        # ordinals: 12th, 12^{\mathrm{th}}
+        (
+            r"(?<=\d)\s*+(?:\^\s*+\{?\s*+)?(?:\\(?:text|mathrm|textrm)\s*+\{)?"
+            rf"\s*+(?:st|nd|rd|th){_END}[\s}}]*+",
+            " ",
+        ),
+        (r"(?<!\\)\\(?=[-+\d])", " "),  # half of a space
+        # 0.2727... repeats
+        (
+            r"(?<=\.)(\d*?)(\d{1,6}?)\2+(?:\.\.\.|\u2026|\\[lc]?dots)",
+            r"\1\\overline{\2}",
+        ),
+        # degrees, of angles within functions and of temperature
+        (
+            r"\\(sin|cos|tan|cot|sec|csc)\s*+[({]?\s*+(\d++(?:\.\d++)?)\s*+"
+            r"(?:\^\s*+\{?\s*+\\circ\s*+\}?|°|\\degree)\s*+[)}]?",
+            r"\\\1(\\frac{\2\\pi}{180})",
+        ),
+        (
+            r"(?:°|\^?\s*+\{?\\circ\s*+\}?)\s*+"
+            rf"(?:\\(?:text|mathrm)\s*+\{{\s*+[CF]\s*+\}}|[CF]{_END})",
+            "",
+        ),
+        # remainders
+        (
+            rf"\(?\s*+(?:\\[bp]?mod|{_START}mod){_END}\s*+"
+            r"(\{[^{}]*+\}|[^\s{}()\\,]++)\s*+\)?",
+            lambda m: rf"\pmod{{{m[1].strip('{} ')}}}",
+        ),
+        (
+            r"\\text\s*+\{\s*+(and|or)\s*+\}",
+            lambda m: rf" \l{m[1][:2] if m[1] == 'or' else m[1]} ",
+        ),
+        (rf"\\(?:vee|lor){_END}|{_START}or{_END}", r" \\lor "),
+        (rf"\\(?:wedge|land){_END}|{_START}and{_END}", r" \\land "),
+    )
+]
+
+
+def _raised(mark: str, text: str) -> str:
+    plain = "".join(
+        (_SUPERSCRIPTS if mark == "^" else _SUBSCRIPTS)[sign] for sign in text
+    )
+    return f"{mark}{{{plain}}}"
+
+
+# Units. One letter alone can be a variable, so it is a unit only where the
+# writing says so: upright, in a compound, or the metre.
+_LONG = (
+    "deg|cm|mm|km|nm|dm|in|ft|yd|sq|mph|kph|kg|mg|lbs?|oz|ml|mL|mol|kJ|kW|kWh"
+    "|MeV|eV|Hz|kHz|MHz|Pa|kPa|atm|kN|min|hr|sec|inch|inches|degrees?|units?"
+    "|feet|meters?|metres?|square|cubic|percent|dollars?|cents?|per|seconds?"
+    "|minutes?|hours?|days?|years?"
+)
+_SHORT = "[msghlLJNWVAKCFT]"
+_POWER = r"(?:\s*+\^\s*+(?:-?\d|\{\s*+-?\d++\s*+\}))?+"
+_UPRIGHT = r"\\text\s*+\{(?:[^{}]|\{[^{}]*+\})*+\}"
+_KNOWN = rf"(?:{_LONG}){_END}"
+_ANY = rf"(?:{_UPRIGHT}|{_KNOWN}|{_SHORT}{_END}){_POWER}"
+_AFTER = r"(?<=[\d\s)}])"
 _UNIT = re.compile(
-    rf"\s*+(?:\\text\s*+\{{[^{{}}]*\}}|(?:\b|(?<=\d))(?:{'|'.join(_UNITS)})\b)"
-    r"(?:\s*+(?:\^\d|\^\{\d\}))?$",
-    re.IGNORECASE,
+    r"\s*+(?:"
+    rf"(?:{_AFTER}|\b)(?:{_UPRIGHT}|{_KNOWN}){_POWER}"
+    rf"(?:\s*+(?:/|\\cdot{_END}|\*)?\s*+{_ANY})*+"  # kg m^2
+    rf"|(?<=[\d}}])\s*+m{_POWER}"  # 10m
+    rf"|{_AFTER}{_SHORT}{_POWER}\s*+/\s*+\(?{_ANY}\)?"  # 10 m/s
+    rf"|{_AFTER}{_SHORT}{_POWER}\s*+(?:\\cdot{_END})?\s*+{_SHORT}"
+    r"\s*+\^\s*+\{\s*+-\d++\s*+\}"  # 10 m s^{-1}
+    rf"|{_AFTER}[NJWAC]\s*+\\cdot\s*+[msh]"
+    r"|(?<=\d)\s++[a-z]{3,}(?:\s[a-z]{2,})*+"  # 12 red chairs
+    r")$"
 )
-_NAME = r"\\?[A-Za-z]+(?:_\w)?\s*+"
-_ASSIGNED = re.compile(rf"{_NAME}=\s*+([^=<>]+)")
-_MEMBER = re.compile(rf"{_NAME}\\in\b\s*+")
-_CONJUNCTION = re.compile(r"\s*+(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*+")
+_QUANTITY = re.compile(r"\d|\\pi|\\infty")
+_SCALED = re.compile(
+    r"(.*\d)\s*+(?:\\text\s*+\{\s*+)?(thousand|million|billion|trillion)"
+    r"(?:\s[a-z ]*+)?(?:\s*+\})?",
+    re.DOTALL,
+)
+_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+
+# Names and the relations between names and values.
+_LETTER = (
+    r"(?:\\(?!text|frac|sqrt|mathbb|pi|infty)[A-Za-z]+|[A-Za-z]|[A-Z]{2,4}"
+    r"|[A-Za-z]{4,}|\\text\s*+" + _GROUP + ")"
+)
+_INDEX = r"(?:_(?:\w|\{[^{}]*\}))?'*"
+_NAME = re.compile(
+    rf"(?:m?\s*+\\(?:angle|triangle)\s*+|\\(?:overline|vec|hat|bar)\s*+)?"
+    rf"(?:\{{{_LETTER}\}}|\[{_LETTER}\]|\|{_LETTER}\||{_LETTER}){_INDEX}"
+)
+_CALLED = re.compile(
+    rf"{_LETTER}{_INDEX}(?:\^\{{-1\}})?\([A-Za-z](?:,[A-Za-z])*\)"
+)
+_TUPLE_NAMES = re.compile(
+    r"\(\s*+[A-Za-z](?:_\w)?(?:\s*+,\s*+[A-Za-z](?:_\w)?)++\s*+\)\s*+=\s*+(?=\()"
+)
+_MEMBER = re.compile(rf"{_NAME.pattern}\s*+\\in{_END}\s*+")
+_CONGRUENT = re.compile(rf"{_NAME.pattern}\s*+\\equiv{_END}\s*+(?=.*\\pmod)")
+_INTRODUCED = re.compile(
+    r"\s*+\\text\s*+\{[^{}]*?(?:\bis|:|=)\s*+\}\s*+:?(?=.)"
+)
+_EQUALS = re.compile(r"(?<![<>=\\])=(?!=)")
+_APPROXIMATELY = re.compile(rf"\\approx{_END}")
+_ORDER = re.compile(rf"[<>]|\\(?:leq|geq|neq){_END}")
+_CONSTANT = re.compile(
+    rf"\\(?:pi|infty|frac|sqrt|cdot|times|left|right|pm|mp|{_FUNCTIONS}){_END}"
+    r"|[ei](?![A-Za-z])"
+)
+_LOGIC = re.compile(rf"\s*+\\(lor|land){_END}\s*+")
+_BUILDER = re.compile(
+    r"\\\{\s*+[A-Za-z](?:\s*+\\in\s*+\\mathbb\{R\})?\s*+(?:\\mid\b|\||:)"
+    r"(.*)\\\}",
+    re.DOTALL,
+)
+_FRENCH = re.compile(r"([\[\]])([^][(){},;]*+[,;][^][(){},;]*+)([\[\]])")
+_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})++(?![\d,])")
+_REPEATING = re.compile(
+    r"(-?)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*+\{?(\d+)\}?|\((\d+)\))"
+)
+_ARRAY = re.compile(
+    r"[(\[]\s*+\\begin\s*+\{array\}\s*+\{[lcr|]*+\}"
+    r"((?:[^\\]|\\(?!end))*+)\\end\s*+\{array\}\s*+[)\]]"
+)
+_CELL = re.compile(r"\s*+,?\s*+&\s*+")
+_ROWS = re.compile(
+    r"\\begin\s*+\{(cases|aligned|align\*?|array|gathered|split)\}"
+    r"(?:\s*+\{[lcr|]*\})?(.*)\\end\s*+\{\1\}",
+    re.DOTALL,
+)
 _WORD = re.compile(r"[A-Za-z][A-Za-z .'-]*")
+_INDEXED = re.compile(r"([_^])(\w)\s++(?=\d)")  # \log_2 8
 _SPACE = re.compile(r"(\\[A-Za-z]+)\s++(?=[A-Za-z])|\s++")
 _BRACKET = re.compile(r"\\[{}]|\\(?:begin|end)\b|[][(){},;]")
 
@@ -101,40 +329,172 @@ def _depth(token: str) -> int:
 
 
 def is_word(text: str) -> bool:
-    """A name or a phrase, no formula: letters alone, at least three."""
-    return bool(_WORD.fullmatch(text)) and sum(map(str.isalpha, text)) >= 3
+    """A name or a phrase, no formula: letters alone, at least three, and a
+    vowel among them; mgh is a product."""
+    return bool(
+        _WORD.fullmatch(text)
+        and sum(map(str.isalpha, text)) >= 3
+        and re.search("[aeiou]", text, re.IGNORECASE)
+    )
+
+
+def named(item: str) -> tuple[str, str]:
+    """The name and the value of "x=1"; no name where it is no such."""
+    parts = _EQUALS.split(item)
+    if len(parts) == 2 and _NAME.fullmatch(parts[0]):
+        return parts[0], parts[1]
+    return "", item
 
 
 def formula(text: str) -> str | None:
-    text = unwrap(clean(text))
+    """The canonical form of a segment of LaTeX or plain mathematics."""
+    text = _plain(text)
     if whole := TEXT.fullmatch(text):
         text = unwrap(whole[1])
-    text, value = _measured(text)
-    if value is not None:
-        return show(value)
-    if is_word(text):
-        return phrase(text)
+        option = re.fullmatch(r"\(?\s*+([A-Za-z])\s*+\)?", text)
+        if option:  # of a question with options
+            return option[1].upper()
+    spoken = _LOGIC.sub(lambda m: " or " if m[1] == "lor" else " and ", text)
+    if is_word(spoken):
+        return phrase(spoken)
     depths = accumulate(map(_depth, _BRACKET.findall(text)))
     if max(depths, default=0) > _DEEPEST:
         return None
-    text = _MEMBER.sub("", text, count=1) if _MEMBER.match(text) else text
-    opening, items, closing = listing(_CONJUNCTION.sub(", ", text))
+    for pattern in (_MEMBER, _CONGRUENT, _TUPLE_NAMES):
+        if told := pattern.match(text):
+            text = text[told.end() :]
+    builder = _BUILDER.fullmatch(text)
+    if builder and _ORDER.search(builder[1]):
+        text = builder[1].strip()
+    if _ORDER.search(text) and _LOGIC.search(text):
+        return _compressed(text)
+    text = _FRENCH.sub(_english, text)
+    opening, items, closing = listing(_LOGIC.sub(", ", _ungrouped(text)))
+    named_items = [_item(item) for item in items]
     if len(items) == 1 and (opening, closing) in (("", ""), ("(", ")")):
-        return _scalar(items[0])
-    inner = ", ".join(filter(None, map(_scalar, items)))
+        return _joined(*named_items[0]) or None
+    if not opening and len(set(named_items)) == 1:  # said twice
+        return _joined(*named_items[0]) or None
+    names = {name for name, _ in named_items}
+    keep = len(names - {""}) > 1
+    inner = ", ".join(
+        f"{name}={value}" if name and keep else value
+        for name, value in named_items
+        if value
+    )
     return opening + inner + closing if inner else None
 
 
-def _scalar(text: str) -> str | None:
-    text, value = _measured(text)
-    if value is not None:
-        return show(value)
+def _plain(text: str) -> str:
+    """The text in ASCII and in one dialect of LaTeX."""
+    text = text.translate(_SIGNS)
+    if r"\begin" not in text:  # no row of a matrix: an escape too many
+        text = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", text)
+    for pattern, new in _REWRITES:
+        text = pattern.sub(new, text)
+    text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", clean(text))
+    text = unwrap(_ROWS.sub(_listed, text))
+    inside, rest = argument(text) if text.startswith("{") else ("", "")
+    return text if rest else inside or text
+
+
+def _listed(rows: re.Match[str]) -> str:
+    """The rows of a system of equations as a list; those of a function that
+    is defined piece by piece as a set of pairs."""
+    lines = [line.strip() for line in rows[2].split(r"\\") if line.strip()]
+    if rows[1] in ("cases", "array") and all("&" in line for line in lines):
+        cells = [_CELL.sub(", ", line).rstrip(" ,") for line in lines]
+        if not any("=" in line.partition("&")[0] for line in lines):
+            return r"\{" + ", ".join(f"({cell})" for cell in cells) + r"\}"
+    return ", ".join(line.replace("&", "").rstrip(" ,") for line in lines)
+
+
+def _english(interval: re.Match[str]) -> str:
+    """]1, 2[ as (1, 2)."""
+    opening = "(" if interval[1] == "]" else "["
+    return opening + interval[2] + (")" if interval[3] == "[" else "]")
+
+
+def _ungrouped(text: str) -> str:
+    """Without the commas of thousands, where these are all its commas."""
+    grouped = _GROUPED.findall(text)
+    if len(grouped) != 1 or text.count(",") != grouped[0].count(","):
+        return text
+    if listing(text).opening:
+        return text
+    return text.replace(grouped[0], grouped[0].replace(",", ""))
+
+
+def _item(text: str) -> tuple[str, str]:
+    """A value and the name that it was given; "" where it has none."""
+    if introduced := _INTRODUCED.match(text):
+        text = text[introduced.end() :]
+    exact, *rounded = _APPROXIMATELY.split(text, maxsplit=1)
+    if rounded and not _NAME.fullmatch(exact.strip()):
+        text = exact.strip() or rounded[0]
+    elif rounded:
+        text = f"{exact}={rounded[0]}"
+    parts = [part.strip() for part in _sides(text)]
+    if len(parts) == 1 or _ORDER.search(text) or not all(parts):
+        return "", _value(text)
+    if _CALLED.fullmatch(parts[0]) or all(map(_is_constant, parts)):
+        return "", _value(parts[-1])
+    if _NAME.fullmatch(parts[0]):
+        return _compressed(parts[0]), _value(parts[-1])
+    if len(parts) == 2 and _NAME.fullmatch(parts[1]) and _is_constant(parts[0]):
+        return _compressed(parts[1]), _value(parts[0])
+    return "", _compressed(text)
+
+
+def _joined(name: str, value: str) -> str:
+    """A single value needs no name, but for the equation of a curve."""
+    return value if not name or _is_constant(value) else f"{name}={value}"
+
+
+def _sides(text: str) -> list[str]:
+    """What stands between the equals signs outside all brackets."""
+    sides, depth, start = [], 0, 0
+    for token in re.finditer(rf"{_BRACKET.pattern}|{_EQUALS.pattern}", text):
+        depth += _depth(token[0])
+        if token[0] == "=" and depth == 0:
+            sides.append(text[start : token.start()])
+            start = token.end()
+    return [*sides, text[start:]]
+
+
+def _is_constant(text: str) -> bool:
+    return not re.search(r"[A-Za-z]", _CONSTANT.sub(" ", text))
+
+
+def _value(text: str) -> str:
+    """A number in its one spelling, or the formula without its unit."""
+    text = text.strip()
+    if scaled := _SCALED.fullmatch(text):
+        value = rational(scaled[1])
+        if value is not None:
+            return show(value * 10 ** _SCALES[scaled[2]]) or text
+    if unit := _UNIT.search(text):
+        left = text[: unit.start()].strip()
+        if _QUANTITY.search(left) or (left and re.search(_KNOWN, unit[0])):
+            text = left
+    value = rational(text)
+    if value is None:
+        value = _repeating(text)
+    return (show(value) if value is not None else None) or _compressed(text)
+
+
+def _repeating(text: str) -> Fraction | None:
+    """0.1\\overline{6} is 1/6."""
+    match = _REPEATING.fullmatch(text)
+    if match is None:
+        return None
+    sign, whole, start, period = *match.groups()[:3], match[4] or match[5]
+    value = Fraction(int(whole + start + period) - int(whole + start or "0"))
+    value /= (10 ** len(period) - 1) * 10 ** len(start)
+    return -value if sign else value
+
+
+def _compressed(text: str) -> str:
+    text = text.strip().lstrip("+").strip()
+    text = _INDEXED.sub(r"\1{\2}", text)
     return _SPACE.sub(lambda m: m[1] + " " if m[1] else "", text)
-
-
-def _measured(text: str) -> tuple[str, Fraction | None]:
-    """The text without its unit, and its value where it is a number or names
-    one: "x = 5 \\text{ cm}" is 5, "y = 2x + 3" has none."""
-    text = _UNIT.sub("", text) or text
-    assigned = _ASSIGNED.fullmatch(text)
-    return text, rational(assigned[1] if assigned else text)

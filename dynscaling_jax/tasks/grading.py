@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from dynscaling_jax.tasks.equivalence import Compare
 from dynscaling_jax.tasks.forms import canonical
+from dynscaling_jax.tasks.references import reference as read_reference
 
 Verdict = Literal["right", "wrong", "unreadable", "timeout"]
 
@@ -31,9 +32,10 @@ def grade(
     """The verdict on a predicted answer; None is one that nobody could read.
 
     Raises:
-      ValueError: a reference that cannot be read as `kind`; an unknown kind.
+      ValueError: a reference that cannot be read whole as `kind`; an unknown
+        kind.
     """
-    if canonical(reference, kind) is None:
+    if read_reference(reference, kind) is None:
         raise ValueError(f"the reference {reference!r} is no {kind} answer")
     if predicted is None or canonical(predicted, kind) is None:
         return "unreadable"

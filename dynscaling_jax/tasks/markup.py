@@ -59,13 +59,8 @@ _REWRITES = [
         (rf"\\ge{_END}|>=", r"\\geq"),
         (r"\b([bBv])matrix\b", "pmatrix"),
         (r"\\text\s*+\{\s*+(?:and|or|,)\s*+\}", ","),
-        (r"(?<![A-Za-z\\])sqrt\s?\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"(?<![A-Za-z\\])sqrt(?=\s?[({\d])", r"\\sqrt"),
         (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
-        (r"\\frac\s*+(\d)\s*+(\d)", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*+(\d)\s*+(?=\{)", r"\\frac{\1}"),
-        (r"(\\frac\s*+\{[^{}]*\})\s*+(\d)", r"\1{\2}"),
-        (r"\\sqrt\s*+([0-9A-Za-z])", r"\\sqrt{\1}"),
-        (r"([_^])\{(\w)\}(?![\w{])", r"\1\2"),
     )
 ]
 
@@ -75,7 +70,55 @@ def clean(text: str) -> str:
     text = text.translate(_SYMBOLS)
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
+    text = braced(text)
+    return _ONE_TOKEN.sub(r"\1\2", text)
+
+
+_ONE_TOKEN = re.compile(r"([_^])\{(\w)\}(?![\w{])")
+_TAKES = re.compile(rf"\\(frac|binom|sqrt){_END}\s*+|\^\s*+(?=\()")
+
+
+def braced(text: str) -> str:
+    """Braces around what \\frac, \\binom and \\sqrt take, and around a power
+    in parentheses."""
+    for match in reversed(list(_TAKES.finditer(text))):
+        head, rest = match[0].strip(), text[match.end() :]
+        if head == r"\sqrt" and rest.startswith("["):
+            root, bracket, rest = rest.partition("]")
+            head += root + bracket
+        for _ in range(2 if head in (r"\frac", r"\binom") else 1):
+            taken, rest = argument(rest, head)
+            head += "{" + taken + "}"
+        if taken:
+            text = text[: match.start()] + head + rest
     return text
+
+
+_TOKEN = re.compile(r"\s*+(\\[A-Za-z]+|[^\s\\}])")
+
+
+def argument(text: str, head: str = "") -> tuple[str, str]:
+    """What a command takes from the text, and what is left."""
+    token = _TOKEN.match(text)
+    if token is None:
+        return "", text
+    if token[1] == "{" or (token[1] == "(" and "frac" not in head):
+        level = 0
+        for bracket in re.finditer(r"(?<!\\)[{}()]", text):
+            level += 1 if bracket[0] in "{(" else -1
+            if level == 0:
+                inside = text[token.end() : bracket.start()]
+                return inside.strip(), text[bracket.end() :]
+        return "", text
+    if head.startswith(r"\sqrt") and (digits := re.match(r"\s*+\d++", text)):
+        return digits[0].strip(), text[digits.end() :]
+    taken, rest = token[1], text[token.end() :]
+    while taken.startswith("\\") and rest.startswith("{"):  # \sqrt{2}
+        inside, rest = argument(rest)
+        if not inside:
+            return "", text
+        taken += "{" + inside + "}"
+    return taken, rest
 
 
 def unwrap(text: str) -> str:

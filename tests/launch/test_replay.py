@@ -131,6 +131,7 @@ def test_figures_and_a_table(done):
         assert figure.read_bytes().startswith(b"\x89PNG")
     assert "ucb(uncertainty=beta,c=0.2)" in process.stdout
     assert "@2.5" in process.stdout
+    assert "4 questions, answers: number, pass@1" in process.stdout
     assert process.stderr == ""  # no progress bar where no terminal is
 
 
@@ -148,6 +149,7 @@ def test_figures_and_a_table(done):
         ("--budgets=", "budgets: expected at least one"),
         ("--vote=loudest", "unknown vote 'loudest'; known: .*majority"),
         ("--bank=nowhere.jsonl", "nowhere.jsonl"),
+        ("--kind=maths", "unknown kind of answer 'maths'; known: number"),
         ("--bank=BAD", r"bad\.jsonl:2: expected a JSON object"),
         ("--bank=RAGGED", "'b' has 1 answers, 'a' has 2"),
         ("--bank=NAMELESS", "no reference for question|without a reference"),
@@ -181,6 +183,36 @@ def test_bad_input_is_one_clear_line(tmp_path, argument, message):
     (line,) = process.stderr.splitlines()
     assert line.startswith("launch.replay: ")
     assert re.search(message, line)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answers", "kind", "right"),
+    [
+        # an AIME answer with leading zeros made a whole question wrong
+        ("033", ["33", "34"], "number", 0.5),
+        # two spellings were two answers, and split the vote
+        ("(3,\\frac{\\pi}{2})", ["3,\\pi/2", "(3, \\pi)"], "math", 0.5),
+        # a list is no number: it keeps a class of its own, and is not 1
+        ("1", ["1", "1,2"], "number", 0.5),
+        ("B", ["(b)", "C"], "choice", 0.5),
+    ],
+)
+def test_answers_are_compared_as_answers_of_a_kind(
+    tmp_path, reference, answers, kind, right
+):
+    from dynscaling_jax.records.bank import read_bank
+    from dynscaling_jax.tasks import Comparer
+    from launch.replay import keys_of
+
+    row = {"query_id": "q", "reference": reference, "answers": answers}
+    path = tmp_path / "bank.jsonl"
+    path.write_text(json.dumps(row | {"new_tokens": [1, 1]}))
+    kinds = []
+    with Comparer() as compare:
+        bank = read_bank(path, keys=keys_of("", compare, kinds))
+    assert kinds == [kind]
+    assert (bank.answer_QN == bank.reference_Q[:, None]).mean() == right
+    assert bank.answer_QN.tolist() == [[0, 1]]
 
 
 def test_a_run_of_ones_own(tmp_path):

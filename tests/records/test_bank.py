@@ -35,17 +35,18 @@ def test_rows_become_arrays(tmp_path):
 
 
 def test_equal_answers_are_one_class(tmp_path):
-    """Strings apart, numbers equal: a given equality joins the classes, the
+    """Texts apart, numbers equal: given keys join the classes, the
     reference's too."""
 
-    def same(a, b):
-        return eval_fraction(a) == eval_fraction(b)
+    def keys(questions):
+        for answers, reference in questions:
+            yield [text and number(text) for text in (*answers, reference)]
 
-    def eval_fraction(text):
+    def number(text):
         top, _, bottom = text.partition("/")
         return float(top) / float(bottom or 1)
 
-    bank = read_bank(written(tmp_path / "some.jsonl", ROW), same=same)
+    bank = read_bank(written(tmp_path / "some.jsonl", ROW), keys=keys)
     assert bank.answer_QN.tolist() == [[0, -1, 0, 0]]
     assert bank.reference_Q.tolist() == [0]
 

@@ -406,7 +406,7 @@ def test_strategies_see_classes_and_not_spellings():
     strategy = integrated(explore=3, k=2, content="answer_only")
     run(
         model, n=1, strategy=strategy, budget=Budget(samples=9),
-        same=lambda a, b: eval(a) == eval(b),
+        same=lambda: lambda a, b: eval(a) == eval(b),
     )  # fmt: skip
     for content in shown[3:]:
         assert "is 1/2." in content and "is 3." in content

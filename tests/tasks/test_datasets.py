@@ -296,6 +296,16 @@ def test_an_unreadable_reference_is_named_with_its_place(tmp_path):
         load_task(config)
 
 
+def test_a_reference_is_never_cut(tmp_path):
+    """ "1,2" of a number task became 1."""
+    row = {"question": "q", "answer": "1,2"}
+    config = jsonl(tmp_path, row, kind="number")
+    with pytest.raises(ValueError, match="own.jsonl:1: the answer '1,2'"):
+        load_task(config)
+    task = load_task(jsonl(tmp_path, row))
+    assert (task.kind, task.problems[0].reference) == ("math", "1, 2")
+
+
 def test_questions_without_options_cannot_be_shuffled(tmp_path):
     config = jsonl(tmp_path, {"question": "q", "answer": "a"}, shuffled=True)
     with pytest.raises(ValueError, match="own.jsonl:1: config.task.shuffled"):

@@ -1,5 +1,7 @@
 import gc
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,14 +9,21 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynscaling_jax.tasks import Comparer, classify
+from dynscaling_jax.tasks import (
+    Comparer,
+    canonical,
+    classify,
+    extract,
+    grade,
+)
 
-BOMB = "9^{9^{9^{9}}}"  # no machine writes this power out
+BOMB = r"\prod_{k=1}^{10^{9}} k"  # no machine multiplies this out
 
 
 def no_call(a, b, kind):
@@ -150,6 +159,109 @@ def test_degenerate_lists_are_cheap():
         assert all(worker.process is None for worker in compare._workers)
 
 
+def test_five_hard_answers_share_one_limit():
+    """Each pair had a limit of its own: five hard answers took 54 seconds.
+    What is past the limit of the question is a timeout."""
+    hard = [rf"\prod_{{k=1}}^{{10^{{9}}}} (k+{n})" for n in range(20)]
+    with Comparer(time_limit=0.5, question_limit=3.0) as compare:
+        start = time.monotonic()
+        ids = classify([*hard, "x+1", "1+x"], "math", compare)
+        assert time.monotonic() - start < 40  # two workers are replaced
+        assert ids == tuple(range(22))
+        one = compare.question()
+        assert one("x+1", "1+x", "math") == "equal"  # another question
+
+
+def test_a_formula_costs_a_question_what_it_cost_the_first(monkeypatch):
+    """Or the outcome would depend on what was compared before."""
+    pairs = [("a+1", "b+1"), ("c+1", "d+1")]
+    with Comparer(question_limit=1.0) as compare:
+        slow = lambda formula, seconds: (["value", [formula]], 0.6)
+        monkeypatch.setattr(compare._workers[0], "read", slow)
+        first = [compare.question()(*pair, "math") for pair in pairs]
+        assert first == ["different", "different"]
+        one = compare.question()
+        outcomes = [one(*pair, "math") for pair in pairs]
+        assert outcomes == ["different", "timeout"]
+
+
+def read_table():
+    """The pairs and the readings of mathematics.txt."""
+    path = Path(__file__).with_name("mathematics.txt")
+    rows = [
+        (line[0], *line[2:].rsplit(" | ", 1))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line[:2] in ("= ", "! ", "+ ", "- ")
+    ]
+    pairs = [row for row in rows if row[0] in "=!"]
+    return pairs, [row for row in rows if row[0] in "+-"]
+
+
+PAIRS, READINGS = read_table()
+
+
+@pytest.mark.parametrize(("sign", "a", "b"), PAIRS)
+def test_pairs(sign, a, b, compare):
+    want = "equal" if sign == "=" else "different"
+    assert compare(a, b, "math") == compare(b, a, "math") == want
+
+
+@pytest.mark.parametrize(("sign", "text", "reference"), READINGS)
+def test_readings(sign, text, reference, compare):
+    verdict = grade(extract(text, "math"), reference, "math", compare)
+    assert verdict == ("right" if sign == "+" else "wrong")
+
+
+def test_a_formula_alone_needs_no_convention(compare):
+    """Without lists, names, bases and intervals, whose conventions the module
+    states, the relation is an equivalence; votes number answers by it."""
+    forms = {canonical(text, "math") for _, *pair in PAIRS for text in pair}
+    alone = [
+        form
+        for form in sorted(filter(None, forms))
+        if not re.search(r"[,=<>_]|\\(leq|geq|neq|pm)", form)
+    ]
+    assert len(alone) > 100
+    one = compare.question()
+    same = {
+        a: {b for b in alone if one(a, b, "math") == "equal"} for a in alone
+    }
+    assert all(a in same[a] for a in alone)
+    assert [(a, b) for a in alone for b in same[a] if same[a] != same[b]] == []
+
+
+def cases(folder, key):
+    path = folder / "answers" / "cases.json"
+    if not path.exists():
+        pytest.skip(f"no cases at {path}")
+    return json.loads(path.read_text())[key]
+
+
+def test_handed_pairs(benchmark_data, compare):
+    wrong, pairs = [], cases(benchmark_data, "pairs")
+    for case in pairs:
+        a, b, kind = case["a"], case["b"], case["kind"]
+        outcomes = {compare(a, b, kind), compare(b, a, kind)}
+        if outcomes != {case["want"]}:
+            wrong.append(f"{a} | {b}: {outcomes}, not {case['want']}")
+    share = 1 - len(wrong) / len(pairs)
+    print(f"pairs as wanted: {share:.1%}", *wrong, sep="\n")
+    assert share >= 0.97
+
+
+def test_handed_readings_of_mathematics(benchmark_data, compare):
+    wrong, readings = [], cases(benchmark_data, "reading")
+    readings = [case for case in readings if case["kind"] == "math"]
+    for case in readings:
+        answer = extract(case["text"], "math")
+        verdict = grade(answer, case["reference"], "math", compare)
+        if verdict.replace("unreadable", "none") != case["want"]:
+            wrong.append(f"{case}: {answer!r} is {verdict}")
+    share = 1 - len(wrong) / len(readings)
+    print(f"readings as wanted: {share:.1%}", *wrong, sep="\n")
+    assert share >= 0.97
+
+
 def test_threads():
     """math-verify's own timeouts raise outside the main thread; these must
     not. Two workers, eight threads, a bomb among the pairs."""
@@ -211,7 +323,7 @@ PARENT = """
     compare("x+1", "1+x", "math")
     print(compare._workers[0].process.pid, flush=True)
     if sys.argv[1] == "busy":
-        compare("9^{9^{9^{9}}}", "3", "math")
+        compare(r"\\prod_{k=1}^{10^{9}} k", "3", "math")
     sys.stdin.read()
 """
 
@@ -273,7 +385,9 @@ def test_importing_tasks_is_cheap():
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("setting", ["time_limit", "workers", "cache_size"])
+@pytest.mark.parametrize(
+    "setting", ["time_limit", "question_limit", "workers", "cache_size"]
+)
 def test_limits_are_positive(setting):
     with pytest.raises(ValueError, match="must be positive"):
         Comparer(**{setting: 0})
