@@ -389,9 +389,10 @@ async def _sample(
             raise ConnectionError("the run has stopped")
         tries += 1
     if failure.status == 429 or isinstance(failure, Unreachable):
+        less = " with a lower config.endpoint.concurrency or"
         raise ConnectionError(
             f"{settings.url} cannot be used: {failure} (after {tries + 1} "
-            f"tries). When it can be again, {LATER}"
+            f"tries);{less * (failure.status == 429)} later, {LATER}"
         )
     raise failure
 
