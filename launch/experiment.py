@@ -227,7 +227,7 @@ def endpoint_source(config: Config) -> Source:
         fields[name] = engine[name]
     model, url = parse_url(config.model)
     sample_fn = endpoint(model, url, stop=tuple(engine.stop), **fields)
-    most = Budget(new_tokens=engine.max_new_tokens)
+    most = Budget(new_tokens=config.engine.max_new_tokens)
     reader = Reader(end_of_thinking=config.end_of_thinking or None)
     return Source(sample_fn, reader, most, lambda _: None)
 

@@ -77,6 +77,10 @@ class Failure(Exception):
         self.status, self.after = status, after
 
 
+class Unreachable(Failure):
+    """No connection could be made."""
+
+
 def endpoint(
     model: str,
     base_url: str,
@@ -134,7 +138,9 @@ def endpoint(
         ("max_new_tokens", max_new_tokens, 1),
     ):
         if not least <= value < math.inf:
-            raise ValueError(f"{name}={value}: expected at least {least}")
+            raise ValueError(
+                f"{name}={value}: expected a number from {least} on"
+            )
     body = {
         "model": model,
         "seed": seed,
@@ -224,10 +230,12 @@ def _in_background(
     def run() -> None:
         end: BaseException | None = None
         try:
-            loop.run_until_complete(task)
+            try:
+                loop.run_until_complete(task)
+            finally:
+                loop.run_until_complete(loop.shutdown_asyncgens())
         except BaseException as error:
             end = error
-        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
         arrived.put(end)
 
@@ -395,10 +403,6 @@ async def _sample(
             f"tries);{less * (failure.status == 429)} later, {LATER}"
         )
     raise failure
-
-
-class Unreachable(Failure):
-    """No connection could be made."""
 
 
 async def _once(
