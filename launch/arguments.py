@@ -1,5 +1,6 @@
 """Flags as absl reads them, where any mistake in them is one line."""
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -40,16 +41,32 @@ def quiet(*loggers: str) -> None:
 def resumable(command: Command, work: Callable[[], str]) -> None:
     """Prints what work returns. Where it cannot go on, or is told to stop,
     one line says so and the command fails."""
-    for stop in (signal.SIGINT, signal.SIGTERM):
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(stop, signal.default_int_handler)
+    sys.unraisablehook = _again
     try:
         text = work()
     except (ValueError, OSError, RuntimeError) as error:
         logging.debug("%s failed", command.name, exc_info=True)  # --verbosity=1
         sys.exit(f"{command.name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{command.name}: stopped; the same command goes on from here")
+        with contextlib.suppress(OSError):
+            sys.stderr.write(
+                f"{command.name}: stopped; the same command goes on from here\n"
+            )
+            sys.stderr.flush()
+        # all is written; JAX and the look-up of a host take time to end
+        os._exit(1)
     print(text)
+
+
+def _again(lost: Any) -> None:
+    """An interrupt in a callback, as JAX has one for each collection of
+    garbage, is lost: it comes again."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _read(command: Command, args: list[str]) -> list[str]:

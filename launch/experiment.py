@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from configs import common
 from configs.methods import METHODS
 from dynscaling_jax.analysis import statistics
 from dynscaling_jax.engine import Engine, mesh
@@ -167,10 +168,13 @@ def _run(
 
 
 def config_row(config: Config) -> dict[str, Any]:
-    """A config as JSON can hold it: no cap on samples, inf, is null."""
+    """A config as JSON can hold it: no cap on samples, inf, is null. A run
+    may go on with others of the fields that it leaves out."""
     values = config.to_dict()
     if values["budget"]["samples_per_query"] == math.inf:
         values["budget"]["samples_per_query"] = None
+    for name in ("concurrency", "timeout", "retries"):  # change no sample
+        del values["endpoint"][name]
     return values
 
 
@@ -201,21 +205,34 @@ def open_source(config: Config) -> Source:
     if not config.model.startswith("openai://"):
         engine = open_engine(config, mesh.build(config.mesh))
         return local_source(config, engine)
-    if template_variables(config):
-        raise ValueError(
-            "config.template_variables is of the templates of local "
-            "models; an endpoint renders by its own settings"
-        )
+    return endpoint_source(config)
+
+
+def endpoint_source(config: Config) -> Source:
+    """What a server offers a run.
+
+    Raises:
+        ValueError: a field that only a local model can have.
+    """
+    defaults = common.get_config()
+    local = ("dtype", "quantize", "mesh", "context", "adapter")
+    for name in (*local, "template_variables"):
+        if config.get(name) != defaults.get(name):
+            raise ValueError(
+                f"config.{name}={config[name]!r} is of local models; a "
+                f"server has its own. Leave it at {defaults[name]!r}, and see "
+                "docs/endpoints.md"
+            )
     from dynscaling_jax.engine.endpoint import endpoint, parse_url
 
-    sample_fn = endpoint(
-        *parse_url(config.model),
-        seed=config.seed,
-        max_new_tokens=config.engine.max_new_tokens,
-        temperature=config.engine.temperature,
-        top_p=config.engine.top_p,
-        stop=tuple(config.engine.stop),
-    )
+    fields = config.endpoint.to_dict()
+    fields["extra_body"] = json_object(config, "endpoint.extra_body")
+    fields["seed"] = config.seed if fields["seed"] else None
+    engine = config.engine
+    for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p"):
+        fields[name] = engine[name]
+    model, url = parse_url(config.model)
+    sample_fn = endpoint(model, url, stop=tuple(engine.stop), **fields)
     most = Budget(new_tokens=config.engine.max_new_tokens)
     # what a reply says is a turn of its own, whose prompt nobody here knows
     thinking = thinking_of(config, Thinking(begun=lambda _: ""))
@@ -240,7 +257,7 @@ def open_engine(
         config.dtype,
         config.quantize,
         config.context,
-        template_variables(config),
+        json_object(config, "template_variables"),
         on,
     )
     fields = engine_fields(config.engine)
@@ -273,21 +290,21 @@ def engine_fields(engine: Config) -> dict[str, Any]:
     return {**fields, "rows": None} if groups else fields
 
 
-def template_variables(config: Config) -> dict[str, Any]:
-    """What the chat template is to read, from JSON."""
-    text = config.template_variables
+def json_object(config: Config, name: str) -> dict[str, Any]:
+    """What a field that is JSON holds."""
+    text = functools.reduce(lambda c, part: c[part], name.split("."), config)
     try:
-        variables = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(
-            f"config.template_variables={text!r} is not JSON ({error})"
-        ) from None
-    if not isinstance(variables, dict):
-        raise ValueError(
-            f"config.template_variables={text!r}: expected a JSON object, "
-            'such as {"enable_thinking": false}'
+        fields = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"config.{name}={text!r} is not JSON ({error})") from (
+            None
         )
-    return variables
+    if not isinstance(fields, dict):
+        raise ValueError(
+            f"config.{name}={text!r}: expected a JSON object, such as "
+            '{"enable_thinking": false}'
+        )
+    return fields
 
 
 def budget_of(

@@ -101,6 +101,7 @@ LESS = {
     "configs/smollm2_gsm8k.py": "--config.engine.max_new_tokens=4",
     "configs/smollm2_arithmetic.py": "--config.engine.max_new_tokens=4",
     "hf://": "--config.model=reasoner --config.mesh=",  # nothing is fetched
+    "openai://": "--config.model=reasoner",
     "launch.run --config=configs/smollm2_gsm8k.py": "--config.task.name=jsonl "
     "--config.task.path=questions.jsonl",
 }

@@ -330,15 +330,6 @@ def test_template_variables_that_nothing_reads(
     assert error in one_line(done)
 
 
-def test_an_endpoint_takes_no_template_variables(tmp_path):
-    done = run(
-        "openai://m@http://127.0.0.1:9/v1",
-        tmp_path,
-        '--config.template_variables={"enable_thinking": false}',
-    )
-    assert "of the templates of local models" in one_line(done)
-
-
 def test_a_workdir_of_another_config_is_refused(tiny_model, undisturbed):
     workdir, _ = undisturbed
     before = (workdir / "config.json").read_bytes()
