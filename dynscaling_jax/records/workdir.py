@@ -133,12 +133,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     if not isinstance(row, dict) or not isinstance(row.get("config"), dict):
         return None
     schema = row.get("schema", 0)
-    if (
-        type(schema) is not int
-        or schema > SCHEMA
-        or schema
-        and "kind" not in row
-    ):
+    if schema not in range(SCHEMA + 1) or schema and "kind" not in row:
         raise ValueError(
             f"{path}: schema {shown(schema)} is not known; this version of "
             f"dynscaling_jax reads up to {SCHEMA}: a later one wrote it"
