@@ -132,10 +132,11 @@ def open_log(
         def remembered(sample_fn: SampleFn) -> SampleFn:
             timed = processes._replace(exchange=exchange)
             draw = shared(recorded(sample_fn, own), timed, before)
-            draw = merged(draw, whole) if whole else draw
+            if whole is not None:
+                draw = merged(draw, whole)
             return lambda requests: handed_on(draw(requests))
 
-        write = whole.round if whole else lambda row: None
+        write = (lambda row: None) if whole is None else whole.round
         yield Opened(remembered, write, lambda: now)
 
 
