@@ -117,10 +117,9 @@ def read_run(workdir: Path, name: str) -> Recorded:
             "that has ended; launch.run with the same flags ends it"
             f"{runs_below(workdir)}"
         )
-    refuse_changed(workdir)
     text = lambda value: isinstance(value, str)
     questions = workdir / "questions.json"  # earlier runs have none
-    return Recorded(
+    run = Recorded(
         name,
         _object(workdir / "summary.json", lambda _: True, READ),
         _object(workdir / "references.json", text),
@@ -129,6 +128,8 @@ def read_run(workdir: Path, name: str) -> Recorded:
         tuple(read_samples(workdir / "samples.jsonl")),
         tuple(row for _, _, row in lines.rows(workdir / "rounds.jsonl")),
     )
+    refuse_changed(workdir)
+    return run
 
 
 def _object(

@@ -86,7 +86,6 @@ def test_a_slip_is_one_line(flag, message):
     [
         ("run", (CONFIG, "--workdir="), "workdir"),
         ("replay", ("--bank=a", "--out="), "out"),
-        ("report", ("--workdirs=", "--out=b"), "workdirs"),
     ],
 )
 def test_an_unset_variable_is_no_directory(name, flags, empty):
