@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from launch import terminal
+
 
 class Command(NamedTuple):
     """What a message about the flags of a command needs to know."""
@@ -27,7 +29,12 @@ class Command(NamedTuple):
 
 def start(main: Callable[[Any], object], command: Command) -> None:
     """Reads the flags and calls main; does not come back."""
-    app.run(main, flags_parser=functools.partial(_read, command))
+    lost = terminal.prepare()
+    try:
+        app.run(main, flags_parser=functools.partial(_read, command))
+    finally:
+        if why := lost():
+            sys.exit(f"{command.name}: cannot print: {why}")
 
 
 def quiet(*loggers: str) -> None:
@@ -46,9 +53,10 @@ def resumable(command: Command, work: Callable[[], str]) -> None:
     sys.unraisablehook = _again
     try:
         text = work()
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         logging.debug("%s failed", command.name, exc_info=True)  # --verbosity=1
-        sys.exit(f"{command.name}: {error}")
+        said = str(error) or "there is not enough memory"
+        sys.exit(f"{command.name}: {' '.join(said.splitlines())}")
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):
             sys.stderr.write(
@@ -76,9 +84,11 @@ def _read(command: Command, args: list[str]) -> list[str]:
             name: flags.FLAGS[name].value for name in command.needs
         }
         missing = [name for name, value in values.items() if value is None]
+        empty = [n for n, v in values.items() if v in ("", [], [""])]
         if command.fields and not missing:
             values["config"].to_dict()  # where its file could not be read
     except flags.UnrecognizedFlagError as error:
+        empty: list[str] = []
         missing = _needed_first(command, error.flagname)
         if not missing:
             sys.exit(f"{command.name}: {_unknown(command, error)}")
@@ -89,6 +99,10 @@ def _read(command: Command, args: list[str]) -> list[str]:
     if missing:
         given = " and ".join(f"--{name}" for name in missing)
         sys.exit(f"{command.name}: give {given}, as in: {command.example}")
+    if empty:  # "" is the directory that one is in
+        sys.exit(
+            f"{command.name}: --{empty[0]} is empty; was a variable not set?"
+        )
     if words[1:]:
         sys.exit(f"{command.name}: what is {' '.join(words[1:])!r} for?")
     return words

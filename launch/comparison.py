@@ -11,11 +11,11 @@ import numpy as np
 from configs.methods import METHODS
 from dynscaling_jax.analysis import comparison, statistics
 from dynscaling_jax.analysis.comparison import Trial
+from dynscaling_jax.records.files import write_json, write_text
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.types import Request, Sample, SampleFn
 from launch import reporting
 from launch.experiment import Config, Source, open_source, run
-from launch.files import write_json, write_text
 
 BASELINE = "self_consistency"
 STABILITY = (

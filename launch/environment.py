@@ -23,12 +23,14 @@ def versions() -> dict[str, str]:
 
 def about() -> dict[str, Any]:
     """What a result may depend on beside its config."""
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,  # an installed copy has no repository
-    ).stdout.strip()
+    here, commit = str(Path(__file__).parent), ""
+    with contextlib.suppress(OSError):  # a machine without git
+        commit = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,  # an installed copy has no repository
+        ).stdout.strip()
     device = jax.devices()[0]
     return {
         "versions": versions(),
@@ -43,7 +45,8 @@ def use_compilation_cache() -> None:
     """Compiled code outlives the process; JAX_COMPILATION_CACHE_DIR moves
     it."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = Path.home() / ".cache" / "dynscaling_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(home))
+        with contextlib.suppress(RuntimeError):  # a user without a home
+            home = Path.home() / ".cache" / "dynscaling_jax" / "xla"
+            jax.config.update("jax_compilation_cache_dir", str(home))
     # the engine has many programs, each soon compiled; together, half a minute
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

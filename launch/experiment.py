@@ -19,10 +19,14 @@ from dynscaling_jax.analysis import statistics
 from dynscaling_jax.engine import Engine, mesh
 from dynscaling_jax.models import load_model
 from dynscaling_jax.models.flops import sample_flops
+from dynscaling_jax.records.files import write_json
+from dynscaling_jax.records.lines import dumps, shown
+from dynscaling_jax.records.log import Log, checksum, refuse_changed
 from dynscaling_jax.records.shared import (
     ALONE,
     Processes,
     finish,
+    nothing,
     open_log,
 )
 from dynscaling_jax.scaling import spec
@@ -30,17 +34,19 @@ from dynscaling_jax.scaling.chains import Reader
 from dynscaling_jax.scaling.loop import Result, Round, check, scale
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
+from dynscaling_jax.scaling.timer import Timer
 from dynscaling_jax.scaling.votes import VOTES
 from dynscaling_jax.tasks import Comparer, Task, answered, grade, load_task
 from dynscaling_jax.thinking import Thinking, named
 from dynscaling_jax.types import Budget, Query, Request, Sample, SampleFn
-from launch import reporting
+from launch import identity, reporting
 from launch.board import Draw, board
 from launch.environment import about, use_compilation_cache
-from launch.files import write_json
 from launch.metrics import Metrics
+from launch.processes import difference
 
 Config = Any  # ml_collections.ConfigDict, as configs/common.py
+_PER_QUERY = ("samples_per_query", "round_per_query", "first_round_per_query")
 
 
 class Source(NamedTuple):
@@ -50,6 +56,7 @@ class Source(NamedTuple):
     reader: Reader  # what chains may hold
     max_cost: Budget  # of one sample
     check: Callable[[Sequence[Query]], None]  # refuses prompts too long
+    identity: Mapping[str, str] = {}  # what the config only names, as it is
 
 
 def run(
@@ -92,6 +99,10 @@ def _run(
     axes = method_axes(config)
     task = load_task(task_fields(config.task.to_dict()))
     queries = [problem.query for problem in task.problems]
+    budget, first_round, round_size = budget_of(config, len(queries), axes)
+    stale = config.budget.stale_rounds
+    sizes = config.budget.capacity, round_size, first_round, stale
+    check(queries, budget, *sizes)
     source = source or open_source(config)
     source.check(queries)
     strategy = spec.parse(
@@ -99,14 +110,23 @@ def _run(
     )
     policy = spec.parse(axes["policy"], POLICIES, "policy")
     vote = spec.parse(axes["vote"], VOTES, "vote", reader=source.reader)
-    budget, first_round, round_size = budget_of(config, len(queries), axes)
-    check(queries, budget, config.budget.capacity, first_round, round_size)
+    named = {**source.identity, **identity.of_questions(task)}
+    brought = processes.exchange(dumps(named), nothing)
+    if fault := difference(brought):
+        raise ValueError(fault)
     with contextlib.ExitStack() as stack:
         log = functools.partial(
-            open_log, workdir, config_row(config), about(), processes
+            Log,
+            config=config_row(config),
+            identity=named,
+            about=about(),
+            defaults=config_row(common.get_config()),
         )
-        remembered, write_round = stack.enter_context(log())
+        opened = stack.enter_context(
+            open_log(workdir, log, processes, clock=lambda: timer())
+        )
         if first:  # beside the log, so that it can be replayed as a bank
+            refuse_changed(workdir)
             references = {p.query.id: p.reference for p in task.problems}
             write_json(workdir / "references.json", references)
             texts = {q.id: q.messages[-1].content for q in queries}
@@ -118,23 +138,24 @@ def _run(
         )
         thinking = source.reader.thinking
         model = answered(source.sample_fn, task.kind, thinking)
+        timer = Timer(budget.seconds, metrics.before)
 
         def asked_by_vote(requests: Sequence[Request]) -> Iterator[Sample]:
-            with log("vote") as (kept, _):
-                yield from kept(metrics.counted(model))(requests)
+            with open_log(workdir, log, processes, "vote") as kept:
+                yield from kept.remembered(metrics.counted(model))(requests)
 
         def same() -> Callable[[str, str], bool]:
             one = compare.question()
             return lambda a, b: one(a, b, task.kind) == "equal"
 
         def observe(done: Round) -> None:
-            write_round(round_row(queries, done))
+            opened.round(round_row(queries, done))
             metrics.round(done)
 
         result = scale(
             queries,
             metrics.watched(
-                remembered(metrics.counted(model, config.budget.seconds))
+                opened.remembered(metrics.counted(timer.within(model)))
             ),
             strategy,
             policy,
@@ -147,8 +168,9 @@ def _run(
             observe=observe,
             first_round=first_round,
             round_size=round_size,
-            stale=config.budget.stale_rounds,
+            stale=stale,
             vote_fn=asked_by_vote,
+            clock=opened.clock,
         )
         summary = {
             "task": task.name,
@@ -161,6 +183,7 @@ def _run(
         }
     answers = summary.pop("answers")
     if first:
+        summary["log"] = checksum(workdir)
         write_json(workdir / "answers.json", answers)
         write_json(workdir / "summary.json", summary)
     finish(workdir, processes)
@@ -275,7 +298,8 @@ def local_source(config: Config, engine: Engine) -> Source:
     )
     thinking = thinking_of(config, engine.model.tokenizer.thinking)
     reader = Reader(engine.count_tokens, context - new, thinking)
-    return Source(engine, reader, most, engine.check)
+    named = identity.of_model(config.model)
+    return Source(engine, reader, most, engine.check, named)
 
 
 def engine_fields(engine: Config) -> dict[str, Any]:
@@ -315,20 +339,37 @@ def budget_of(
     Where nothing is learnt from one round for the next, as in parallel x
     uniform, all samples are one round.
     """
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(
+            f"config.seed={shown(config.seed)}: expected a whole number from 0 "
+            "on, below 2^32"
+        )
     fields = config.budget
+    if fields.stale_rounds < 0:
+        raise ValueError(
+            f"budget.stale_rounds={fields.stale_rounds} is less than 0"
+        )
     samples = fields.samples_per_query
     if not samples >= 1:
         raise ValueError(
             f"budget.samples_per_query={samples} is less than one sample for "
             "each question; raise it, or take fewer questions by task.limit"
         )
+    for name in _PER_QUERY:
+        value = fields[name]
+        endless = name == "samples_per_query" and value == math.inf
+        if value is not None and not endless:
+            if not 0 < value * queries < 2**31:
+                raise ValueError(
+                    f"budget.{name}={shown(value)}: expected a number above 0, "
+                    f"of which {queries} questions have fewer than 2^31"
+                )
     budget = Budget(
         samples=None if samples == math.inf else math.ceil(samples * queries),
         new_tokens=fields.new_tokens,
         total_tokens=fields.total_tokens,
         flops=fields.flops,
-        # Metrics.counted ends the drawing: what the log holds takes no time
-        seconds=None if fields.seconds is None else math.inf,
+        seconds=fields.seconds,
     )
     blind = axes["strategy"] == "parallel" and axes["policy"] == "uniform"
     first = METHODS[config.method].first
@@ -364,14 +405,14 @@ def round_row(queries: Sequence[Query], done: Round) -> dict[str, Any]:
 
 def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
     """The ledger of a run, what a vote asked of the model included."""
-    seconds = round(metrics.seconds(), 3)
+    seconds = metrics.seconds()
     ledger, extra = result.ledger, result.vote_ledger
     tokens = ledger.new_tokens + extra.new_tokens
     return {
         "queries": len(result.answers),
         "samples": ledger.samples,
         "rounds": len(result.rounds),
-        "stopped": "seconds" if metrics.timed_out else result.stopped,
+        "stopped": result.stopped,
         "prompt_tokens": ledger.prompt_tokens + extra.prompt_tokens,
         "cached_tokens": ledger.cached_tokens + extra.cached_tokens,
         "new_tokens": tokens,

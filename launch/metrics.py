@@ -1,12 +1,15 @@
 """How far a run has come: on the terminal, and in metrics.jsonl."""
 
+import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from dynscaling_jax.records.lines import Lines, dumps, is_sound
 from dynscaling_jax.scaling.loop import Round, amounts
 from dynscaling_jax.types import Budget, Ledger, Request, Sample, SampleFn
 from launch.board import Draw
@@ -44,16 +47,15 @@ class Metrics:
         name = f"metrics-{process}.jsonl" if process else "metrics.jsonl"
         path = workdir / name
         sessions = _sessions(path)
-        self._before, self._loop_before = map(
+        self.before, self._loop_before = map(
             sum, zip(*sessions.values(), strict=True) if sessions else ((), ())
         )
         self._session = max(sessions, default=-1) + 1
-        self._file = path.open("a", encoding="utf-8")
+        self._file = Lines(path)
         self._begin = self._last = self._written = time.monotonic()
         self._drawn = self._tokens = 0
         self._outside, self._at = 0.0, self._begin  # of the model, seconds
         self._seen = 0
-        self.timed_out = False
         capped = (n for n in UNITS if getattr(budget, n) is not None)
         self._cap = cap = next(capped, "samples")
         plural = "s" * (questions != 1)
@@ -69,7 +71,12 @@ class Metrics:
 
     def seconds(self) -> float:
         """Of all sessions of the run together, each to its last sample."""
-        return self._before + self._last - self._begin
+        return round(self.before + self._own_seconds(), 3)
+
+    def _own_seconds(self) -> float:
+        # never less than it took, or a cap that was reached would not be so
+        # when the run is started again
+        return math.ceil((self._last - self._begin) * 1000) / 1000
 
     def watched(self, sample_fn: SampleFn) -> SampleFn:
         """Shows each sample, drawn now or read from the log, and notes what
@@ -99,7 +106,7 @@ class Metrics:
         for itself: policy, strategy, tables and their compilation."""
         # as metrics.jsonl has them, so that a run started again says the same
         own = round(self._outside, 3) if self._drawn else 0.0
-        seconds = round(self.seconds(), 3)
+        seconds = self.seconds()
         return (
             round((self._loop_before + own) / seconds, 4) if seconds else None
         )
@@ -110,19 +117,11 @@ class Metrics:
     def _leave(self) -> None:
         self._at = time.monotonic()
 
-    def counted(
-        self, sample_fn: SampleFn, seconds: float | None = None
-    ) -> SampleFn:
-        """Counts what is drawn now, and ends when so many seconds are up."""
-
-        def out_of_time() -> bool:
-            now = self._before + time.monotonic() - self._begin
-            late = seconds is not None and now >= seconds
-            self.timed_out |= late
-            return late
+    def counted(self, sample_fn: SampleFn) -> SampleFn:
+        """Counts what is drawn now."""
 
         def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-            return counting(iter(()) if out_of_time() else sample_fn(requests))
+            return counting(sample_fn(requests))
 
         def counting(samples: Iterator[Sample]) -> Iterator[Sample]:
             for sample in samples:
@@ -131,8 +130,6 @@ class Metrics:
                 self._tokens += sample.new_tokens
                 self._tick()
                 yield sample
-                if out_of_time():
-                    return
 
         return draw
 
@@ -142,7 +139,7 @@ class Metrics:
         self._draw(done.ledger.samples, {"uncertainty": uncertainty})
 
     def _tick(self, last: bool = False) -> None:
-        seconds = self._last - self._begin
+        seconds = self._own_seconds()
         rate = self._tokens / max(seconds, 1e-9)
         self._bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
         if self._last - self._written < METRICS_SECONDS and not last:
@@ -150,19 +147,18 @@ class Metrics:
         self._written = self._last
         line = {
             "session": self._session,
-            "seconds": round(seconds, 3),
+            "seconds": seconds,
             "samples": self._drawn,
             "new_tokens": self._tokens,
             "new_tokens_per_second": round(rate, 1),
             "loop_seconds": round(self._outside, 3),
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._file.append(dumps(line))
         self._draw(self._seen, {"new_tokens_per_second": rate})
 
     def close(self) -> None:
         self._bar.close()
-        with self._file:
+        with contextlib.closing(self._file):
             if self._drawn:
                 self._tick(last=True)
 
@@ -172,13 +168,12 @@ def _sessions(path: Path) -> dict[int, tuple[float, float]]:
     line of each counts."""
     sessions: dict[int, tuple[float, float]] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
-                sessions[int(row["session"])] = (
-                    float(row["seconds"]),
-                    float(row.get("loop_seconds", 0)),
-                )
-            except (ValueError, KeyError, TypeError):
+                times = row["seconds"], row.get("loop_seconds", 0)
+                if is_sound(row["session"]) and all(map(is_sound, times)):
+                    sessions[int(row["session"])] = times
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # torn by a kill
     return sessions

@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from dynscaling_jax.records.files import write_json
 from launch.arguments import Command, quiet, start
-from launch.files import write_json
 
 if TYPE_CHECKING:
     from dynscaling_jax.analysis.replay import Played, Player

@@ -10,9 +10,13 @@ from dynscaling_jax.analysis.judged import Recorded
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import report
 from dynscaling_jax.records import lines
-from dynscaling_jax.records.log import read_samples, runs_below
+from dynscaling_jax.records.files import cannot_write, write_text
+from dynscaling_jax.records.log import (
+    read_samples,
+    refuse_changed,
+    runs_below,
+)
 from dynscaling_jax.tasks import Compare, Comparer
-from launch.files import write_text
 
 MALFORMED = (ValueError, KeyError, TypeError, RecursionError)
 READ = ("task", "kind", "model", "samples", "accuracy")  # of summary.json
@@ -43,11 +47,9 @@ def write(
         text = page(report(runs, compare))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "report.html", text)
     except OSError as error:
-        raise OSError(
-            f"cannot write {out / 'report.html'}: {error.strerror}"
-        ) from error
+        raise cannot_write(out / "report.html", error) from error
+    write_text(out / "report.html", text)
     return out / "report.html"
 
 
@@ -117,7 +119,7 @@ def read_run(workdir: Path, name: str) -> Recorded:
         )
     text = lambda value: isinstance(value, str)
     questions = workdir / "questions.json"  # earlier runs have none
-    return Recorded(
+    run = Recorded(
         name,
         _object(workdir / "summary.json", lambda _: True, READ),
         _object(workdir / "references.json", text),
@@ -126,6 +128,8 @@ def read_run(workdir: Path, name: str) -> Recorded:
         tuple(read_samples(workdir / "samples.jsonl")),
         tuple(row for _, _, row in lines.rows(workdir / "rounds.jsonl")),
     )
+    refuse_changed(workdir)
+    return run
 
 
 def _object(

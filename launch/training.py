@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,13 @@ from dynscaling_jax.models import export, hf_config, load_model
 from dynscaling_jax.models import tokenizer as tokenizers
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.model import Model, resolve
+from dynscaling_jax.records.files import write_json
+from dynscaling_jax.records.lines import Lines, dumps
+from dynscaling_jax.records.workdir import (
+    claim,
+    locked,
+    read_config,
+)
 from dynscaling_jax.training import step as learning
 from dynscaling_jax.training.batches import Batch, batches, take
 from dynscaling_jax.training.checkpoint import Checkpoints
@@ -28,9 +36,9 @@ from dynscaling_jax.training.lessons import (
     read_lessons,
 )
 from dynscaling_jax.training.vocabulary import save_tokenizer
+from launch import identity
 from launch.board import Draw, board
 from launch.environment import about, use_compilation_cache
-from launch.files import write_json, write_text
 
 Config = Any  # ml_collections.ConfigDict, as configs/training.py
 
@@ -52,7 +60,18 @@ def train(config: Config, workdir: Path, tensorboard: bool = False) -> Path:
     if config.held_out:
         files.append(Path(config.held_out))
         others = list(read_lessons(files[-1]))
-    claim(config, workdir, files)
+    with locked(workdir):
+        claim_training(config, workdir, files)
+        return _train(config, workdir, lessons, others, tensorboard)
+
+
+def _train(
+    config: Config,
+    workdir: Path,
+    lessons: list[Lesson],
+    others: list[Lesson],
+    tensorboard: bool,
+) -> Path:
     side, draft = workdir / "tokenizer", workdir / ".model.tmp"
     model = open_model(config, side, lessons)
     data = encoded(lessons, model, config.longest, "config.lessons")
@@ -98,33 +117,30 @@ def train(config: Config, workdir: Path, tensorboard: bool = False) -> Path:
     return draft.rename(workdir / "model")
 
 
-def claim(config: Config, workdir: Path, files: list[Path]) -> None:
-    """Writes the config and what the files of lessons hold into a directory
-    where no step was taken yet, or finds the same there.
+def claim_training(config: Config, workdir: Path, files: list[Path]) -> None:
+    """Claims a directory for a config, what the files of lessons hold and the
+    model that is tuned; or finds the same there.
 
     Raises:
-        ValueError: the directory is of another training.
+        ValueError: the directory is of something else.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     row = json.loads(config.to_json())
     for path in files:
         row[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
-    file, there = workdir / "config.json", None
-    if file.exists():
-        there = json.loads(file.read_bytes()).get("config", {})
-    if there and not (workdir / "state").exists():  # it failed before a step
+    there = read_config(workdir)
+    state = workdir / "state"
+    begun = state.is_dir() and any(at.name.isdigit() for at in state.iterdir())
+    claim(
+        workdir,
+        "training",
+        row,
+        begun=begun,
+        unversioned=there is not None and "lessons" in there["config"],
+        identity=identity.of_model(config.model) if config.model else {},
+        about=about(),
+    )
+    if there and not begun:  # one that failed before a step was saved
         shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
-        there = None
-    if there is None:
-        write_json(file, {"config": row, "about": about()})
-        return
-    other = [name for name in row if there.get(name) != row[name]]
-    if other:
-        raise ValueError(
-            f"{workdir} holds a training with another {other[0]} "
-            f"({there.get(other[0])!r}, here {row[other[0]]!r}); choose "
-            "another --workdir"
-        )
 
 
 def check(config: Config) -> None:
@@ -216,21 +232,17 @@ class Progress(contextlib.AbstractContextManager):
     """The bar, and metrics.jsonl, which holds each step once."""
 
     def __init__(self, path: Path, steps: int, draw: Draw):
-        self._path, self._draw = path, draw
-        self._file: TextIO | None = None  # once it is known where to go on
+        self._draw = draw
+        self._file = Lines(path)
         self._bar = tqdm(total=steps, unit="step", disable=None)
         self._tokens, self._begin = 0, time.monotonic()
 
     def start(self, first: int) -> None:
         """Drops the lines of steps that will be taken again."""
-        kept = []
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # torn by a kill
-                    if json.loads(line)["step"] <= first:
-                        kept.append(line)
-        write_text(self._path, "".join(line + "\n" for line in kept))
-        self._file = self._path.open("a")
+        for at, step in self._file.read_all(_step):
+            if step > first:
+                self._file.truncate(at)
+                break
         self._bar.update(first)
 
     def step(self, batch: Batch) -> None:
@@ -241,18 +253,24 @@ class Progress(contextlib.AbstractContextManager):
         seconds = time.monotonic() - self._begin
         line = {
             "step": step,
-            **{name: round(value, 6) for name, value in values.items()},
+            **{  # JSON has no nan, which a loss can be
+                name: round(value, 6) if math.isfinite(value) else None
+                for name, value in values.items()
+            },
             "seconds": round(seconds, 1),
             "tokens_per_second": round(self._tokens / seconds),
         }
-        assert self._file, "start comes first"
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._file.append(dumps(line))
         self._draw(step, values)
         shown = {name: f"{value:.4f}" for name, value in values.items()}
         self._bar.set_postfix(shown, refresh=False)
 
     def __exit__(self, *_) -> None:
         self._bar.close()
-        if self._file:
-            self._file.close()
+        self._file.close()
+
+
+def _step(row: Any) -> int:
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError('expected an object with a whole "step"')
+    return row["step"]

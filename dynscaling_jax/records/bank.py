@@ -13,7 +13,6 @@ references come as an argument or from references.json beside it, an object
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import (
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynscaling_jax.records import lines
 from dynscaling_jax.records.log import read_samples, runs_below
 
 # The answers of a question and its reference -> a key for each of them: those
@@ -184,38 +184,28 @@ def _depth(path: Path, rows: list[_Row], depth: int | None) -> int:
 
 def _rows(path: Path) -> list[_Row]:
     """The questions of a file of either form."""
-    lines = list(_json_lines(path))
-    if lines and isinstance(lines[0][1], dict) and "index" in lines[0][1]:
-        return _logged(path)
-    rows: dict[str, _Row] = {}
-    for number, value in lines:
-        row = _bank_row(value, f"{path}:{number}")
-        if row.query_id in rows:
-            raise ValueError(
-                f"{path}:{number}: question {row.query_id!r} comes twice."
-            )
-        rows[row.query_id] = row
-    return list(rows.values())
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of recorded samples")
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(
-                        f"{path}:{number}: expected a JSON object, {error}."
-                    ) from error
+    first = next(lines.rows(path, log=False), (0, 0, None))[-1]
+    if isinstance(first, dict) and "index" in first:
+        return _logged(path)
+    found: dict[str, _Row] = {}
+
+    def read(value: Any) -> None:
+        row = _bank_row(value)
+        if row.query_id in found:
+            raise ValueError(f"question {row.query_id!r} comes twice")
+        found[row.query_id] = row
+
+    for _ in lines.rows(path, read, log=False):
+        pass
+    return list(found.values())
 
 
-def _bank_row(value: Any, where: str) -> _Row:
+def _bank_row(value: Any) -> _Row:
     def check(right: bool, expected: str) -> None:
         if not right:
-            raise ValueError(f"{where}: expected {expected}.")
+            raise ValueError(f"expected {expected}")
 
     check(isinstance(value, dict), "a JSON object")
     query_id, reference = value.get("query_id"), value.get("reference")
@@ -239,7 +229,7 @@ def _bank_row(value: Any, where: str) -> _Row:
     check(
         logprobs is None
         or isinstance(logprobs, list)
-        and all(type(x) in (int, float) and math.isfinite(x) for x in logprobs),
+        and all(map(lines.is_sound, logprobs)),
         "logprobs, a list of numbers, or none",
     )
     for name, of_each in (("new_tokens", tokens), ("logprobs", logprobs)):

@@ -1,6 +1,6 @@
 """The log of a run: what was drawn, kept so that a kill costs nothing.
 
-    WORKDIR/config.json     what the run is
+    WORKDIR/config.json     what the run is, and the version of its files
     WORKDIR/samples.jsonl   one row a sample, in the order of the requests
     WORKDIR/pending.jsonl   rows that were finished before their turn
     WORKDIR/rounds.jsonl    one row a round
@@ -13,16 +13,23 @@ as long as its model draws the same sample for the same request.
 """
 
 import collections
+import contextlib
+import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from dynscaling_jax.records.lines import Lines, cannot_write, dumps, rows
+from dynscaling_jax.records.lines import (
+    Lines,
+    dumps,
+    is_number,
+    is_sound,
+    rows,
+    shown,
+)
+from dynscaling_jax.records.workdir import claim, locked, read_config
 from dynscaling_jax.types import Request, Sample, SampleFn
 
 Key = tuple[str, int]  # query id, sample index
@@ -36,7 +43,8 @@ class Log:
     samples.jsonl.
 
     Raises:
-      RuntimeError: another run holds the directory.
+      RuntimeError: another run holds the directory, or another program
+        changed its files.
       ValueError: the directory is of another config; a file has a malformed
         line; a row is not what this run asks for or already wrote.
       OSError: a file cannot be written, the disk being full for instance.
@@ -47,32 +55,27 @@ class Log:
         self,
         workdir: str | os.PathLike,
         config: Mapping[str, Any],
-        about: Mapping[str, Any] | None = None,
+        **origin: Any,
     ):
-        """config is what has to be the same for a run to go on; about
-        (versions, commit, device) is written beside it as the run begins."""
+        """config is what has to be the same for a run to go on; origin takes
+        the identity, about and defaults of workdir.claim."""
         self.workdir = Path(workdir)
-        try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                f"{self.workdir} cannot be a workdir: {error.strerror}"
-            ) from error
-        self._lock = filelock.FileLock(self.workdir / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise RuntimeError(
-                f"{self.workdir} is in use by another run; wait for it to "
-                "end, or choose another workdir"
-            ) from None
         self._order: collections.deque[Key] = collections.deque()
         self._round = 0
-        self._files: list[Lines] = []
-        try:
-            claim(self.workdir, config, about or {})
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self.workdir))
+            claim(
+                self.workdir,
+                "run",
+                config,
+                begun=_begun(self.workdir),
+                unversioned=(self.workdir / "samples.jsonl").exists(),
+                **origin,
+            )
             self._samples, self._pending, self._rounds = (
-                self._open(f"{name}.jsonl")
+                stack.enter_context(
+                    contextlib.closing(Lines(self.workdir / f"{name}.jsonl"))
+                )
                 for name in ("samples", "pending", "rounds")
             )
             self._at = _places(self._samples)
@@ -83,9 +86,7 @@ class Log:
                 if key not in self._at
             }
             self._old_rounds = [at for at, _ in self._rounds.read_all()]
-        except BaseException:
-            self._close()
-            raise
+            self._close = stack.pop_all().close
 
     def __enter__(self) -> "Log":
         return self
@@ -128,15 +129,6 @@ class Log:
                 "a new workdir"
             )
 
-    def _open(self, name: str) -> Lines:
-        self._files.append(Lines(self.workdir / name))
-        return self._files[-1]
-
-    def _close(self) -> None:
-        for lines in self._files:
-            lines.close()
-        self._lock.release()
-
     def _begin(self, keys: Iterable[Key]) -> None:
         """Rows have their turns in the order of keys, after those of batches
         that have begun already."""
@@ -162,7 +154,7 @@ class Log:
             del self._waiting[key]
         if not self._waiting and self._pending.size:
             self._samples.sync()
-            self._pending.clear()
+            self._pending.truncate(0)
         if not self._order:
             self._samples.sync()
 
@@ -221,67 +213,90 @@ def runs_below(directory: Path) -> str:
 def read_samples(path: str | os.PathLike) -> Iterator[Sample]:
     """The rows of a samples.jsonl, one after the other; a last line that a
     kill has torn is left out. Raises ValueError, with file and line, at one
-    that is malformed."""
+    that is malformed, and for a directory of a later version."""
+    read_config(Path(path).parent)
     for _, _, sample in rows(Path(path), sample_of):
         yield sample
 
 
-def claim(
-    workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]
-) -> None:
-    """Writes config.json, or checks that it says the same config.
+def checksum(workdir: Path, size: int | None = None) -> dict[str, Any] | None:
+    """What the samples of a run are known by, and the first `size` bytes of
+    them; None where there are not so many."""
+    path = workdir / "samples.jsonl"
+    rest = path.stat().st_size if size is None else size
+    digest, found = hashlib.sha256(), {"bytes": rest}
+    with open(path, "rb") as file:
+        while rest and (piece := file.read(min(rest, 1 << 20))):
+            digest.update(piece)
+            rest -= len(piece)
+    return None if rest else {**found, "sha256": digest.hexdigest()}
 
-    Raises ValueError, with the fields that differ, where it does not.
-    """
-    path = workdir / "config.json"
-    ours = json.loads(dumps(config))
-    if path.exists():
-        try:
-            theirs = json.loads(path.read_bytes())["config"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise ValueError(
-                f"{path} is no config of a run; choose another workdir"
-            ) from None
-        differing = list(_differences(theirs, ours))
-        if differing:
-            raise ValueError(
-                f"{workdir} belongs to a run of another config: "
-                f"{'; '.join(differing)}. Choose another workdir, or the "
-                "config that it was begun with"
-            )
-        return
-    if (workdir / "samples.jsonl").exists():
-        raise ValueError(
-            f"{workdir} holds samples and no config.json, so that nobody can "
-            "tell what they are of; choose another workdir"
-        )
-    text = json.dumps({"config": ours, "about": about}, indent=1)
-    new = path.with_suffix(".new")
+
+def refuse_changed(workdir: Path) -> None:
+    """Raises ValueError where the log of a run that ended is not what it
+    ended with. Rows that came later, of a run that goes on, are none of it."""
     try:
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+        summary = json.loads((workdir / "summary.json").read_bytes())
+        known = summary["log"]
+        size = known["bytes"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # it did not end, or by a version that kept no checksum
+    if not _whole(size) or checksum(workdir, size) != known:
+        raise ValueError(
+            f"{workdir / 'samples.jsonl'} is not what the run ended with, "
+            "whose sha256 is in summary.json: it was changed since. Put it "
+            "back; or remove summary.json, and it is taken as it is"
+        )
+
+
+def _begun(workdir: Path) -> bool:
+    """Whether a run, its vote or a process of it drew anything."""
+    return any(
+        file.stat().st_size
+        for depth in ("", "*/", "*/*/")
+        for name in ("samples", "pending")
+        for file in workdir.glob(f"{depth}{name}.jsonl")
+    )
 
 
 def row_of(sample: Sample) -> dict[str, Any]:
-    """A sample as a row of JSON. Raises ValueError for a measure that is not
-    finite."""
-    row = sample._asdict()
-    sample_of(row | {"parents": list(sample.parents)})
-    return row
+    """A sample as a row of JSON, as sample_of reads it back. Raises
+    ValueError for a measure that is not finite."""
+    row = sample._asdict() | {"parents": list(sample.parents)}
+    return sample_of(row)._asdict()
 
 
 def sample_of(row: Any) -> Sample:
-    """A row of JSON as a sample. Raises ValueError for anything else."""
-    if not isinstance(row, dict) or set(row) != set(Sample._fields):
+    """A row of JSON as a sample; what a later version added is read over.
+
+    A sample with a count or a measure so large that nothing can calculate
+    with it is one that failed: a server said it, and a log of version 0.1 may
+    hold it.
+
+    Raises ValueError for anything else.
+    """
+    needed = Sample._fields[: -len(Sample._field_defaults)]
+    if not isinstance(row, dict) or not row.keys() >= set(needed):
         raise ValueError(f"expected an object of {', '.join(Sample._fields)}")
+    row = {
+        name: row.get(name, Sample._field_defaults.get(name))
+        for name in Sample._fields
+    }
     for name, (expected, right) in _FIELDS.items():
         if not right(row[name]):
-            raise ValueError(f"{name}={row[name]!r} is not {expected}")
+            raise ValueError(f"{name}={shown(row[name])} is not {expected}")
+    absurd = [name for name, most in _MOST.items() if not most(row[name])]
+    if absurd:
+        row |= {
+            "answer": None,
+            "finish_reason": f"error: {absurd[0]} is too large a number",
+            **dict.fromkeys(("prompt_tokens", "cached_tokens"), 0),
+            "new_tokens": 0,
+            "flops": 0.0,
+            "signals": {},
+            "logprob": None,
+            "confidence": None,
+        }
     return Sample(**row)._replace(parents=tuple(row["parents"]))
 
 
@@ -318,26 +333,12 @@ def _places(lines: Lines) -> dict[Key, int]:
     return places
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            inner = f"{name}.{key}" if name else key
-            if key not in old:
-                yield f"{inner} was not set, is {new[key]!r}"
-            elif key not in new:
-                yield f"{inner} was {old[key]!r}, is not set"
-            else:
-                yield from _differences(old[key], new[key], inner)
-    elif old != new:
-        yield f"{name} was {old!r}, is {new!r}"
-
-
 def _whole(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _place(value: Any) -> bool:
+    return _whole(value) and value < 2**31
 
 
 def _text(value: Any) -> bool:
@@ -345,14 +346,15 @@ def _text(value: Any) -> bool:
 
 
 _WHOLE = ("a whole number from 0 on", _whole)
-_MEASURE = ("a finite number or null", lambda v: v is None or _number(v))
+_PLACE = ("a whole number from 0 on, below 2^31", _place)
+_MEASURE = ("a finite number or null", lambda v: v is None or is_number(v))
 _FIELDS = {
     "query_id": ("a text", _text),
-    "index": _WHOLE,
-    "round": _WHOLE,
+    "index": _PLACE,
+    "round": _PLACE,
     "parents": (
         "a list of whole numbers",
-        lambda v: isinstance(v, list) and all(map(_whole, v)),
+        lambda v: isinstance(v, list) and all(map(_place, v)),
     ),
     "text": ("a text", _text),
     "answer": ("a text or null", lambda v: v is None or _text(v)),
@@ -360,11 +362,19 @@ _FIELDS = {
     "prompt_tokens": _WHOLE,
     "cached_tokens": _WHOLE,
     "new_tokens": _WHOLE,
-    "flops": ("a finite number", _number),
+    "flops": ("a finite number", is_number),
     "logprob": _MEASURE,
     "confidence": _MEASURE,
     "signals": (
         "an object of finite numbers",
-        lambda v: isinstance(v, dict) and all(map(_number, v.values())),
+        lambda v: isinstance(v, dict) and all(map(is_number, v.values())),
     ),
+}
+_MOST = {  # what tables and sums can hold
+    **dict.fromkeys(("prompt_tokens", "cached_tokens", "new_tokens"), _place),
+    **dict.fromkeys(
+        ("logprob", "confidence"), lambda v: v is None or is_sound(v)
+    ),
+    "flops": is_sound,
+    "signals": lambda v: all(map(is_sound, v.values())),
 }

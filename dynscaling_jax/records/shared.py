@@ -74,41 +74,70 @@ def nothing() -> bool:
     return False
 
 
+class Opened(NamedTuple):
+    """An open log: remembered makes of a SampleFn one that draws only what
+    the log does not hold, together with the other processes; round writes the
+    row of a round; clock tells all processes the same time."""
+
+    remembered: Callable[[SampleFn], SampleFn]
+    round: Callable[[Mapping[str, Any]], None]
+    clock: Callable[[], float]
+
+
 @contextlib.contextmanager
 def open_log(
     workdir: Path,
-    config: Mapping[str, Any],
-    about: Mapping[str, Any],
+    log: Callable[[Path], Log],
     processes: Processes = ALONE,
     name: str = "",
-) -> Iterator[tuple[Callable[[SampleFn], SampleFn], Callable[[Any], None]]]:
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Iterator[Opened]:
     """Opens the log of a run, or one beside it that has a name.
 
-    Yields two functions: what makes of a SampleFn one that remembers, and
-    draws together with the other processes; and what writes the row of a
-    round. Until the end of a round a process keeps what it drew in
+    Until the end of a round a process keeps what it drew in
     WORKDIR/process-NUMBER. Raises what Log and held raise.
+
+    Args:
+        log: opens the one of a directory.
+        clock: the time of this process, in seconds.
     """
     if processes.count == 1 and not any(workdir.glob("process-*")):
-        with Log(workdir / name, config, about) as log:
-            yield lambda sample_fn: recorded(sample_fn, log), log.round
+        with log(workdir / name) as own:
+            yield Opened(lambda draw: recorded(draw, own), own.round, clock)
         return
     before = held(workdir, processes, name)
-    home = workdir / f"process-{processes.number}" / name
+    told, now = 0.0, 0.0  # the time of who is furthest
+
+    def exchange(
+        own: bytes, meanwhile: Callable[[], bool]
+    ) -> tuple[bytes, ...]:
+        nonlocal told
+        parts = processes.exchange(dumps(clock()) + own, meanwhile)
+        times, parts = zip(*(p.split(b"\n", 1) for p in parts), strict=True)
+        told = max(map(float, times))
+        return parts
+
+    def handed_on(samples: Iterator[Sample]) -> Iterator[Sample]:
+        nonlocal now
+        yield from samples
+        now = told  # no sooner: all take the whole round, or none
+
     with contextlib.ExitStack() as stack:
-        own = stack.enter_context(Log(home, config, about))
+        home = workdir / f"process-{processes.number}" / name
+        own = stack.enter_context(log(home))
+        whole = None
+        if not processes.number:
+            whole = stack.enter_context(log(workdir / name))
 
         def remembered(sample_fn: SampleFn) -> SampleFn:
-            return shared(recorded(sample_fn, own), processes, before)
+            timed = processes._replace(exchange=exchange)
+            draw = shared(recorded(sample_fn, own), timed, before)
+            if whole is not None:
+                draw = merged(draw, whole)
+            return lambda requests: handed_on(draw(requests))
 
-        if processes.number:
-            yield remembered, lambda row: None
-        else:
-            log = stack.enter_context(Log(workdir / name, config, about))
-            yield (
-                lambda sample_fn: merged(remembered(sample_fn), log),
-                (log.round),
-            )
+        write = (lambda row: None) if whole is None else whole.round
+        yield Opened(remembered, write, lambda: now)
 
 
 def finish(workdir: Path, processes: Processes = ALONE) -> None:

@@ -7,6 +7,7 @@ so that an engine, an endpoint, a replay or a test's stub can be the model.
 
 import collections
 import functools
+import math
 import operator
 import sys
 import time
@@ -34,6 +35,8 @@ from dynscaling_jax.types import (
 )
 
 ENTROPY = measure_by_name("entropy")
+LARGEST = {"samples": 2**31, "new_tokens": 2**63, "total_tokens": 2**63}
+MOST_SLOTS = 2**30  # of all queries together: 12 GB of tables
 
 
 class Round(NamedTuple):
@@ -126,14 +129,11 @@ def scale(
         samples lack; grants, requests or samples that break the contract of
         their function.
     """
-    check(queries, budget, capacity, round_size, first_round)
-    if stale < 0:
-        raise ValueError(f"stale must be at least 0, got {stale}")
+    slots = check(queries, budget, capacity, round_size, first_round, stale)
     begin = clock()
-    share = -(-(budget.samples or 0) // len(queries))
     weights = {w for w in (policy.weight, vote.weight) if w}
     texts = reads_texts(strategy) or vote.weigh is not None
-    table = Table(queries, capacity or max(64, 4 * share), same, weights)
+    table = Table(queries, slots, same, weights)
     allocate, update = jax.jit(policy.allocate), jax.jit(policy.update)
 
     state, ledger, rounds = policy.init(len(queries)), Ledger(), []
@@ -180,6 +180,11 @@ def scale(
             ledger = ledger.add(sample)._replace(seconds=clock() - begin)
             if len(drawn) < len(requests) and _reached(budget, ledger):
                 break
+        ledger = ledger._replace(seconds=clock() - begin)
+        if not drawn:  # no round: nothing came of it
+            samples.close()
+            stopped = _reached(budget, ledger) or "the model ended early"
+            break
         taken_Q = _requested(queries, requests)
         rounds.append(Round(len(rounds), taken_Q, uncertainty_Q, ledger))
         table.add(drawn)
@@ -200,31 +205,58 @@ def scale(
     return Result(answers, samples, ledger, tuple(rounds), stopped, vote_ledger)
 
 
-def check(queries: Sequence[Query], budget: Budget, *sizes: int | None) -> None:
-    """Raises ValueError, as scale does, for queries, caps, or a capacity and
-    sizes of rounds that cannot be."""
+def check(
+    queries: Sequence[Query],
+    budget: Budget,
+    capacity: int | None = None,
+    round_size: int | None = None,
+    first_round: int | None = None,
+    stale: int = 0,
+) -> int:
+    """Returns N, the slots of each query. Raises ValueError, as scale does,
+    for queries, caps, or a capacity and sizes of rounds that cannot be."""
     if not queries:
         raise ValueError("there are no queries")
     if len({query.id for query in queries}) < len(queries):
         ids = [query.id for query in queries]
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"two queries have the id {twice!r}; make ids unique")
-    if any(size is not None and size < 1 for size in sizes):
-        raise ValueError(
-            "capacity, round_size and first_round must be at least 1, not "
-            f"{', '.join(map(str, sizes))}"
-        )
+    sizes = {
+        "capacity": capacity,
+        "round_size": round_size,
+        "first_round": first_round,
+    }
+    for name, size in sizes.items():
+        if size is not None and not 1 <= size < 2**31:
+            raise ValueError(
+                f"{name} must be a whole number from 1 on, below 2^31, not "
+                f"{size}"
+            )
+    if stale < 0:
+        raise ValueError(f"stale must be at least 0, got {stale}")
     caps = _caps(budget)
     if not caps:
         raise ValueError(f"the budget has no cap; set one of {Budget._fields}")
     for name, cap in caps.items():
-        if not cap > 0:
-            raise ValueError(f"budget.{name}={cap} is not above 0")
+        if not 0 < cap < LARGEST.get(name, math.inf):
+            most = LARGEST.get(name, "infinity")
+            raise ValueError(
+                f"budget.{name}={cap} is not above 0 and below {most}"
+            )
     if caps.get("samples", len(queries)) < len(queries):
         raise ValueError(
             f"budget.samples={budget.samples} is less than one for each of "
             f"{len(queries)} queries; raise it or ask fewer queries"
         )
+    share = -(-(budget.samples or 0) // len(queries))
+    slots = capacity or max(64, 4 * share)
+    if slots * len(queries) > MOST_SLOTS:
+        raise ValueError(
+            f"{len(queries)} queries of {slots} slots each are more than the "
+            f"{MOST_SLOTS} that the samples may take; lower capacity"
+            + ("" if capacity else " or budget.samples")
+        )
+    return slots
 
 
 def amounts(ledger: Ledger) -> dict[str, float]:

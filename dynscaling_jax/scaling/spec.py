@@ -122,7 +122,7 @@ def read(text: str, what: str = "method") -> tuple[str, dict[str, Any]]:
             raise malformed
         try:
             given[keyword.arg] = _value(keyword.value)
-        except ValueError:
+        except (ValueError, TypeError, RecursionError):
             raise malformed from None
     return node.func.id, given
 
@@ -132,7 +132,10 @@ def _value(node: ast.expr) -> Any:
         return node.id
     if isinstance(node, ast.Tuple):
         return tuple(map(_value, node.elts))
-    return ast.literal_eval(node)
+    value = ast.literal_eval(node)
+    if not isinstance(value, (int, float, str, bool, type(None))):
+        raise ValueError(f"{type(value).__name__} is no value of an argument")
+    return value
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -146,8 +149,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return value is None
     if not isinstance(kind, type) or kind is inspect.Parameter.empty:
         return True
-    if kind is float:
-        return type(value) in (int, float)
-    if kind is int:
-        return type(value) is int  # True is no number here
+    if kind is float:  # of JAX, which has 32 bits for it
+        return type(value) in (int, float) and abs(value) < 1e38
+    if kind is int:  # True is no number here
+        return type(value) is int and abs(value) < 2**31
     return isinstance(value, kind)

@@ -1,5 +1,6 @@
 """The state of training on disk: Orbax, the newest two steps."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path):
+        self._directory = directory
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True),
@@ -32,23 +34,44 @@ class Checkpoints:
         self._manager.save(int(state.step), args=ocp.args.StandardSave(kept))
 
     def restore(self, fresh: Callable[[], State], sharding: Any) -> State:
-        """The newest state, put where `sharding` says; a fresh one where
-        there is none.
+        """The newest whole state, put where `sharding` says; a fresh one where
+        there is none. Newer ones that were cut are told of and removed.
 
         Raises:
-            ValueError: it is of another model or optimizer.
+            ValueError: none can be read, or they are of another model or
+                optimizer.
         """
-        newest = self._manager.latest_step()
-        if newest is None:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
             return jax.device_put(fresh(), sharding)
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             jax.eval_shape(fresh),
         )
-        restored: Any = self._manager.restore(
-            newest, args=ocp.args.StandardRestore(target)
+        faults: dict[int, Exception] = {}
+        for step in steps:
+            try:
+                restored: Any = self._manager.restore(
+                    step, args=ocp.args.StandardRestore(target)
+                )
+            except Exception as error:  # Orbax raises no kind of its own
+                faults[step] = error
+                continue
+            for cut in faults:
+                logging.warning(
+                    "%s: cannot be read and is removed; training goes on from "
+                    "step %d",
+                    self._directory / str(cut),
+                    step,
+                )
+                self._manager.delete(cut)
+            return restored
+        newest, fault = next(iter(faults.items()))
+        raise ValueError(
+            f"{self._directory / str(newest)} cannot be read, nor is there an "
+            f"older state that can: {str(fault)[:200]}; remove "
+            f"{self._directory} to begin anew"
         )
-        return restored
 
     def __enter__(self) -> "Checkpoints":
         return self

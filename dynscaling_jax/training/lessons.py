@@ -13,7 +13,6 @@ Only what the assistant is to write counts in the loss.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynscaling_jax.models.tokenizer import Tokenizer
+from dynscaling_jax.records.files import write_text
 from dynscaling_jax.tasks.sources import read_rows
 from dynscaling_jax.types import Message
 
@@ -94,14 +94,7 @@ def row_of(lesson: Lesson) -> dict[str, Any]:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes JSON Lines, whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        with draft.open("w", encoding="ascii") as file:
-            for row in rows:
-                file.write(json.dumps(row) + "\n")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_text(path, (json.dumps(row) + "\n" for row in rows))
 
 
 def _turns(value: Any, place: str) -> tuple[Message, ...]:

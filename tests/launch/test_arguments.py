@@ -81,6 +81,19 @@ def test_a_slip_is_one_line(flag, message):
     assert message in said("run", CONFIG, "--workdir=x", flag)
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "empty"),
+    [
+        ("run", (CONFIG, "--workdir="), "workdir"),
+        ("replay", ("--bank=a", "--out="), "out"),
+    ],
+)
+def test_an_unset_variable_is_no_directory(name, flags, empty):
+    """--workdir=$RUN of an unset RUN wrote into the current directory."""
+    error = said(name, *flags)
+    assert error == f"--{empty} is empty; was a variable not set?"
+
+
 @pytest.mark.parametrize("more", [(), ("--config.task.limit=4",)])
 def test_a_config_that_is_not_there(more):
     missing = "--config=configs/nonexistent.py"

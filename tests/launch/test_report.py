@@ -181,7 +181,7 @@ def test_a_refusal_is_one_line(runs, tmp_path):
     ("flags", "says"),
     [
         ((), "give --workdirs and --out, as in: python -m launch.report"),
-        (("--workdirs=", "--out=x"), "no directories of runs"),
+        (("--workdirs=", "--out=x"), "--workdirs is empty; was a variable"),
         (("--workdirs=nowhere", "--out=x"), "nowhere: no such directory"),
         (("--workdirs=launch,launch", "--out=x"), "launch is given twice"),
         (("--workdir=launch", "--out=x"), "did you mean --workdirs?"),

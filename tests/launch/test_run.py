@@ -200,21 +200,6 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     assert ours == theirs
 
 
-def test_a_cap_on_seconds_counts_all_sessions(tiny_model, tmp_path):
-    cap = ("--config.budget.seconds=6.0", "--config.engine.rows=4")
-    many = ("--config.budget.samples_per_query=5000.0", *cap)
-    assert run(tiny_model, tmp_path, *many).returncode == 0
-    first = rows(tmp_path)
-    assert 0 < len(first) < 5000
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["stopped"] == "seconds"
-    assert run(tiny_model, tmp_path, *many).returncode == 0
-    assert rows(tmp_path) == first
-    again = json.loads((tmp_path / "summary.json").read_text())
-    assert again["samples"] == summary["samples"]
-    assert again["accuracy"] == summary["accuracy"]
-
-
 def test_started_again_when_whole_it_draws_nothing(tiny_model, undisturbed):
     workdir, _ = undisturbed
     files = ("samples.jsonl", "metrics.jsonl", "summary.json")

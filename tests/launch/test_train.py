@@ -1,8 +1,11 @@
 """launch.train as a user runs it, killed and gone on with."""
 
+import ast
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +16,13 @@ import jax
 import numpy as np
 import pytest
 
+from configs import training as fields
 from dynscaling_jax.models import load_model
 from dynscaling_jax.models.model import Model
+from dynscaling_jax.records.workdir import locked
 from dynscaling_jax.training.lessons import encode, read_lessons
 from dynscaling_jax.types import Message
-from launch.training import encoded, mean_loss
+from launch.training import encoded, mean_loss, train
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -101,6 +106,24 @@ def training(lessons, workdir, *more):
     )
 
 
+def in_process(flags):
+    """As launch.train does it, without the seconds that a process takes."""
+    config, workdir = fields.get_config(), ""
+    for flag in flags:
+        name, _, text = flag.removeprefix("--config.").partition("=")
+        if flag.startswith("--workdir="):
+            workdir = flag.removeprefix("--workdir=")
+        elif flag.startswith("--config."):
+            with contextlib.suppress(ValueError, SyntaxError):
+                text = ast.literal_eval(text)
+            config.update_from_flattened_dict({name: text})
+    with (  # as a user's JAX is, who has not set what conftest.py sets
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        return train(config, Path(workdir))
+
+
 def losses(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -155,7 +178,15 @@ def test_a_killed_training_goes_on_with_the_same_losses(
 
 def test_a_finished_training_is_not_begun_again(trained, lessons):
     before = (trained / "metrics.jsonl").read_text()
-    run("train", *training(lessons, trained, *SMALL))
+    file = trained / "config.json"
+    whole = json.loads(file.read_bytes())
+    in_process(training(lessons, trained, *SMALL))
+    # as version 0.1 wrote it
+    old = {name: whole[name] for name in ("config", "about")}
+    file.write_text(json.dumps(old))
+    in_process(training(lessons, trained, *SMALL))
+    assert json.loads(file.read_bytes()) == old
+    file.write_text(json.dumps(whole))
     assert (trained / "metrics.jsonl").read_text() == before
 
 
@@ -173,9 +204,8 @@ def test_two_devices_learn_the_same(trained, lessons, tmp_path):
 
 def test_another_config_is_refused(trained, lessons):
     flags = training(lessons, trained, *SMALL, "--config.batch=4")
-    done = run("train", *flags, check=False)
-    assert done.returncode == 1
-    assert "another batch (8, here 4)" in done.stderr
+    with pytest.raises(ValueError, match="batch was 8, is 4"):
+        in_process(flags)
 
 
 def test_other_lessons_in_the_same_file_are_refused(trained, lessons):
@@ -184,24 +214,23 @@ def test_other_lessons_in_the_same_file_are_refused(trained, lessons):
     before = lessons.read_text()
     try:
         lessons.write_text(before.partition("\n")[2])
-        done = run("train", *training(lessons, trained, *SMALL), check=False)
+        with pytest.raises(ValueError, match=f"another config: {lessons} was"):
+            in_process(training(lessons, trained, *SMALL))
     finally:
         lessons.write_text(before)
-    assert done.returncode == 1
-    assert f"holds a training with another {lessons}" in done.stderr
 
 
 def test_a_config_that_failed_can_be_mended(lessons, tmp_path):
     """A misspelt file was written into the directory's config, and the right
     one refused as another."""
     flags = training(f"{lessons}.missing", tmp_path, *SMALL)
-    done = run("train", *flags, check=False)
-    assert done.returncode == 1 and "no file at" in done.stderr
+    with pytest.raises(FileNotFoundError, match="no file at"):
+        in_process(flags)
     flags = training(lessons, tmp_path, *SMALL, "--config.longest=9")
-    done = run("train", *flags, check=False)
-    assert done.returncode == 1 and "are longer than 9" in done.stderr
+    with pytest.raises(ValueError, match="are longer than 9"):
+        in_process(flags)
     flags = training(lessons, tmp_path, *SMALL, "--config.steps=3")
-    run("train", *flags)
+    in_process(flags)
     assert load_model(tmp_path / "model").config.width == 32
 
 
@@ -209,10 +238,65 @@ def test_a_directory_of_something_else_is_left_alone(lessons, tmp_path):
     """Its config.json was taken for one that had failed, and written over."""
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "tokenizer").mkdir()
-    done = run("train", *training(lessons, tmp_path, *SMALL), check=False)
-    assert done.returncode == 1 and "choose another --workdir" in done.stderr
+    with pytest.raises(ValueError, match="no config of a training"):
+        in_process(training(lessons, tmp_path, *SMALL))
     assert "llama" in (tmp_path / "config.json").read_text()
     assert (tmp_path / "tokenizer").is_dir()
+
+
+def test_what_is_damaged_is_one_line(trained, lessons, tmp_path):
+    """Each was a traceback, or wrote over what it found."""
+    whole = training(lessons, tmp_path, *SMALL)
+
+    def damaged(name, content):
+        shutil.rmtree(tmp_path)
+        shutil.copytree(trained, tmp_path)
+        file = tmp_path / name
+        file.write_bytes(content(file.read_bytes()))
+        before = file.read_bytes()
+        with pytest.raises(ValueError) as error:
+            in_process(whole)
+        assert file.read_bytes() == before
+        return str(error.value)
+
+    assert "is no config of a training" in damaged("config.json", lambda _: b"")
+    cut = lambda data: data.replace(b'"step"', b'"stop"', 1)
+    assert "metrics.jsonl:1: malformed line" in damaged("metrics.jsonl", cut)
+
+
+def test_a_state_that_was_cut_gives_way_to_the_one_before(
+    trained, lessons, tmp_path
+):
+    """A machine that lost its power ended every start with a traceback."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    newest, before = tmp_path / "state" / "12", tmp_path / "state" / "9"
+    for file in newest.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    in_process(training(lessons, tmp_path, *SMALL))
+    assert losses(tmp_path) == losses(trained)
+    assert sorted(at.name for at in newest.parent.iterdir()) == ["12", "9"]
+    for file in (*newest.rglob("*"), *before.rglob("*")):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be read, nor is there an"):
+        in_process(training(lessons, tmp_path, *SMALL))
+
+
+def test_a_directory_in_use_or_of_a_run_is_left_alone(
+    trained, lessons, tmp_path
+):
+    """Two trainings in one directory tore each other's files; one in that of
+    a run wrote over its config.json."""
+    with locked(trained), pytest.raises(RuntimeError, match="in use"):
+        in_process(training(lessons, trained, *SMALL))
+    old = Path(__file__).parents[1] / "records" / "run_of_0_1" / "config.json"
+    row = json.loads(old.read_bytes())
+    for content in (row, {"schema": 1, "kind": "run", **row}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="is not of a training"):
+            in_process(training(lessons, tmp_path, *SMALL))
+        assert json.loads((tmp_path / "config.json").read_bytes()) == content
 
 
 def test_a_lesson_ends_as_the_template_ends_a_turn(trained, lessons):
@@ -252,7 +336,7 @@ def test_the_loss_held_out_is_of_all_lessons(trained, lessons):
 
 def test_the_model_tunes_on_and_reads_back(trained, lessons, tmp_path):
     flags = training(lessons, tmp_path, f"--config.model={trained}/model")
-    run("train", *flags)
+    in_process(flags)
     model = load_model(tmp_path / "model")
     ids = model.tokenizer.encode_chat([Message("user", "Ada?")])
     assert np.isfinite(model.logits([ids])).all()
@@ -262,8 +346,8 @@ def test_the_model_tunes_on_and_reads_back(trained, lessons, tmp_path):
 
 def test_parts_must_divide_the_batch(lessons, tmp_path):
     flags = training(lessons, tmp_path, *SMALL, "--config.parts=3")
-    done = run("train", *flags, check=False)
-    assert done.returncode == 1 and "multiple of config.parts" in done.stderr
+    with pytest.raises(ValueError, match="multiple of config.parts"):
+        in_process(flags)
 
 
 @pytest.fixture(scope="module")

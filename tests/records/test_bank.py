@@ -112,6 +112,8 @@ def test_depth_keeps_the_first_samples(tmp_path):
         ([ROW | {"new_tokens": [1, 2, 3, True]}], ":1: expected new_tokens"),
         ([ROW | {"logprobs": [0.0]}], "expected 4 logprobs, .* not 1"),
         ([ROW | {"logprobs": [0, 0, 0, "x"]}], ":1: expected logprobs"),
+        ([ROW | {"logprobs": [0, 0, 0, 10**400]}], ":1: expected logprobs"),
+        ([ROW | {"new_tokens": [1, 2, 3, 10**400]}], ":1: expected new_tokens"),
         ([ROW | {"answers": [], "new_tokens": []}], "'a' has no answers"),
         (
             [ROW, OTHER | {"answers": ["7"], "new_tokens": [1]}],

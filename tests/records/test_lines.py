@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -84,3 +85,30 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
     lines.append(dumps([4]))
     assert [row for _, row in lines.read_all()] == [[1], [4]]
     lines.close()
+
+
+def test_a_long_line_takes_linear_time(tmp_path):
+    """Its parts were joined one by one: 50 MB took a minute of copies."""
+    lines = Lines(tmp_path / "a.jsonl")
+    lines.append(dumps("x" * 50_000_000))
+    begin = time.process_time()
+    assert len(lines.read(0)) == 50_000_003
+    assert time.process_time() - begin < 2
+    lines.close()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
+def test_other_encodings_are_named(tmp_path, encoding):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"a": 1}\n'.encode(encoding))
+    with pytest.raises(ValueError, match=r"a\.jsonl is UTF-16 or UTF-32"):
+        list(rows(path, log=False))
+
+
+def test_what_people_write_may_have_marks_and_empty_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf[1]\r\n\n\xef\xbb\xbf[2]")
+    assert [row for _, _, row in rows(path, log=False)] == [[1], [2]]
+    path.write_bytes(b"[1]\n\n" + b"9" * 5000)
+    with pytest.raises(ValueError, match=r"a\.jsonl:3: .*Exceeds the limit"):
+        list(rows(path, log=False))

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import json
 import os
@@ -13,8 +14,10 @@ import pytest
 
 from dynscaling_jax.records.log import (
     Log,
+    checksum,
     read_samples,
     recorded,
+    refuse_changed,
     row_of,
     sample_of,
 )
@@ -68,6 +71,68 @@ def files(workdir: Path) -> dict[str, bytes]:
     return {name: (workdir / name).read_bytes() for name in names}
 
 
+def test_what_a_later_version_adds_is_read_over_and_kept(tmp_path):
+    """A row with a field that nobody knew was called damaged, and ended every
+    start. It stays in the file, also where it waits for its turn."""
+    requests = [request(q) for q in range(3)]
+    with Log(tmp_path, CONFIG) as log:
+        list(recorded(stub(), log)(requests[:1]))
+    one, later = (
+        json.dumps(row_of(reply(r)) | {"energy": 7}) + "\n"
+        for r in (requests[0], requests[2])
+    )
+    (tmp_path / "samples.jsonl").write_text(one)
+    (tmp_path / "pending.jsonl").write_text(later)
+    with Log(tmp_path, CONFIG) as log:
+        assert list(recorded(stub(), log)(requests)) == [
+            *map(reply, (requests[0], requests[2], requests[1]))
+        ]
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines(True)
+    assert lines[0] == one and lines[2] == later
+
+
+def test_a_directory_of_a_later_version_is_refused(tmp_path):
+    with Log(tmp_path, CONFIG) as log:
+        list(recorded(stub(), log)([request()]))
+    file = tmp_path / "config.json"
+    for schema in (2, -1, 10**400, "1", None):
+        row = json.loads(file.read_text()) | {"schema": schema}
+        file.write_text(json.dumps(row))
+        for use in (
+            lambda: Log(tmp_path, CONFIG),
+            lambda: list(read_samples(tmp_path / "samples.jsonl")),
+        ):
+            with pytest.raises(ValueError, match=r"schema .* is not known"):
+                use()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"new_tokens": 10**400}, {"prompt_tokens": 2**31}, {"flops": 10**400}]
+    + [{"logprob": 10**400}, {"confidence": 1e300}, {"signals": {"a": 10**99}}],
+)
+def test_numbers_that_nothing_can_calculate_with_fail_one_sample(
+    tmp_path, change
+):
+    """A server said 400 digits of tokens: the row was logged, and every start
+    from then on ended with an OverflowError."""
+    sound = reply(request())
+    with Log(tmp_path, CONFIG) as log:
+        model = lambda requests: iter([sound._replace(**change)])
+        (got,) = recorded(model, log)([request()])
+    (name,) = change
+    assert got.finish_reason == f"error: {name} is too large a number"
+    assert (got.answer, got.new_tokens, got.text) == (None, 0, sound.text)
+    file = tmp_path / "samples.jsonl"
+    assert [got] == list(read_samples(file))
+    # a log that holds one already can be gone on with, and keeps its bytes
+    row = json.dumps(sound._asdict() | change) + "\n"
+    file.write_text(row)
+    with Log(tmp_path, CONFIG) as log:
+        assert list(recorded(stub(), log)([request()])) == [got]
+    assert file.read_text() == row
+
+
 def test_a_sample_comes_back_as_it_was():
     sample = reply(request(1, 2, 3, (0, 1)))
     assert sample_of(json.loads(json.dumps(row_of(sample)))) == sample
@@ -85,7 +150,11 @@ def test_a_sample_comes_back_as_it_was():
         ({"logprob": float("-inf")}, "logprob=-inf"),
         ({"signals": {"tail": None}}, "signals"),
         ({"signals": []}, "signals"),
-        ({"more": 1}, "expected an object of query_id, index"),
+        (
+            {"index": 10**400},
+            r"index=1000.* \(401 long\) is not a whole number",
+        ),
+        ({"parents": [2**31]}, "parents"),
     ],
 )
 def test_rows_that_are_no_samples_are_refused(change, message):
@@ -232,11 +301,17 @@ def test_the_second_run_on_a_workdir_is_refused(tmp_path):
 
 
 def test_a_workdir_of_another_config_is_refused(tmp_path):
-    with Log(tmp_path, CONFIG, {"version": "1"}) as log:
+    with Log(tmp_path, CONFIG, about={"version": "1"}) as log:
         list(recorded(stub(), log)([request()]))
     before = files(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config == {"config": CONFIG, "about": {"version": "1"}}
+    assert config == {
+        "schema": 1,
+        "kind": "run",
+        "config": CONFIG,
+        "identity": {},
+        "about": {"version": "1"},
+    }
     other = {"seed": 0, "budget": {"samples": 16}, "model": "m"}
     with pytest.raises(ValueError) as error:
         Log(tmp_path, other)
@@ -244,7 +319,7 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
     assert "model was not set, is 'm'" in str(error.value)
     assert files(tmp_path) == before
     # what it was made with may change: a newer version can go on
-    with Log(tmp_path, CONFIG, {"version": "2"}):
+    with Log(tmp_path, CONFIG, about={"version": "2"}):
         pass
 
 
@@ -255,8 +330,56 @@ def test_a_config_that_is_none_is_refused(tmp_path, content):
         Log(tmp_path, CONFIG)
 
 
+def test_a_refused_start_does_not_claim_the_directory(tmp_path):
+    """It left its config behind, and the mended command was refused for it.
+    From the first sample on, of any process, the directory is its."""
+    with Log(tmp_path, {"seed": 1}):
+        pass  # refused before it drew
+    with Log(tmp_path, CONFIG):
+        pass
+    home = tmp_path / "process-1"
+    with Log(home, CONFIG) as log:
+        list(recorded(stub(), log)([request()]))
+    with pytest.raises(ValueError, match="seed was 0, is 1"):
+        Log(tmp_path, {"seed": 1})
+
+
+def test_a_log_that_another_program_cuts_ends_the_run(tmp_path):
+    """It waited for the end of a line that was gone, for ever."""
+    with Log(tmp_path, CONFIG) as log:
+        draw = recorded(stub(), log)
+        list(draw([request()]))
+        os.truncate(tmp_path / "samples.jsonl", 5)
+        with pytest.raises(RuntimeError, match="another program changed"):
+            log.read(("q0", 0))
+        with pytest.raises(RuntimeError, match="5 bytes in place of"):
+            list(draw([request(1)]))
+
+
+def test_a_finished_log_is_known_by_its_checksum(tmp_path):
+    with Log(tmp_path, CONFIG) as log:
+        list(recorded(stub(), log)([request(q) for q in range(3)]))
+    summary, file = tmp_path / "summary.json", tmp_path / "samples.jsonl"
+    refuse_changed(tmp_path)
+    summary.write_text(json.dumps({"log": checksum(tmp_path)}))
+    whole = file.read_bytes()
+    for content, fault in [
+        (whole, False),
+        (whole + whole, False),  # a run that went on
+        (whole.replace(b"text 1", b"text 2"), True),
+        (whole[:-9], True),
+    ]:
+        file.write_bytes(content)
+        with (
+            pytest.raises(ValueError, match="changed since")
+            if fault
+            else (contextlib.nullcontext())
+        ):
+            refuse_changed(tmp_path)
+
+
 def test_samples_without_a_config_are_refused(tmp_path):
-    (tmp_path / "samples.jsonl").write_text("")
+    (tmp_path / "samples.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"no config\.json"):
         Log(tmp_path, CONFIG)
 

@@ -1,3 +1,4 @@
+import math
 import random
 import tracemalloc
 
@@ -483,8 +484,17 @@ def test_the_policy_compiles_once_a_run_and_for_every_budget():
         ({"budget": Budget(samples=0)}, "samples=0 is not above 0"),
         ({"budget": Budget(new_tokens=-5)}, "new_tokens=-5 is not above 0"),
         ({"budget": Budget(samples=2)}, "less than one for each of 3 queries"),
-        ({"capacity": 0}, "at least 1, not 0, None, None"),
-        ({"round_size": -1}, "at least 1, not 32, -1, None"),
+        ({"budget": Budget(seconds=0.0)}, "seconds=0.0 is not above 0"),
+        ({"budget": Budget(flops=math.inf)}, "flops=inf is not above 0 and"),
+        ({"budget": Budget(seconds=math.nan)}, "seconds=nan is not above 0"),
+        (
+            {"budget": Budget(samples=10**400)},
+            "samples=1000.* below 2147483648",
+        ),
+        ({"capacity": 0}, "capacity must be .* not 0"),
+        ({"capacity": 10**9}, "3 queries of 1000000000 slots each are more"),
+        ({"capacity": 10**12}, "capacity must be .* below 2.31, not 10000"),
+        ({"round_size": -1}, "round_size must be .* not -1"),
         ({"stale": -1}, "stale must be at least 0, got -1"),
         ({"policy": POLICIES["uab"]()}, "no 'logprob'"),
         ({"vote": votes.weighted()}, "no 'logprob'"),

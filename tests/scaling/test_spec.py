@@ -63,6 +63,12 @@ def test_names_and_arguments(text, value):
         ("a.b(c=1)", "malformed"),
         ("plain; plain", "malformed"),
         ("(" * 5000, "malformed"),
+        ("tuned(tau={[]: 1})", "malformed"),
+        ("tuned(tau=[1])", "malformed"),
+        ("tuned(reader=1j)", "malformed"),
+        ("tuned(tau=1e999)", "tau=inf is not float"),
+        (f"tuned(tau={10**400})", "tau=10.* is not float"),
+        (f"tuned(k={2**31})", "k=2147483648 is not"),
         ("\0", "malformed"),
     ],
 )
