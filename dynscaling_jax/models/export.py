@@ -26,6 +26,7 @@ from dynscaling_jax.models import (
 )
 from dynscaling_jax.models.checkpoints import PARAMS
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.files import read_json
 from dynscaling_jax.models.sharding import param_sharding
 from dynscaling_jax.models.tokenizer import Tokenizer
 from dynscaling_jax.models.transformer import Params, param_shapes
@@ -98,13 +99,14 @@ def save_side_files(
         for pattern in SIDE:
             for file in source.glob(pattern):
                 shutil.copyfile(file, directory / file.name)
-        raw = checkpoints.read_json(source / "config.json")
+        raw = read_json(source / "config.json")
         if raw.pop("quantization_config", None):  # what we write is not
             _write_json(directory / "config.json", raw)
         return
     _write_json(directory / "config.json", hf_config.write(config))
     made = tokenizer()
-    made.backend.save(str(directory / "tokenizer.json"))
+    file = directory / "tokenizer.json"
+    file.write_text(made.as_json(), "utf-8")
     _write_json(
         directory / "tokenizer_config.json",
         {

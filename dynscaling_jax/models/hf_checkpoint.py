@@ -11,8 +11,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dynscaling_jax.models import checkpoints, hf_config, hf_layout
-from dynscaling_jax.models.checkpoints import Finish, Tensor, read_json
+from dynscaling_jax.models.checkpoints import Finish, Tensor
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.files import read_json
 from dynscaling_jax.models.transformer import Params
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")

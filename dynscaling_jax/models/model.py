@@ -18,7 +18,6 @@ from dynscaling_jax.models import (
     quantization,
     sharding,
     tokenizer,
-    tokenizer_gguf,
     transformer,
 )
 from dynscaling_jax.models.checkpoints import PARAMS
@@ -64,19 +63,15 @@ class Model:
             ValueError: its ids do not fit the vocabulary of the model.
         """
         loaded = self._load_tokenizer()
-        if loaded.size > self.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has ids up to {loaded.size - 1}, the model a "
-                f"vocabulary of {self.config.vocab_size}: they do not belong "
-                "together"
-            )
         for i in self.config.eos_ids:
             if i >= loaded.size:
                 raise ValueError(
                     f"in the model {i} ends a turn, the tokenizer has ids up "
                     f"to {loaded.size - 1}: they do not belong together"
                 )
-        return loaded
+        # It may have more ids than the model: the text models of Gemma 3 have
+        # no row for the token of an image.
+        return loaded.within(self.config.vocab_size)
 
     @functools.cached_property
     def eos_ids(self) -> tuple[int, ...]:
@@ -184,7 +179,7 @@ def load_model(
     else:
         config, params, metadata = gguf_checkpoint.load(file, kind, finish)
         read = functools.partial(
-            tokenizer_gguf.from_gguf, metadata, template_variables
+            tokenizer.from_gguf, str(file), metadata, template_variables
         )
     if context is not None:
         config = with_context(config, context)
