@@ -226,6 +226,7 @@ def open_engine(
         config.context,
         template_variables(config),
         on,
+        config.adapter,
     )
     fields = engine_fields(config.engine)
     return Engine(model, seed=config.seed, available=available, **fields)

@@ -68,6 +68,7 @@ def _as_held(config: ModelConfig, source: Mapping[str, Stored]) -> ModelConfig:
         tied="output.weight" not in source,
         qkv_bias=config.qkv_bias or not qkv_bias.isdisjoint(source),
         o_bias="blk.0.attn_output.bias" in source,
+        ffn_bias="blk.0.ffn_down.bias" in source,
     )
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from dynscaling_jax.models import (
+    adapters,
     gguf_checkpoint,
     hf_checkpoint,
     quantization,
@@ -22,6 +23,7 @@ from dynscaling_jax.models import (
 )
 from dynscaling_jax.models.checkpoints import PARAMS
 from dynscaling_jax.models.config import ModelConfig, with_context
+from dynscaling_jax.models.files import read_json
 
 DTYPES = ("float32", "bfloat16")
 QUANTIZERS = {"": lambda _, weight: weight, "int8": quantization.quantize}
@@ -118,6 +120,7 @@ def load_model(
     context: int | None = None,
     template_variables: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
+    adapter: str | Path = "",
 ) -> Model:
     """Loads a model by name, file, directory or hub address.
 
@@ -136,11 +139,15 @@ def load_model(
             never changes, so that prompts do not.
         mesh: of ('data', 'model'), over whose devices models.sharding spreads
             the parameters; each is read straight into its shards.
+        adapter: the directory of a LoRA adapter, or its hub address, which
+            is merged into the weights, as models.adapters says. One that lies
+            in the directory of the model is merged without being named.
 
     Raises:
         FileNotFoundError: what is missing, and how to get it.
         ValueError: a checkpoint that is corrupt, of an unknown family, or
-            whose tensors do not fit its config one for one.
+            whose tensors do not fit its config one for one; an adapter that
+            cannot be merged.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
@@ -150,13 +157,17 @@ def load_model(
         )
     kind, smaller = jnp.dtype(dtype), QUANTIZERS[quantize]
 
+    file = resolve(str(path))
+    added = _adapter(file, adapter)
+
     def finish(config, path, value):
+        if added:
+            value = adapters.merged(added, config, path, value)
         if mesh is None:
             return smaller(path, jnp.asarray(value, kind))
         put = functools.partial(sharding.put, mesh, config, path)
         return put(smaller(path, put(value.astype(kind, copy=False))))
 
-    file = resolve(str(path))
     read = functools.partial(tokenizer.from_directory, file, template_variables)
     if (file / PARAMS).is_dir():
         from dynscaling_jax.models import export  # Orbax takes a second
@@ -184,6 +195,25 @@ def load_model(
     if context is not None:
         config = with_context(config, context)
     return Model(config, params, read)
+
+
+def _adapter(file: Path, adapter: str | Path) -> Path | None:
+    """The directory of the adapter to merge, if there is one."""
+    beside = file / adapters.CONFIG
+    if not beside.is_file():
+        return resolve(str(adapter)) if adapter else None
+    if not (file / "config.json").is_file():
+        base = read_json(beside).get("base_model_name_or_path")
+        raise ValueError(
+            f"{file}: an adapter of {base!r}, without its model; give the "
+            f"model, and adapter={file}"
+        )
+    if adapter:
+        raise ValueError(
+            f"{file}: {adapters.CONFIG} lies beside the model already; "
+            "two adapters cannot be merged"
+        )
+    return file
 
 
 def stored_dtype(source: Path) -> str:

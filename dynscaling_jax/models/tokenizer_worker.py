@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from dynscaling_jax.models import codec
 from dynscaling_jax.workers import limit
 
-MEMORY = 4 << 30  # bytes of address space; a vocabulary of 262,144 takes one
+MEMORY = 2 << 30  # bytes of address space; 262,144 tokens take a quarter
 
 
 def main() -> None:
