@@ -47,12 +47,17 @@ class Codec:
             or MARKER.fullmatch(token.content)
         ]
 
+    @property
+    def size(self) -> int:
+        """One more than the greatest id."""
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        return 1 + max(vocabulary.values(), default=-1)
+
     def facts(self) -> dict[str, Any]:
         """What Tokenizer tells of itself."""
-        vocabulary = self.backend.get_vocab(with_added_tokens=True)
         added = self.backend.get_added_tokens_decoder().values()
         return {
-            "size": 1 + max(vocabulary.values(), default=-1),
+            "size": self.size,
             "end_ids": self.end_ids,
             "added": [token.content for token in added],
             "template": self.template,

@@ -118,8 +118,9 @@ class Tokenizer:
         return ids
 
     def _ask(
-        self, name: str, *arguments: Any, seconds: float = SECONDS
+        self, name: str, *arguments: Any, seconds: float | None = None
     ) -> Any:
+        seconds = seconds or SECONDS
         request = json.dumps([seconds, name, arguments]) + "\n"
         try:
             answer = self._worker.ask(request.encode(), seconds, MOST)

@@ -105,6 +105,25 @@ def test_json(options, text):
     assert render(template) == text
 
 
+PARTS = (
+    "{% for m in messages %}[{{ m.role }}]"
+    "{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_that_reads_parts_of_contents_is_given_parts():
+    """Those of models of images: of a text each letter was a part that is no
+    text, and the prompt was empty, without a word."""
+    assert render(PARTS) == "[system]s[user]\u00e9[assistant]<b>"
+    both = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}"
+        "{% else %}parts{% endif %}{% endfor %}"
+    )
+    assert render(both) == "s\u00e9<b>"
+
+
 def test_what_is_absent_is_so_in_transformers_too():
     template = (
         "{{ tools is none }} {{ documents is none }} {{ bos_token is defined }}"

@@ -253,6 +253,24 @@ def test_the_template_is_found_where_transformers_puts_it(directory):
     assert text(codec.from_directory(directory)) == "three"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_files_in_any_encoding_of_unicode(directory, encoding):
+    """A mark of byte order was no JSON, or stood in every prompt."""
+    for name, text in (
+        ("chat_template.jinja", "{{ bos_token }}\u00e9{{ x }}"),
+        ("tokenizer_config.json", '{"bos_token": "\u00e8"}'),
+    ):
+        (directory / name).write_bytes(text.encode(encoding))
+    file = directory / "tokenizer.json"
+    file.write_bytes(file.read_text().encode(encoding))
+    assert codec.from_directory(directory).render([user("u")]) == "\u00e8\u00e9"
+
+
+def test_the_template_of_a_processor(directory):
+    (directory / "chat_template.json").write_text('{"chat_template": "four"}')
+    assert codec.from_directory(directory).render([user("u")]) == "four"
+
+
 def test_templates_without_a_default_are_refused(directory):
     with pytest.raises(ValueError, match="rag, and none is named default"):
         configure(directory, chat_template=[{"name": "rag", "template": ""}])
