@@ -44,9 +44,7 @@ OTHERWISE = (
 # Beginnings that leave the model's own weights as they are; others, such as
 # pissa, take from them what A and B begin with.
 BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "lora_ga")
-PART = re.compile(
-    r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?"
-)
+PART = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
 Tensors = dict[str, Tensor]
 
 
@@ -89,7 +87,9 @@ def _changes(directory: Path, config: ModelConfig) -> tuple[Tensors, Tensors]:
         if part:
             pairs.setdefault((part[1], part[2] or ""), {})[part[3]] = tensor
         else:
-            name = re.sub(r"\.(modules_to_save\.default|base_layer)\.", ".", name)
+            name = re.sub(
+                r"\.(modules_to_save\.default|base_layer)\.", ".", name
+            )
             placed[name] = tensor
     added = {
         f"{module}.weight": _product(directory, raw, module, kind, pair)
@@ -102,8 +102,10 @@ def _changes(directory: Path, config: ModelConfig) -> tuple[Tensors, Tensors]:
     added, placed = (hf_layout.unpack(t, config) for t in (added, placed))
     for name, tensor in (*added.items(), *placed.items()):
         if wanted.get(name) != tensor.shape:
-            there = f"has it in {list(wanted[name])}" if name in wanted else (
-                "has none of that name"
+            there = (
+                f"has it in {list(wanted[name])}"
+                if name in wanted
+                else ("has none of that name")
             )
             raise ValueError(
                 f"{directory}: the adapter changes {name}, of shape "

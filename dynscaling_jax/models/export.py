@@ -58,7 +58,6 @@ def save_hf(
     """Writes safetensors that transformers loads, in shards with an index
     where one file would be larger than `shard` bytes."""
 
-
     def save(tensors: dict[str, np.ndarray], name: str) -> None:
         file = directory / name
         file.touch()  # the library's own file would be its owner's alone

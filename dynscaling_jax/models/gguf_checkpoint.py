@@ -167,7 +167,7 @@ class _Reader(gguf.GGUFReader):
 
     def _texts(self, start: int, count: int) -> tuple[list[str], int]:
         """Strings, and the bytes that they and their lengths take."""
-        data, at, texts = memoryview(self.data), start, []
+        data, at, texts = self.data.data, start, []
         for _ in range(count):
             end = at + 8 + int.from_bytes(data[at : at + 8], "little")
             if end > len(data):

@@ -7,6 +7,7 @@ here. A request costs some 50 microseconds; the worker starts in 0.15 s.
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Tokenizer:
             ValueError: a file that is corrupt, or does not load in bounded
                 memory and time.
         """
-        self._name = name
+        self.name = name
         first = json.dumps([LOADING, "open", [spec]]) + "\n"
         self._worker = Worker(_PROGRAM, first.encode(), _ENVIRONMENT)
         self._rows: int | None = None
@@ -111,7 +112,7 @@ class Tokenizer:
         most = max(ids, default=0)
         if self._rows is not None and most >= self._rows:
             raise ValueError(
-                f"{self._name}: a text has the token "
+                f"{self.name}: a text has the token "
                 f"{self._ask('spelled', most)!r}, id {most}; the embedding of "
                 f"the model has {self._rows} rows"
             )
@@ -130,8 +131,8 @@ class Tokenizer:
             found = json.loads(answer)
         if "error" in found:
             missing, message = found["error"]
-            if self._name not in message:
-                message = f"{self._name}: {message}"
+            if self.name not in message:
+                message = f"{self.name}: {message}"
             raise (FileNotFoundError if missing else ValueError)(message)
         return found["value"]
 
@@ -151,7 +152,7 @@ def from_directory(
             does not read.
     """
     spec = {"directory": str(directory), "variables": variables or {}}
-    return Tokenizer(str(directory), spec)
+    return _with_template(Tokenizer(str(directory), spec))
 
 
 def from_gguf(
@@ -167,7 +168,8 @@ def from_gguf(
             template does not read.
     """
     own = {k: v for k, v in metadata.items() if k.startswith("tokenizer.")}
-    return Tokenizer(file, {"gguf": own, "variables": variables or {}})
+    spec = {"gguf": own, "variables": variables or {}}
+    return _with_template(Tokenizer(file, spec))
 
 
 def from_json(
@@ -182,6 +184,17 @@ def from_json(
     """
     spec = {"json": text, "template": template, "variables": variables or {}}
     return Tokenizer("", spec)
+
+
+def _with_template(tokenizer: Tokenizer) -> Tokenizer:
+    if tokenizer.template is None:
+        warnings.warn(
+            f"{tokenizer.name}: no chat template; a prompt is the contents of "
+            "its messages, a blank line between, as base models read. For "
+            "another model fetch chat_template.jinja",
+            stacklevel=2,
+        )
+    return tokenizer
 
 
 def _seconds(argument: str | Sequence[Message]) -> float:

@@ -125,7 +125,11 @@ def rename(tensors, old, new):
         (
             {},
             lambda t: t.update(
-                {"base_model.model.model.embed_tokens.weight": np.ones((50, 16))}
+                {
+                    "base_model.model.model.embed_tokens.weight": np.ones(
+                        (50, 16)
+                    )
+                }
             ),
             r"embed_tokens.weight, of shape \[50, 16\]; the model has it in",
         ),

@@ -114,7 +114,11 @@ NAN = float("nan")  # which json reads
         # a token's text, whose first letter was told as if it were an id
         ("llama", {"eos_token_id": "</s>"}, "id of a token, .*got '</s>'"),
         ("llama", {"eos_token_id": [2, "x"]}, "list of ids, got .*'x'"),
-        ("llama", {"vocab_size": 10**99}, r"vocab_size must be .*below 2\*\*31"),
+        (
+            "llama",
+            {"vocab_size": 10**99},
+            r"vocab_size must be .*below 2\*\*31",
+        ),
         ("llama", {"rms_norm_eps": 10**400}, "a field is wrong .*too large"),
         ("llama", {"eos_token_id": -1}, "ends turns must be .*got -1"),
         (

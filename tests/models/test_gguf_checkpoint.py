@@ -16,7 +16,6 @@ from gguf import quants
 from dynscaling_jax.models import (
     checkpoints,
     export,
-    gguf_checkpoint,
     gguf_layout,
     hf_config,
     load_model,
@@ -313,7 +312,9 @@ def test_an_array_longer_than_its_file_is_refused(tmp_path, kind, claim):
         + struct.pack(f"<Q{len(key)}sI", len(key), key, 9)
         + struct.pack("<IQ4f", kind, claim, *range(4))
     )
-    with pytest.raises(ValueError, match="whole GGUF file.*ends within|an array of"):
+    with pytest.raises(
+        ValueError, match="whole GGUF file.*ends within|an array of"
+    ):
         load_model(file)
 
 
@@ -345,12 +346,12 @@ def test_an_array_that_takes_everything_is_refused(tmp_path, name):
 
 def test_a_header_is_not_read_for_ever(tmp_path):
     """A million tensors without values."""
-    tensor = struct.pack("<Q8sIIQ", 8, b"%08d", 0, 0, 0)
-    each = (tensor.replace(b"%08d", b"%08d" % i) for i in range(2**17))
+    pack = struct.Struct("<Q8sIIQ").pack
+    each = (pack(8, b"%08d" % i, 0, 0, 0) for i in range(2**17))
     file = tmp_path / "a.gguf"
     head = struct.pack("<4sIQQ", b"GGUF", 3, 2**20, 0)
     file.write_bytes(head + b"".join(each))
-    with pytest.raises(ValueError, match="more than a header holds|Dupl"):
+    with pytest.raises(ValueError, match="more than a header holds"):
         load_model(file)
 
 

@@ -277,7 +277,9 @@ def test_templates_without_a_default_are_refused(directory):
     with pytest.raises(ValueError, match="chat_template must be text"):
         configure(directory, chat_template=7)
     (directory / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="chat_template.jinja, line 1: not text"):
+    with pytest.raises(
+        ValueError, match="chat_template.jinja, line 1: not text"
+    ):
         codec.from_directory(directory)
 
 

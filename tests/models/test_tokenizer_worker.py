@@ -89,9 +89,7 @@ TOKENIZERS = {
         f"{LATE}|aborted",
     ),
     "a pattern that panics": (
-        lambda b: setattr(
-            b, "normalizer", normalizers.Replace("", "aaaa")
-        ),
+        lambda b: setattr(b, "normalizer", normalizers.Replace("", "aaaa")),
         "PanicException",
     ),
     "a pattern that goes back and forth": (
