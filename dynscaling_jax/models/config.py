@@ -105,6 +105,7 @@ class ModelConfig:
     rope_share: float = 1.0  # of a head's features that are rotated
     qkv_bias: bool = False
     o_bias: bool = False
+    ffn_bias: bool = False  # of all three projections of the feed-forward
     qk_norm: str = ""  # head: of each head; whole: of all heads at once
     pre_norm: bool = True  # norms before attention and feed-forward
     post_norm: bool = False  # norms after them, before the residual sum
@@ -215,14 +216,17 @@ def with_context(config: ModelConfig, tokens: int) -> ModelConfig:
 
 
 def _check_whole(where: str, value: Any, name: str, least: int) -> None:
-    """A file's values are of any type: of what is no number, Python or XLA
-    would complain later, and far from here."""
+    """A file's values are of any type: of what is no number, or none that an
+    array's shape can hold, Python or XLA would complain later, and far from
+    here."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < least:
+    if not whole or not least <= value < 2**31:
         sign = (
             "a positive whole number" if least else "a whole number from 0 on"
         )
-        raise ValueError(f"{where}: {name} must be {sign}, got {value!r}")
+        raise ValueError(
+            f"{where}: {name} must be {sign}, below 2**31, got {value!r}"
+        )
 
 
 def _check_number(

@@ -5,6 +5,7 @@ DIR/config.json               as Hugging Face writes it
 DIR/tokenizer.json, ...       as the source has them
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
@@ -26,6 +28,7 @@ from dynscaling_jax.models import (
 )
 from dynscaling_jax.models.checkpoints import PARAMS
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.files import read_json
 from dynscaling_jax.models.sharding import param_sharding
 from dynscaling_jax.models.tokenizer import Tokenizer
 from dynscaling_jax.models.transformer import Params, param_shapes
@@ -54,6 +57,14 @@ def save_hf(
 ) -> None:
     """Writes safetensors that transformers loads, in shards with an index
     where one file would be larger than `shard` bytes."""
+
+    def save(tensors: dict[str, np.ndarray], name: str) -> None:
+        file = directory / name
+        file.touch()  # the library's own file would be its owner's alone
+        mode = file.stat().st_mode
+        save_file(tensors, file, {"format": "pt"})
+        file.chmod(mode)
+
     files: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for name, value in hf_tensors(config, params):
@@ -63,12 +74,12 @@ def save_hf(
         files[-1][name] = value
         size += value.nbytes
     if len(files) == 1:
-        save_file(files[0], directory / "model.safetensors", {"format": "pt"})
+        save(files[0], "model.safetensors")
         return
     where = {}
     for at, tensors in enumerate(files, 1):
         name = f"model-{at:05}-of-{len(files):05}.safetensors"
-        save_file(tensors, directory / name, {"format": "pt"})
+        save(tensors, name)
         where |= dict.fromkeys(tensors, name)
     total = sum(value.nbytes for tensors in files for value in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
@@ -98,13 +109,14 @@ def save_side_files(
         for pattern in SIDE:
             for file in source.glob(pattern):
                 shutil.copyfile(file, directory / file.name)
-        raw = checkpoints.read_json(source / "config.json")
+        raw = read_json(source / "config.json")
         if raw.pop("quantization_config", None):  # what we write is not
             _write_json(directory / "config.json", raw)
         return
     _write_json(directory / "config.json", hf_config.write(config))
     made = tokenizer()
-    made.backend.save(str(directory / "tokenizer.json"))
+    file = directory / "tokenizer.json"
+    file.write_text(made.as_json(), "utf-8")
     _write_json(
         directory / "tokenizer_config.json",
         {
@@ -152,7 +164,8 @@ def load_orbax(
             param_shapes(config),
             is_leaf=lambda node: isinstance(node, tuple),
         )
-        return config, checkpointer.restore(folder, target)
+        with _named(folder):
+            return config, checkpointer.restore(folder, target)
 
 
 def orbax_dtypes(directory: Path) -> set[str]:
@@ -164,12 +177,48 @@ def orbax_dtypes(directory: Path) -> set[str]:
 
 def _described(checkpointer: ocp.StandardCheckpointer, folder: Path) -> Any:
     """The tree of a checkpoint's arrays, as shapes and types."""
-    try:
-        found: Any = checkpointer.metadata(folder).item_metadata  # or None
+    with _named(folder):
+        _check_files(folder)
+        found: Any = checkpointer.metadata(folder).item_metadata
+        if found is None:
+            raise FileNotFoundError("its description cannot be read")
         return found.tree
-    except (AttributeError, FileNotFoundError, ValueError) as error:
+
+
+def _check_files(folder: Path) -> None:
+    """Raises FileNotFoundError or ValueError for a file that is missing, cut
+    or no JSON. Once arrays are read, each would complain of it in sixty lines,
+    from threads that nobody waits for."""
+    for name in ("_METADATA", "_sharding", "array_metadatas/*"):
+        for file in folder.glob(name):
+            read_json(file)
+    files = ts.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
+    manifest = ts.ocdbt.dump(files).result()
+    # "value:base:name:offset:length", where base/name is a file
+    places = [manifest["versions"][-1]["root"]["location"]]
+    while places:
+        place = places.pop()
+        kind, *name, first, length = place.split(":")
+        file = folder.joinpath(*name)
+        held = file.stat().st_size
+        if held < int(first) + int(length):
+            raise ValueError(f"{file} is cut after {held} bytes")
+        if kind == "btreenode":
+            for entry in ts.ocdbt.dump(files, place).result()["entries"]:
+                where = entry.get("indirect_value") or entry.get("location")
+                places += [where] if where else []
+
+
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Says of an error that the checkpoint is damaged, in one line."""
+    try:
+        yield
+    except Exception as error:  # Orbax raises nothing narrower
+        reason = str(error).partition(". See full")[0].partition("\n")[0]
         raise ValueError(
-            f"{folder}: not a whole Orbax checkpoint ({error})"
+            f"{folder}: not a whole Orbax checkpoint ({reason[:300]}); copy it "
+            "again"
         ) from error
 
 

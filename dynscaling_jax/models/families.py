@@ -69,11 +69,16 @@ def _layer_types(config: ModelConfig) -> list[str]:
 
 
 def _llama(raw: Raw) -> Fields:
-    return _biases(raw)
+    return {**_biases(raw), "ffn_bias": bool(raw.get("mlp_bias"))}
 
 
 def _write_llama(config: ModelConfig) -> Fields:
-    return {"hidden_act": "silu", "attention_bias": config.qkv_bias}
+    bias = {"mlp_bias": True} if config.ffn_bias else {}
+    return {
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+        **bias,
+    }
 
 
 def _mistral(raw: Raw) -> Fields:
@@ -98,7 +103,7 @@ def _smollm3(raw: Raw) -> Fields:
     windows = raw.get("layer_types") or raw.get("use_sliding_window")
     window = windows and raw.get("sliding_window")
     return {
-        **_biases(raw),
+        **_llama(raw),
         "rotates": () if all(rotates) else rotates,
         **_windows(raw, window, lambda layer: not rotates[layer]),
     }

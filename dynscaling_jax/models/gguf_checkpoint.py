@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from gguf import GGUFValueType
 
 from dynscaling_jax.models import checkpoints, gguf_config, gguf_layout
 from dynscaling_jax.models.checkpoints import Finish
@@ -17,8 +18,8 @@ from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.gguf_layout import Stored
 from dynscaling_jax.models.transformer import Params
 
-# Gemma's vocabulary of 262,144 takes two million.
-_MOST_READS = 2**23
+_MOST_ITEMS = 2**22  # of all arrays; Gemma's vocabulary has a fifth of it
+_MOST_READS = 2**18  # six for each tensor
 FACTORS = {  # of rotary frequencies, by kind
     "all": "rope_freqs.weight",
     "short": "rope_factors_short.weight",
@@ -68,6 +69,7 @@ def _as_held(config: ModelConfig, source: Mapping[str, Stored]) -> ModelConfig:
         tied="output.weight" not in source,
         qkv_bias=config.qkv_bias or not qkv_bias.isdisjoint(source),
         o_bias="blk.0.attn_output.bias" in source,
+        ffn_bias="blk.0.ffn_down.bias" in source,
     )
 
 
@@ -127,11 +129,12 @@ class _Reader(gguf.GGUFReader):
     """Ends where the file ends, or after as many reads as no header needs.
 
     The library's own reader takes what lies past the end for empty: an array
-    that claims 2**40 numbers would keep it busy for days. It also slices a
-    np.memmap for each number, in three times the time.
+    that claims 2**40 numbers would keep it busy for days. It follows arrays
+    of arrays, which no key of llama.cpp's has, as deep as a file nests them,
+    and reads items one by one, 200 bytes for each.
     """
 
-    _reads = 0
+    _reads = _items = 0
 
     def _get(self, offset, dtype, count=1, override_order=None):
         self._reads += 1
@@ -144,6 +147,34 @@ class _Reader(gguf.GGUFReader):
             return np.ndarray(int(count), ordered, self.data, offset)
         except (TypeError, ValueError) as error:  # past the end, or 2**63
             raise ValueError(f"it ends within {count} numbers") from error
+
+    def _get_field_parts(self, orig_offs, raw_type):
+        if raw_type != GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind = GGUFValueType(self._get(orig_offs, np.uint32)[0])
+        count = int(self._get(orig_offs + 4, np.uint64)[0])
+        self._items += count
+        if kind == GGUFValueType.ARRAY or self._items > _MOST_ITEMS:
+            raise ValueError(f"it has an array of {count} items, {kind.name}")
+        start = orig_offs + 12
+        if kind == GGUFValueType.STRING:
+            texts, size = self._texts(start, count)
+            values = np.array(texts, object)
+        else:
+            values = self._get(start, self.gguf_scalar_to_np[kind], count)
+            size = values.nbytes
+        return 12 + size, [values], [0], [GGUFValueType.ARRAY]
+
+    def _texts(self, start: int, count: int) -> tuple[list[str], int]:
+        """Strings, and the bytes that they and their lengths take."""
+        data, at, texts = self.data.data, start, []
+        for _ in range(count):
+            end = at + 8 + int.from_bytes(data[at : at + 8], "little")
+            if end > len(data):
+                raise ValueError(f"it ends within {count} strings")
+            texts.append(str(data[at + 8 : end], "utf-8"))
+            at = end
+        return texts, at - start
 
 
 def _header(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -161,6 +192,7 @@ def _header(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         IndexError,
         KeyError,
         MemoryError,
+        OSError,
         TypeError,
         ValueError,
     ) as error:

@@ -11,8 +11,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dynscaling_jax.models import checkpoints, hf_config, hf_layout
-from dynscaling_jax.models.checkpoints import Finish, Tensor, read_json
+from dynscaling_jax.models.checkpoints import Finish, Tensor
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.files import read_json
 from dynscaling_jax.models.transformer import Params
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -37,7 +38,7 @@ def load(
     config = read_config(directory)
     source: dict[str, Tensor] = {}
     for file in _weight_files(directory):
-        source.update(_safetensors(file, dtype))
+        source.update(read_tensors(file, dtype))
     # buffers that early files carry; the decoder computes them
     source = {k: v for k, v in source.items() if "rotary_emb.inv_freq" not in k}
     source = hf_layout.unpack(source, config)
@@ -81,7 +82,11 @@ def dtypes(directory: Path) -> set[str]:
 
 def _weight_files(directory: Path) -> list[Path]:
     """The files that the index names, else model.safetensors, else all."""
-    files = sorted(directory.glob("*.safetensors"))
+    files = [
+        file
+        for file in sorted(directory.glob("*.safetensors"))
+        if not file.name.startswith("adapter_")
+    ]
     index = directory / "model.safetensors.index.json"
     whole = directory / "model.safetensors"
     if index.exists():
@@ -113,8 +118,13 @@ def _kinds(handle: safe_open) -> dict[str, str]:
     return {n: handle.get_slice(n).get_dtype() for n in handle.keys()}
 
 
-def _safetensors(file: Path, dtype: Any) -> dict[str, Tensor]:
-    """Floats come as dtype, packed ones as they are."""
+def read_tensors(file: Path, dtype: Any) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: floats as dtype, packed ones as they
+    are.
+
+    Raises:
+        ValueError: a corrupt file, or tensors that are quantised.
+    """
     try:
         handle = safe_open(file, framework="numpy")
         kinds = _kinds(handle)

@@ -25,8 +25,6 @@ def read(raw: Raw, generation: Raw | None = None) -> ModelConfig:
     family = FAMILIES[name]
     raw = {**family.defaults, **raw}
     check_layers(raw.get("num_hidden_layers", 1))
-    if raw.get("mlp_bias"):
-        raise ValueError("config.json: mlp_bias=true is not supported")
     try:
         width, heads = raw["hidden_size"], raw["num_attention_heads"]
         fields = {
@@ -38,7 +36,6 @@ def read(raw: Raw, generation: Raw | None = None) -> ModelConfig:
             **_rope(raw),
             **family.read(raw),
         }
-        eos = (generation or {}).get("eos_token_id", raw.get("eos_token_id"))
         return ModelConfig(
             family=name,
             vocab_size=raw["vocab_size"],
@@ -47,13 +44,13 @@ def read(raw: Raw, generation: Raw | None = None) -> ModelConfig:
             heads=heads,
             ffn=raw["intermediate_size"],
             norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            bos_id=_first_id(raw.get("bos_token_id")),
-            eos_ids=_ids(eos),
+            bos_id=next(iter(_ids(raw, "bos_token_id")), None),
+            eos_ids=_ids({**raw, **(generation or {})}, "eos_token_id"),
             **fields,
         )
     except KeyError as error:
         raise ValueError(f"config.json: field {error} is missing") from None
-    except (AttributeError, TypeError, ZeroDivisionError) as error:
+    except (ArithmeticError, AttributeError, TypeError) as error:
         raise ValueError(f"config.json: a field is wrong ({error})") from None
 
 
@@ -209,11 +206,12 @@ def _yarn_size(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
-
-
-def _first_id(value: int | list[int] | None) -> int | None:
-    return next(iter(_ids(value)), None)
+def _ids(raw: Raw, name: str) -> tuple[int, ...]:
+    value = raw.get(name)
+    ids = value if isinstance(value, list) else [value]
+    if any(isinstance(i, bool) or not isinstance(i, int | None) for i in ids):
+        raise ValueError(
+            f"config.json or generation_config.json: {name} must be the id of "
+            f"a token, or a list of ids, got {value!r}"
+        )
+    return tuple(i for i in ids if i is not None)

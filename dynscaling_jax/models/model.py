@@ -13,16 +13,17 @@ from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from dynscaling_jax.models import (
+    adapters,
     gguf_checkpoint,
     hf_checkpoint,
     quantization,
     sharding,
     tokenizer,
-    tokenizer_gguf,
     transformer,
 )
 from dynscaling_jax.models.checkpoints import PARAMS
 from dynscaling_jax.models.config import ModelConfig, with_context
+from dynscaling_jax.models.files import read_json
 
 DTYPES = ("float32", "bfloat16")
 QUANTIZERS = {"": lambda _, weight: weight, "int8": quantization.quantize}
@@ -64,19 +65,15 @@ class Model:
             ValueError: its ids do not fit the vocabulary of the model.
         """
         loaded = self._load_tokenizer()
-        if loaded.size > self.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has ids up to {loaded.size - 1}, the model a "
-                f"vocabulary of {self.config.vocab_size}: they do not belong "
-                "together"
-            )
         for i in self.config.eos_ids:
             if i >= loaded.size:
                 raise ValueError(
                     f"in the model {i} ends a turn, the tokenizer has ids up "
                     f"to {loaded.size - 1}: they do not belong together"
                 )
-        return loaded
+        # It may have more ids than the model: the text models of Gemma 3 have
+        # no row for the token of an image.
+        return loaded.within(self.config.vocab_size)
 
     @functools.cached_property
     def eos_ids(self) -> tuple[int, ...]:
@@ -123,6 +120,7 @@ def load_model(
     context: int | None = None,
     template_variables: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
+    adapter: str | Path = "",
 ) -> Model:
     """Loads a model by name, file, directory or hub address.
 
@@ -141,11 +139,15 @@ def load_model(
             never changes, so that prompts do not.
         mesh: of ('data', 'model'), over whose devices models.sharding spreads
             the parameters; each is read straight into its shards.
+        adapter: the directory of a LoRA adapter, or its hub address, which
+            is merged into the weights, as models.adapters says. One that lies
+            in the directory of the model is merged without being named.
 
     Raises:
         FileNotFoundError: what is missing, and how to get it.
         ValueError: a checkpoint that is corrupt, of an unknown family, or
-            whose tensors do not fit its config one for one.
+            whose tensors do not fit its config one for one; an adapter that
+            cannot be merged.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
@@ -155,13 +157,17 @@ def load_model(
         )
     kind, smaller = jnp.dtype(dtype), QUANTIZERS[quantize]
 
+    file = resolve(str(path))
+    added = _adapter(file, adapter)
+
     def finish(config, path, value):
+        if added:
+            value = adapters.merged(added, config, path, value)
         if mesh is None:
             return smaller(path, jnp.asarray(value, kind))
         put = functools.partial(sharding.put, mesh, config, path)
         return put(smaller(path, put(value.astype(kind, copy=False))))
 
-    file = resolve(str(path))
     read = functools.partial(tokenizer.from_directory, file, template_variables)
     if (file / PARAMS).is_dir():
         from dynscaling_jax.models import export  # Orbax takes a second
@@ -184,11 +190,30 @@ def load_model(
     else:
         config, params, metadata = gguf_checkpoint.load(file, kind, finish)
         read = functools.partial(
-            tokenizer_gguf.from_gguf, metadata, template_variables
+            tokenizer.from_gguf, str(file), metadata, template_variables
         )
     if context is not None:
         config = with_context(config, context)
     return Model(config, params, read)
+
+
+def _adapter(file: Path, adapter: str | Path) -> Path | None:
+    """The directory of the adapter to merge, if there is one."""
+    beside = file / adapters.CONFIG
+    if not beside.is_file():
+        return resolve(str(adapter)) if adapter else None
+    if not (file / "config.json").is_file():
+        base = read_json(beside).get("base_model_name_or_path")
+        raise ValueError(
+            f"{file}: an adapter of {base!r}, without its model; give the "
+            f"model, and adapter={file}"
+        )
+    if adapter:
+        raise ValueError(
+            f"{file}: {adapters.CONFIG} lies beside the model already; "
+            "two adapters cannot be merged"
+        )
+    return file
 
 
 def stored_dtype(source: Path) -> str:

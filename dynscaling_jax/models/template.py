@@ -1,15 +1,19 @@
-"""Chat templates: what transformers lets them use, in a sandbox."""
+"""Chat templates: what transformers lets them use, in a sandbox.
+
+The sandbox bounds what a template can reach; what it takes of memory and time
+is bounded by the worker process in which it runs, tokenizer_worker.py.
+"""
 
 import datetime
+import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 from jinja2 import ext, meta, nodes, parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from dynscaling_jax.types import Message
 
 # The date that templates are told, unless the variable `today` is another.
 # It stands still, so that a prompt is the same on every day: a run that goes
@@ -27,8 +31,9 @@ FAULTS = (  # what a template's expressions can raise
     TypeError,
     ValueError,
 )
-MOST_TURNS = 10_000  # of loops, ranges and calls in one rendering
-LONGEST = 100_000  # bits or items that one product may have
+MOST = 2**24  # characters of a prompt
+PROBE = "dynscaling"  # a content that no template writes by itself
+Turns = Sequence[Sequence[str]]  # (role, content) of each
 # Models without a template read the contents, a blank line between.
 PLAIN = "{% for m in messages %}{{ m.content }}\n\n{% endfor %}"
 
@@ -36,40 +41,77 @@ PLAIN = "{% for m in messages %}{{ m.content }}\n\n{% endfor %}"
 class Template:
     """A chat template with the variables that it may read."""
 
-    def __init__(self, text: str | None, variables: Mapping[str, Any]):
+    def __init__(
+        self,
+        text: str | None,
+        variables: Mapping[str, Any],
+        where: str = "chat template",
+    ):
         """
         Raises:
             ValueError: the text does not parse, or `today` is no date.
         """
         self._variables = dict(variables)
-        self._sandbox = _sandbox(_date(variables.get("today", TODAY)))
+        self._where = where
+        sandbox = _sandbox(_date(variables.get("today", TODAY)))
         try:
-            self._compiled = self._sandbox.from_string(text or PLAIN)
+            self._compiled = sandbox.from_string(text or PLAIN)
         except UNREADABLE as error:
-            raise ValueError(f"chat template: {error}") from error
+            raise ValueError(_told(where, error)) from error
 
-    def render(self, messages: Sequence[Message], prompt: bool = True) -> str:
+    def render(self, messages: Turns, prompt: bool = True) -> str:
         """The text of the turns; where it is to be a prompt, the opening of
         the assistant's turn too.
 
         Raises:
-            ValueError: the template refuses these messages.
+            ValueError: the template refuses these messages, or writes more
+                than MOST characters.
         """
-        self._sandbox.turns = 0
-        turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            return self._compiled.render(
-                messages=turns,
-                tools=None,
-                documents=None,
-                add_generation_prompt=prompt,
-                **self._variables,
-            )
+            text = self._render(messages, prompt, self._in_parts)
         except FAULTS as error:
-            raise ValueError(f"chat template: {error}") from error
+            raise ValueError(_told(self._where, error)) from error
+        if len(text) > MOST:
+            raise ValueError(
+                f"{self._where}: it writes {len(text)} characters; expected "
+                f"{MOST} at most"
+            )
+        return text
+
+    def _render(self, messages: Turns, prompt: bool, parts: bool) -> str:
+        return self._compiled.render(
+            messages=[
+                {
+                    "role": role,
+                    "content": [{"type": "text", "text": content}]
+                    if parts
+                    else content,
+                }
+                for role, content in messages
+            ],
+            tools=None,
+            documents=None,
+            add_generation_prompt=prompt,
+            **self._variables,
+        )
+
+    @functools.cached_property
+    def _in_parts(self) -> bool:
+        """Whether the template reads contents that are lists of parts alone,
+        as those of models of images may: of a text it would write nothing."""
+
+        def shown(parts: bool) -> bool:
+            try:
+                return PROBE in self._render([("user", PROBE)], True, parts)
+            except FAULTS:
+                return False
+
+        return not shown(False) and shown(True)
 
 
-def check_read(text: str | None, names: Sequence[str]) -> None:
+def check_read(
+    text: str | None, names: Sequence[str], where: str = "chat template"
+) -> None:
     """Raises ValueError, with the variables that the template does read,
     where it reads none of this name: a slip of the pen would change nothing
     and say nothing."""
@@ -80,7 +122,7 @@ def check_read(text: str | None, names: Sequence[str]) -> None:
     try:
         read = meta.find_undeclared_variables(environment.parse(text or PLAIN))
     except UNREADABLE as error:
-        raise ValueError(f"chat template: {error}") from error
+        raise ValueError(_told(where, error)) from error
     read -= {"messages", "add_generation_prompt"}
     if "strftime_now" in read:
         read = read - {"strftime_now"} | {"today"}
@@ -90,6 +132,16 @@ def check_read(text: str | None, names: Sequence[str]) -> None:
                 f"the chat template reads no variable {name!r}; it reads: "
                 f"{', '.join(sorted(read)) or 'none'}"
             )
+
+
+def _told(where: str, error: BaseException) -> str:
+    """The message for an error of a template, with its line."""
+    line = getattr(error, "lineno", None)
+    for frame, at in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == "<template>":
+            line = at
+    message = str(error) or type(error).__name__
+    return f"{where}: {f'line {line}: ' if line else ''}{message}"
 
 
 class _Generation(ext.Extension):
@@ -106,63 +158,8 @@ class _Generation(ext.Extension):
         return nodes.Scope(body, lineno=line)
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Templates come with checkpoints and are not trusted: what they can
-    reach, how often they turn and how much they multiply is bounded."""
-
-    intercepted_binops = frozenset(("*", "**"))
-    turns = 0  # of the rendering that goes on
-
-    def __init__(self, **options: Any):
-        super().__init__(**options)
-        self.filters["counted"] = self._counted
-        self.globals["range"] = lambda *args: [*self._counted(range(*args))]
-
-    def _parse(self, *args: Any, **kwargs: Any) -> nodes.Template:
-        """Every loop goes over a filter that counts its turns."""
-        tree = super()._parse(*args, **kwargs)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(
-                loop.iter, "counted", [], [], None, None, lineno=loop.lineno
-            )
-        return tree
-
-    def _turn(self) -> None:
-        self.turns += 1
-        if self.turns > MOST_TURNS:
-            _refuse(f"it takes more than {MOST_TURNS} turns")
-
-    def _counted(self, items: Iterable) -> Iterator:
-        for item in items:
-            self._turn()
-            yield item
-
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        self._turn()
-        return super().call(*args, **kwargs)
-
-    def call_binop(self, context, operator: str, left: Any, right: Any) -> Any:
-        if _product_size(operator, left, right) > LONGEST:
-            _refuse(f"{operator} gives more than {LONGEST} bits or items")
-        return super().call_binop(context, operator, left, right)
-
-
-def _product_size(operator: str, left: Any, right: Any) -> int:
-    """Bits of left * right or left ** right, or items where one of them is
-    a sequence; 0 of other numbers."""
-    if isinstance(left, int) and isinstance(right, int):
-        if operator == "**":
-            return left.bit_length() * abs(right)
-        return left.bit_length() + right.bit_length()
-    if isinstance(left, int) and isinstance(right, Sized):
-        left, right = right, left
-    if isinstance(left, Sized) and isinstance(right, int):
-        return len(left) * abs(right)
-    return 0
-
-
-def _sandbox(now: datetime.datetime) -> _Sandbox:
-    environment = _Sandbox(
+def _sandbox(now: datetime.datetime) -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_Generation, ext.loopcontrols],

@@ -13,8 +13,8 @@ from tokenizers import (
 )
 from tokenizers import Tokenizer as Backend
 
+from dynscaling_jax.models.codec import Codec, add_ends
 from dynscaling_jax.models.template import check_read
-from dynscaling_jax.models.tokenizer import Tokenizer, add_ends
 from dynscaling_jax.models.tokenizer_sentencepiece import (
     CONTROL,
     NORMAL,
@@ -28,17 +28,8 @@ from dynscaling_jax.models.tokenizer_sentencepiece import (
 
 def from_gguf(
     metadata: Mapping[str, Any], variables: Mapping[str, Any] | None = None
-) -> Tokenizer:
-    """Builds the tokenizer that GGUF metadata describes.
-
-    Args:
-        variables: for the template, beside the names of special tokens.
-
-    Raises:
-        ValueError: a vocabulary of a kind that is not supported, a part that
-            is missing or does not fit the others, or variables that the
-            template does not read.
-    """
+) -> Codec:
+    """As tokenizer.from_gguf."""
     try:
         tokens = metadata["tokenizer.ggml.tokens"]
         backend = Backend(_model(metadata, tokens))
@@ -69,7 +60,7 @@ def from_gguf(
     template = metadata.get("tokenizer.chat_template")
     chosen = dict(variables or {})
     check_read(template, list(chosen))
-    return Tokenizer(backend, template, {**named, **chosen})
+    return Codec(backend, template, {**named, **chosen})
 
 
 def _named(

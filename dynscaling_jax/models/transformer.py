@@ -64,6 +64,12 @@ def param_shapes(config: ModelConfig) -> Params:
         layer |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)}
     if config.o_bias:
         layer["o_bias"] = (config.width,)
+    if config.ffn_bias:
+        layer |= {
+            "gate_bias": (config.ffn,),
+            "up_bias": (config.ffn,),
+            "down_bias": (config.width,),
+        }
     if config.qk_norm == "head":
         layer["q_norm"] = layer["k_norm"] = (config.head_dim,)
     elif config.qk_norm:

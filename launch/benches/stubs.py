@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from dynscaling_jax.models import Model, ModelConfig, transformer
-from dynscaling_jax.models.tokenizer import Tokenizer
+from dynscaling_jax.models.tokenizer import Tokenizer, from_json
 
 LETTERS = 256  # of the tokenizer; a vocabulary may be larger
 
@@ -27,4 +27,4 @@ def byte_tokenizer() -> Tokenizer:
     backend = Backend(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    return Tokenizer(backend, None, {})
+    return from_json(backend.to_str())

@@ -9,7 +9,7 @@ import pytest
 
 from dynscaling_jax.engine import cache, decode, prefill
 from dynscaling_jax.models import attention, transformer
-from dynscaling_jax.models.tokenizer import Tokenizer
+from dynscaling_jax.models.tokenizer import from_json
 from dynscaling_jax.types import Message, Query, Request
 
 LONGEST = 320  # tokens of the longest prompt and sample here
@@ -165,7 +165,7 @@ def test_one_token_prompts(tiny, recording_engine, byte_tokenizer):
     """The shortest prompt there is; also chains too short to read on."""
     model = tiny(layers=1)
     bare = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    model.tokenizer = Tokenizer(byte_tokenizer.backend, bare, {})
+    model.tokenizer = from_json(byte_tokenizer.as_json(), bare)
     engine = recording_engine(
         model, rows=4, rows_per_group=1, max_new_tokens=17
     )

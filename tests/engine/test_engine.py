@@ -10,7 +10,7 @@ import pytest
 
 from dynscaling_jax.engine import Engine, decode, layout, memory
 from dynscaling_jax.models import Model, flops
-from dynscaling_jax.models.tokenizer import Tokenizer
+from dynscaling_jax.models.tokenizer import from_json
 from dynscaling_jax.types import Message, Query, Request
 
 STOPS = (258, 11, 50)  # <|im_end|> and two bytes, so that lengths differ
@@ -459,7 +459,7 @@ def test_generate(model):
 
 
 def test_text_without_a_template(model, byte_tokenizer):
-    bare = Tokenizer(byte_tokenizer.backend, None, {})
+    bare = from_json(byte_tokenizer.as_json())
     engine = Engine(Model(model.config, model.params, lambda: bare), **SHAPE)
     ((sample,),) = engine.generate(["a"])
     assert sample.prompt_tokens == 3  # and a blank line

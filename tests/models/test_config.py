@@ -83,7 +83,6 @@ def test_stop_ids_come_from_the_generation_config_where_it_has_them():
         ({"model_type": None}, "model_type None is not supported"),
         ({"model_type": []}, r"model_type \[\] is not supported"),
         ({"hidden_act": "gelu"}, "activation 'gelu' is not supported"),
-        ({"mlp_bias": True}, "mlp_bias=true"),
         ({"num_key_value_heads": 3}, "multiple of kv_heads"),
         ({"head_dim": 5}, "head_dim must be even"),
         ({"vocab_size": 0}, "vocab_size must be a positive"),
@@ -112,7 +111,15 @@ NAN = float("nan")  # which json reads
         ("llama", {"rms_norm_eps": -1}, "norm_eps must be finite and not neg"),
         ("llama", {"rope_theta": -5.0}, "rope_theta must be positive"),
         ("llama", {"partial_rotary_factor": 2}, "must be even, .* a part"),
-        ("llama", {"eos_token_id": [2, "x"]}, "ends turns must be .*got 'x'"),
+        # a token's text, whose first letter was told as if it were an id
+        ("llama", {"eos_token_id": "</s>"}, "id of a token, .*got '</s>'"),
+        ("llama", {"eos_token_id": [2, "x"]}, "list of ids, got .*'x'"),
+        (
+            "llama",
+            {"vocab_size": 10**99},
+            r"vocab_size must be .*below 2\*\*31",
+        ),
+        ("llama", {"rms_norm_eps": 10**400}, "a field is wrong .*too large"),
         ("llama", {"eos_token_id": -1}, "ends turns must be .*got -1"),
         (
             "llama",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,50 @@ def test_arrays_that_do_not_fit_are_named(goldens, tmp_path):
     with pytest.raises(ValueError, match="missing norm; unknown extra") as e:
         load_model(tmp_path)
     assert "layers.0.q: expected shape [16, 16], got [15, 16]" in str(e.value)
+
+
+def test_a_cut_or_partly_copied_checkpoint_is_one_line(goldens, tmp_path):
+    """Each of its arrays complained, in sixty lines, from its own thread."""
+    source = goldens / "llama_grouped"
+    model = load_model(source)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    export.save_orbax(whole, model.params)
+    export.save_side_files(whole, source, model.config, None)
+    files = [f for f in (whole / "params").rglob("*") if f.is_file()]
+    refused = 0
+    for at, file in enumerate(files):
+        for keep in (0.5, 0, None):
+            there = shutil.copytree(whole, tmp_path / f"{at} {keep}")
+            cut = there / file.relative_to(whole)
+            if keep is None:
+                cut.unlink()
+            else:
+                cut.write_bytes(cut.read_bytes()[: int(keep * 1e3)])
+            try:
+                loaded = load_model(there)
+            except ValueError as error:
+                assert "not a whole Orbax checkpoint" in str(error)
+                assert "\n" not in str(error)
+                refused += 1
+            else:
+                embed = loaded.params["embed"]
+                np.testing.assert_array_equal(embed, model.params["embed"])
+            shutil.rmtree(there)
+    assert refused > len(files)
+
+
+def test_what_is_written_is_not_for_its_owner_alone(goldens, tmp_path):
+    """model.safetensors came out as -rw-------, whatever the umask."""
+    model = load_model(goldens / "llama_grouped")
+    before = os.umask(0o027)
+    try:
+        export.save_hf(tmp_path, model.config, model.params, shard=4_000)
+        export.save_hf(tmp_path, model.config, model.params)
+    finally:
+        os.umask(before)
+    modes = {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert modes == {0o640}
 
 
 def test_a_torn_checkpoint_is_refused(goldens, tmp_path):

@@ -16,7 +16,6 @@ from gguf import quants
 from dynscaling_jax.models import (
     checkpoints,
     export,
-    gguf_checkpoint,
     gguf_layout,
     hf_config,
     load_model,
@@ -34,6 +33,7 @@ GOLDENS = {
     "llama_rope_llama3": ({}, {}),
     "llama_rope_linear": ({}, {}),
     "llama_biases": ({}, {}),
+    "llama_mlp_bias": ({}, {}),
     "mistral_window": ({}, {}),
     "mistral_no_window": ({}, {}),
     "mistral_multi_query_sharded": ({}, {}),
@@ -301,7 +301,8 @@ def test_a_damaged_gguf_header_loads_or_is_refused(whole, tmp_path, refusals):
 
 
 @pytest.mark.parametrize("claim", [10**6, 2**63])
-def test_an_array_longer_than_its_file_is_refused(tmp_path, claim):
+@pytest.mark.parametrize("kind", [6, 8])
+def test_an_array_longer_than_its_file_is_refused(tmp_path, kind, claim):
     """gguf took what lies past the end of a file for empty numbers: a flipped
     bit in the length of an array kept a load busy for three minutes."""
     file = tmp_path / "model.gguf"
@@ -309,21 +310,49 @@ def test_an_array_longer_than_its_file_is_refused(tmp_path, claim):
     file.write_bytes(
         struct.pack("<4sIQQ", b"GGUF", 3, 0, 1)
         + struct.pack(f"<Q{len(key)}sI", len(key), key, 9)
-        + struct.pack("<IQ4f", 6, claim, *range(4))
+        + struct.pack("<IQ4f", kind, claim, *range(4))
     )
-    with pytest.raises(ValueError, match="not a whole GGUF file.*ends within"):
+    with pytest.raises(
+        ValueError, match="whole GGUF file.*ends within|an array of"
+    ):
         load_model(file)
 
 
-def test_a_header_is_not_read_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_checkpoint, "_MOST_READS", 1000)
-    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
-    writer.add_array("numbers", list(range(1001)))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+ARRAYS = {
+    # followed by recursion, to its end
+    "nested": (struct.pack("<IQ", 9, 1) * 5000, "an array of 1 items, ARRAY"),
+    # half a minute and two gigabytes, read item by item
+    "numbers": (struct.pack("<IQ", 0, 2**23) + bytes(2**23), "8388608 items"),
+    "strings": (struct.pack("<IQ", 8, 2**23) + bytes(2**26), "8388608 items"),
+    "half a character": (
+        struct.pack("<IQQ", 8, 1, 3) + b"\xed\xa0\x80",
+        "can't decode byte 0xed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_that_takes_everything_is_refused(tmp_path, name):
+    data, message = ARRAYS[name]
+    file = tmp_path / "a.gguf"
+    head = struct.pack("<4sIQQQcI", b"GGUF", 3, 0, 1, 1, b"a", 9)
+    file.write_bytes(head + data)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"not a whole GGUF file.*{message}"):
+        load_model(file)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_a_header_is_not_read_for_ever(tmp_path):
+    """A million tensors without values."""
+    pack = struct.Struct("<Q8sIIQ").pack
+    each = (pack(8, b"%08d" % i, 0, 0, 0) for i in range(2**17))
+    file = tmp_path / "a.gguf"
+    head = struct.pack("<4sIQQ", b"GGUF", 3, 2**20, 0)
+    file.write_bytes(head + b"".join(each))
     with pytest.raises(ValueError, match="more than a header holds"):
-        load_model(tmp_path / "a.gguf")
+        load_model(file)
 
 
 @pytest.mark.parametrize("part", ["", "-00001-of-00003"])

@@ -1,7 +1,5 @@
 """Chat templates: what they may use, and what is refused them."""
 
-import itertools
-
 import pytest
 
 from dynscaling_jax.models.template import Template, check_read
@@ -30,7 +28,6 @@ HOSTILE = (
     "{{ messages.append(1) }}",
     "{{ messages[0].update(role='system') }}",
     "{{ messages[0].clear() }}",
-    "{% for i in range(10 ** 9) %}x{% endfor %}",
     "{% include '/etc/passwd' %}",
     "{% import 'os' as os %}",
     "{{ open('/etc/passwd') }}",
@@ -50,17 +47,6 @@ HOSTILE = (
     "{{ messages | tojson(separators=1) }}",
     "{{ messages | tojson(default=raise_exception) }}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "{% for i in range(999) %}{% for j in range(99) %}{% endfor %}{% endfor %}",
-    "{% for i in 'x' * 999 %}{% for j in 'x' * 999 %}{% endfor %}{% endfor %}",
-    "{% macro a() %}{% endmacro %}"
-    + "".join(
-        f"{{% macro {b}() %}}{{{{ {a}() }}}}{{{{ {a}() }}}}{{% endmacro %}}"
-        for a, b in itertools.pairwise("abcdefghijklmnopqrstuvwxyz")
-    )
-    + "{{ z() }}",
-    "{{ 9 ** (9 ** 9) }}",
-    "{{ 'x' * 10 ** 9 }}",
-    "{{ 10 ** 9 * [1] }}",
 )
 
 
@@ -117,6 +103,25 @@ def test_blocks_leave_no_lines():
 def test_json(options, text):
     template = f"{{{{ {{'b': ['\u00e9', '<'], 'a': 1}} | tojson({options}) }}}}"
     assert render(template) == text
+
+
+PARTS = (
+    "{% for m in messages %}[{{ m.role }}]"
+    "{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_that_reads_parts_of_contents_is_given_parts():
+    """Those of models of images: of a text each letter was a part that is no
+    text, and the prompt was empty, without a word."""
+    assert render(PARTS) == "[system]s[user]\u00e9[assistant]<b>"
+    both = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}"
+        "{% else %}parts{% endif %}{% endfor %}"
+    )
+    assert render(both) == "s\u00e9<b>"
 
 
 def test_what_is_absent_is_so_in_transformers_too():
@@ -190,19 +195,3 @@ def test_variables_must_be_read():
             check_read(template, [name])
     with pytest.raises(ValueError, match="it reads: none"):
         check_read("{{ messages }}", ["today"])
-
-
-def test_loops_are_counted_for_each_rendering_alone():
-    template = Template(
-        "{% for i in range(400) %}{{ i * 2 ** 3 * 'x' if i < 2 }}"
-        "{{ loop.length if loop.last }}{% endfor %}",
-        {},
-    )
-    for _ in range(30):
-        assert template.render(CHAT) == 8 * "x" + "400"
-
-
-def test_ordinary_products_are_left_alone():
-    assert render("{{ 123456789 * 987654321 * 0.5 }} {{ 2 ** 100 }}") == (
-        f"{123456789 * 987654321 * 0.5} {2**100}"
-    )

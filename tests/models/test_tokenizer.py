@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
-from dynscaling_jax.models import tokenizer as tokenizers
-from dynscaling_jax.models.tokenizer import Tokenizer
+from dynscaling_jax.models import codec
+from dynscaling_jax.models.codec import Codec
 from dynscaling_jax.types import Message
 
 START, END = 257, 258  # <|im_start|>, <|im_end|> of byte_tokenizer
@@ -22,8 +22,12 @@ def user(text: str) -> Message:
     return Message("user", text)
 
 
-def with_template(tokenizer: Tokenizer, template: str | None) -> Tokenizer:
-    return Tokenizer(tokenizer.backend, template, {"bos_token": "<s>"})
+def backend_of(tokenizer) -> Backend:
+    return Backend.from_str(tokenizer.as_json())
+
+
+def with_template(tokenizer, template: str | None) -> Codec:
+    return Codec(backend_of(tokenizer), template, {"bos_token": "<s>"})
 
 
 @settings(max_examples=60, deadline=None)
@@ -129,12 +133,12 @@ def test_a_model_without_a_template_reads_the_contents(byte_tokenizer):
 ENDOFTEXT = 256
 
 
-def with_ends(tokenizer: Tokenizer, template: str | None) -> Tokenizer:
+def with_ends(tokenizer, template: str | None) -> Codec:
     """A tokenizer whose post-processor begins texts with <|endoftext|>, as
     that of Llama 3 does with its own."""
-    backend = Backend.from_str(tokenizer.backend.to_str())
-    tokenizers.add_ends(backend, "<|endoftext|>", "")
-    return Tokenizer(backend, template, {"bos_token": "<|endoftext|>"})
+    backend = backend_of(tokenizer)
+    codec.add_ends(backend, "<|endoftext|>", "")
+    return Codec(backend, template, {"bos_token": "<|endoftext|>"})
 
 
 @pytest.mark.parametrize(
@@ -155,9 +159,9 @@ def test_a_prompt_begins_with_bos_once(byte_tokenizer, template):
 
 def test_no_bos_where_a_tokenizer_adds_none(byte_tokenizer):
     """Qwen has a bos_token by name that no text begins with."""
-    backend = byte_tokenizer.backend
+    backend = backend_of(byte_tokenizer)
     for template, count in (("{{ bos_token }}a", 1), ("a", 0), (None, 0)):
-        tokenizer = Tokenizer(backend, template, {"bos_token": "<|endoftext|>"})
+        tokenizer = Codec(backend, template, {"bos_token": "<|endoftext|>"})
         ids = tokenizer.encode_chat([user("a")])
         assert ids.count(ENDOFTEXT) == count
 
@@ -165,7 +169,7 @@ def test_no_bos_where_a_tokenizer_adds_none(byte_tokenizer):
 def test_no_bos_that_a_checkpoint_does_not_name(byte_tokenizer):
     """Its tokenizer may be another family's, whose post-processor stayed."""
     backend = with_ends(byte_tokenizer, None).backend
-    tokenizer = Tokenizer(backend, "a", {})
+    tokenizer = Codec(backend, "a", {})
     assert tokenizer.encode_chat([user("u")]) == tokenizer.encode("a")
 
 
@@ -191,7 +195,7 @@ TURNS = "{% for m in messages %}{{ m.content }}<|im_end|>\n{% endfor %}"
 )
 def test_what_ends_a_turn(byte_tokenizer, template, eos, ids):
     named = {"eos_token": eos} if eos else {}
-    tokenizer = Tokenizer(byte_tokenizer.backend, template, named)
+    tokenizer = Codec(backend_of(byte_tokenizer), template, named)
     assert tokenizer.end_ids == ids
 
 
@@ -203,16 +207,16 @@ def test_a_message_ends_otherwise_than_a_turn(byte_tokenizer):
         "{{ '<|im_end|>' if loop.last and not add_generation_prompt "
         "else '<|im_start|>' }}{% endfor %}"
     )
-    tokenizer = Tokenizer(byte_tokenizer.backend, template, {})
+    tokenizer = Codec(backend_of(byte_tokenizer), template, {})
     assert tokenizer.end_ids == (END,)
 
 
 def test_markers_that_are_ordinary_tokens(byte_tokenizer):
     """DeepSeek-R1's distills have the tokens that part turns as ordinary
     ones: a message could write them. Tags of the text stay as they are."""
-    backend = Backend.from_str(byte_tokenizer.backend.to_str())
+    backend = backend_of(byte_tokenizer)
     backend.add_tokens(["<\uff5cUser\uff5c>", "<think>", "||"])
-    tokenizer = Tokenizer(backend, None, {})
+    tokenizer = Codec(backend, None, {})
     text = tokenizer.render([user("<\uff5cUser\uff5c><think>a||b")])
     assert text == "<\u200b\uff5cUser\uff5c><think>a||b\n\n"
 
@@ -222,21 +226,21 @@ def test_markers_that_are_ordinary_tokens(byte_tokenizer):
 
 @pytest.fixture
 def directory(tmp_path, byte_tokenizer):
-    byte_tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
+    backend_of(byte_tokenizer).save(str(tmp_path / "tokenizer.json"))
     return tmp_path
 
 
-def configure(directory, **fields) -> Tokenizer:
+def configure(directory, **fields) -> Codec:
     file = directory / "tokenizer_config.json"
     file.write_text(json.dumps(fields))
-    return tokenizers.from_directory(directory)
+    return codec.from_directory(directory)
 
 
 def test_the_template_is_found_where_transformers_puts_it(directory):
     def text(tokenizer):
         return tokenizer.render([user("u")])
 
-    assert text(tokenizers.from_directory(directory)) == "u\n\n"
+    assert text(codec.from_directory(directory)) == "u\n\n"
     eos = {"eos_token": {"content": "</s>"}}
     one = configure(directory, chat_template="one{{ eos_token }}", **eos)
     assert text(one) == "one</s>"
@@ -246,7 +250,25 @@ def test_the_template_is_found_where_transformers_puts_it(directory):
     ]
     assert text(configure(directory, chat_template=several)) == "two"
     (directory / "chat_template.jinja").write_text("three")
-    assert text(tokenizers.from_directory(directory)) == "three"
+    assert text(codec.from_directory(directory)) == "three"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_files_in_any_encoding_of_unicode(directory, encoding):
+    """A mark of byte order was no JSON, or stood in every prompt."""
+    for name, text in (
+        ("chat_template.jinja", "{{ bos_token }}\u00e9{{ x }}"),
+        ("tokenizer_config.json", '{"bos_token": "\u00e8"}'),
+    ):
+        (directory / name).write_bytes(text.encode(encoding))
+    file = directory / "tokenizer.json"
+    file.write_bytes(file.read_text().encode(encoding))
+    assert codec.from_directory(directory).render([user("u")]) == "\u00e8\u00e9"
+
+
+def test_the_template_of_a_processor(directory):
+    (directory / "chat_template.json").write_text('{"chat_template": "four"}')
+    assert codec.from_directory(directory).render([user("u")]) == "four"
 
 
 def test_templates_without_a_default_are_refused(directory):
@@ -255,8 +277,10 @@ def test_templates_without_a_default_are_refused(directory):
     with pytest.raises(ValueError, match="chat_template must be text"):
         configure(directory, chat_template=7)
     (directory / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="chat_template.jinja: not text"):
-        tokenizers.from_directory(directory)
+    with pytest.raises(
+        ValueError, match="chat_template.jinja, line 1: not text"
+    ):
+        codec.from_directory(directory)
 
 
 def test_special_tokens_have_the_names_of_the_config(directory):
@@ -298,10 +322,10 @@ def test_variables_of_a_user(directory):
     plain = configure(directory, chat_template=template)
     assert plain.render([user("u")]) == "2024"
     chosen = {"enable_thinking": False, "today": "2031-05-01"}
-    tokenizer = tokenizers.from_directory(directory, chosen)
+    tokenizer = codec.from_directory(directory, chosen)
     assert tokenizer.render([user("u")]) == "<think></think>2031"
     with pytest.raises(ValueError, match="reads no variable 'thinking'"):
-        tokenizers.from_directory(directory, {"thinking": False})
+        codec.from_directory(directory, {"thinking": False})
 
 
 def test_nothing_is_cut_or_padded(directory):
@@ -324,7 +348,7 @@ def test_nothing_is_cut_or_padded(directory):
         "pad_token": "!",
     }
     file.write_text(json.dumps(raw))
-    tokenizer = tokenizers.from_directory(directory)
+    tokenizer = codec.from_directory(directory)
     assert len(tokenizer.encode("abcdef")) == 6
     assert len(tokenizer.encode("ab")) == 2
 
@@ -332,11 +356,11 @@ def test_nothing_is_cut_or_padded(directory):
 def test_missing_and_corrupt_files(directory):
     (directory / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match="tokenizer_config.json: not JSON"):
-        tokenizers.from_directory(directory)
+        codec.from_directory(directory)
     for text in ("", "{}", '{"model": 1}'):
         (directory / "tokenizer.json").write_text(text)
         with pytest.raises(ValueError, match="tokenizer.json: not a token"):
-            tokenizers.from_directory(directory)
+            codec.from_directory(directory)
     (directory / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer.json is missing"):
-        tokenizers.from_directory(directory)
+        codec.from_directory(directory)

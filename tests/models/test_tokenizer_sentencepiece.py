@@ -12,7 +12,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import normalizers
 
-from dynscaling_jax.models import tokenizer as tokenizers
+from dynscaling_jax.models import codec
 from dynscaling_jax.models.tokenizer import Tokenizer
 from dynscaling_jax.types import Message
 
@@ -111,7 +111,7 @@ def read(folder: Path, data: bytes, **config) -> Tokenizer:
     if config:
         text = json.dumps(config)
         (folder / "tokenizer_config.json").write_text(text)
-    return tokenizers.from_directory(folder)
+    return codec.from_directory(folder)
 
 
 def edited(data: bytes, edit) -> bytes:

@@ -18,6 +18,7 @@ CASES = (
     "llama_rope_llama3",
     "llama_rope_linear",
     "llama_biases",
+    "llama_mlp_bias",
     "mistral_window",
     "mistral_no_window",
     "mistral_multi_query_sharded",

@@ -28,7 +28,7 @@ def test_digits_stay_apart(tokenizer):
 
 
 def test_turns_end(tokenizer):
-    end = tokenizer.backend.token_to_id(END)
+    end = tokenizer.encode(END)[0]
     assert tokenizer.end_ids == (end,)
     ids = tokenizer.encode_chat([Message("user", "Ada?")])
     text = tokenizer.decode(ids, skip_special=False)

@@ -1,0 +1,155 @@
+"""Programs in processes of their own, which answer lines within limits.
+
+A worker runs what cannot be trusted to end, or not to take all memory. The
+program sets its own limits, of the operating system (see `limit`), answers
+each line of standard input by one line, and ends with its input. What a limit
+ends is started again by the next request.
+"""
+
+import contextlib
+import os
+import resource
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+
+STARTUP = 120.0  # wall seconds until a program is ready
+SLACK = 10.0  # wall seconds for each second of processor time
+
+
+class WorkerError(Exception):
+    """A worker that ended, or was ended, before it answered; says how."""
+
+
+class Worker:
+    """A program that answers lines. It starts at the first request; several
+    threads may ask, one after another.
+
+    Args:
+        program: a file of Python. It writes the line `ready`, and answers
+            `first` before all else.
+        first: a line that tells it what it is for.
+        environment: variables beside those of this process.
+    """
+
+    def __init__(
+        self,
+        program: Path,
+        first: bytes = b"",
+        environment: Mapping[str, str] | None = None,
+    ):
+        self._program, self._first = program, first
+        self._environment = environment or {}
+        self._lock = threading.Lock()
+        self._running: list[subprocess.Popen[bytes]] = []
+        weakref.finalize(self, _stop, self._running)
+
+    def ask(self, line: bytes, seconds: float, most: int) -> bytes:
+        """Returns the answer to a line.
+
+        Args:
+            seconds: of processor time, which the program keeps to; ten times
+                that may pass.
+            most: bytes of an answer.
+
+        Raises:
+            WorkerError: it ended, was late or wrote more.
+        """
+        with self._lock:
+            try:
+                if not self._running:
+                    self._start(seconds, most)
+                return self._answer(line, seconds * SLACK, most)
+            except BaseException:  # an interrupted worker still owes an answer
+                _stop(self._running)
+                raise
+
+    def _start(self, seconds: float, most: int) -> None:
+        # A plain program over pipes: unlike a spawned multiprocessing child
+        # it neither runs the caller's main module again nor imports JAX.
+        self._running.append(
+            subprocess.Popen(
+                [sys.executable, "-P", str(self._program)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                env={**os.environ, **self._environment},
+            )
+        )
+        self._answer(b"", STARTUP, most)
+        if self._first:
+            self._answer(self._first, seconds * SLACK, most)
+
+    def _answer(self, line: bytes, seconds: float, most: int) -> bytes:
+        (process,) = self._running
+        assert process.stdin and process.stdout
+        deadline = time.monotonic() + seconds
+        parts: list[bytes] = []
+        size = 0
+        with contextlib.suppress(BrokenPipeError):
+            view = memoryview(line)
+            while view:
+                view = view[process.stdin.write(view) :]
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while not parts or not parts[-1].endswith(b"\n"):
+                if not selector.select(deadline - time.monotonic()):
+                    raise WorkerError(f"it took more than {seconds:g} s")
+                part = os.read(process.stdout.fileno(), 2**16)
+                size += len(part)
+                if not part:
+                    raise WorkerError(_ended(process.wait()))
+                if size > most:
+                    raise WorkerError(f"it wrote more than {most} bytes")
+                parts.append(part)
+        return b"".join(parts)
+
+    def kill(self) -> None:
+        """Ends the process at once, whoever waits for its answer."""
+        for process in self._running:
+            process.kill()
+
+    def stop(self) -> None:
+        """Ends the process, once it has answered."""
+        with self._lock:
+            _stop(self._running)
+
+
+def limit(memory: int) -> None:
+    """Bounds the address space of this process, in bytes; it leaves no core
+    dump, and an interrupt is the parent's affair. Each request has its own
+    limit of processor time, by signal.ITIMER_PROF."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process
+    for kind, most in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        with contextlib.suppress(ValueError, OSError):  # not on every platform
+            resource.setrlimit(kind, (most, most))
+
+
+def _ended(code: int) -> str:
+    if code == -signal.SIGPROF:
+        return "it took more than its limit of processor time"
+    if code == -signal.SIGABRT:
+        return "it aborted, as where it needs more than its limit of memory"
+    if code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process ended with {code}; its own message stands above"
+
+
+def _stop(running: list[subprocess.Popen[bytes]]) -> None:
+    while running:
+        process = running.pop()
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                pipe.close()
