@@ -186,14 +186,13 @@ def test_who_calls_a_stranger_says_so(peers, end, answer):
     waited for so many gigabytes. None answers nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = f"127.0.0.1:{server.getsockname()[1]}"
-        running = peers("", "", where=place, numbers=[1], wait=2)
-        links = [server.accept()[0]]
+        running = peers("pass", "pass", where=place, numbers=[1], wait=2)
         server.settimeout(1)
+        links = []
         while running[0].poll() is None:
-            if answer:
-                links[-1].sendall(answer)
             with contextlib.suppress(TimeoutError):
                 links.append(server.accept()[0])
+                links[-1].sendall(answer or b"")
     ((_, said, code),) = end(running)
     why = "another program listens there" if answer else "timed out"
     assert code
@@ -207,8 +206,8 @@ def test_who_waits_gives_up_and_says_for_whom(peers, end, late):
     """It waited for ever, and no one knew for whom."""
     works = ["processes.exchange(b'', lambda: False)"] * 3
     works[late] = "time.sleep(60)"
-    done = end(peers(*works, wait=3), 40)
-    why = f"process {late} was waited for in vain, 3 s"
+    done = end(peers(*works, wait=6), 40)
+    why = f"process {late} was waited for in vain, 6 s"
     for number, (_, said, code) in enumerate(done):
         assert code
         assert "another process has ended" in said or why in said
@@ -220,22 +219,22 @@ def test_who_is_not_read_by_another_gives_up_too(peers, end):
     first, second = peers(
         "processes.exchange(bytes(10**8), lambda: False)",
         "import signal; os.kill(os.getpid(), signal.SIGSTOP)",
-        wait=3,
+        wait=6,
     )
     ((_, said, code),) = end([first], 40)
-    assert code and "process 1 was waited for in vain, 3 s" in said
+    assert code and "process 1 was waited for in vain, 6 s" in said
     second.kill()
     second.communicate()
 
 
 def test_who_does_not_come_is_named(peers, end):
-    ((_, said, code),) = end(peers("", "", "", numbers=[0], wait=1))
+    ((_, said, code),) = end(peers(*["pass"] * 3, numbers=[0], wait=1))
     assert code and "processes [1, 2] did not come within 1 s" in said
 
 
 def test_two_of_one_number(peers, end):
     """The second waited for ever for a process that was gone."""
-    done = end(peers("", "", "", numbers=[0, 1, 1], wait=60), 40)
+    done = end(peers(*["pass"] * 3, numbers=[0, 1, 1], wait=60), 40)
     assert all(code for *_, code in done), done
     why = "a process came as --process=1 of --processes=3, which is taken"
     assert sum(why in said for _, said, _ in done) == 2, done
