@@ -87,7 +87,7 @@ NONE = re.compile(
     r"|\bnot enough|\binsufficient|\bimpossible|\bnot possible"
     r"|(?:^|is |are )unknown\b"
 )
-_CLOCK = re.compile(r"\d{1,2}:\d\d(?![\d:])")
+CLOCK = re.compile(r"\d{1,2}:\d\d(?![\d:])")
 _NOT = re.compile(rf"(?:\bnot|n't)\s++{NUMBER.pattern},?")
 _SO = re.compile(r"\b(?:so|thus|hence|therefore|totals?|totalling)\b")
 _CLAUSE = re.compile(  # what is said beside the answer
@@ -142,7 +142,7 @@ def _about(text: str) -> Fraction | str | None:
     if start is None or _BOUND.search(text[: start.start()]):
         return None
     at = start.start()
-    if clock := _CLOCK.match(text, at):
+    if clock := CLOCK.match(text, at):
         return clock[0]
     if (ends := _RANGE.match(text, at)) and int(ends[1]) < int(ends[2]):
         return None

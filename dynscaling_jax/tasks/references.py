@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from dynscaling_jax.tasks.forms import canonical, check_kind
 from dynscaling_jax.tasks.markup import TEXT, clean, unwrap
-from dynscaling_jax.tasks.numbers import rational, show
+from dynscaling_jax.tasks.numbers import CLOCK, rational, show
 
 _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*[).:]*")
 _OPTION = re.compile(_LETTER.pattern + r"|\(?([A-Za-z])[).:]\s.*", re.DOTALL)
@@ -36,6 +36,8 @@ def reference(text: str, kind: str) -> str | None:
         unit = _UNIT.search(text)
         if unit and not _SCALE.search(unit[0]):
             text = text[: unit.start()]
+        if CLOCK.fullmatch(text.strip()):
+            return canonical(text, kind)
         value = rational(text)
         return None if value is None else show(value)
     if kind == "choice" and not _OPTION.fullmatch(_bare(text)):
