@@ -49,6 +49,14 @@ TENSORBOARD = flags.DEFINE_bool(
     "tensorboard", False, "Curves in WORKDIR/tensorboard, for TensorBoard."
 )
 PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.", 0)
+WAIT = flags.DEFINE_integer(
+    "wait",
+    3600,
+    "Seconds after which a process gives up that waits for another: to come, "
+    "or to end its share of a round.",
+    1,
+    1_000_000,
+)
 
 
 def main(_) -> None:
@@ -75,7 +83,9 @@ def work() -> str:
             workdir = stack.enter_context(local(str(WORKDIR.value)))
         row = experiment.config_row(config)
         alike = {"config": row, "versions": versions()}
-        processes = stack.enter_context(meet(where, count, number, alike))
+        processes = stack.enter_context(
+            meet(where, count, number, alike, WAIT.value or 0)
+        )
         if one_model:
             summary = lockstep.run(config, workdir, processes, where, curves)
         else:
@@ -93,8 +103,8 @@ def check_several() -> None:
     """Raises ValueError: a flag of several processes, without their number."""
     if flags.FLAGS["processes"].present:
         return
-    for name in ("coordinator", "process", "lockstep"):
-        if flags.FLAGS[name].value:
+    for name in ("coordinator", "process", "lockstep", "wait"):
+        if flags.FLAGS[name].present and flags.FLAGS[name].value:
             raise ValueError(
                 f"--{name} is for several processes; give --processes too, "
                 "how many there are"

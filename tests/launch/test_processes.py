@@ -1,7 +1,10 @@
 """Several real processes draw one run."""
 
+import contextlib
 import json
 import signal
+import socket
+import struct
 import sys
 import time
 from pathlib import Path
@@ -99,13 +102,14 @@ def test_a_killed_process_ends_the_others_and_fewer_go_on(
 
 
 PEERS = """
-import os, sys, time
+import os, socket, sys, time
 from jax.errors import JaxRuntimeError
 from launch.arguments import Command, resumable
 from launch.processes import meet
 
 def work():
-    with meet(sys.argv[1], 2, int(sys.argv[2])):
+    where, wait, count, number = sys.argv[1], *map(int, sys.argv[2:])
+    with meet(where, count, number, wait=wait) as processes:
         {}
 
 resumable(Command("t", (), ""), work)
@@ -113,24 +117,134 @@ resumable(Command("t", (), ""), work)
 
 
 @pytest.fixture
-def two(begin, address):
-    """Starts two processes that do this."""
+def peers(begin, address):
+    """Starts processes that do this, some of them or all, and gives up on
+    another after so many seconds."""
 
-    def started(*works):
-        where = address()
+    def started(*works, wait=100, where="", numbers=None):
+        where = where or address()
+        count = str(len(works))
         return begin(
-            [sys.executable, "-c", PEERS.format(work), where, str(number)]
-            for number, work in enumerate(works)
+            [sys.executable, "-c", PEERS.format(works[number])]
+            + [where, str(wait), count, str(number)]
+            for number in numbers or range(len(works))
         )
 
     return started
 
 
-def test_a_computation_fails_before_its_cause_is_known(two, end):
+def listening(place):
+    """Waits until something does."""
+    host, _, port = place.rpartition(":")
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            return socket.create_connection((host, int(port)))
+    raise AssertionError(f"nothing listens at {place}")
+
+
+STRANGERS = (
+    *[b""] * 100,
+    b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+    bytes(range(256)) * 100,
+    b"dynscaling_jax 1",  # half a greeting
+    b"dynscaling_jax 9" + bytes(8),
+)
+
+
+def test_strangers_delay_nobody(peers, end, address):
+    """A scan of ports ended the first process with EOFError; a silent client
+    held it for ever."""
+    place = address()
+    # while they draw nobody listens any more
+    work = """
+        host, port = where.split(":")
+        try:
+            socket.create_connection((host, int(port)))
+        except ConnectionRefusedError:
+            processes.exchange(b"", lambda: False)
+    """
+    works = [work.strip()] * 2
+    first = peers(*works, where=place, numbers=[0])
+    with contextlib.ExitStack() as stack:
+        for said in STRANGERS:
+            link = stack.enter_context(listening(place))
+            with contextlib.suppress(OSError):  # it may be ended meanwhile
+                link.sendall(said)
+        listening(place).close()
+        with listening(place) as scan:  # and resets
+            linger = struct.pack("ii", 1, 0)
+            scan.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        second = peers(*works, where=place, numbers=[1])
+        done = end([*first, *second], 60)
+    assert [code for *_, code in done] == [0, 0], done
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", None])
+def test_who_calls_a_stranger_says_so(peers, end, answer):
+    """As of a message of the others its first bytes were a size: the process
+    waited for so many gigabytes. None answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        running = peers("pass", "pass", where=place, numbers=[1], wait=2)
+        server.settimeout(1)
+        links = []
+        while running[0].poll() is None:
+            with contextlib.suppress(TimeoutError):
+                links.append(server.accept()[0])
+                links[-1].sendall(answer or b"")
+    ((_, said, code),) = end(running)
+    why = "another program listens there" if answer else "timed out"
+    assert code
+    assert f"process 0 did not answer at {place} within 2 s ({why})" in said
+    for link in links:
+        link.close()
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_who_waits_gives_up_and_says_for_whom(peers, end, late):
+    """It waited for ever, and no one knew for whom."""
+    works = ["processes.exchange(b'', lambda: False)"] * 3
+    works[late] = "time.sleep(60)"
+    done = end(peers(*works, wait=6), 40)
+    why = f"process {late} was waited for in vain, 6 s"
+    for number, (_, said, code) in enumerate(done):
+        assert code
+        assert "another process has ended" in said or why in said
+        assert number != late or why not in said
+    assert any(why in said for _, said, _ in done)
+
+
+def test_who_is_not_read_by_another_gives_up_too(peers, end):
+    first, second = peers(
+        "processes.exchange(bytes(10**8), lambda: False)",
+        "import signal; os.kill(os.getpid(), signal.SIGSTOP)",
+        wait=6,
+    )
+    ((_, said, code),) = end([first], 40)
+    assert code and "process 1 was waited for in vain, 6 s" in said
+    second.kill()
+    second.communicate()
+
+
+def test_who_does_not_come_is_named(peers, end):
+    ((_, said, code),) = end(peers(*["pass"] * 3, numbers=[0], wait=1))
+    assert code and "processes [1, 2] did not come within 1 s" in said
+
+
+def test_two_of_one_number(peers, end):
+    """The second waited for ever for a process that was gone."""
+    done = end(peers(*["pass"] * 3, numbers=[0, 1, 1], wait=60), 40)
+    assert all(code for *_, code in done), done
+    why = "a process came as --process=1 of --processes=3, which is taken"
+    assert sum(why in said for _, said, _ in done) == 2, done
+
+
+def test_a_computation_fails_before_its_cause_is_known(peers, end):
     """What a collective says of a peer that is gone comes before the end of
     the connection, whose interrupt then came upon its handler: the process
     said that it was stopped, as if by hand."""
-    running = two(
+    running = peers(
         "time.sleep(0.5); raise JaxRuntimeError('gloo: connection closed')",
         "time.sleep(1.2); os._exit(1)",
     )
@@ -138,10 +252,10 @@ def test_a_computation_fails_before_its_cause_is_known(two, end):
     assert code and "another process has ended" in said, said
 
 
-def test_one_that_fails_ends_the_others_before_it_ends_itself(two, end):
+def test_one_that_fails_ends_the_others_before_it_ends_itself(peers, end):
     """It may have much to save: closing a connection that is being read from
     told the others nothing."""
-    first, second = two(
+    first, second = peers(
         "import atexit; atexit.register(time.sleep, 60); sys.exit()",
         "time.sleep(60)",
     )
@@ -192,6 +306,8 @@ def test_all_must_be_started_alike(launch, tmp_path, address, begin, end):
         (["--lockstep"], "--lockstep is for several processes; give"),
         (["--coordinator=a:1"], "--coordinator is for several processes"),
         (["--process=1"], "--process is for several processes; give"),
+        (["--wait=9"], "--wait is for several processes; give"),
+        (["--wait=0"], "--wait=0: "),
     ],
 )
 def test_mistakes_are_one_line(launch, tmp_path, begin, end, flags, said):
