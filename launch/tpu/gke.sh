@@ -50,7 +50,8 @@ case $action in
     # shellcheck disable=SC2016 # HOSTNAME is the worker's
     keep='cp -r runs "/results/$HOSTNAME"'
     work="launch/tpu/worker.sh -- $(quoted "${BEHIND[@]}")"
-    install="pip install --quiet --constraint third_party/pins-3.12.txt --editable '.[tpu,gcs]'"
+    install="pip install --quiet --require-hashes --requirement third_party/pins-tpu.txt"
+    install+=" && pip install --quiet --no-deps --no-build-isolation --editable ."
     run xpk workload create "${place[@]}" "--workload=${WORDS[2]}" \
       "--tpu-type=$ACCELERATOR" --num-slices=1 \
       --base-docker-image=python:3.12 "--script-dir=$code" \

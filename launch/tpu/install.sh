@@ -16,11 +16,13 @@ place=("--project=$PROJECT" "--zone=$ZONE" --worker=all)
 code=${TMPDIR:-/tmp}/$TPU_NAME-code.tar.gz
 
 remote="mkdir -p dynscaling && tar -xzf code.tar.gz -C dynscaling"
-remote+=" && cd dynscaling && { test -x ~/.local/bin/uv"
-remote+=" || curl -LsSf https://astral.sh/uv/install.sh | sh; }"
+remote+=" && cd dynscaling && python3 -m pip install --quiet --user"
+remote+=" --require-hashes --requirement third_party/pins-uv.txt"
 remote+=" && ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv"
 remote+=" && ~/.local/bin/uv pip install --quiet --python .venv"
-remote+=" --constraint third_party/pins-3.12.txt --editable '.[tpu,gcs]'"
+remote+=" --require-hashes --requirement third_party/pins-tpu.txt"
+remote+=" && ~/.local/bin/uv pip install --quiet --python .venv"
+remote+=" --no-deps --no-build-isolation --editable ."
 
 run git -C "$ROOT" archive --format=tar.gz "--output=$code" HEAD
 run gcloud compute tpus tpu-vm scp "$code" "$TPU_NAME:code.tar.gz" "${place[@]}"

@@ -27,15 +27,19 @@ SPOKEN = (  # WORK as a shell reads it
 )
 INSTALL = (
     "mkdir -p dynscaling && tar -xzf code.tar.gz -C dynscaling && "
-    "cd dynscaling && { test -x ~/.local/bin/uv || "
-    "curl -LsSf https://astral.sh/uv/install.sh | sh; } && "
+    "cd dynscaling && python3 -m pip install --quiet --user "
+    "--require-hashes --requirement third_party/pins-uv.txt && "
     "~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv && "
     "~/.local/bin/uv pip install --quiet --python .venv "
-    "--constraint third_party/pins-3.12.txt --editable '.[tpu,gcs]'"
+    "--require-hashes --requirement third_party/pins-tpu.txt && "
+    "~/.local/bin/uv pip install --quiet --python .venv "
+    "--no-deps --no-build-isolation --editable ."
 )
 WORKLOAD = (
-    "pip install --quiet --constraint third_party/pins-3.12.txt "
-    f"--editable '.[tpu,gcs]' && if launch/tpu/worker.sh -- {SPOKEN}; then "
+    "pip install --quiet --require-hashes "
+    "--requirement third_party/pins-tpu.txt && "
+    "pip install --quiet --no-deps --no-build-isolation --editable . && "
+    f"if launch/tpu/worker.sh -- {SPOKEN}; then "
     'cp -r runs "/results/$HOSTNAME"; else cp -r runs "/results/$HOSTNAME"; '
     "exit 1; fi"
 )
@@ -391,7 +395,7 @@ def test_the_task_of_skypilot_reads_as_yaml_and_as_a_shell_does():
     for part in ("setup", "run"):
         subprocess.run(["bash", "-n"], input=task[part], text=True, check=True)
     assert task["run"].startswith("launch/tpu/worker.sh -- .venv/bin/python")
-    assert "third_party/pins-3.12.txt" in task["setup"]
+    assert "third_party/pins-tpu.txt" in task["setup"]
 
 
 def test_the_guide_tells_of_every_script():

