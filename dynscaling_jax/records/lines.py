@@ -70,7 +70,7 @@ def _value(line: bytes) -> Any:
         # utf-8-sig: an editor may have put a mark before the text
         return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected a JSON value, {error}") from None
+        raise ValueError(f"expected a JSON object, {error}") from None
 
 
 def is_number(value: Any) -> bool:
