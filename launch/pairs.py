@@ -133,7 +133,7 @@ def attempts(run: Path, config: Any, known: dict[str, str]) -> list[Any]:
             solution = known.get(query.id)
             if solution is not None:
                 found = extract(solution, task.kind)
-                if grade(found, reference, task.kind, one) != "right":
+                if grade(found, reference, task.kind, compare) != "right":
                     raise ValueError(
                         f"the solution of {query.id} says {found}, and its "
                         f"reference {reference}: is --solutions of another "
