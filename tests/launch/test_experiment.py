@@ -189,17 +189,19 @@ def test_processes_reach_a_cap_on_seconds_together(tmp_path):
             return parts
 
         def drawn(requests):
-            return (model if number else slowly)(requests)
+            for sample in (model if number else slowly)(requests):
+                drew.append(sample)
+                yield sample
 
         source = experiment.Source(drawn, Reader(), MOST, lambda _: None)
         together = Processes(number, 2, exchange)
         return experiment.run(config, tmp_path, source, together)
 
-    found = []
+    found, drew = [], []
     for _ in range(2):
         with ThreadPoolExecutor() as pool:
             one, other = pool.map(process, range(2))
-        assert one["samples"] == other["samples"] < 400
+        assert one["samples"] == other["samples"] == len(drew) < 400
         assert one["stopped"] == other["stopped"] == "seconds"
         assert not list(tmp_path.glob("process-*"))
         found.append(contents(tmp_path))
