@@ -17,6 +17,9 @@ from ml_collections import ConfigDict
 
 from launch import terminal
 
+STOP = KeyboardInterrupt()
+PATIENCE = 1.5  # seconds to take the samples that have arrived
+
 
 class Command(NamedTuple):
     """What a message about the flags of a command needs to know."""
@@ -49,7 +52,7 @@ def resumable(command: Command, work: Callable[[], str]) -> None:
     """Prints what work returns. Where it cannot go on, or is told to stop,
     one line says so and the command fails."""
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-        signal.signal(stop, signal.default_int_handler)
+        signal.signal(stop, _stop)
     sys.unraisablehook = _again
     try:
         text = work()
@@ -65,13 +68,30 @@ def resumable(command: Command, work: Callable[[], str]) -> None:
             sys.stderr.flush()
         # all is written; JAX and the look-up of a host take time to end
         os._exit(1)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     print(text)
+
+
+def _stop(number: int, _: object) -> None:
+    """Raises the interrupt; behind the samples that have arrived, where they
+    come from a server and are taken in time."""
+    endpoint = sys.modules.get("dynscaling_jax.engine.endpoint")
+    taken = STOP.__traceback__ is not None
+    if number == signal.SIGALRM:
+        if taken:
+            return
+    elif endpoint and not taken and not signal.getitimer(signal.ITIMER_REAL)[0]:
+        if endpoint.interrupt(STOP):
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            return
+    raise STOP
 
 
 def _again(lost: Any) -> None:
     """An interrupt in a callback, as JAX has one for each collection of
     garbage, is lost: it comes again."""
-    if isinstance(lost.exc_value, KeyboardInterrupt):
+    if lost.exc_value is STOP:
+        STOP.__traceback__ = None
         signal.setitimer(signal.ITIMER_REAL, 0.1)
     else:
         sys.__unraisablehook__(lost)

@@ -300,6 +300,9 @@ def local_source(config: Config, engine: Engine) -> Source:
     thinking = thinking_of(config, engine.model.tokenizer.thinking)
     reader = Reader(engine.count_tokens, context - new, thinking)
     named = identity.of_model(config.model)
+    if config.adapter:
+        files = identity.of_model(config.adapter)
+        named |= {f"{config.adapter}/{name}": of for name, of in files.items()}
     return Source(engine, reader, most, engine.check, named)
 
 

@@ -215,14 +215,22 @@ def _key() -> str:
     return key
 
 
+def interrupt(stop: BaseException) -> bool:
+    """Ends calls that draw, from a handler of signals: each raises stop once
+    it has handed on what has arrived. False where there are none."""
+    for arrived in _arriving:
+        arrived.put(stop)
+    return bool(_arriving)
+
+
+_arriving: list[queue.SimpleQueue] = []  # of the calls that draw
+
+
 def _in_background(
     work: Callable[[Callable[[Sample], None]], Any],
 ) -> Iterator[Sample]:
     """Yields what the coroutine of work(put) puts, which runs in a thread.
-
-    Whoever leaves, or is interrupted while waiting, cancels it; what had
-    arrived by then is yielded before the interrupt goes on.
-    """
+    Whoever leaves cancels it."""
     arrived: queue.SimpleQueue = queue.SimpleQueue()
     loop = asyncio.new_event_loop()
     task = loop.create_task(work(arrived.put))
@@ -241,17 +249,14 @@ def _in_background(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
+    _arriving.append(arrived)
     try:
         while isinstance(item := arrived.get(), Sample):
             yield item
         if item is not None:
             raise item
-    except KeyboardInterrupt:
-        while not arrived.empty():
-            if isinstance(item := arrived.get(), Sample):
-                yield item
-        raise
     finally:
+        _arriving.remove(arrived)
         with contextlib.suppress(RuntimeError):  # it has ended by itself
             loop.call_soon_threadsafe(task.cancel)
         thread.join(CLOSING)
