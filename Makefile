@@ -7,7 +7,7 @@
 # make check   lint, types and the contract of imports
 # make parity  fresh comparisons with torch, transformers and its server
 # make docs    the documentation as a site, in site/
-# make peers   other systems, which launch.bench compares with
+# make peers   other systems, which benchmarks.speed compares with
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -43,13 +43,13 @@ smollm2: setup
 	  --config.task.limit=16 --budgets=4 --workdir=runs/smollm2
 
 RUNS := runs/reasoner
-LESSONS = $(BIN)/python -m launch.lessons
+LESSONS = $(BIN)/python -m projects.reasoner.examples
 reasoner: setup
 	$(LESSONS) --out=$(RUNS)/chained.jsonl --problems=40000 --seed=1 --attempts=8
 	$(LESSONS) --out=$(RUNS)/plain.jsonl --problems=40000
 	$(LESSONS) --out=$(RUNS)/drills.jsonl --problems=30000 --drills=12 --largest=500
 	$(LESSONS) --out=$(RUNS)/held_out.jsonl --problems=320 --seed=9 --attempts=8
-	$(BIN)/python -m launch.train --config=configs/train_reasoner.py --workdir=$(RUNS)/training
+	$(BIN)/python -m launch.train --config=projects/reasoner/config.py --workdir=$(RUNS)/training
 	rm -rf $(RUNS)/model
 	$(BIN)/python -m launch.convert --model=$(RUNS)/training/model --to=hf --dtype=bfloat16 --out=$(RUNS)/model
 
@@ -79,7 +79,7 @@ docs:
 	.venv-docs/bin/pip $(PINNED)/pins-docs.txt
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 
-# what launch.bench compares with; llama.cpp is compiled for this machine. Where
+# what benchmarks.speed compares with; llama.cpp is compiled for this machine. Where
 # it dies of an illegal instruction, the machine names some that it refuses
 # (AMX, within virtual machines): LLAMA="-DGGML_NATIVE=OFF -DGGML_AVX512=ON"
 LLAMA ?= -DGGML_NATIVE=ON

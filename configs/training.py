@@ -12,7 +12,7 @@ def get_config() -> Any:
     config.dtype = "float32"  # or bfloat16
     config.seed = 0  # of new parameters and of the order of lessons
 
-    # chat JSON Lines, as dynscaling_jax/training/lessons.py says
+    # chat JSON Lines, as dynscaling_jax/training/sft_examples.py says
     config.lessons = ()
     config.held_out = ""  # a file of lessons to evaluate on
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from launch import terminal
+from dynscaling_jax.experiments import terminal
 
 STOP = KeyboardInterrupt()
 PATIENCE = 1.5  # seconds to take the samples that have arrived
@@ -75,7 +75,7 @@ def resumable(command: Command, work: Callable[[], str]) -> None:
 def _stop(number: int, _: object) -> None:
     """Raises the interrupt; behind the samples that have arrived, where they
     come from a server and are taken in time."""
-    endpoint = sys.modules.get("dynscaling_jax.engine.endpoint")
+    endpoint = sys.modules.get("dynscaling_jax.inference.endpoint")
     taken = STOP.__traceback__ is not None
     if number == signal.SIGALRM:
         if taken:

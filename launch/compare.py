@@ -35,7 +35,7 @@ WORKDIR = flags.DEFINE_string(
 METHODS = flags.DEFINE_list(
     "methods",
     "integrated_only,dynamic_only,dynscaling,sequential",
-    "Of configs/methods.py, to compare with self_consistency.",
+    "Of dynscaling_jax/methods.py, to compare with self_consistency.",
 )
 BUDGETS = flags.DEFINE_list("budgets", "4,8,16", "Samples a question.")
 SEEDS = flags.DEFINE_integer("seeds", 1, "How many, from config.seed on.", 1)
@@ -47,8 +47,8 @@ def main(_) -> None:
 
 
 def work() -> str:
-    from launch import comparison
-    from launch.remote import local, page
+    from dynscaling_jax.experiments import compare as comparison
+    from dynscaling_jax.experiments.remote import local, page
 
     with local(str(WORKDIR.value)) as workdir:
         text = comparison.compare(

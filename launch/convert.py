@@ -50,8 +50,8 @@ def convert(
     name: str, to: str, out: Path, draft: Path, dtype: str | None
 ) -> None:
     """Writes draft, and renames it to out when it is whole."""
-    from dynscaling_jax.models import export, load_model
-    from dynscaling_jax.models.model import resolve, stored_dtype
+    from dynscaling_jax.checkpoints import export, load_model
+    from dynscaling_jax.checkpoints.model import resolve, stored_dtype
 
     if out.exists():
         raise ValueError(f"{out} exists; choose another directory")

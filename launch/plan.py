@@ -6,7 +6,7 @@
 
 A shape is a name or a directory with a config.json, which need hold no
 weights. The figures come from what makers publish of their chips, by the
-formulas of dynscaling_jax/engine/plan.py; nothing is run. Real rates are
+formulas of dynscaling_jax/inference/plan.py; nothing is run. Real rates are
 lower: no chip reaches its peaks, and what chips tell one another is left out.
 """
 
@@ -20,7 +20,7 @@ from dynscaling_jax.analysis.tables import markdown
 from launch.arguments import Command, quiet, start
 
 if TYPE_CHECKING:
-    from dynscaling_jax.engine.plan import Plan
+    from dynscaling_jax.inference.plan import Plan
     from dynscaling_jax.models import ModelConfig
 
 COMMAND = Command(
@@ -79,7 +79,7 @@ def main(_) -> None:
 def report() -> str:
     """The table of all shapes on all devices. Raises ValueError where not
     one of them fits, with what the first would take."""
-    from dynscaling_jax.engine import plan
+    from dynscaling_jax.inference import plan
 
     configs = {name: shape(name) for name in SHAPE.value or ()}
     devices = {name: plan.device(name) for name in DEVICE.value or ()}
@@ -115,8 +115,8 @@ def shape(name: str) -> "ModelConfig":
     Raises:
         ValueError, OSError: it is neither, or its config.json is wrong.
     """
-    from dynscaling_jax.engine.plan import SHAPES
-    from dynscaling_jax.models.hf_checkpoint import read_config
+    from dynscaling_jax.checkpoints.hf_checkpoint import read_config
+    from dynscaling_jax.inference.plan import SHAPES
 
     if name in SHAPES:
         return SHAPES[name]

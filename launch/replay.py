@@ -38,12 +38,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from dynscaling_jax.records.files import write_json
+from dynscaling_jax.files import write_json
 from launch.arguments import Command, quiet, start
 
 if TYPE_CHECKING:
     from dynscaling_jax.analysis.replay import Played, Player
-    from dynscaling_jax.records.bank import Bank, Keys
+    from dynscaling_jax.experiments.bank import Bank, Keys
     from dynscaling_jax.tasks import Comparer
 
 COMMAND = Command(
@@ -116,7 +116,7 @@ def main(_) -> None:
         # JAX is imported after the flags are read, so that --help answers at
         # once.
         from dynscaling_jax.analysis.plots import accuracy_curves
-        from dynscaling_jax.records.bank import read_bank
+        from dynscaling_jax.experiments.bank import read_bank
         from dynscaling_jax.tasks import Comparer
 
         asked = BUDGETS.value
@@ -162,7 +162,7 @@ def keys_of(kind: str, compare: "Comparer", kinds: list[str]) -> "Keys":
     An answer that `kind` does not read whole keeps a class of its own: it was
     an answer, if a wrong one. The kind that was used goes into `kinds`.
     """
-    from dynscaling_jax.records.bank import tidy
+    from dynscaling_jax.experiments.bank import tidy
     from dynscaling_jax.tasks import classify, kind_of, reference
 
     def keys(questions):

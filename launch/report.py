@@ -33,7 +33,7 @@ def main(_) -> None:
 
 
 def work() -> str:
-    from launch import reporting
+    from dynscaling_jax.experiments import report as reporting
 
     workdirs = [Path(name) for name in WORKDIRS.value or () if name]
     return str(reporting.write(workdirs, Path(str(OUT.value))))

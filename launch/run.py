@@ -10,7 +10,7 @@ processes draw one run together, each on a host or an accelerator of its own:
 HOST is that of process 0, which writes the files of the run; the others keep
 what they drew in WORKDIR until the end of each round. A run may go on with
 another number of them where all see the same WORKDIR, which may be in a bucket
-(gs://BUCKET/RUN, launch/remote.py).
+(gs://BUCKET/RUN, dynscaling_jax/experiments/remote.py).
 
 With --lockstep they share one model in place of the questions: config.mesh is
 of the devices of all, for models that one host does not hold.
@@ -68,10 +68,11 @@ def work() -> str:
     check_several()
     # JAX is imported after the flags are read, so that --help and a mistyped
     # field answer at once.
-    from launch import experiment, lockstep
-    from launch.environment import versions
-    from launch.processes import meet
-    from launch.remote import local, page
+    from dynscaling_jax.experiments import lockstep
+    from dynscaling_jax.experiments import run as experiment
+    from dynscaling_jax.experiments.environment import versions
+    from dynscaling_jax.experiments.processes import meet
+    from dynscaling_jax.experiments.remote import local, page
 
     config, curves = CONFIG.value, bool(TENSORBOARD.value)
     where, count = str(COORDINATOR.value), PROCESSES.value or 1

@@ -1,6 +1,6 @@
 """Trains a model, or tunes one, on chat JSON Lines.
 
-    python -m launch.train --config=configs/train_reasoner.py \
+    python -m launch.train --config=projects/reasoner/config.py \
         --workdir=runs/reasoner/training
 
 Started again with the same command, training that was stopped goes on with
@@ -21,7 +21,7 @@ from launch.arguments import Command, quiet, resumable, start
 COMMAND = Command(
     "launch.train",
     ("config", "workdir"),
-    "python -m launch.train --config=configs/train_reasoner.py "
+    "python -m launch.train --config=projects/reasoner/config.py "
     "--workdir=runs/reasoner/training",
     "configs/training.py",
 )
@@ -40,7 +40,7 @@ def main(_) -> None:
 
 
 def work() -> str:
-    from launch import training
+    from dynscaling_jax.experiments import training
 
     workdir = Path(str(WORKDIR.value))
     return str(training.train(CONFIG.value, workdir, bool(TENSORBOARD.value)))

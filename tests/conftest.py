@@ -19,9 +19,10 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from dynscaling_jax.engine import Engine
-from dynscaling_jax.models import Model, ModelConfig, load_model, transformer
-from dynscaling_jax.models.tokenizer import Tokenizer, from_json
+from dynscaling_jax.checkpoints import Model, load_model
+from dynscaling_jax.checkpoints.tokenizer import Tokenizer, from_json
+from dynscaling_jax.inference import Engine
+from dynscaling_jax.models import ModelConfig, transformer
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

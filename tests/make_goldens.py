@@ -24,7 +24,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 
-from dynscaling_jax.models.model import resolve
+from dynscaling_jax.checkpoints.model import resolve
 
 HERE = Path(__file__).parent
 TESTS = (

@@ -72,14 +72,14 @@ def commands():
 COMMANDS = commands()
 # test_bench.py, test_stragglers.py and test_processes.py run these; and what
 # stands for more of the same
-SKIPPED = ("launch.bench", "launch.stragglers", "--processes=", ",...")
+SKIPPED = ("benchmarks.speed", "benchmarks.stragglers", "--processes=", ",...")
 # What makes the commands before others that need what they leave behind.
 STAGES = (
-    ("launch.lessons", ""),
+    ("projects.reasoner.examples", ""),
     ("launch.train", "runs/tuned"),
     ("launch.compare", ""),
     ("launch.run", ""),
-    ("launch.pairs", ""),
+    ("launch.chain_examples", ""),
     ("launch.train", ""),
     ("launch.convert", "--model=MODEL"),
     ("launch.convert", ""),
@@ -89,7 +89,7 @@ STAGES = (
 )
 # of a command that has a text in it: flags that it gets
 LESS = {
-    "launch.lessons": "--problems=24",
+    "projects.reasoner.examples": "--problems=24",
     "launch.train": "--config.steps=2 --config.warmup=1 --config.batch=2 "
     "--config.parts=1",
     "smollm2-135m-instruct": "--config.model=reasoner",
@@ -160,7 +160,7 @@ def test_recipes_of_make_have_flags_that_are_there(tmp_path):
     given = collections.defaultdict(list)
     for module, *words in map(json.loads, noted.read_text().splitlines()):
         given[module].append(words)
-    assert len(given["launch.lessons"]) == 4 and len(given) == 4
+    assert len(given["projects.reasoner.examples"]) == 4 and len(given) == 4
     for module, own in given.items():
         done = read(module, own)
         assert done.returncode == 0, done.stderr

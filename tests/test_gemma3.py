@@ -10,8 +10,8 @@ import json
 
 import pytest
 
-from dynscaling_jax.models import load_model
-from dynscaling_jax.models.tokenizer import from_json
+from dynscaling_jax.checkpoints import load_model
+from dynscaling_jax.checkpoints.tokenizer import from_json
 from dynscaling_jax.types import Message, Query, Request
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import dynscaling_jax
-from configs import reasoner, train_reasoner
-from dynscaling_jax.engine import Engine
-from dynscaling_jax.models import load_model
+from configs import reasoner
+from dynscaling_jax.checkpoints import load_model
+from dynscaling_jax.inference import Engine
 from dynscaling_jax.scaling.chains import Chain, Reader, build
 from dynscaling_jax.tasks import answered, extract, shares_problem
 from dynscaling_jax.types import Message, Query, Request
+from projects.reasoner import config as train_reasoner
 
 HOME = Path(dynscaling_jax.__file__).parent / "bundled" / "reasoner"
 

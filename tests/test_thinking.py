@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from dynscaling_jax.models.tokenizer import from_json
+from dynscaling_jax.checkpoints.tokenizer import from_json
 from dynscaling_jax.thinking import Thinking, find, named, thought, visible
 from dynscaling_jax.types import Message
 

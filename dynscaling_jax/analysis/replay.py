@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dynscaling_jax.records.bank import Bank
+from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.scaling.votes import Vote
 from dynscaling_jax.types import Candidates, Policy
 

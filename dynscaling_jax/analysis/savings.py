@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.analysis.replay import Played
-from dynscaling_jax.records.bank import Bank
 
 LEAST_GAIN = 1e-9  # a mean of equal numbers may differ from them by less
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynscaling_jax.training.lessons import Lessons
+from dynscaling_jax.training.sft_examples import Lessons
 
 NEIGHBOURS = 32  # batches within which lessons are sorted by length
 

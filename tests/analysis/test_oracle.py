@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.analysis.oracle import oracle, regret
 from dynscaling_jax.analysis.replay import draw, replay, rounds_to
-from dynscaling_jax.records.bank import Bank
 from dynscaling_jax.scaling.bandits import uniform
 from dynscaling_jax.scaling.votes import majority
 from dynscaling_jax.types import Candidates

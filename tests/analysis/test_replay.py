@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.analysis.replay import (
     as_first_seen,
     draw,
@@ -18,7 +19,6 @@ from dynscaling_jax.analysis.replay import (
     sweep,
 )
 from dynscaling_jax.analysis.statistics import maj_at_k
-from dynscaling_jax.records.bank import Bank
 from dynscaling_jax.scaling.bandits import uab, ucb, uniform
 from dynscaling_jax.scaling.loop import scale
 from dynscaling_jax.scaling.policies import POLICIES

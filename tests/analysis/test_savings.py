@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.analysis.replay import Played
 from dynscaling_jax.analysis.savings import first_reach, pass_at_1, saving
-from dynscaling_jax.records.bank import Bank
 
 SAMPLES_M = np.array([1.0, 2, 4, 8, 40])
 

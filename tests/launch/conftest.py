@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from dynscaling_jax.checkpoints import hf_config, hf_layout
 from dynscaling_jax.models import config as configs
-from dynscaling_jax.models import hf_config, hf_layout
 from dynscaling_jax.models.transformer import init_params
 
 TEMPLATE = (

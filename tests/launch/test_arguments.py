@@ -12,11 +12,11 @@ CONFIG = "--config=configs/reasoner.py"
 EXAMPLES = {
     "run": "--config=configs/reasoner.py --workdir=runs/a",
     "compare": "--config=configs/reasoner.py --workdir=runs/demo",
-    "train": "--config=configs/train_reasoner.py "
+    "train": "--config=projects/reasoner/config.py "
     "--workdir=runs/reasoner/training",
     "lessons": "--out=runs/lessons.jsonl",
     "pairs": "--run=runs/attempts --out=chained.jsonl",
-    "bench": "--config=configs/bench.py --config.only=replay",
+    "bench": "--config=benchmarks/config.py --config.only=replay",
     "replay": "--bank=runs/a --out=runs/replay",
     "convert": "--model=smollm2-135m-instruct --out=smollm2",
 }

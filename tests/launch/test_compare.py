@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dynscaling_jax.experiments import report as reporting
+from dynscaling_jax.experiments.compare import remembered
 from dynscaling_jax.types import Message, Query, Request, Sample
-from launch import reporting
-from launch.comparison import remembered
 
 ROOT = Path(__file__).parents[2]
 

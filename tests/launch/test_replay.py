@@ -200,7 +200,7 @@ def test_bad_input_is_one_clear_line(tmp_path, argument, message):
 def test_answers_are_compared_as_answers_of_a_kind(
     tmp_path, reference, answers, kind, right
 ):
-    from dynscaling_jax.records.bank import read_bank
+    from dynscaling_jax.experiments.bank import read_bank
     from dynscaling_jax.tasks import Comparer
     from launch.replay import keys_of
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dynscaling_jax.records.bank import read_bank
-from launch import reporting
+from dynscaling_jax.experiments import report as reporting
+from dynscaling_jax.experiments.bank import read_bank
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dynscaling_jax.records.bank import read_bank
+from dynscaling_jax.experiments.bank import read_bank
 
 ROOT = Path(__file__).parents[2]
 PER_QUERY, QUERIES = 12, 6

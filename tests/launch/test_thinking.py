@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from configs.common import get_config
+from dynscaling_jax.experiments.run import (
+    local_source,
+    open_engine,
+    thinking_of,
+)
 from dynscaling_jax.thinking import visible
 from dynscaling_jax.types import Message
-from launch.experiment import local_source, open_engine, thinking_of
 
 ROOT = Path(__file__).parents[2]
 # what the model writes in turn, why it stops, and the answer that is read

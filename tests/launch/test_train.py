@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from configs import training as fields
-from dynscaling_jax.models import load_model
-from dynscaling_jax.models.model import Model
-from dynscaling_jax.records.workdir import locked
-from dynscaling_jax.training.lessons import encode, read_lessons
+from dynscaling_jax.checkpoints import load_model
+from dynscaling_jax.checkpoints.model import Model
+from dynscaling_jax.experiments.training import encoded, mean_loss, train
+from dynscaling_jax.experiments.workdir import locked
+from dynscaling_jax.training.sft_examples import encode, read_lessons
 from dynscaling_jax.types import Message
-from launch.training import encoded, mean_loss, train
 
 ROOT = Path(__file__).parents[2]
 SMALL = (

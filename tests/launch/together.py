@@ -8,14 +8,14 @@ import sys
 
 import jax
 
-from dynscaling_jax.records.shared import shared
+from dynscaling_jax.experiments.processes import meet
+from dynscaling_jax.experiments.shared import shared
 from dynscaling_jax.scaling.chains import Reader
 from dynscaling_jax.scaling.loop import scale
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
 from dynscaling_jax.scaling.votes import VOTES
 from dynscaling_jax.types import Budget, Message, Query, Sample
-from launch.processes import meet
 
 QUERIES = [Query(f"q{i}", (Message("user", f"{i}?"),)) for i in range(7)]
 drawn_here = []

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from dynscaling_jax.checkpoints import hf_config
 from dynscaling_jax.models import config as configs
-from dynscaling_jax.models import families, hf_config
+from dynscaling_jax.models import families
 from dynscaling_jax.models.config import (
     ModelConfig,
     RopeScaling,

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dynscaling_jax.engine import cache, decode, prefill
+from dynscaling_jax.inference import cache, decode, prefill
 from dynscaling_jax.models import flops, transformer
 from dynscaling_jax.models.config import ModelConfig
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import qwix
 
-from dynscaling_jax.engine import Engine
-from dynscaling_jax.models import load_model
+from dynscaling_jax.checkpoints import load_model
+from dynscaling_jax.inference import Engine
 from dynscaling_jax.models.quantization import quantize
 
 FAMILIES = (

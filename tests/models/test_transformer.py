@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynscaling_jax.engine import cache, decode, prefill
-from dynscaling_jax.models import load_model, transformer
+from dynscaling_jax.checkpoints import load_model
+from dynscaling_jax.inference import cache, decode, prefill
+from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 
 CASES = (

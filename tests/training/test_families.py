@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dynscaling_jax.models import load_model
+from dynscaling_jax.checkpoints import load_model
 from dynscaling_jax.models.families import FAMILIES
 from dynscaling_jax.training.batches import Batch
 from dynscaling_jax.training.step import total_loss

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dynscaling_jax.models import tokenizer as tokenizers
+from dynscaling_jax.checkpoints import tokenizer as tokenizers
 from dynscaling_jax.training.vocabulary import END, save_tokenizer
 from dynscaling_jax.types import Message
 

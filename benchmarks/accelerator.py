@@ -1,0 +1,182 @@
+"""A model of 7 billion random parameters on one card, against what the card
+can move and multiply.
+
+Bytes and operations are counted by formula; what the card gives is measured
+in the same process, by a copy and by one large product.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import ours
+from benchmarks.common import Config, Lines, median_seconds, rate
+from benchmarks.stubs import random_model
+from dynscaling_jax.checkpoints import Model
+from dynscaling_jax.inference import prefill
+from dynscaling_jax.models import ModelConfig
+from dynscaling_jax.models.flops import (
+    attention_flops,
+    head_flops,
+    linear_flops,
+)
+from dynscaling_jax.types import Message, Query
+
+
+def lines(config: Config) -> Lines:
+    size = config.accelerator
+    device = jax.devices()[0]
+    card = {"card": f"{device.platform}: {device.device_kind}"}
+    if device.platform == "cpu" and not size.on_cpu:
+        yield {
+            "bench": "accelerator",
+            **card,
+            "missing": "a GPU or TPU that JAX sees",
+            "install": "pip install 'dynscaling-jax[cuda]'",
+        }
+        return
+    bandwidth = copy_rate(size.copy_bytes, config.repeats)
+    peak = product_rate(size.product, size.dtype, config.repeats)
+    card |= {
+        "copy_gb_per_second": round(bandwidth / 1e9, 1),
+        "product_tflops": round(peak / 1e12, 2),
+    }
+    model = random_model(size.shape.to_dict(), size.dtype)
+    yield {"bench": "accelerator", **card, "weights_gb": _weights(model) / 1e9}
+    work = made_work(size, model)
+    yield {**prefill_line(work, peak, config.repeats), **card}
+    for rows, per in size.settings:
+        setting = ours.Setting(rows, per)
+        yield {**decode_line(work, setting, bandwidth, peak), **card}
+
+
+def decode_line(
+    work: ours.Work, setting: ours.Setting, bandwidth: float, peak: float
+) -> dict:
+    """Steps of rows that are all busy. The limit is the longer of moving
+    all bytes and doing all operations: with many rows it is the latter."""
+    config = work.model.config
+    engine = ours.engine(work, setting)
+    ours.wave(work, setting, engine)  # reads the prompts, compiles
+    wave = ours.wave(work, setting, engine)
+    step = wave.seconds / wave.steps
+    prompt = _length(work)
+    middle = work.new_tokens // 2  # keys that a row wrote, on average
+    groups = setting.rows // setting.rows_per_group
+    keys = groups * prompt + setting.rows * middle
+    moved = _weights(work.model) + keys * _token_bytes(work.model)
+    done = setting.rows * (
+        linear_flops(config)
+        + head_flops(config)
+        + attention_flops(config, prompt + middle - 1, prompt + middle)
+    )
+    limit = max(moved / bandwidth, done / peak)
+    return {
+        "bench": "accelerator, decode",
+        **setting._asdict(),
+        "queries": len(work.queries),
+        "candidates": work.candidates,
+        "prompt_tokens": prompt,
+        "tokens_per_second": rate(wave.tokens, wave.seconds),
+        "step_ms": round(1e3 * step, 3),
+        "device_step_ms": round(1e3 * wave.step, 3),
+        "step_gb": round(moved / 1e9, 3),
+        "step_tflop": round(done / 1e12, 4),
+        "share_of_bandwidth": round(moved / bandwidth / step, 3),
+        "goal": 0.7,
+        "share_of_limit": round(limit / step, 3),
+        "bound": "bytes" if limit == moved / bandwidth else "operations",
+    }
+
+
+def prefill_line(work: ours.Work, peak: float, repeats: int) -> dict:
+    """Reading all prompts."""
+    config, params = work.model.config, work.model.params
+    prompt = _length(work)
+    ids = [
+        np.asarray(work.model.tokenizer.encode_chat(q.messages), np.int32)
+        for q in work.queries
+    ]
+
+    def read():
+        for one in ids:
+            last = prefill.prefill(params, config, one, np.int32(len(one)))
+        jax.block_until_ready(last.logits)
+
+    read()  # compiles
+    seconds = median_seconds(read, repeats)
+    done = len(ids) * (
+        prompt * linear_flops(config)
+        + head_flops(config)
+        + attention_flops(config, 0, prompt)
+    )
+    return {
+        "bench": "accelerator, prefill",
+        "queries": len(ids),
+        "prompt_tokens": prompt,
+        "tokens_per_second": rate(len(ids) * prompt, seconds),
+        "tflop": round(done / 1e12, 4),
+        "share_of_product": round(done / seconds / peak, 3),
+        "goal": 0.5,
+    }
+
+
+def made_work(size: Config, model: Model) -> ours.Work:
+    """Prompts of exactly prompt_tokens letters, which differ."""
+    empty = len(model.tokenizer.encode_chat((Message("user", ""),)))
+    queries = [
+        Query(
+            str(at),
+            (Message("user", f"{at} ".ljust(size.prompt_tokens - empty, "a")),),
+        )
+        for at in range(size.queries)
+    ]
+    return ours.Work(
+        model, queries, queries, size.candidates, size.new_tokens, 0.7
+    )
+
+
+def copy_rate(size: int, repeats: int) -> float:
+    """Bytes a second that are read and written by a pass over a large array.
+
+    The array is written in place: fresh memory would cost a CPU more than
+    the pass.
+    """
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = step(jnp.zeros(size // 4, jnp.float32))
+
+    def once() -> None:
+        nonlocal x
+        x = step(x).block_until_ready()
+
+    once()
+    return 2 * x.nbytes / median_seconds(once, repeats)
+
+
+def product_rate(size: int, dtype: str, repeats: int) -> float:
+    """Operations a second of the product of two square matrices."""
+    x = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    multiply = jax.jit(jnp.matmul)
+    multiply(x, x).block_until_ready()
+    once = functools.partial(multiply, x, x)
+    seconds = median_seconds(lambda: once().block_until_ready(), repeats)
+    return 2 * size**3 / seconds
+
+
+def _length(work: ours.Work) -> int:
+    return len(work.model.tokenizer.encode_chat(work.queries[0].messages))
+
+
+def _weights(model: Model) -> int:
+    """Bytes that a step reads: all but a table of embeddings of its own."""
+    every = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    return every - ("head" in model.params) * model.params["embed"].nbytes
+
+
+def _token_bytes(model: Model) -> int:
+    """Of one token's keys and values."""
+    config: ModelConfig = model.config
+    each = 2 * config.layers * config.kv_heads * config.head_dim
+    return each * model.params["norm"].dtype.itemsize

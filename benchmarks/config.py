@@ -1,0 +1,158 @@
+"""What benchmarks.speed measures, and at which size.
+
+    make peers   # what decode and prefix are compared with
+    python -m benchmarks.speed --config=benchmarks/config.py
+    python -m benchmarks.speed --config=benchmarks/config.py --config.only=decode,prefix
+
+Times depend on the machine; ratios, which compare two sides measured in turn
+in one run, much less. allocation and replay take two minutes on 2 cores,
+decode and prefix half an hour each with the peers.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from configs import common
+
+
+def get_config():
+    config: Any = ml_collections.ConfigDict()
+    config.only = ""  # names, with commas; empty is all
+    config.repeats = 5
+    config.model = "smollm2-135m-instruct"
+    config.dtype = "float32"
+    # questions that prompts are made of, as in configs/common.py
+    config.task = common.get_config().task
+    for name, fields in SIZES.items():
+        config[name] = ml_collections.ConfigDict(fields)
+    return config
+
+
+_TRANSFORMERS = {
+    "rows": (32, 64, 128, 256),  # drawn at once
+    "copied": (False, True),  # prompts read once, their keys copied to rows
+    "probe_steps": 6,  # of each of these settings; the best is measured whole
+}
+_LLAMA_CPP = {
+    "weights": ("file", "float32"),  # as the GGUF file has them, and widened
+    "rows": (8, 16, 32, 64),
+    "unified": (True, False),  # keys in one buffer, or in one for each row
+    "draws": ("host", "graph"),  # where its samplers run
+    "probe_steps": 6,
+}
+SIZES: dict[str, dict[str, Any]] = {
+    # interpreters that have the packages of other systems
+    "peers": {
+        "transformers_python": ".venv-peers/bin/python",
+        "llama_python": ".venv-peers/bin/python",
+    },
+    # one round of as many grants as queries, for every policy
+    "allocation": {"queries": 100_000, "capacity": 16, "policies": "all"},
+    # all replicates of all policies, budgets as marks of one run
+    "replay": {
+        "bank": "",  # a bank file in place of made-up samples
+        "questions": 198,
+        "depth": 80,
+        "budgets": (2, 4, 8, 16, 32),  # samples a question
+        "replicates": 1000,
+        "policies": (
+            "uniform,random,ucb,ucb(c=0.2),thompson,posterior_gain,pets,lead_k"
+        ),
+        "loop_replicates": 2,  # of ucb in the NumPy loop; scaled
+    },
+    # many samples for each of some short prompts
+    "decode": {
+        "name": "decode",
+        "queries": 16,
+        "candidates": 16,
+        "prompt_tokens": 128,
+        "new_tokens": 128,
+        "temperature": 0.7,
+        "settings": ((64, 16), (128, 16), (256, 16)),  # rows, rows per group
+        "gemm_rows": (16, 32, 64, 128, 256),
+        "gemm_libraries": ("xla", "numpy"),
+        "transformers": {**_TRANSFORMERS, "goal": 2.5},
+        "llama_cpp": {**_LLAMA_CPP, "goal": 1.6},
+    },
+    # many samples for each of a few long prompts
+    "prefix": {
+        "name": "prefix",
+        "queries": 4,
+        "candidates": 32,
+        "prompt_tokens": 1024,
+        "new_tokens": 128,
+        "temperature": 0.7,
+        "settings": ((64, 32), (128, 32)),
+        "transformers": {**_TRANSFORMERS, "rows": (32, 64, 128), "goal": 3.0},
+        "llama_cpp": {**_LLAMA_CPP, "rows": (16, 32, 64), "goal": 0.0},
+    },
+    # a run of launch.run's kind
+    "dynscaling": {
+        "method": "dynscaling",
+        "queries": 64,  # two samples a row and round
+        "samples_per_query": 8,
+        "stale_rounds": 0,  # as config.budget.stale_rounds
+        "new_tokens": 128,
+        "temperature": 0.7,
+        "rows": 32,
+        "rows_per_group": 8,
+        # of the plain decoding that it is held against
+        "candidates": 16,
+        "prompt_tokens": 128,
+        # a chain of so many tokens behind a prompt that was read
+        "chains": 4,
+        "chain_prompt": 880,
+        "chain_tokens": 100,
+    },
+    # the bundled reasoner on its own problems
+    "lanes": {"queries": 100, "candidates": 8, "rows": 128},
+    # processes that load, compile and draw
+    "startup": {"rows": 32, "new_tokens": 16},
+    # samples without a model, and by a model that hardly computes
+    "memory": {
+        "queries": 10_000,
+        "candidates": 16,
+        "characters": 400,  # of a sample of the stub
+        "new_tokens": 2,
+        "rows": 512,
+        "prefix_bytes": 2e6,
+        "shape": {
+            "family": "llama",
+            "vocab_size": 256,
+            "width": 16,
+            "layers": 1,
+            "heads": 1,
+            "kv_heads": 1,
+            "head_dim": 16,
+            "ffn": 16,
+            "context": 256,
+        },
+    },
+    # Qwen2.5-7B's shape, random
+    "accelerator": {
+        "on_cpu": False,
+        "dtype": "bfloat16",
+        "queries": 32,
+        "candidates": 16,
+        "prompt_tokens": 512,
+        "new_tokens": 128,
+        "settings": ((64, 16), (128, 16), (256, 16), (512, 16)),
+        "copy_bytes": 2**32,
+        "product": 8192,  # rows and columns
+        "shape": {
+            "family": "qwen2",
+            "vocab_size": 152_064,
+            "width": 3584,
+            "layers": 28,
+            "heads": 28,
+            "kv_heads": 4,
+            "head_dim": 128,
+            "ffn": 18_944,
+            "context": 32_768,
+            "norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "qkv_bias": True,
+        },
+    },
+}

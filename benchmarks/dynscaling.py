@@ -1,0 +1,210 @@
+"""A whole DynScaling run: rounds, chains, rows that are filled again."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from benchmarks import ours, prompts
+from benchmarks.common import Config, Lines, compilations, rate, timed_calls
+from dynscaling_jax.checkpoints import Model, load_model
+from dynscaling_jax.experiments.run import task_fields
+from dynscaling_jax.inference import Engine, decode, prefill
+from dynscaling_jax.methods import METHODS
+from dynscaling_jax.scaling import spec
+from dynscaling_jax.scaling.chains import Reader
+from dynscaling_jax.scaling.loop import Result, scale
+from dynscaling_jax.scaling.policies import POLICIES
+from dynscaling_jax.scaling.strategies import STRATEGIES
+from dynscaling_jax.scaling.votes import VOTES
+from dynscaling_jax.tasks import Task, answered, load_task
+from dynscaling_jax.types import (
+    Budget,
+    Message,
+    Query,
+    Request,
+    Sample,
+    SampleFn,
+)
+
+
+def lines(config: Config) -> Lines:
+    size = config.dynscaling
+    task = load_task(task_fields(config.task))
+    model = load_model(config.model, config.dtype)
+    run(size, model, task)  # the same run, compiling
+    with compilations() as compiled, timed_calls(prefill) as times:
+        engine, result, seconds, sampling, asked = run(size, model, task)
+    chains = sum(bool(s.parents) for many in result.samples for s in many)
+    # on a CPU a token that is read costs as much as one that is drawn
+    reading = sum(map(sum, times.values()))
+    sampled = rate(result.ledger.new_tokens, sampling - reading)
+    at_once = at_once_rate(size, model, asked, result.ledger.new_tokens)
+    plain = plain_rate(config, size, model)
+    idle = 1 - engine.live_steps / max(1, engine.row_steps)
+    yield {
+        "bench": "dynscaling",
+        "queries": size.queries,
+        "samples": result.ledger.samples,
+        "rounds": len(result.rounds),
+        "stale_rounds": size.stale_rounds,
+        "chains": chains,
+        "new_tokens": result.ledger.new_tokens,
+        "seconds": round(seconds, 2),
+        "compilations": len(compiled),  # of what should all be there
+        "sampling_seconds": round(sampling - reading, 2),
+        "reading_seconds": round(reading, 2),
+        "prompt_tokens_per_second": rate(
+            result.ledger.prompt_tokens - result.ledger.cached_tokens, reading
+        ),
+        "tokens_per_second": sampled,
+        "plain_tokens_per_second": plain,
+        "share": round(sampled / plain, 3),
+        "goal": 0.85,
+        "at_once_tokens_per_second": at_once,
+        "share_of_at_once": round(sampled / at_once, 3),
+    }
+    yield {
+        "bench": "dynscaling, idle rows",
+        "row_steps": int(engine.row_steps),
+        "live_steps": int(engine.live_steps),
+        "idle": round(float(idle), 4),
+        "goal": 0.15,
+    }
+    yield extension_line(size, model, task)
+
+
+def run(
+    size: Config, model: Model, task: Task
+) -> tuple[Engine, Result, float, float, list[Request]]:
+    """(engine, result, seconds, of these within the engine, what it was asked
+    for)."""
+    engine = _engine(size, model, size.new_tokens)
+    limit = model.config.context - size.new_tokens
+    method = METHODS[size.method]
+    thinking = model.tokenizer.thinking
+    reader = Reader(engine.count_tokens, limit, thinking)
+    spent, asked = [0.0], list[Request]()
+    begin = time.perf_counter()
+    result = scale(
+        [problem.query for problem in task.problems[: size.queries]],
+        answered(_watched(engine, spent, asked), task.kind, thinking),
+        spec.parse(method.strategy, STRATEGIES, "strategy", reader=reader),
+        spec.parse(method.policy, POLICIES, "policy"),
+        spec.parse(method.vote, VOTES, "vote", reader=reader),
+        Budget(samples=size.queries * size.samples_per_query),
+        jax.random.key(0),
+        first_round=method.first * size.queries,
+        round_size=size.queries,
+        stale=size.stale_rounds,
+    )
+    return engine, result, time.perf_counter() - begin, spent[0], asked
+
+
+def at_once_rate(
+    size: Config, model: Model, asked: Sequence[Request], tokens: int
+) -> float:
+    """Tokens a second of the same samples without rounds: no row waits for an
+    answer, so that what a run has less is what rounds cost, and what this
+    rate has less than the plain one is what chains cost, and its tail."""
+    for engine in (_engine(size, model, size.new_tokens) for _ in range(2)):
+        begin = time.perf_counter()  # of the second; the first one compiles
+        with timed_calls(prefill) as times:
+            drawn = sum(sample.new_tokens for sample in engine(asked))
+        seconds = time.perf_counter() - begin - sum(map(sum, times.values()))
+    if drawn != tokens:
+        raise RuntimeError(f"{drawn} tokens were drawn at once, not {tokens}")
+    return rate(tokens, seconds)
+
+
+def plain_rate(config: Config, size: Config, model: Model) -> float:
+    """Tokens a second of rows that are all busy and read no prompt."""
+    work = ours.make_work(config, size, ours.endless(model))
+    setting = ours.Setting(size.rows, size.rows_per_group)
+    engine = ours.engine(work, setting)
+    ours.wave(work, setting, engine)  # reads the prompts
+    wave = ours.wave(work, setting, engine)
+    return rate(wave.tokens, wave.seconds)
+
+
+def extension_line(size: Config, model: Model, task: Task) -> dict[str, Any]:
+    """Reading a chain behind a prompt that was read, against reading it
+    whole: seconds within the functions of prefill."""
+    texts = prompts.queries(task, model, size.chains + 1, size.chain_prompt)
+    engine = _engine(size, model, 2)
+    fresh, extended = [], []
+    for query in texts:
+        chain = (*query.messages, Message("assistant", _attempt(size, model)))
+        alone = Query(f"{query.id}/whole", chain)
+        _draw(engine, query, query.messages)
+        with timed_calls(prefill, decode) as times:
+            _draw(engine, query, chain)
+        extended.append(_reading(times))
+        with timed_calls(prefill, decode) as times:
+            _draw(engine, alone, chain)
+        fresh.append(_reading(times))
+    # the first ones compiled
+    share = statistics.median(extended[1:]) / statistics.median(fresh[1:])
+    return {
+        "bench": "dynscaling, a chain behind a cached prompt",
+        "prompt_tokens": size.chain_prompt,
+        "chain_tokens": size.chain_tokens,
+        "extended_ms": round(1e3 * statistics.median(extended[1:]), 1),
+        "fresh_ms": round(1e3 * statistics.median(fresh[1:]), 1),
+        "share": round(share, 3),
+        "goal": 0.3,
+    }
+
+
+def _attempt(size: Config, model: Model) -> str:
+    """A text of about chain_tokens tokens."""
+    text = "The answer is 7."
+    each = len(model.tokenizer.encode(text))
+    return " ".join([text] * max(1, size.chain_tokens // (each + 1)))
+
+
+def _reading(times: dict[str, list[float]]) -> float:
+    """Seconds of all that is not decoding."""
+    parts = {"decode", "start", "place", "select"}
+    return sum(sum(t) for name, t in times.items() if name not in parts)
+
+
+def _draw(engine: Engine, query: Query, messages: tuple[Message, ...]) -> None:
+    for _ in engine([Request(query, messages, 0)]):
+        pass
+
+
+def _engine(size: Config, model: Model, new_tokens: int) -> Engine:
+    return Engine(
+        model,
+        max_new_tokens=new_tokens,
+        temperature=size.temperature,
+        rows=size.rows,
+        rows_per_group=size.rows_per_group,
+    )
+
+
+def _watched(
+    sample_fn: Callable, spent: list[float], asked: list[Request]
+) -> SampleFn:
+    """Adds the seconds within sample_fn up, and keeps its requests."""
+
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        asked.extend(requests)
+        begin = time.perf_counter()
+        samples = iter(sample_fn(requests))
+        spent[0] += time.perf_counter() - begin
+        return timed(samples)
+
+    def timed(samples: Iterator[Sample]) -> Iterator[Sample]:
+        while True:
+            begin = time.perf_counter()
+            sample = next(samples, None)
+            spent[0] += time.perf_counter() - begin
+            if sample is None:
+                return
+            yield sample
+
+    return draw

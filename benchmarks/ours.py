@@ -1,0 +1,169 @@
+"""Our side of a comparison: the engine on some prompts."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from benchmarks import prompts
+from benchmarks.common import Config, rate, timed_calls
+from dynscaling_jax.checkpoints import Model, load_model
+from dynscaling_jax.experiments.run import task_fields
+from dynscaling_jax.inference import Engine, decode, prefill
+from dynscaling_jax.tasks import load_task
+from dynscaling_jax.types import Query, Request
+
+
+class Work(NamedTuple):
+    """What all sides do: `candidates` samples of each query, each of exactly
+    new_tokens tokens."""
+
+    model: Model
+    queries: list[Query]
+    warm_up: list[Query]  # others of the same length
+    candidates: int
+    new_tokens: int
+    temperature: float
+
+
+class Setting(NamedTuple):
+    rows: int
+    rows_per_group: int
+
+
+class Whole(NamedTuple):
+    """A run over all the work."""
+
+    tokens: int
+    seconds: float
+    idle: float  # share of row-steps that drew nothing
+
+
+class Wave(NamedTuple):
+    """One filling of the rows, its prompts having been read before."""
+
+    tokens: int  # without the first ones, which belong to the prompts
+    seconds: float
+    device: float  # seconds of it within the functions of decoding
+    step: float  # seconds of a decode step, on the device
+    steps: int
+
+
+def load(config: Config) -> Model:
+    return endless(load_model(config.model, config.dtype))
+
+
+def endless(model: Model) -> Model:
+    """Without ids that end a sample: all samples are as long."""
+    config = dataclasses.replace(model.config, eos_ids=())
+    copy = Model(config, model.params, lambda: model.tokenizer)
+    copy.eos_ids = ()
+    return copy
+
+
+def make_work(config: Config, size: Config, model: Model) -> Work:
+    """Prompts of the task for the queries, and as many others."""
+    task = load_task(task_fields(config.task))
+    made = prompts.queries(task, model, 2 * size.queries, size.prompt_tokens)
+    return Work(
+        model,
+        made[: size.queries],
+        made[size.queries :],
+        size.candidates,
+        size.new_tokens,
+        size.temperature,
+    )
+
+
+def engine(work: Work, setting: Setting) -> Engine:
+    return Engine(
+        work.model,
+        max_new_tokens=work.new_tokens,
+        temperature=work.temperature,
+        rows=setting.rows,
+        rows_per_group=setting.rows_per_group,
+    )
+
+
+def best_setting(
+    work: Work, settings: Sequence[Sequence[int]]
+) -> tuple[Setting, list[dict[str, Any]]]:
+    """The fastest in a probe, which also compiles all that it needs."""
+    tried = []
+    for rows, per in settings:
+        setting = Setting(rows, per)
+        first = rate(rows, _wave(work, setting, engine(work, setting)).step)
+        tried.append({**setting._asdict(), "tokens_per_second": first})
+    best = max(tried, key=lambda one: one["tokens_per_second"])
+    return Setting(best["rows"], best["rows_per_group"]), tried
+
+
+def whole(work: Work, setting: Setting) -> tuple[Whole, Engine]:
+    """All the work by a fresh engine, which keeps the prompts it read."""
+    fresh = engine(work, setting)
+    begin = time.perf_counter()
+    tokens = draw(fresh, work.queries, work.candidates)
+    seconds = time.perf_counter() - begin
+    idle = 1 - fresh.live_steps / max(1, fresh.row_steps)
+    expected = len(work.queries) * work.candidates * work.new_tokens
+    if tokens != expected:
+        raise RuntimeError(f"{tokens} tokens were drawn, not {expected}")
+    return Whole(tokens, seconds, round(float(idle), 4)), fresh
+
+
+def wave(work: Work, setting: Setting, used: Engine) -> Wave:
+    """Decoding alone, by an engine that has read the prompts."""
+    return _wave(work._replace(warm_up=work.queries), setting, used)
+
+
+def _wave(work: Work, setting: Setting, used: Engine) -> Wave:
+    count = max(1, setting.rows // work.candidates)
+    each = min(setting.rows, work.candidates)
+    some = work.warm_up[:count]
+    before = used.row_steps
+    with timed_calls(decode, prefill) as times:
+        begin = time.perf_counter()
+        tokens = draw(used, some, each)
+        seconds = time.perf_counter() - begin
+    steps = int(used.row_steps - before) // setting.rows
+    chunks = sorted(times["decode"])
+    usual = chunks[(len(chunks) - 1) // 2]  # one of them may have compiled
+    return Wave(
+        tokens - len(some) * each,
+        seconds,
+        sum(map(sum, times.values())),
+        usual * len(chunks) / max(1, steps),
+        steps,
+    )
+
+
+def draw(used: Engine, some: Sequence[Query], candidates: int) -> int:
+    """Draws samples and returns the count of their tokens."""
+    requests = [
+        Request(query, query.messages, index)
+        for query in some
+        for index in range(candidates)
+    ]
+    return sum(sample.new_tokens for sample in used(requests))
+
+
+def line(
+    size: Config,
+    setting: Setting,
+    tried: list[dict[str, Any]],
+    done: Whole,
+    decoding: Wave,
+) -> dict[str, Any]:
+    return {
+        "bench": size.name,
+        **setting._asdict(),
+        "queries": size.queries,
+        "candidates": size.candidates,
+        "prompt_tokens": size.prompt_tokens,
+        "new_tokens": size.new_tokens,
+        "seconds": round(done.seconds, 2),
+        "tokens_per_second": rate(done.tokens, done.seconds),
+        "decode_tokens_per_second": rate(decoding.tokens, decoding.seconds),
+        "idle": done.idle,
+        "tried": tried,
+    }

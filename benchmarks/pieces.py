@@ -1,0 +1,95 @@
+"""The parts of a decode step, each compiled and timed by itself."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import gemm
+from benchmarks.common import median_seconds
+from benchmarks.ours import Wave
+from dynscaling_jax.checkpoints import Model
+from dynscaling_jax.inference import sampling
+from dynscaling_jax.models import attention, transformer
+
+
+def breakdown(
+    model: Model, rows: int, temperature: float, wave: Wave, repeats: int
+) -> dict[str, float]:
+    """Milliseconds of a step of the engine, by part.
+
+    Linears, head and sampler are products and draws on their own. The layers
+    without attention, less their linears, are the norms, rotations and sums.
+    Attention, with the writing of keys, is what the engine's step took
+    beyond all these; the host is what a step took outside of the device.
+    """
+    linears, head = gemm.step_seconds(model, rows, repeats)
+    around = max(0.0, _layers(model, rows, repeats) - linears)
+    sampler = _sampler(model, rows, temperature, repeats)
+    parts = {
+        "linears_ms": linears,
+        "head_ms": head,
+        "sampler_ms": sampler,
+        "norms_and_rotations_ms": around,
+        "attention_ms": wave.step - linears - head - sampler - around,
+        "host_ms": (wave.seconds - wave.device) / max(1, wave.steps),
+    }
+    return {
+        "step_ms": round(1e3 * wave.step, 2),
+        **{name: round(1e3 * seconds, 2) for name, seconds in parts.items()},
+    }
+
+
+def _layers(model: Model, rows: int, repeats: int) -> float:
+    """Seconds of all layers where attention looks at nothing."""
+    config = model.config
+    tokens = jnp.arange(rows, dtype=jnp.int32) % config.vocab_size
+
+    def attend(kind, cache, q, k, v):
+        one = jnp.ones((*q.shape[:-1], 1), jnp.float32)
+        part = attention.Part(one, one, q.astype(jnp.float32))
+        return part, (k, v)
+
+    @jax.jit
+    def run(params, tokens):
+        return transformer.hidden_states(
+            params, config, tokens, tokens, attend, [None] * config.layers
+        )
+
+    once = functools.partial(run, model.params, tokens)
+    jax.block_until_ready(once())
+    return median_seconds(lambda: jax.block_until_ready(once()), repeats)
+
+
+def _sampler(
+    model: Model, rows: int, temperature: float, repeats: int
+) -> float:
+    """Seconds of one draw of each row; several in a loop, each of which
+    shifts the logits of the next."""
+    steps = 8
+    settings = sampling.settings(temperature)
+    shape = (rows, model.config.vocab_size)
+    logits = 3 * jax.random.normal(jax.random.key(0), shape)
+    names = jnp.arange(rows, dtype=jnp.uint32)
+
+    @jax.jit
+    def run(logits):
+        def draw(step, carry):
+            logits, total = carry
+
+            def one(name, logits):
+                key = jax.random.fold_in(jax.random.key(step), name)
+                return sampling.draw(key, logits, settings)
+
+            drawn = jax.vmap(one)(names, logits)
+            # one number a row changes, and the loop has to go on in order
+            logits = logits.at[:, 0].set(drawn.logprob)
+            return logits, total + drawn.confidence + drawn.certainty
+
+        return jax.lax.fori_loop(
+            0, steps, draw, (logits, jnp.zeros(rows, jnp.float32))
+        )
+
+    jax.block_until_ready(run(logits))
+    once = lambda: jax.block_until_ready(run(logits))
+    return median_seconds(once, repeats) / steps

@@ -1,0 +1,123 @@
+"""What llama.cpp's files call our tensors, and which they hold otherwise."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dynscaling_jax.checkpoints.tensors import Tensor, fill, leaves
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.transformer import param_shapes
+
+FUSED = {  # rows of one tensor, which some files hold instead
+    "attn_qkv": ("attn_q", "attn_k", "attn_v"),
+    "ffn_up": ("ffn_gate", "ffn_up"),
+    "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps"),
+}
+
+
+class Stored(NamedTuple):
+    """A tensor of a file, of which rows can be read."""
+
+    shape: tuple[int, ...]
+    rows: Callable[[int, int], np.ndarray]
+    """(first, end) -> float32 [end - first, last axis], all other axes
+    taken as one."""
+
+
+def tensor_name(
+    path: tuple, config: ModelConfig, names: Mapping[str, str]
+) -> str:
+    """Our path of a parameter -> its name in a GGUF file; `names` are those
+    that an architecture has of its own."""
+    top = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
+    if path[0] in top:
+        return f"{top[path[0]]}.weight"
+    part, kind = path[2], "weight"
+    if part.endswith("_bias"):
+        part, kind = part.removesuffix("_bias"), "bias"
+    experts = "_exps" if config.sparse(path[1]) else ""
+    name = {
+        "attn_norm": "attn_norm",
+        "ffn_norm": "ffn_norm",
+        "attn_post_norm": "post_attention_norm",
+        "ffn_post_norm": "post_ffw_norm",
+        **{p: f"attn_{p}" for p in "qkv"},
+        "o": "attn_output",
+        "q_norm": "attn_q_norm",
+        "k_norm": "attn_k_norm",
+        "sinks": "attn_sinks",
+        "router": "ffn_gate_inp",
+        **{p: f"ffn_{p}{experts}" for p in ("gate", "up", "down")},
+        **names,
+    }[part]
+    return f"blk.{path[1]}.{name}.{kind}"
+
+
+def unpack(
+    source: Mapping[str, Stored],
+    config: ModelConfig,
+    names: Mapping[str, str],
+    dtype: Any,
+) -> dict[str, Tensor]:
+    """A file's tensors as ours are; what does not fit stays as it is, for
+    checkpoints.place to name. Vectors are float32, others of dtype."""
+    wanted = {
+        tensor_name(path, config, names): shape
+        for path, shape in leaves(param_shapes(config))
+    }
+    result: dict[str, Tensor] = {}
+    for name, stored in source.items():
+        parts = _parts(name, wanted)
+        axis = -1 if len(stored.shape) == 1 else -2
+        sizes = [wanted[part][axis] for part in parts]
+        if not parts or sum(sizes) != stored.shape[axis]:
+            parts, sizes = [name], [stored.shape[axis]]
+        first = 0
+        for part, size in zip(parts, sizes, strict=True):
+            result[part] = _slice(stored, axis, first, size, dtype)
+            first += size
+    return result
+
+
+def _parts(name: str, wanted: Mapping[str, Any]) -> list[str]:
+    """The tensors of ours that one called so holds, where it holds several."""
+    stem, _, kind = name.rpartition(".")
+    layer, _, fused = stem.rpartition(".")
+    names = [f"{layer}.{part}.{kind}" for part in FUSED.get(fused, ())]
+    return names if all(part in wanted for part in names) else []
+
+
+def _slice(
+    stored: Stored, axis: int, first: int, size: int, dtype: Any
+) -> Tensor:
+    if axis == -1:
+        return Tensor(
+            (size,), lambda: stored.rows(0, 1)[0, first : first + size]
+        )
+    *outer, whole, width = stored.shape
+    shape = (*outer, size, width)
+
+    def read() -> np.ndarray:
+        value = np.empty((math.prod(outer), size, width), dtype)
+        for at, rows in enumerate(value):
+            fill(rows, stored.rows, at * whole + first)
+        return value.reshape(shape)
+
+    return Tensor(shape, read)
+
+
+def as_ours(
+    path: tuple, value: np.ndarray, config: ModelConfig, neighbours: bool
+) -> np.ndarray:
+    """Norms without what the decoder adds to them, which llama.cpp's hold;
+    rows of the q and k projections in halves, where its are neighbours."""
+    part = path[-1].removesuffix("_bias")
+    if config.norm_offset and part.endswith("norm"):
+        return value - config.norm_offset
+    if part not in ("q", "k") or not neighbours:
+        return value
+    heads = config.heads if part == "q" else config.kv_heads
+    paired = value.reshape(heads, config.head_dim // 2, 2, -1)
+    return paired.swapaxes(1, 2).reshape(value.shape)

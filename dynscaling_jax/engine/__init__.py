@@ -1,3 +1,0 @@
-"""Prompts to samples, batched and jitted."""
-
-from dynscaling_jax.engine.engine import Engine as Engine

@@ -1,0 +1,1 @@
+"""Whole experiments: runs, comparisons and replays, and their files."""

@@ -1,0 +1,232 @@
+"""One comparison, joined from its runs: a config to a report."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynscaling_jax.analysis import comparison, statistics
+from dynscaling_jax.analysis.comparison import Trial
+from dynscaling_jax.experiments import report as reporting
+from dynscaling_jax.experiments.run import Config, Source, open_source, run
+from dynscaling_jax.files import write_json, write_text
+from dynscaling_jax.methods import METHODS
+from dynscaling_jax.scaling import spec
+from dynscaling_jax.types import Request, Sample, SampleFn
+
+BASELINE = "self_consistency"
+STABILITY = (
+    "between seeds: standard deviation of the accuracy, each seed with "
+    "samples, and where problems are generated problems, of its own; on "
+    "average over the budgets. over budgets: standard deviation of the "
+    "accuracies at the budgets. worst step back: how far more samples have "
+    "led below fewer. In points."
+)
+
+
+def compare(
+    config: Config,
+    workdir: Path,
+    methods: Sequence[str],
+    budgets: Sequence[str],
+    seeds: int,
+) -> str:
+    """Runs what is not there yet, writes the report and returns it.
+
+    Raises:
+        ValueError, OSError, RuntimeError: with what to do about it.
+    """
+    from dynscaling_jax.analysis import plots  # where there is matplotlib
+
+    names = [BASELINE, *(m for m in methods if m != BASELINE)]
+    for name in names:
+        spec.choose("method", name, METHODS)
+    sizes = sorted({_budget(text) for text in budgets})
+    if not sizes:
+        raise ValueError("--budgets names none; give some, such as 4,8,16")
+    runs = Runs(config, workdir, seeds)
+    # the largest first: it draws what the smaller ones take their part of
+    trials = [runs.trial(name, size) for name in names for size in sizes[::-1]]
+    trials.sort(key=lambda t: (t.budget, names.index(t.method)))
+    baseline = [t for t in trials if t.method == BASELINE]
+    known = {t.budget for t in baseline}
+    wanted = {_as_dear(t, baseline) for t in trials if t.method != BASELINE}
+    extra = [
+        runs.trial(BASELINE, size)
+        for size in sorted(wanted - known, reverse=True)
+    ]
+    standings = comparison.standings(trials, [*baseline, *extra])
+    text = _report(config, standings, seeds)
+    if seeds > 1:
+        text += f"\n\n{comparison.stability(trials)}\n\n{STABILITY}"
+    write_json(workdir / "report.json", _rows([*trials, *extra]))
+    write_text(workdir / "report.md", text + "\n")
+    for axis in ("samples", "tokens"):
+        plots.trials([*trials, *extra], axis, workdir / f"{axis}.png")
+    reporting.write([workdir], workdir)
+    return text
+
+
+class Runs:
+    """Runs of one config, by method, budget and seed; those of a seed share
+    an engine."""
+
+    def __init__(self, config: Config, workdir: Path, seeds: int):
+        self._config, self._workdir = config, workdir
+        self._seeds = range(seeds)
+        self._sources: dict[int, Source] = {}
+
+    def trial(self, method: str, budget: float) -> Trial:
+        """A method at one budget, over all seeds."""
+        done = [self._run(method, budget, seed) for seed in self._seeds]
+        # seeds of a benchmark ask the same questions, whose answers are not
+        # independent: each question counts once
+        by_question: dict[Any, list] = {}
+        for _, answers in done:
+            for question, answer in answers.items():
+                by_question.setdefault(question, []).append(answer)
+
+        def mean_Q(value: Callable[[dict[str, Any]], float]) -> np.ndarray:
+            own = by_question.values()
+            return np.array([np.mean([value(a) for a in each]) for each in own])
+
+        accuracy_S = np.array([summary["accuracy"] for summary, _ in done])
+        asked = sum(len(answers) for _, answers in done)
+        total = lambda field: sum(summary[field] for summary, _ in done)
+        read = total("prompt_tokens") - total("cached_tokens")
+        return Trial(
+            method,
+            budget,
+            mean_Q(lambda answer: answer["right"]),
+            mean_Q(lambda answer: answer["right_samples"]),
+            mean_Q(lambda answer: answer["right_samples"] > 0),
+            accuracy_S,
+            total("samples") / asked,
+            (read + total("new_tokens")) / asked,
+        )
+
+    def _run(
+        self, method: str, budget: float, seed: int
+    ) -> tuple[dict[str, Any], dict[tuple[str, str], dict[str, Any]]]:
+        """The summary of a run, and by (id, text) what its questions got."""
+        folder = self._workdir / reporting.run_name(seed, method, budget)
+        config = self._of_seed(seed)
+        config.method = method
+        config.budget.samples_per_query = budget
+        if seed not in self._sources:
+            source = open_source(config)
+            self._sources[seed] = source._replace(
+                sample_fn=remembered(source.sample_fn)
+            )
+        summary = run(config, folder, self._sources[seed])
+        answers = json.loads((folder / "answers.json").read_bytes())
+        texts = json.loads((folder / "questions.json").read_bytes())
+        return summary, {(i, texts[i]): a for i, a in answers.items()}
+
+    def _of_seed(self, seed: int) -> Config:
+        config = self._config.copy_and_resolve_references()
+        config.seed += seed
+        config.task.seed += seed
+        return config
+
+
+def remembered(sample_fn: SampleFn) -> SampleFn:
+    """Draws each sample once: the same request, of whichever run, gets the
+    same sample, as it would if it were drawn again."""
+    known: dict[Any, Sample] = {}
+
+    def name(request: Request) -> Any:
+        return (
+            request.query.id,
+            request.index,
+            request.messages,
+            request.shared,
+        )
+
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        missing = [r for r in requests if name(r) not in known]
+        return handed_on(requests, missing, sample_fn(missing))
+
+    def handed_on(
+        requests: Sequence[Request],
+        missing: Sequence[Request],
+        samples: Iterator[Sample],
+    ) -> Iterator[Sample]:
+        asked = {(r.query.id, r.index): r for r in missing}
+        for request in requests:
+            if (request.query.id, request.index) not in asked:
+                yield known[name(request)]._replace(
+                    round=request.round, parents=request.parents
+                )
+        for sample in samples:
+            known[name(asked[sample.query_id, sample.index])] = sample
+            yield sample
+
+    return draw
+
+
+def _budget(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1 <= value < math.inf:
+        raise ValueError(
+            f"--budgets={text!r}: expected samples a question, such as 4,8,16"
+        )
+    return value
+
+
+def _as_dear(trial: Trial, baseline: Sequence[Trial]) -> float:
+    """Samples a question that cost self-consistency no fewer tokens."""
+    few, many = baseline[0], baseline[-1]
+    if many.budget > few.budget:
+        each = (many.tokens - few.tokens) / (many.budget - few.budget)
+        once = few.tokens - each * few.budget
+    else:
+        each, once = few.tokens / few.budget, 0.0
+    # a little more, since lengths of samples vary
+    return max(1.0, math.ceil(1.02 * (trial.tokens - once) / each))
+
+
+def _report(
+    config: Config, found: Sequence[comparison.Standing], seeds: int
+) -> str:
+    first = found[0].trial
+    low, high = statistics.bootstrap_interval(first.single_Q)
+    return "\n".join(
+        (
+            f"{config.task.name}, {config.model}: {len(first.right_Q)} "
+            f"questions over {seeds} seed{'s' * (seeds > 1)}. One sample is "
+            f"right {first.single_Q.mean():.1%} (95% interval {low:.1%} to "
+            f"{high:.1%}).",
+            "",
+            comparison.markdown(found),
+            "",
+            "budget: samples a question, on average. oracle: questions with a "
+            "right sample, which a perfect verifier of the same samples would "
+            "answer. same samples: points "
+            "ahead of self-consistency at that budget, with the paired 95% "
+            "interval; same tokens: ahead of self-consistency at the budget "
+            "in brackets, which spends no fewer tokens. tokens: a question; "
+            "prompts that were read count, what the cache held does not.",
+        )
+    )
+
+
+def _rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    return [
+        {
+            "method": t.method,
+            "budget": t.budget,
+            "accuracy": float(t.right_Q.mean()),
+            "pass_at_1": float(t.single_Q.mean()),
+            "samples_per_question": t.samples,
+            "tokens_per_question": t.tokens,
+            "questions": len(t.right_Q),
+        }
+        for t in trials
+    ]

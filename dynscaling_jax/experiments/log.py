@@ -1,0 +1,373 @@
+"""The log of a run: what was drawn, kept so that a kill costs nothing.
+
+    WORKDIR/config.json     what the run is, and the version of its files
+    WORKDIR/samples.jsonl   one row a sample, in the order of the requests
+    WORKDIR/pending.jsonl   rows that were finished before their turn
+    WORKDIR/rounds.jsonl    one row a round
+
+`recorded` makes of any SampleFn one that remembers: what the log holds is not
+drawn again. Rows reach samples.jsonl in the order of the requests, whatever
+order they are finished in, and hold no time of day. So a run that is killed
+at any moment and started again ends with the same bytes as one that was not,
+as long as its model draws the same sample for the same request.
+"""
+
+import collections
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynscaling_jax.experiments.workdir import claim, locked, read_config
+from dynscaling_jax.lines import Lines, dumps, is_number, is_sound, rows, shown
+from dynscaling_jax.types import Request, Sample, SampleFn
+
+Key = tuple[str, int]  # query id, sample index
+
+
+class Log:
+    """The open log of one run, and the lock on its directory.
+
+    Use it in a `with` block. On leaving it without an exception, rows that
+    still wait for an earlier one, which the run ended without, move to
+    samples.jsonl.
+
+    Raises:
+      RuntimeError: another run holds the directory, or another program
+        changed its files.
+      ValueError: the directory is of another config; a file has a malformed
+        line; a row is not what this run asks for or already wrote.
+      OSError: a file cannot be written, the disk being full for instance.
+        What was written before stays whole, and the run can go on from it.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        config: Mapping[str, Any],
+        **origin: Any,
+    ):
+        """config is what has to be the same for a run to go on; origin takes
+        the identity, about and defaults of workdir.claim."""
+        self.workdir = Path(workdir)
+        self._order: collections.deque[Key] = collections.deque()
+        self._round = 0
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self.workdir))
+            claim(
+                self.workdir,
+                "run",
+                config,
+                begun=_begun(self.workdir),
+                unversioned=(self.workdir / "samples.jsonl").exists(),
+                **origin,
+            )
+            self._samples, self._pending, self._rounds = (
+                stack.enter_context(
+                    contextlib.closing(Lines(self.workdir / f"{name}.jsonl"))
+                )
+                for name in ("samples", "pending", "rounds")
+            )
+            self._at = _places(self._samples)
+            # A kill can leave a pending row that has had its turn.
+            self._waiting = {
+                key: at
+                for key, at in _places(self._pending).items()
+                if key not in self._at
+            }
+            self._old_rounds = [at for at, _ in self._rounds.read_all()]
+            self._close = stack.pop_all().close
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            if kind is None:
+                ordered = [k for k in self._order if k in self._waiting]
+                self._order.clear()
+                self._begin(dict.fromkeys([*ordered, *self._waiting]))
+        finally:
+            self._close()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._at or key in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._at) + len(self._waiting)
+
+    def read(self, key: Key) -> Sample:
+        """The sample of a (query id, index) that the log holds."""
+        if key in self._at:
+            line = self._samples.read(self._at[key])
+        else:
+            line = self._pending.read(self._waiting[key])
+        return sample_of(json.loads(line))
+
+    def round(self, row: Mapping[str, Any]) -> None:
+        """Writes the row of a round, which must hold no times. When a run
+        goes on, the rounds that it has already are checked, not doubled."""
+        number, self._round = self._round, self._round + 1
+        line = dumps(row)
+        if number >= len(self._old_rounds):
+            self._rounds.append(line)
+            self._rounds.sync()
+        elif line != self._rounds.read(self._old_rounds[number]):
+            raise ValueError(
+                f"{self._rounds.path}:{number + 1}: this round went another "
+                "way when the run began; a run goes on only as it began. Use "
+                "a new workdir"
+            )
+
+    def _begin(self, keys: Iterable[Key]) -> None:
+        """Rows have their turns in the order of keys, after those of batches
+        that have begun already."""
+        self._order.extend(k for k in keys if k not in self._at)
+        self._drain()
+
+    def _write(self, sample: Sample) -> None:
+        """Writes a sample of the batch, at once or to wait for its turn."""
+        key = _key(sample)
+        line = dumps(row_of(sample))
+        if self._order and self._order[0] == key:
+            self._order.popleft()
+            self._at[key] = self._samples.append(line)
+            self._drain()
+        else:
+            self._waiting[key] = self._pending.append(line)
+
+    def _drain(self) -> None:
+        while self._order and self._order[0] in self._waiting:
+            key = self._order.popleft()
+            line = self._pending.read(self._waiting[key])
+            self._at[key] = self._samples.append(line)
+            del self._waiting[key]
+        if not self._waiting and self._pending.size:
+            self._samples.sync()
+            self._pending.truncate(0)
+        if not self._order:
+            self._samples.sync()
+
+
+def recorded(sample_fn: SampleFn, log: Log) -> SampleFn:
+    """A SampleFn that draws only what the log does not hold, and writes every
+    sample before it hands it on.
+
+    Samples that the log holds come first, the others as they are drawn; all
+    are handed on as the log holds them. Raises ValueError for a sample, drawn
+    now or before, that is not of its request: not asked for, given twice, or
+    of another round or other parents.
+    """
+
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        asked = {(r.query.id, r.index): r for r in requests}
+        missing = {k: r for k, r in asked.items() if k not in log}
+        log._begin(asked)
+        samples = sample_fn([*missing.values()]) if missing else iter(())
+        return handed_on(asked, missing, samples)
+
+    def handed_on(
+        asked: dict[Key, Request],
+        missing: dict[Key, Request],
+        samples: Iterator[Sample],
+    ) -> Iterator[Sample]:
+        try:
+            for key in [k for k in asked if k not in missing]:
+                yield of_request(log.read(key), asked[key], "the log holds")
+            for sample in samples:
+                request = missing.pop(_key(sample), None)
+                log._write(of_request(sample, request, "the model gave"))
+                yield log.read(_key(sample))
+        finally:
+            close = getattr(samples, "close", None)
+            if close:
+                close()
+
+    return draw
+
+
+def runs_below(directory: Path) -> str:
+    """For a message about a directory that is not of a run but holds some, as
+    launch.compare's: where one of them is, and how many there are."""
+    found = [
+        file.parent.relative_to(directory)
+        for depth in ("*", "*/*")
+        for file in sorted(directory.glob(f"{depth}/samples.jsonl"))
+    ]
+    if not found:
+        return ""
+    count = f", one of {len(found)}" if len(found) > 1 else ""
+    return f"; it holds a run in {found[0]}{count}"
+
+
+def read_samples(path: str | os.PathLike) -> Iterator[Sample]:
+    """The rows of a samples.jsonl, one after the other; a last line that a
+    kill has torn is left out. Raises ValueError, with file and line, at one
+    that is malformed, and for a directory of a later version."""
+    read_config(Path(path).parent)
+    for _, _, sample in rows(Path(path), sample_of):
+        yield sample
+
+
+def checksum(workdir: Path, size: int | None = None) -> dict[str, Any] | None:
+    """What the samples of a run are known by, and the first `size` bytes of
+    them; None where there are not so many."""
+    path = workdir / "samples.jsonl"
+    rest = path.stat().st_size if size is None else size
+    digest, found = hashlib.sha256(), {"bytes": rest}
+    with open(path, "rb") as file:
+        while rest and (piece := file.read(min(rest, 1 << 20))):
+            digest.update(piece)
+            rest -= len(piece)
+    return None if rest else {**found, "sha256": digest.hexdigest()}
+
+
+def refuse_changed(workdir: Path) -> None:
+    """Raises ValueError where the log of a run that ended is not what it
+    ended with. Rows that came later, of a run that goes on, are none of it."""
+    try:
+        summary = json.loads((workdir / "summary.json").read_bytes())
+        known = summary["log"]
+        size = known["bytes"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # it did not end, or by a version that kept no checksum
+    if not _whole(size) or checksum(workdir, size) != known:
+        raise ValueError(
+            f"{workdir / 'samples.jsonl'} is not what the run ended with, "
+            "whose sha256 is in summary.json: it was changed since. Put it "
+            "back; or remove summary.json, and it is taken as it is"
+        )
+
+
+def _begun(workdir: Path) -> bool:
+    """Whether a run, its vote or a process of it drew anything."""
+    return any(
+        file.stat().st_size
+        for depth in ("", "*/", "*/*/")
+        for name in ("samples", "pending")
+        for file in workdir.glob(f"{depth}{name}.jsonl")
+    )
+
+
+def row_of(sample: Sample) -> dict[str, Any]:
+    """A sample as a row of JSON, as sample_of reads it back. Raises
+    ValueError for a measure that is not finite."""
+    row = sample._asdict() | {"parents": list(sample.parents)}
+    return sample_of(row)._asdict()
+
+
+def sample_of(row: Any) -> Sample:
+    """A row of JSON as a sample; what a later version added is read over.
+
+    A sample with a count or a measure so large that nothing can calculate
+    with it is one that failed: a server said it, and a log of version 0.1 may
+    hold it.
+
+    Raises ValueError for anything else.
+    """
+    needed = Sample._fields[: -len(Sample._field_defaults)]
+    if not isinstance(row, dict) or not row.keys() >= set(needed):
+        raise ValueError(f"expected an object of {', '.join(Sample._fields)}")
+    row = {
+        name: row.get(name, Sample._field_defaults.get(name))
+        for name in Sample._fields
+    }
+    for name, (expected, right) in _FIELDS.items():
+        if not right(row[name]):
+            raise ValueError(f"{name}={shown(row[name])} is not {expected}")
+    absurd = [name for name, most in _MOST.items() if not most(row[name])]
+    if absurd:
+        row |= {
+            "answer": None,
+            "finish_reason": f"error: {absurd[0]} is too large a number",
+            **dict.fromkeys(("prompt_tokens", "cached_tokens"), 0),
+            "new_tokens": 0,
+            "flops": 0.0,
+            "signals": {},
+            "logprob": None,
+            "confidence": None,
+        }
+    return Sample(**row)._replace(parents=tuple(row["parents"]))
+
+
+def _key(sample: Sample) -> Key:
+    return sample.query_id, sample.index
+
+
+def of_request(sample: Sample, request: Request | None, source: str) -> Sample:
+    """The sample. Raises ValueError where it is not of the request."""
+    what = f"{source} sample {sample.index} of query {sample.query_id!r}"
+    if request is None:
+        raise ValueError(f"{what}, which was not asked for, or twice")
+    drawn = (sample.round, sample.parents)
+    if drawn != (request.round, request.parents):
+        raise ValueError(
+            f"{what} with (round, parents) {drawn}, but this run asks for "
+            f"{(request.round, request.parents)}; a run goes on only as it "
+            "began. Use a new workdir"
+        )
+    return sample
+
+
+def _places(lines: Lines) -> dict[Key, int]:
+    """Where each sample of a file stands."""
+    places: dict[Key, int] = {}
+    for at, sample in lines.read_all(sample_of):
+        key = _key(sample)
+        if key in places:
+            raise ValueError(
+                f"{lines.path}: sample {key[1]} of query {key[0]!r} stands "
+                "there twice"
+            )
+        places[key] = at
+    return places
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _place(value: Any) -> bool:
+    return _whole(value) and value < 2**31
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_WHOLE = ("a whole number from 0 on", _whole)
+_PLACE = ("a whole number from 0 on, below 2^31", _place)
+_MEASURE = ("a finite number or null", lambda v: v is None or is_number(v))
+_FIELDS = {
+    "query_id": ("a text", _text),
+    "index": _PLACE,
+    "round": _PLACE,
+    "parents": (
+        "a list of whole numbers",
+        lambda v: isinstance(v, list) and all(map(_place, v)),
+    ),
+    "text": ("a text", _text),
+    "answer": ("a text or null", lambda v: v is None or _text(v)),
+    "finish_reason": ("a text", _text),
+    "prompt_tokens": _WHOLE,
+    "cached_tokens": _WHOLE,
+    "new_tokens": _WHOLE,
+    "flops": ("a finite number", is_number),
+    "logprob": _MEASURE,
+    "confidence": _MEASURE,
+    "signals": (
+        "an object of finite numbers",
+        lambda v: isinstance(v, dict) and all(map(is_number, v.values())),
+    ),
+}
+_MOST = {  # what tables and sums can hold
+    **dict.fromkeys(("prompt_tokens", "cached_tokens", "new_tokens"), _place),
+    **dict.fromkeys(
+        ("logprob", "confidence"), lambda v: v is None or is_sound(v)
+    ),
+    "flops": is_sound,
+    "signals": lambda v: all(map(is_sound, v.values())),
+}

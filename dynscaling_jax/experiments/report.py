@@ -1,0 +1,150 @@
+"""The report of finished runs, joined from its parts: directories to a page."""
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynscaling_jax import lines
+from dynscaling_jax.analysis.judged import Recorded
+from dynscaling_jax.analysis.page import page
+from dynscaling_jax.analysis.report import report
+from dynscaling_jax.experiments.log import (
+    read_samples,
+    refuse_changed,
+    runs_below,
+)
+from dynscaling_jax.files import cannot_write, write_text
+from dynscaling_jax.tasks import Compare, Comparer
+
+MALFORMED = (ValueError, KeyError, TypeError, RecursionError)
+READ = ("task", "kind", "model", "samples", "accuracy")  # of summary.json
+
+
+def write(
+    workdirs: Sequence[Path], out: Path, compare: Compare | None = None
+) -> Path:
+    """Writes OUT/report.html, whole or not at all, and returns its path.
+
+    Args:
+        workdirs: of finished runs, or of comparisons, as runs_of has them;
+            the first is what the others are compared with.
+        compare: one that has compared their answers already saves the time.
+
+    Raises:
+        ValueError: no runs, one twice, or files that are not of a finished
+            run, named.
+        OSError: a file that cannot be read or written.
+    """
+    workdirs = [run for workdir in workdirs for run in runs_of(workdir)]
+    runs = [
+        read_run(workdir, name)
+        for workdir, name in zip(workdirs, names(workdirs), strict=True)
+    ]
+    with contextlib.ExitStack() as stack:
+        compare = compare or stack.enter_context(Comparer())
+        text = page(report(runs, compare))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out / "report.html", error) from error
+    write_text(out / "report.html", text)
+    return out / "report.html"
+
+
+def runs_of(workdir: Path) -> list[Path]:
+    """A directory of launch.compare stands for its first seed's runs, at the
+    largest budget that all methods had; any other for itself.
+
+    Raises:
+        ValueError: its report.json is not as launch.compare writes it.
+    """
+    file = workdir / "report.json"
+    if not file.exists():
+        return [workdir]
+    try:
+        found = [
+            (str(row["method"]), float(row["budget"]))
+            for row in json.loads(file.read_bytes())
+        ]
+        methods = list(dict.fromkeys(method for method, _ in found))
+        shared = set.intersection(
+            *({b for m, b in found if m == method} for method in methods)
+        )
+        most = max(shared)
+    except MALFORMED as error:
+        raise ValueError(
+            f"{file} is not as launch.compare writes it ({error!r})"
+        ) from None
+    return [workdir / run_name(0, method, most) for method in methods]
+
+
+def run_name(seed: int, method: str, budget: float) -> str:
+    """Where launch.compare keeps a run."""
+    return f"seed-{seed}/{method}-{budget:g}"
+
+
+def names(workdirs: Sequence[Path]) -> list[str]:
+    """The end of each path, as short as tells them apart.
+
+    Raises:
+        ValueError: none, or two that are one directory.
+    """
+    paths = [workdir.resolve() for workdir in workdirs]
+    if not paths:
+        raise ValueError("there are no directories of runs")
+    if len(set(paths)) < len(paths):
+        twice = next(p for i, p in enumerate(paths) if p in paths[:i])
+        raise ValueError(f"{twice} is given twice")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in paths]
+
+
+def read_run(workdir: Path, name: str) -> Recorded:
+    """The files of a finished run, under a name of one's choice.
+
+    Raises:
+        ValueError, OSError: as write.
+    """
+    if not workdir.is_dir():
+        raise FileNotFoundError(f"{workdir}: no such directory of a run")
+    if not (workdir / "summary.json").exists():
+        raise ValueError(
+            f"{workdir} has no summary.json: expected the workdir of a run "
+            "that has ended; launch.run with the same flags ends it"
+            f"{runs_below(workdir)}"
+        )
+    text = lambda value: isinstance(value, str)
+    questions = workdir / "questions.json"  # earlier runs have none
+    run = Recorded(
+        name,
+        _object(workdir / "summary.json", lambda _: True, READ),
+        _object(workdir / "references.json", text),
+        _object(questions, text) if questions.exists() else {},
+        _object(workdir / "answers.json", _answer),
+        tuple(read_samples(workdir / "samples.jsonl")),
+        tuple(row for _, _, row in lines.rows(workdir / "rounds.jsonl")),
+    )
+    refuse_changed(workdir)
+    return run
+
+
+def _object(
+    path: Path, right: Callable[[Any], bool], needs: Sequence[str] = ()
+) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, {error}") from None
+    if not isinstance(value, dict) or not all(map(right, value.values())):
+        raise ValueError(f"{path} is not as launch.run writes it")
+    if missing := [name for name in needs if name not in value]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    return value
+
+
+def _answer(value: Any) -> bool:
+    return isinstance(value, dict) and {"answer", "right"} <= value.keys()

@@ -1,0 +1,565 @@
+"""An OpenAI-compatible endpoint as a SampleFn.
+
+A request that fails, by itself or after retries, becomes a sample without an
+answer whose finish_reason says what failed, and the run goes on. An endpoint
+that fails all requests alike (a wrong key, an unknown model, a setting that it
+refuses, no server, no end to its rate limit) raises instead, once what is
+under way has come in: no budget is spent on failures, and the run can be
+started again later.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import email.utils
+import hashlib
+import json
+import math
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import httpx2
+
+from dynscaling_jax.inference import sampling
+from dynscaling_jax.inference.completion import NoCompletion, empty, read, said
+from dynscaling_jax.types import Message, Request, Sample, SampleFn
+
+MOST_BYTES = 1 << 27  # of a reply
+LONGEST_WAIT = 300.0  # seconds that a Retry-After may ask for
+CONNECTING = 30.0  # seconds until a server that does not answer is given up
+CLOSING = 2.0  # seconds that cancelled requests get to hang up
+ALIKE = 8  # queries without a sample that are taken for all of them
+SECRET = 8  # characters of a key that give it away
+# Statuses that concern the key, the account or the URL, and so all requests;
+# those that pass with time; any other refuses the request that it answers.
+LASTING = {401, 402, 404, 405, 407, *range(300, 400)}
+PASSING = {None, 408, 409, 425, 429, *range(500, 600)}
+GO_ON = (
+    "Your last message ends before the answer is complete. Go on from exactly "
+    "where it ends, without repeating it."
+)
+LATER = "start the same command again: what was drawn before is kept"
+
+
+class Settings(NamedTuple):
+    """How requests are made; see `endpoint`."""
+
+    url: str
+    key: str
+    body: dict[str, Any]
+    continues: bool
+    concurrency: int
+    retries: int
+    backoff: float
+    timeout: float
+
+
+@dataclasses.dataclass
+class Known:
+    """What requests have shown of the endpoint."""
+
+    samples: int = 0  # that came
+    logprobs: bool = True  # not refused
+
+
+class Failure(Exception):
+    """What failed with a request; status is None where no reply came."""
+
+    def __init__(
+        self, why: str, status: int | None = None, after: str | None = None
+    ):
+        super().__init__(why)
+        self.status, self.after = status, after
+
+
+class Unreachable(Failure):
+    """No connection could be made."""
+
+
+def endpoint(
+    model: str,
+    base_url: str,
+    *,
+    seed: int | None = 0,
+    max_new_tokens: int = 1024,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop: Sequence[str] = (),
+    logprobs: bool = True,
+    continue_final_message: bool = False,
+    extra_body: Mapping[str, Any] | None = None,
+    concurrency: int = 64,
+    retries: int = 5,
+    backoff: float = 0.5,
+    timeout: float = 600.0,
+) -> SampleFn:
+    """Draws samples of a model behind BASE_URL/chat/completions.
+
+    The key is OPENAI_API_KEY of the environment; none is sent where that is
+    not set. The samples' flops are 0, since nothing is known of the model, and
+    cached tokens are what the endpoint says; a reply without usage is counted
+    by its log-probabilities, or four bytes a token, with a warning.
+
+    Args:
+      seed: each sample has a seed of its own from (seed, query, index); None
+        sends none.
+      top_k, min_p: sent where they are not 0, as not every server has them.
+      logprobs: asks for log-probabilities. Where the endpoint refuses them,
+        the request is repeated without, and no more are asked for.
+      continue_final_message: tells the server to go on with a last assistant
+        turn (vLLM, SGLang). Otherwise, as OpenAI's own API cannot do that, a
+        user turn follows that asks the model to go on.
+      extra_body: further fields of the body; None removes one.
+      concurrency: requests under way at once.
+      retries: further tries after a time-out, a lost connection, a reply that
+        is no completion, or status 408, 409, 425, 429 or 5xx. A rate limit
+        is waited for as long as other samples come.
+      backoff: seconds before the first retry, doubled for each further one;
+        a Retry-After of the endpoint goes before.
+      timeout: seconds for one try, from the connection to the last byte.
+
+    Raises:
+      ValueError: a setting that cannot be.
+      ConnectionError: while drawing, with the endpoint's own words; it
+        refuses or fails all requests alike.
+    """
+    sampling.settings(temperature, top_k, top_p, min_p)  # refuses what is not
+    for name, value, least in (
+        ("concurrency", concurrency, 1),
+        ("retries", retries, 0),
+        ("timeout", timeout, 1e-3),
+        ("max_new_tokens", max_new_tokens, 1),
+    ):
+        if not least <= value < math.inf:
+            raise ValueError(
+                f"{name}={value}: expected a number from {least} on"
+            )
+    body = {
+        "model": model,
+        "seed": seed,
+        "max_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k or None,
+        "top_p": top_p,
+        "min_p": min_p or None,
+        "stop": list(stop) or None,
+        "logprobs": True if logprobs else None,
+        "top_logprobs": sampling.TOP if logprobs else None,
+        **(extra_body or {}),
+    }
+    settings = Settings(
+        _address(base_url),
+        _key(),
+        {name: value for name, value in body.items() if value is not None},
+        continue_final_message,
+        concurrency,
+        retries,
+        backoff,
+        timeout,
+    )
+    known = Known()
+
+    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        return _in_background(lambda put: _draw(settings, known, requests, put))
+
+    return draw
+
+
+def parse_url(text: str) -> tuple[str, str]:
+    """Splits openai://MODEL@BASE_URL into (model, base_url).
+
+    Raises:
+      ValueError: it is another text.
+    """
+    found = re.fullmatch(r"openai://(.+?)@(\w+://.+)", text)
+    if not found:
+        raise ValueError(
+            f"{text!r} is not openai://MODEL@BASE_URL, such as "
+            "openai://my-model@http://localhost:8000/v1"
+        )
+    return found[1], found[2]
+
+
+def _address(base_url: str) -> str:
+    """The URL of the requests. What it must not hold is not shown."""
+    try:
+        url = httpx2.URL(base_url)
+    except (httpx2.InvalidURL, ValueError):
+        url = httpx2.URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError("base_url is not an http:// or https:// URL")
+    if url.userinfo or url.query or url.fragment:
+        raise ValueError(
+            f"the base_url of {url.host} has a password, a query or a "
+            "fragment, which would stand in the files of a run; give the key "
+            "as OPENAI_API_KEY, and http(s)://HOST:PORT/v1 alone"
+        )
+    return f"{base_url.rstrip('/')}/chat/completions"
+
+
+def _key() -> str:
+    """OPENAI_API_KEY, less the line end that a file of it leaves."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(
+            "OPENAI_API_KEY holds a character that no key has, such as a line "
+            "end or a letter that is not ASCII; set it again"
+        )
+    return key
+
+
+def interrupt(stop: BaseException) -> bool:
+    """Ends calls that draw, from a handler of signals: each raises stop once
+    it has handed on what has arrived. False where there are none."""
+    for arrived in _arriving:
+        arrived.put(stop)
+    return bool(_arriving)
+
+
+_arriving: list[queue.SimpleQueue] = []  # of the calls that draw
+
+
+def _in_background(
+    work: Callable[[Callable[[Sample], None]], Any],
+) -> Iterator[Sample]:
+    """Yields what the coroutine of work(put) puts, which runs in a thread.
+    Whoever leaves cancels it."""
+    arrived: queue.SimpleQueue = queue.SimpleQueue()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work(arrived.put))
+
+    def run() -> None:
+        end: BaseException | None = None
+        try:
+            try:
+                loop.run_until_complete(task)
+            finally:
+                loop.run_until_complete(loop.shutdown_asyncgens())
+        except BaseException as error:
+            end = error
+        loop.close()
+        arrived.put(end)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    _arriving.append(arrived)
+    try:
+        while isinstance(item := arrived.get(), Sample):
+            yield item
+        if item is not None:
+            raise item
+    finally:
+        _arriving.remove(arrived)
+        with contextlib.suppress(RuntimeError):  # it has ended by itself
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join(CLOSING)
+
+
+async def _draw(
+    settings: Settings,
+    known: Known,
+    requests: Sequence[Request],
+    put: Callable[[Sample], None],
+) -> None:
+    """Puts a sample of each request.
+
+    Failures are held back until a sample comes and shows that they were of
+    their requests: then they are samples too. Where those of ALIKE queries
+    are held, nothing more is asked, and if no sample comes of what is under
+    way, the endpoint fails alike. Those of fewer queries may be all that is
+    left of a run: there a plain question decides, unless samples came before.
+    """
+    waiting = iter(requests)
+    running: dict[asyncio.Task[Sample], Request] = {}
+    held: list[tuple[Request, Failure]] = []
+    fatal: ConnectionError | None = None
+    stopped = asyncio.Event()
+
+    def fail(request: Request, failure: Failure) -> None:
+        put(empty(request)._replace(finish_reason=f"error: {failure}"))
+
+    def release() -> None:
+        for request, failure in held:
+            fail(request, failure)
+        held.clear()
+
+    async with _client(settings) as client:
+        try:
+            while True:
+                alike = len({r.query.id for r, _ in held}) >= ALIKE
+                while not (alike or fatal) and (
+                    len(running) < settings.concurrency
+                ):
+                    request = next(waiting, None)
+                    if request is None:
+                        break
+                    one = _sample(client, settings, known, request, stopped)
+                    running[asyncio.create_task(one)] = request
+                if not running:
+                    if fatal or not held:
+                        break
+                    first, failure = held[0]
+                    if alike or not (
+                        known.samples or await _works(client, settings, first)
+                    ):
+                        fatal = _alike(settings, failure)
+                        break
+                    release()
+                    continue
+                done, _ = await asyncio.wait(
+                    running, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    request = running.pop(task)
+                    try:
+                        sample = task.result()
+                    except Failure as failure:
+                        if known.samples and failure.status not in PASSING:
+                            fail(request, failure)
+                        else:
+                            held.append((request, failure))
+                    except ConnectionError as error:
+                        fatal = fatal or error
+                        stopped.set()
+                    else:
+                        known.samples += 1
+                        release()
+                        put(sample)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+    if fatal:
+        raise fatal
+
+
+def _client(settings: Settings) -> httpx2.AsyncClient:
+    """Follows no redirect, which could carry the key to another host."""
+    key = settings.key
+    try:
+        return httpx2.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(None, connect=CONNECTING),
+            limits=httpx2.Limits(max_connections=settings.concurrency),
+        )
+    except ImportError as error:  # a proxy of a kind that needs a package
+        raise ValueError(str(error)) from None
+
+
+async def _sample(
+    client: httpx2.AsyncClient,
+    settings: Settings,
+    known: Known,
+    request: Request,
+    stopped: asyncio.Event,
+) -> Sample:
+    """One sample, after as many tries as it takes and may take.
+
+    Raises:
+      Failure: of this request.
+      ConnectionError: of all requests.
+    """
+    body = _body(settings, request)
+    if not known.logprobs:
+        body = _without_logprobs(body)
+    tries, seen = 0, known.samples
+    while True:
+        try:
+            sample = await _once(client, settings, request, body)
+            if "logprobs" in settings.body and "logprobs" not in body:
+                known.logprobs = False
+            return sample
+        except Failure as error:
+            failure = error
+        refused = failure.status not in PASSING | LASTING
+        if "logprobs" in body and (
+            "logprob" in str(failure).lower()
+            or (refused and not known.samples)  # and does not say for what
+        ):
+            body = _without_logprobs(body)
+            continue
+        if failure.status in LASTING:
+            raise _lasting(settings, failure)
+        if refused:
+            raise failure
+        if failure.status == 429 and known.samples > seen:
+            tries, seen = 0, known.samples
+        if tries == settings.retries:
+            break
+        wait = _seconds(failure.after)
+        if wait is None:
+            wait = min(settings.backoff * 2**tries, LONGEST_WAIT)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopped.wait(), wait)
+            # no failure of this request: leave no row
+            raise ConnectionError("the run has stopped")
+        tries += 1
+    if failure.status == 429 or isinstance(failure, Unreachable):
+        less = " with a lower config.endpoint.concurrency or"
+        raise ConnectionError(
+            f"{settings.url} cannot be used: {failure} (after {tries + 1} "
+            f"tries);{less * (failure.status == 429)} later, {LATER}"
+        )
+    raise failure
+
+
+async def _once(
+    client: httpx2.AsyncClient,
+    settings: Settings,
+    request: Request,
+    body: Mapping[str, Any],
+) -> Sample:
+    """One try. Raises Failure."""
+    hide = lambda text: _without(settings.key, text)
+    try:
+        async with asyncio.timeout(settings.timeout):
+            status, headers, content = await _post(client, settings, body)
+        if not 200 <= status < 300:
+            why = f"HTTP {status}: {said(content)}"
+            if "location" in headers:
+                why += f" moved to {said(headers['location'].encode())}"
+            raise Failure(hide(why), status, headers.get("retry-after"))
+        limit = body.get("max_completion_tokens", body.get("max_tokens"))
+        sample = read(request, content, limit if type(limit) is int else None)
+    except NoCompletion as error:
+        raise Failure(hide(str(error)), error.status) from None
+    except TimeoutError:
+        raise Failure(f"no reply within {settings.timeout:g} s") from None
+    except httpx2.ConnectTimeout:
+        raise Unreachable(f"no connection within {CONNECTING:g} s") from None
+    except httpx2.RequestError as error:
+        why = said(f"{type(error).__name__}: {error}".encode())
+        lost = isinstance(error, httpx2.ConnectError)
+        raise (Unreachable if lost else Failure)(hide(why)) from None
+    if len(settings.key) >= 2 * SECRET and settings.key in sample.text:
+        text = sample.text.replace(settings.key, "***")
+        sample = sample._replace(text=text)
+    return sample
+
+
+async def _works(
+    client: httpx2.AsyncClient, settings: Settings, request: Request
+) -> bool:
+    """Whether the endpoint answers a plain question, as a request without."""
+    system = [m for m in request.messages if m.role == "system"]
+    plain = request._replace(messages=(*system, Message("user", "Hello.")))
+    try:
+        await _once(
+            client,
+            settings,
+            plain,
+            _without_logprobs(_body(settings, plain)),
+        )
+    except Failure:
+        return False
+    return True
+
+
+def _lasting(settings: Settings, failure: Failure) -> ConnectionError:
+    """What to do about a status that all requests will get."""
+    url, status = settings.url, failure.status
+    if status == 401 and not settings.key:
+        why, mend = f"{url} wants a key", "set OPENAI_API_KEY"
+    elif status == 401:
+        why = f"{url} refuses the key in OPENAI_API_KEY"
+        mend = "set the right one"
+    elif status == 404:
+        model = settings.body.get("model")
+        why = f"{url} has no model {model!r}, or is not the URL of an endpoint"
+        mend = "name the right one in config.model"
+    elif status == 402:
+        why, mend = f"{url} wants to be paid", "see to that"
+    else:
+        why = f"{url} is not the URL of an endpoint"
+        mend = "name the right one in config.model"
+    return ConnectionError(f"{why} ({failure}); {mend}, and {LATER}")
+
+
+def _alike(settings: Settings, failure: Failure) -> ConnectionError:
+    does = "answers" if failure.status in PASSING else "takes"
+    return ConnectionError(
+        f"{settings.url} {does} none of the requests ({failure}). Nothing was "
+        f"spent on them. When that is mended, {LATER}"
+    )
+
+
+def _body(settings: Settings, request: Request) -> dict[str, Any]:
+    messages = list(request.messages)
+    extra: dict[str, Any] = {}
+    if messages[-1].role == "assistant":
+        if settings.continues:
+            extra = {
+                "continue_final_message": True,
+                "add_generation_prompt": False,
+            }
+        else:
+            messages.append(Message("user", GO_ON))
+    if "seed" in settings.body:
+        name = [settings.body["seed"], request.query.id, request.index]
+        digest = hashlib.sha256(json.dumps(name).encode()).digest()
+        # fits an int32
+        extra["seed"] = int.from_bytes(digest[:4], "little") >> 1
+    return {
+        **settings.body,
+        **extra,
+        "messages": [
+            {"role": m.role, "content": _encodable(m.content)} for m in messages
+        ],
+    }
+
+
+def _without_logprobs(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: v for n, v in body.items() if "logprobs" not in n}
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates cannot be sent."""
+    return text.encode("utf-8", "replace").decode()
+
+
+async def _post(
+    client: httpx2.AsyncClient, settings: Settings, body: Mapping[str, Any]
+) -> tuple[int, Mapping[str, str], bytes]:
+    """(status, headers, content)."""
+    content = bytearray()
+    async with client.stream("POST", settings.url, json=body) as response:
+        async for part in response.aiter_bytes():
+            content += part
+            if len(content) > MOST_BYTES:
+                raise Failure(f"a reply of more than {MOST_BYTES} bytes")
+        return response.status_code, response.headers, bytes(content)
+
+
+def _without(key: str, text: str) -> str:
+    """A server's words without any part of the key that gives it away."""
+    size = min(SECRET, len(key))
+    if size < SECRET // 2:  # of no secret
+        return text
+    shown = list(text)
+    for at in range(len(text) - size + 1):
+        if text[at : at + size] in key:
+            shown[at : at + size] = "\0" * size
+    return re.sub("\0+", "***", "".join(shown))
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """A Retry-After, of seconds or of a date, as seconds from now; None for
+    what is neither."""
+    try:
+        seconds = float(retry_after or "")
+    except ValueError:
+        try:
+            date = email.utils.parsedate_to_datetime(retry_after or "")
+            seconds = date.timestamp() - time.time()
+        except (ValueError, OverflowError, TypeError, IndexError):
+            return None
+    if not math.isfinite(seconds):
+        return None
+    return min(max(seconds, 0.0), LONGEST_WAIT)

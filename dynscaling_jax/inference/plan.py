@@ -1,0 +1,355 @@
+"""What a device would hold and how fast it would draw, by formula alone.
+
+Each host has a process with a mesh of its own (engine.mesh): `model` chips
+share one copy of the parameters, `data` such copies draw beside each other.
+Where a host holds no copy, all share one mesh (engine.lockstep).
+Every figure is predicted from what the maker publishes and none has been
+measured: real rates are lower, for no chip reaches its peaks, and what chips
+and hosts tell one another is left out.
+"""
+
+import contextlib
+import dataclasses
+import math
+import re
+from typing import NamedTuple
+
+from dynscaling_jax.inference import layout, memory
+from dynscaling_jax.inference.memory import Memory, Size
+from dynscaling_jax.models import flops
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.transformer import param_shapes
+
+BFLOAT16 = 2  # bytes
+KEPT = 2e9  # bytes of prompts that an Engine keeps by default
+
+
+class Chip(NamedTuple):
+    """What its maker publishes."""
+
+    memory: float  # bytes
+    bandwidth: float  # bytes/s of that memory
+    peak: float  # operations/s in bfloat16, without sparsity
+    cores: int = 1  # that the name of a slice counts
+    taken: float = 1.0  # share of the memory that JAX takes
+
+    @property
+    def available(self) -> float:
+        """Bytes that decoding may take, as engine.memory has it."""
+        return memory.SHARE * self.taken * self.memory
+
+
+CHIPS = {
+    # cloud.google.com/tpu/docs/v5e, v5p, v6e
+    "v5e": Chip(16e9, 819e9, 197e12),
+    "v5p": Chip(95e9, 2765e9, 459e12, cores=2),
+    "v6e": Chip(32e9, 1638e9, 918e12),
+    # NVIDIA's data sheets, A100 and H100 with SXM; XLA_CLIENT_MEM_FRACTION is
+    # to be 0.95, of which docs/single_gpu.md tells
+    "L4": Chip(24e9, 300e9, 121e12, taken=0.95),
+    "A100-80": Chip(80e9, 2039e9, 312e12, taken=0.95),
+    "H100": Chip(80e9, 3350e9, 989e12, taken=0.95),
+    "H200": Chip(141e9, 4800e9, 989e12, taken=0.95),
+}
+TPUS = ("v5e", "v5p", "v6e")
+
+
+class Device(NamedTuple):
+    chip: Chip
+    chips: int
+    host: int  # chips of one host
+
+
+def device(name: str) -> Device:
+    """A TPU slice as Google names it, or GPUs.
+
+    Args:
+        name: v5e-8; v5p-64, whose number counts cores, two a chip; H100;
+            H100x8 for eight.
+
+    Raises:
+        ValueError: another name, or a number of chips that hosts cannot have.
+    """
+    tpu = re.fullmatch(rf"({'|'.join(TPUS)})-([1-9]\d{{0,3}})", name)
+    gpu = re.fullmatch(r"(.+?)(?:x([1-9]\d{0,3}))?", name)
+    if tpu:
+        kind, count = tpu[1], int(tpu[2])
+    elif gpu and gpu[1] in CHIPS and gpu[1] not in TPUS:
+        kind, count = gpu[1], int(gpu[2] or 1)
+    else:
+        gpus = ", ".join(kind for kind in CHIPS if kind not in TPUS)
+        raise ValueError(
+            f"device {name!r} is not known; known: {', '.join(TPUS)} with a "
+            f"number, as in v5e-8, and {gpus}, or several as in H100x8"
+        )
+    chip = CHIPS[kind]
+    chips, rest = divmod(count, chip.cores)
+    # a host of a TPU slice has four chips, but eight of v5e-8 and v6e-8
+    most = 4 if tpu and (chips > 8 or chip.cores > 1) else 8
+    host = min(chips, most)
+    if rest or not host or chips % host:
+        cores = f" of {chip.cores} cores" if chip.cores > 1 else ""
+        raise ValueError(
+            f"device {name!r}: its hosts have {most} chips{cores} each; "
+            "expected a multiple, or fewer on one host"
+        )
+    return Device(chip, chips, host)
+
+
+_QWEN = {"family": "qwen2", "head_dim": 128, "qkv_bias": True}
+SHAPES = {
+    # config.json of Qwen/Qwen2.5-7B, Qwen/Qwen2.5-32B, Llama-3.1-70B
+    "qwen2.5-7b": ModelConfig(
+        vocab_size=152_064,
+        width=3584,
+        layers=28,
+        heads=28,
+        kv_heads=4,
+        ffn=18_944,
+        context=131_072,
+        **_QWEN,
+    ),
+    "qwen2.5-32b": ModelConfig(
+        vocab_size=152_064,
+        width=5120,
+        layers=64,
+        heads=40,
+        kv_heads=8,
+        ffn=27_648,
+        context=131_072,
+        **_QWEN,
+    ),
+    "llama-3.1-70b": ModelConfig(
+        "llama",
+        vocab_size=128_256,
+        width=8192,
+        layers=80,
+        heads=64,
+        kv_heads=8,
+        head_dim=128,
+        ffn=28_672,
+        context=131_072,
+    ),
+}
+
+
+class Rate(NamedTuple):
+    tokens_per_second: float  # of the whole device
+    bound: str  # what takes longer: bytes or operations
+
+
+class Plan(NamedTuple):
+    """Of a whole device, predicted. Bytes are of one chip."""
+
+    processes: int  # one a host
+    lockstep: bool  # whether they share one mesh
+    data: int  # of each mesh
+    model: int
+    groups: int  # of prompts, over all processes
+    rows: int  # that draw at the same time, over all processes
+    memory: Memory  # bytes
+    prompt_keys: int  # bytes: of the groups and of the kept prompts
+    drawn_keys: int  # bytes
+    decode: Rate  # when all rows are busy
+    prefill: Rate
+
+
+def parameter_bytes(config: ModelConfig, int8: bool = False) -> int:
+    """Of all parameters in bfloat16; or with matrices in int8 and a float32
+    scale for each of their rows, as models.quantization makes them."""
+    total = 0
+    for name, shape in _parameters(config):
+        small = len(shape) < 2 or name == "router" or name.endswith("_bias")
+        count = math.prod(shape)
+        if int8 and not small:
+            total += count + memory.FLOAT * math.prod(shape[:-1])
+        else:
+            total += count * BFLOAT16
+    return total
+
+
+def read_bytes(config: ModelConfig, int8: bool = False) -> int:
+    """Of the parameters that a step reads. Of a table of embeddings that is
+    not the head as well it takes single rows, which are not counted; of a
+    mixture all experts are."""
+    return parameter_bytes(dataclasses.replace(config, tied=True), int8)
+
+
+def shard(config: ModelConfig, model: int) -> ModelConfig:
+    """What one of so many chips holds and computes: its heads, and its part
+    of feed-forward and vocabulary; norms whole.
+
+    Raises:
+        ValueError: it cannot be split so.
+    """
+    if _common(config) % model:
+        raise ValueError(
+            f"{config.heads} heads, {config.kv_heads} key heads, {config.ffn} "
+            f"units and {config.vocab_size} tokens cannot all be split over "
+            f"{model} chips"
+        )
+    return dataclasses.replace(
+        config,
+        heads=config.heads // model,
+        kv_heads=config.kv_heads // model,
+        ffn=config.ffn // model,
+        expert_ffn=config.expert_ffn // model,
+        vocab_size=config.vocab_size // model,
+    )
+
+
+def propose(
+    config: ModelConfig,
+    on: Device,
+    prompt: int,
+    new: int,
+    per: int,
+    int8: bool = False,
+) -> Plan:
+    """The mesh that the formulas advise, and what it would do.
+
+    What chips tell one another is not in the formulas, so the parameters are
+    split over as few of a host's as leave half of the memory to keys; where
+    none do, over as few as hold one group; where a host does not, likewise
+    over those of several.
+
+    Args:
+        prompt, new: tokens of a prompt and of a sample.
+        per: rows of a group.
+        int8: the weights, as of load_model(quantize="int8").
+
+    Raises:
+        ValueError: no mesh of this device holds one group, with what the
+            widest split would take; or lengths past the model's context.
+    """
+    if min(prompt, new, per) < 1 or prompt + new > config.context:
+        raise ValueError(
+            f"a prompt of {prompt} tokens, {new} new ones and {per} rows a "
+            "group: each must be at least 1, and the tokens at most the "
+            f"context, {config.context}"
+        )
+    half = on.chip.available / 2
+
+    def splits(chips: int, more_than: int) -> list[int]:
+        whole = [
+            model
+            for model in range(more_than + 1, chips + 1)
+            if chips % model == 0 and _common(config) % model == 0
+        ]
+        fits = lambda m: parameter_bytes(shard(config, m), int8) <= half
+        return [*filter(fits, whole)] or whole
+
+    *narrower, widest = *splits(on.host, 0), *splits(on.chips, on.host)
+    for model in narrower:
+        with contextlib.suppress(ValueError):  # it holds no group
+            return plan(config, on, model, prompt, new, per, int8)
+    return plan(config, on, widest, prompt, new, per, int8)
+
+
+def plan(
+    config: ModelConfig,
+    on: Device,
+    model: int,
+    prompt: int,
+    new: int,
+    per: int,
+    int8: bool = False,
+) -> Plan:
+    """What a mesh with parameters over `model` chips would do, as propose.
+
+    Raises:
+        ValueError: it does not hold one group, or cannot be split so.
+    """
+    part = shard(config, model)
+    # engine.memory counts logits of the whole vocabulary on each chip
+    held = dataclasses.replace(part, vocab_size=config.vocab_size)
+    copies = on.chips // model
+    weights = parameter_bytes(part, int8)
+    slots = layout.doubling(prompt)
+    kept = int(KEPT) // model
+
+    def predict(groups: int) -> Memory:
+        size = Size(groups, per, slots, layout.slots(new))
+        return memory.predicted(held, size, weights, BFLOAT16, kept)
+
+    groups = memory.most_groups(per, on.chip.available, predict)
+    token = memory.token_bytes(part, BFLOAT16)
+    drawn = groups * per * layout.slots(new) * token
+    lockstep = model > on.host
+    return Plan(
+        on.chips // on.host,
+        lockstep,
+        (on.chips if lockstep else on.host) // model,
+        model,
+        copies * groups,
+        copies * groups * per,
+        predict(groups),
+        groups * slots * token + kept,
+        drawn + drawn // 2,  # as engine.memory: room that doubles
+        decode_rate(part, on.chip, copies, Size(groups, per, slots, new), int8),
+        prefill_rate(part, on.chip, copies, slots, int8),
+    )
+
+
+def decode_rate(
+    part: ModelConfig, chip: Chip, copies: int, size: Size, int8: bool = False
+) -> Rate:
+    """Of busy rows, when a sample is half drawn: a step takes the longer of
+    reading all bytes once and doing all operations.
+
+    Args:
+        part: of the model that one chip holds.
+        size: of one copy; `new` are the tokens that a sample has at its end.
+    """
+    rows, middle = size.groups * size.per, size.new // 2
+    keys = size.groups * size.prompt + rows * middle
+    token = memory.token_bytes(part, BFLOAT16)
+    seen = size.prompt + middle
+    done = rows * (
+        flops.linear_flops(part)
+        + flops.head_flops(part)
+        + flops.attention_flops(part, seen - 1, seen)
+    )
+    moved = read_bytes(part, int8) + keys * token
+    return _rate(chip, copies * rows, moved, done)
+
+
+def prefill_rate(
+    part: ModelConfig, chip: Chip, copies: int, prompt: int, int8: bool = False
+) -> Rate:
+    """Of reading prompts of so many tokens, padding included, one after the
+    other in each copy."""
+    token = memory.token_bytes(part, BFLOAT16)
+    done = (
+        prompt * flops.linear_flops(part)
+        + flops.head_flops(part)
+        + flops.attention_flops(part, 0, prompt)
+    )
+    moved = read_bytes(part, int8) + prompt * token
+    return _rate(chip, copies * prompt, moved, done)
+
+
+def _rate(chip: Chip, tokens: int, moved: float, done: float) -> Rate:
+    """tokens of all copies, in the time of what one chip moves and does."""
+    reading, computing = moved / chip.bandwidth, done / chip.peak
+    bound = "bytes" if reading >= computing else "operations"
+    return Rate(tokens / max(reading, computing), bound)
+
+
+def _parameters(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each."""
+    shapes = param_shapes(config)
+    layers = shapes.pop("layers")
+    return [pair for part in (shapes, *layers) for pair in part.items()]
+
+
+def _common(config: ModelConfig) -> int:
+    """What divides all that is split."""
+    return math.gcd(
+        config.heads,
+        config.kv_heads,
+        config.ffn,
+        config.experts,
+        config.expert_ffn,
+        config.vocab_size,
+    )

@@ -1,0 +1,175 @@
+"""Files of JSON lines: logs, which a kill can tear, and what people write.
+
+A line of a log counts once its end is written. A kill can tear the last line
+alone: without its end it is dropped. Every other line that cannot be read is
+an error that names file and line.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dynscaling_jax.files import cannot_write
+
+SYNC_SECONDS = 1.0  # what a power cut, unlike a kill, may cost
+PIECE = 1 << 16  # bytes that are read at once
+LARGEST = 1e38  # a number that float32 holds, which tables are made of
+
+
+def dumps(row: Any) -> bytes:
+    """One line: ASCII alone, so that every text comes back as it was, lone
+    surrogates too. Raises ValueError for numbers that are not finite."""
+    return json.dumps(row, allow_nan=False).encode("ascii") + b"\n"
+
+
+def rows(
+    path: Path,
+    read: Callable[[Any], Any] = lambda row: row,
+    log: bool = True,
+) -> Iterator[tuple[int, int, Any]]:
+    """(start, end, what read makes of the row) of each line of a file.
+
+    A file that is no log may have empty lines, and its last line counts
+    without an end too.
+
+    Raises ValueError, with file and line, where a line is no JSON in UTF-8 or
+    read raises ValueError.
+    """
+    at = 0
+    with open(path, "rb") as file:
+        if b"\0" in file.read(4):  # no JSON has any
+            raise ValueError(
+                f"{path} is UTF-16 or UTF-32, or no text; expected JSON lines "
+                "in UTF-8, which iconv -f UTF-16 -t UTF-8 makes of it"
+            )
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            if log and not line.endswith(b"\n"):
+                return
+            if log or line.strip():
+                try:
+                    row = read(_value(line))
+                except ValueError as error:
+                    raise ValueError(
+                        f"{path}:{number}: {'malformed line: ' * log}{error}"
+                        + log
+                        * ". Only a last line can be torn by a kill, so "
+                        "the file was changed or damaged; mend or remove that "
+                        "line"
+                    ) from None
+                yield at, at + len(line), row
+            at += len(line)
+
+
+def _value(line: bytes) -> Any:
+    try:
+        # utf-8-sig: an editor may have put a mark before the text
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected a JSON object, {error}") from None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number, of any size."""
+    whole = type(value) is int
+    return whole or type(value) is float and abs(value) < float("inf")
+
+
+def is_sound(value: Any) -> bool:
+    """Whether it is a number that arithmetic can go on with: JSON has whole
+    numbers of 400 digits, which float() does not take."""
+    return is_number(value) and abs(value) <= LARGEST
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: not all of a text of megabytes."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} long)"
+
+
+class Lines:
+    """An open log.
+
+    OSErrors of writing name the file and what to do; the file then ends with
+    its last whole line. RuntimeError: another program changed its length.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._fd = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644
+            )
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        self.size = os.fstat(self._fd).st_size
+        self._synced = time.monotonic()
+
+    def read_all(
+        self, read: Callable[[Any], Any] = lambda row: row
+    ) -> Iterator[tuple[int, Any]]:
+        """(offset, row) of each line; a torn last one is cut off after."""
+        end = 0
+        for at, end, row in rows(self.path, read):  # noqa: B007
+            yield at, row
+        if end < self.size:
+            self.truncate(end)
+
+    def read(self, at: int) -> bytes:
+        """The line at an offset."""
+        parts, start = [], at
+        while True:
+            part = os.pread(self._fd, PIECE, at)
+            end = part.find(b"\n") + 1
+            parts.append(part[:end] if end else part)
+            at += len(part)
+            if end:
+                return b"".join(parts)
+            if not part:  # no end of a line will come
+                raise self._changed(f"no line at {start}")
+
+    def append(self, line: bytes) -> int:
+        """Writes a whole line; its offset."""
+        at, rest = self.size, memoryview(line)
+        there = os.fstat(self._fd).st_size
+        if there != at:
+            raise self._changed(f"{there} bytes in place of {at}")
+        try:
+            while rest:
+                rest = rest[self._guard(os.write, self._fd, rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):  # else the next start does it
+                self.truncate(at)
+            raise
+        self.size += len(line)
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self.sync()
+        return at
+
+    def sync(self) -> None:
+        self._guard(os.fsync, self._fd)
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def truncate(self, size: int) -> None:
+        """Drops all lines from an offset on."""
+        self._guard(os.ftruncate, self._fd, size)
+        self.size = size
+
+    def _guard(self, call: Callable, *args: Any) -> Any:
+        try:
+            return call(*args)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def _changed(self, how: str) -> RuntimeError:
+        return RuntimeError(
+            f"another program changed {self.path} while it was in use: it has "
+            f"{how}. Put it back, or choose another workdir"
+        )

@@ -1,0 +1,109 @@
+"""Lessons in problems of shares: trying numbers, and reading what was tried.
+
+Who has nothing to read begins with a round number. Who reads attempts tries
+an answer of theirs and says what comes of it: mostly the right one where it is
+shown, so that the model learns to tell it by what the attempts found out, and
+else a wrong one, so that it learns to compare the sum. Attempts are made up,
+right and wrong ones mixed, before there is a model that could draw any. The
+method is ours.
+"""
+
+import random
+
+import numpy as np
+
+from dynscaling_jax.scaling import chains
+from dynscaling_jax.scaling.chains import Chain, Reader
+from dynscaling_jax.tasks.shares import (
+    RIGHT,
+    SharesProblem,
+    possible,
+    slope,
+    trial,
+    values,
+)
+from dynscaling_jax.training.sft_examples import Lesson
+from dynscaling_jax.types import Message, Query, Sample
+
+_RETRIES = 0.3  # of made-up attempts, that try what another might answer
+_WRONG = 0.1  # of lessons that show right and wrong answers: try a wrong one
+_OFF = 3.0  # mean of how far what is tried again is off, less 1
+
+
+def plain(problem: SharesProblem, rng: random.Random) -> Lesson:
+    """A lesson that shows nothing: a guess, and the right answer."""
+    return Lesson(
+        (Message("user", problem.question),),
+        trial(problem, first_guess(problem, rng))[0],
+    )
+
+
+def chained(
+    problem: SharesProblem, attempts: int, rng: random.Random
+) -> Lesson:
+    """A lesson that shows of so many attempts those that `integrated` would,
+    or fewer, in its layout: whole, or their last words."""
+    right = rng.uniform(0.1, 0.8)
+    pool = [
+        _sample(index, attempt(problem, right, rng))
+        for index in range(attempts)
+    ]
+    query = Query("", (Message("user", problem.question),))
+    chain = Chain(k=rng.randint(1, Chain().k))
+    if rng.random() < 0.5:
+        chain = chain._replace(content="tail", tail=rng.randint(18, 35))
+    draws = np.random.default_rng(rng.getrandbits(64))
+    prompt, shown = chains.build(chain, Reader(), query, pool, draws)
+    return Lesson(prompt, trial(problem, _tried(problem, pool, shown, rng))[0])
+
+
+def _tried(
+    problem: SharesProblem,
+    pool: list[Sample],
+    shown: tuple[int, ...],
+    rng: random.Random,
+) -> int:
+    """An answer of those shown: the right one where one of them found it to
+    be, and mostly so where one of them gives it."""
+    answers = [int(str(pool[index].answer)) for index in shown]
+    wrong = [a for a in answers if a != problem.answer and possible(problem, a)]
+    found = any(RIGHT in pool[index].text for index in shown)
+    given = problem.answer in answers and rng.random() >= _WRONG
+    if found or given or not wrong:
+        return problem.answer
+    return rng.choice(wrong)
+
+
+def attempt(
+    problem: SharesProblem, right: float, rng: random.Random
+) -> tuple[str, int]:
+    """An attempt as a model might make it, which counts on right with that
+    probability, and its answer."""
+    guess = first_guess(problem, rng)
+    if rng.random() < _RETRIES:
+        other = problem.answer
+        if rng.random() >= right:
+            other += rng.choice((-1, 1)) * (1 + int(rng.expovariate(1 / _OFF)))
+        guess = other if possible(problem, other) else guess
+    if rng.random() < right:
+        return trial(problem, guess)
+    over = abs(sum(values(problem, guess)) - problem.total)
+    true = slope(problem)
+    others = [n for n in range(2, 2 * true) if n != true and over % n == 0]
+    if others and rng.random() < 0.7:
+        return trial(problem, guess, rng.choice(others))
+    offs = [off for off in (-2, -1, 1, 2) if over // true + off > 0]
+    return trial(problem, guess, off=rng.choice(offs))
+
+
+def first_guess(problem: SharesProblem, rng: random.Random) -> int:
+    """A round number to try first, not far from what it must be."""
+    tens = problem.answer // 10
+    guesses = [10 * (tens + off) for off in range(-2, 4)]
+    able = [guess for guess in guesses if possible(problem, guess)]
+    return rng.choice(able)
+
+
+def _sample(index: int, made: tuple[str, int]) -> Sample:
+    text, answer = made
+    return Sample("", index, 0, (), text, str(answer), "stop", 0, 0, 0, 0.0)

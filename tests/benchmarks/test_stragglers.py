@@ -1,0 +1,58 @@
+"""The command prints what docs/allocation.md shows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.stragglers", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
+def tables(text):
+    """{(table, samples a row, counts): {hosts: cell}}"""
+    found, heads = {}, []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|") or line.startswith("| -"):
+            continue
+        if cells[:2] == ["samples a row", "counts"]:
+            heads.append(cells)
+        elif heads:
+            key = (len(heads), *cells[:2])
+            found[key] = dict(zip(heads[-1][2:], cells[2:], strict=True))
+    return found
+
+
+def test_the_guide_shows_what_it_prints():
+    """Of the numbers of hosts that are quick to play."""
+    done = launch("--hosts=1,4,16")
+    assert (done.returncode, done.stderr) == (0, "")
+    printed = tables(done.stdout)
+    guide = (ROOT / "docs" / "allocation.md").read_text()
+    section = guide.partition("\n## Many hosts")[2]
+    shown = tables(section)
+    assert len(shown) == 14 and shown.keys() == printed.keys()
+    for key, cells in printed.items():
+        assert cells.items() <= shown[key].items(), key
+
+
+@pytest.mark.parametrize("hosts", ["", "0", "4,x"])
+def test_what_is_no_number_of_hosts(hosts):
+    done = launch(f"--hosts={hosts}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "benchmarks.stragglers: --hosts must be whole numbers from 1 on, got "
+        f"{hosts!r}\n"
+    )

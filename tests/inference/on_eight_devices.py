@@ -1,0 +1,261 @@
+"""What test_mesh.py runs in a process of its own, with eight devices."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dynscaling_jax.checkpoints import Model, export, load_model
+from dynscaling_jax.inference import (
+    Engine,
+    cache,
+    decode,
+    memory,
+    mesh,
+    prefill,
+    sampling,
+)
+from dynscaling_jax.models import transformer
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.sharding import param_sharding, put
+from dynscaling_jax.types import Message, Query, Request
+
+MESHES = ("8x1", "1x8", "2x4")
+BOUND = 2e-5  # of what is measured of a token, in nats, on any mesh
+SHAPES = {
+    "llama": {"heads": 8, "kv_heads": 8},
+    "grouped": {"heads": 8, "kv_heads": 2},  # held whole by 4 and by 8
+    "experts": {
+        "heads": 4,
+        "kv_heads": 4,
+        "experts": 8,
+        "experts_per_token": 2,
+        "expert_ffn": 24,
+    },
+}
+SETTINGS = {"rows": 16, "rows_per_group": 2, "max_new_tokens": 9}
+
+
+def mapped(function, tree):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(export.steps(path), leaf),
+        tree,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+def placed(model: Model, text: str) -> Model:
+    on = mesh.build(text)
+    if on is None:
+        return model
+    spread = lambda path, leaf: put(on, model.config, path, leaf)
+    params = mapped(spread, model.params)
+    return Model(model.config, params, lambda: model.tokenizer)
+
+
+def queries() -> list[Query]:
+    return [Query(f"{n}", (Message("user", "x" * n),)) for n in (3, 40, 60)]
+
+
+def drawn(engine, work: list[Request]) -> dict:
+    """(query id, index) -> (prompt ids, Draw [T])."""
+    engine.widths = (16,)  # those of a mesh
+    assert len(list(engine(work))) == len(work)
+    return engine.drawn
+
+
+def assert_equal(one: dict, other: dict) -> None:
+    """Tokens, and the measures of each to BOUND."""
+    assert one.keys() == other.keys()
+    for name, (_, draws) in one.items():
+        _, found = other[name]
+        np.testing.assert_array_equal(draws.token, found.token)
+        for a, b in zip(draws[1:], found[1:], strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=BOUND)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_samples_are_those_of_one_device(tiny, recording_engine, name):
+    """Greedy ones and random ones; a mesh of one device is none. No function
+    is compiled twice: rows once came back from `start` spread over devices,
+    where they had gone in known to all."""
+    assert mesh.build("1x1") is None
+    model = tiny(vocab_size=264, eos_ids=(258, 11, 50), **SHAPES[name])
+    work = [Request(q, q.messages, i) for q in queries() for i in range(7)]
+    functions = (decode.start, decode.place, decode._layer, decode._turn)
+    expected = {}
+    for text in ("1x1", *MESHES):
+        before = [function._cache_size() for function in functions]
+        one = placed(model, text)
+        for temperature in (0, 1):
+            engine = recording_engine(one, temperature=temperature, **SETTINGS)
+            found = drawn(engine, work)
+            expected.setdefault(temperature, found)
+            assert_equal(found, expected[temperature])
+        for function, size in zip(functions, before, strict=True):
+            assert function._cache_size() <= size + 1
+    lengths = {len(draws.token) for _, draws in expected[1].values()}
+    assert len(lengths) > 1  # rows were refilled while others drew
+
+
+def test_chains_read_on_and_rooms_grow(tiny, recording_engine):
+    model = tiny(layers=1, vocab_size=264, **SHAPES["grouped"])
+    said = Message("assistant", "First, I add.")
+    work = [
+        request
+        for q in queries()
+        for request in (
+            Request(q, q.messages, 0),
+            Request(q, (*q.messages, said), 1, parents=(0,)),
+        )
+    ]
+    settings = {**SETTINGS, "max_new_tokens": 24}
+    one, other = (
+        drawn(recording_engine(placed(model, text), **settings), work)
+        for text in ("1x1", "2x4")
+    )
+    assert_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantize", "count"),
+    [
+        ("llama_grouped", "", 12),
+        ("qwen3_moe", "int8", 6),  # six experts, which four do not divide
+    ],
+)
+def test_parameters_are_read_into_their_shards(
+    goldens, tmp_path, monkeypatch, name, quantize, count
+):
+    """The same bits from safetensors and from Orbax, and no device is sent
+    the whole of what is split; then a prompt is read, and a token."""
+    whole = load_model(goldens / name)
+    one = load_model(goldens / name, quantize=quantize)
+    export.save_orbax(tmp_path, whole.params)
+    export.save_side_files(tmp_path, goldens / name, whole.config, None)
+    on, sent = mesh.build("2x4"), []
+    put_pieces = jax.make_array_from_callback
+
+    def noted(*what):
+        sent.append(put_pieces(*what))
+        return sent[-1]
+
+    monkeypatch.setattr(jax, "make_array_from_callback", noted)
+    spread = load_model(goldens / name, quantize=quantize, mesh=on)
+    monkeypatch.undo()
+    assert len(sent) == len(jax.tree.leaves(whole.params))
+    split = [x for x in sent if x.addressable_shards[0].data.size < x.size]
+    assert len(split) == count
+    for other in (spread, load_model(tmp_path, quantize=quantize, mesh=on)):
+        jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+        assert where(spread) == where(other)
+    results = [logits for model in (one, spread) for logits in read(model)]
+    for a, b in zip(results[:2], results[2:], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+def where(model: Model) -> list:
+    return [leaf.sharding for leaf in jax.tree.leaves(model.params)]
+
+
+def read(model: Model) -> list[np.ndarray]:
+    """Logits after a prompt, and after one more token of each row."""
+    config, on = model.config, mesh.of(model.params)
+    tokens = np.arange(128, dtype=np.int32) % 40
+    token = np.full(4, 7, np.int32)
+    with mesh.ambient(on):
+        prefix = prefill.prefill(model.params, config, tokens, np.int32(100))
+        state = cache.empty(config, 2, 2, 128, 16, jnp.float32, on)
+        state = decode.place(state, prefix, np.int32(1))
+        logits, _ = decode.read(model.params, config, state, token)
+        return [np.asarray(prefix.logits), np.asarray(logits)[2:]]
+
+
+COLLECTIVE = re.compile(
+    r"= (.+?) (all-gather|all-reduce|all-to-all|reduce-scatter|"
+    r"collective-permute)(?:-start)?\("
+)
+
+
+@pytest.mark.parametrize("text", MESHES[1:])
+@pytest.mark.parametrize("name", SHAPES)
+def test_no_weight_is_sent(name, text):
+    """In the compiled step, what any device is sent is no larger than the
+    logits of the rows; each weight is, and so is a part of one."""
+    on = mesh.build(text)
+    config = ModelConfig(
+        family="llama",
+        vocab_size=1024,
+        width=256,
+        layers=1,
+        ffn=512,
+        context=512,
+        **{"head_dim": 256 // SHAPES[name]["heads"], **SHAPES[name]},
+    )
+    groups, per = 8, 2
+    largest = groups * per * config.vocab_size
+
+    def described(path, shape):
+        where = param_sharding(on, config, path, shape)
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+
+    params = mapped(described, transformer.param_shapes(config))
+    top, layer = transformer.without_layers(params), params["layers"][0]
+    assert all(
+        w.size > largest
+        for name, w in (top | layer).items()
+        if len(w.shape) > 1 and name not in ("k", "v", "router")
+    )
+    state = cache.empty(config, groups, per, 128, 32, jnp.float32, on)
+    rows, settings = state.rows, sampling.settings()
+    stops = np.full(8, -1, np.int32)
+    hidden = jax.ShapeDtypeStruct(
+        (groups * per, config.width),
+        jnp.float32,
+        sharding=NamedSharding(on, P("data")),
+    )
+    sent = []
+    with jax.set_mesh(on):
+        for lowered in (
+            prefill.embed.lower(top, config, rows.token),
+            decode._layer.lower(
+                layer,
+                config,
+                config.kind(0),
+                hidden,
+                state.length,
+                rows.drawn,
+                state.prefix[0],
+                state.suffix[0],
+            ),
+            decode._turn.lower(top, config, hidden, rows, stops, settings),
+        ):
+            for line in lowered.compile().as_text().splitlines():
+                if found := COLLECTIVE.search(line):
+                    sent += re.findall(r"\[([\d,]*)\]", found[1])
+    sizes = [np.prod([int(n) for n in s.split(",") if n]) for s in sent]
+    assert sent and max(sizes) <= largest
+
+
+def test_rows_must_divide(tiny):
+    model = placed(tiny(layers=1), "8x1")
+    message = r"rows \(24\) .* rows_per_group \(2\) x data \(8\) of the mesh"
+    with pytest.raises(ValueError, match=message):
+        Engine(model, rows=24, rows_per_group=2)
+    assert Engine(model, rows=16).rows_per_group == 2
+    assert Engine(model, rows=None).rows_per_group == 8
+
+
+def test_rows_that_the_memory_of_all_devices_holds(tiny, monkeypatch):
+    """Parameters and key heads are split by four, groups by two."""
+    model = tiny(layers=1, vocab_size=264, **SHAPES["llama"])
+    settings = {"rows": None, "max_new_tokens": 12, "prefix_bytes": 1e5}
+    rows = {}
+    for text, one in {"": model, "2x4": placed(model, "2x4")}.items():
+        monkeypatch.setattr(memory, "available", lambda: 3e6)
+        rows[text] = Engine(one, **settings)._held(128, 8)[-1]
+    assert rows["2x4"] >= 4 * rows[""]

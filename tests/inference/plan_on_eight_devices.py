@@ -1,0 +1,66 @@
+"""What test_plan.py runs in a process of its own, with eight devices: what a
+mesh holds, and how many rows an engine takes, beside what was planned."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+
+from dynscaling_jax.checkpoints import Model, export
+from dynscaling_jax.inference import Engine, memory, mesh, plan
+from dynscaling_jax.models import quantization, sharding
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.transformer import init_params
+
+CONFIG = ModelConfig(
+    "qwen2",
+    vocab_size=1024,
+    width=64,
+    layers=2,
+    heads=8,
+    kv_heads=4,
+    head_dim=16,
+    ffn=256,
+    context=512,
+    qkv_bias=True,
+)
+CHIP = plan.Chip(2.5e9, 1e9, 1e9)
+NEW, PROMPT, PER = 100, 128, 8
+
+
+def spread(text: str, int8: bool) -> Model:
+    on = mesh.build(text)
+
+    def place(path, leaf):
+        steps = export.steps(path)
+        leaf = quantization.quantize(steps, leaf) if int8 else leaf
+        return sharding.put(on, CONFIG, steps, leaf)
+
+    params = init_params(jax.random.key(0), CONFIG, jnp.bfloat16)
+    params = jax.tree_util.tree_map_with_path(place, params)
+    return Model(CONFIG, params, lambda: None)
+
+
+def compared(text: str, int8: bool) -> dict:
+    model = spread(text, int8)
+    memory.available = lambda: CHIP.available
+    Model.eos_ids = ()
+    engine = Engine(model, rows=None, rows_per_group=PER, max_new_tokens=NEW)
+    found = plan.plan(
+        CONFIG,
+        plan.Device(CHIP, 8, 8),
+        int(text.partition("x")[2]),
+        PROMPT,
+        NEW,
+        PER,
+        int8,
+    )
+    return {
+        "bytes": (mesh.bytes_held(model.params), found.memory.weights),
+        "rows": (max(engine._held(PROMPT, PER)), found.rows),
+    }
+
+
+if __name__ == "__main__":
+    cases = [(text, int8) for text in ("8x1", "2x4") for int8 in (False, True)]
+    print(json.dumps([compared(*case) for case in cases]))

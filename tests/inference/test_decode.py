@@ -1,0 +1,252 @@
+"""Grouped decoding against plain full attention without a cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynscaling_jax.checkpoints.tokenizer import from_json
+from dynscaling_jax.inference import cache, decode, prefill
+from dynscaling_jax.models import attention, transformer
+from dynscaling_jax.types import Message, Query, Request
+
+LONGEST = 320  # tokens of the longest prompt and sample here
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def plain_logprobs(params, config, ids):
+    """Log-probabilities float32 [LONGEST, V] by transformer.forward."""
+    return jax.nn.log_softmax(transformer.forward(params, config, ids))
+
+
+def check_against_plain(engine) -> int:
+    """Compares every drawn token; returns how many."""
+    model, count = engine.model, 0
+    for prompt, draws in engine.drawn.values():
+        ids = np.zeros(LONGEST, np.int32)
+        whole = [*prompt, *draws.token]
+        ids[: len(whole)] = whole
+        table = plain_logprobs(model.params, model.config, ids)
+        rows = np.asarray(table)[len(prompt) - 1 : len(whole) - 1]
+        chosen = np.take_along_axis(rows, draws.token[:, None], 1)[:, 0]
+        np.testing.assert_allclose(draws.logprob, chosen, rtol=0, atol=1e-4)
+        top = np.sort(rows, axis=1)[:, -20:].mean(1)
+        np.testing.assert_allclose(draws.confidence, -top, rtol=0, atol=1e-4)
+        count += len(rows)
+    return count
+
+
+def query(name: str, length: int) -> Query:
+    """length characters; the template adds 19 tokens."""
+    text = "".join(chr(97 + (i * i + len(name)) % 26) for i in range(length))
+    return Query(name, (Message("user", text),))
+
+
+def requests(queries, count):
+    return [Request(q, q.messages, i) for q in queries for i in range(count)]
+
+
+MODELS = {
+    "grouped": {"layers": 2},
+    "full heads, tied": {"kv_heads": 4, "tied": True, "head_dim": 6},
+    # shorter than a sample, so that it passes from the prompt into the suffix
+    "multi-query, window": {"kv_heads": 1, "window": 12},
+    "as gemma 3": {
+        "layers": 2,
+        "head_dim": 6,
+        "window": 12,
+        "local": (True, False),
+        "local_rope_theta": 50.0,
+        "post_norm": True,
+        "qk_norm": "head",
+        "norm_offset": 1.0,
+        "softcap": 4.0,
+        "final_softcap": 6.0,
+    },
+    "with experts": {
+        "layers": 2,
+        "experts": 4,
+        "experts_per_token": 2,
+        "expert_ffn": 8,
+        "dense": (True, False),
+    },
+    "as gpt-oss": {
+        "layers": 2,
+        "window": 12,
+        "local": (True, False),
+        "sinks": True,
+        "experts": 4,
+        "experts_per_token": 2,
+        "expert_ffn": 8,
+        "expert_bias": True,
+        "activation": "clamped",
+        "unit_limit": 1.0,
+        "unit_slope": 1.7,
+        "qkv_bias": True,
+        "o_bias": True,
+    },
+    "as smollm 3, olmo 2, phi 3": {
+        "layers": 2,
+        "kv_heads": 4,
+        "rotates": (False, True),
+        "rope_share": 0.5,
+        "qkv_bias": True,
+        "o_bias": True,
+        "pre_norm": False,
+        "post_norm": True,
+        "qk_norm": "whole",
+    },
+}
+
+
+@pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
+def test_drawn_tokens_have_their_plain_probabilities(
+    tiny, recording_engine, fields
+):
+    """Prompts of mixed length in one batch, groups that are refilled, rows
+    that end at different times, samples across chunk borders, and chains
+    read on from their query."""
+    family = "mistral" if fields.get("window") else "llama"
+    # some ordinary ids end a sample, so that lengths differ
+    fields = {"layers": 1, "eos_ids": (258, 11, 50), **fields}
+    model = tiny(family=family, **fields)
+    engine = recording_engine(
+        model, rows=8, rows_per_group=4, max_new_tokens=40
+    )
+    lengths = {"a": 1, "b": 30, "c": 60, "d": 73}
+    queries = [query(name, n) for name, n in lengths.items()]
+    work = requests(queries, 5)
+    for q in queries[:2]:
+        attempt = "I tried 7, then 8, and neither fits. " + q.id
+        chain = (*q.messages, Message("assistant", attempt))
+        work += [Request(q, chain, 5 + i, parents=(0,)) for i in range(4)]
+    samples = list(engine(work))
+    assert len(samples) == len(work) == len(engine.drawn)
+    lengths = [s.new_tokens for s in samples]
+    assert min(lengths) < 16 and max(lengths) == 40  # refills and borders
+    assert check_against_plain(engine) == sum(lengths)
+
+
+def test_prompts_and_chains_of_several_sizes(
+    tiny, recording_engine, monkeypatch
+):
+    """Prompts padded to 128 and 256; chains that begin with their query's
+    ids and are read on from there, and one that shares none and is not."""
+    engine = recording_engine(
+        tiny(layers=1), rows=4, rows_per_group=1, max_new_tokens=17
+    )
+    queries = [query("a", 10), query("b", 80), query("c", 82), query("d", 200)]
+    work = requests(queries, 1)
+    tries = ("x" * 20, "y" * 150, "", "z")
+    for q, text in zip(queries, tries, strict=True):
+        chain = (*q.messages, Message("assistant", text))
+        work.append(Request(q, chain, 1, parents=(0,)))
+    strange = (Message("system", "s" * 50), Message("user", "other"))
+    work.append(Request(queries[0], strange, 2))
+    extend, extended = prefill.extend, []
+
+    def spy(params, config, base, kept, *rest):
+        extended.append(int(kept))
+        return extend(params, config, base, kept, *rest)
+
+    monkeypatch.setattr(prefill, "extend", spy)
+    samples = list(engine(work))
+    lengths = sorted(len(ids) for ids, _ in engine.drawn.values())
+    assert lengths[0] < 128 < lengths[-1] <= 256
+    # an empty assistant turn is the query's own prompt: nothing to read on
+    base = {q.id: len(engine.drawn[q.id, 0][0]) for q in queries}
+    assert sorted(extended) == [base["a"], base["b"], base["d"]]
+    assert check_against_plain(engine) == sum(s.new_tokens for s in samples)
+
+
+def test_one_token_prompts(tiny, recording_engine, byte_tokenizer):
+    """The shortest prompt there is; also chains too short to read on."""
+    model = tiny(layers=1)
+    bare = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    model.tokenizer = from_json(byte_tokenizer.as_json(), bare)
+    engine = recording_engine(
+        model, rows=4, rows_per_group=1, max_new_tokens=17
+    )
+    q = Query("a", (Message("user", "a"),))
+    longer = (*q.messages, Message("assistant", "bc"))
+    samples = list(engine([Request(q, q.messages, 0), Request(q, longer, 1)]))
+    assert sorted(s.prompt_tokens for s in samples) == [1, 3]
+    assert all(s.cached_tokens == 0 for s in samples)
+    assert check_against_plain(engine) == 34
+
+
+# The jitted functions on their own
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
+    """With full heads and one row a group, a lone query was multiplied as a
+    vector, which rounds otherwise than a matrix: a sample depended on how
+    many others of its query were asked for beside it."""
+    config = tiny(layers=1, kv_heads=kv_heads).config
+    random = np.random.RandomState(0)
+
+    def normal(*shape):
+        return random.standard_normal(shape).astype("f")
+
+    q, k, v = normal(8, 4, 16), normal(8, kv_heads, 16), normal(8, kv_heads, 16)
+    prefix = normal(2, 1, kv_heads, 128, 16)
+    suffix = normal(2, 8, kv_heads, 32, 16)
+    slot = np.array([5, 21, 5, 21, 5, 5, 21, 31], np.int32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def seen(groups, q, k, v, prefix, suffix):
+        ahead = jnp.full_like(slot, 100)
+        attend = decode._grouped(config, groups, ahead, slot)
+        shared = jnp.repeat(prefix, groups, 1)
+        kept = [
+            cache.blocked((k.swapaxes(2, 3), v)) for k, v in (shared, suffix)
+        ]
+        return attention.output(attend(config.kind(0), kept, q, k, v)[0])
+
+    arrays = q, k, v, prefix, suffix
+    whole = seen(1, *arrays)
+    for groups in (2, 8):
+        np.testing.assert_array_equal(seen(groups, *arrays), whole)
+
+
+def test_place_fills_one_group_alone(tiny):
+    model = tiny(layers=1)
+    state = cache.empty(model.config, 3, 2, 16, 16, jnp.float32)
+    ids = np.arange(16, dtype=np.int32)
+    prefix = prefill.prefill(model.params, model.config, ids, np.int32(11))
+    placed = decode.place(state, prefix, np.int32(1))
+    assert placed.length.tolist() == [1, 11, 1]
+    keys = placed.prefix[0][0]
+    np.testing.assert_array_equal(keys[1, :, 0], prefix.layers[0][0])
+    assert not keys[0].any() and not keys[2].any()
+    np.testing.assert_array_equal(placed.logits[1], prefix.logits)
+
+
+def test_a_key_goes_to_the_slot_of_its_row():
+    """By hand: slots 0 and 2, in blocks of two; a third row has no room."""
+    suffix = jnp.zeros((3, 1, 2, 1, 2)), jnp.zeros((3, 1, 2, 2, 1))
+    new = jnp.array([1.0, 2, 3])[:, None, None]
+    keys, values = cache.write(suffix, new, -new, jnp.array([0, 2, 4]))
+    written = [[[1, 0], [0, 0]], [[0, 0], [2, 0]], [[0, 0], [0, 0]]]
+    assert keys[:, 0, :, 0].tolist() == written
+    assert (-values[:, 0, :, :, 0]).tolist() == written
+
+
+@pytest.mark.parametrize("before", [32, 128, 256, 512, 768])
+@pytest.mark.parametrize("after", [64, 256, 512, 1024])
+def test_other_room_keeps_what_was_written(before, after):
+    """Blocks become longer up to AT_ONCE keys, then more."""
+    flat = (
+        np.random.RandomState(0).standard_normal((2, 3, 5, before)).astype("f")
+    )
+    keys, values = flat, flat.swapaxes(2, 3)
+    kept = np.zeros((2, 3, 5, after), "f")
+    most = min(before, after)
+    kept[..., :most] = flat[..., :most]
+    want = cache.blocked((kept, kept.swapaxes(2, 3)))
+    got = cache.resized(cache.blocked((keys, values)), after)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert cache.slots([got]) == after

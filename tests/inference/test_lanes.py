@@ -1,0 +1,140 @@
+"""Lanes: batches of a small model that draw beside each other."""
+
+import os
+import threading
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import Mesh
+
+from dynscaling_jax.inference import Engine, decode, layout, prefill
+from dynscaling_jax.types import Message, Query, Request
+
+ROWS = 2 * layout.LANE
+SHAPE = {"rows": ROWS, "rows_per_group": 4, "max_new_tokens": 24}
+QUERIES = [Query(f"q/{i}", (Message("user", "x" * i),)) for i in range(10)]
+COUNTS = st.lists(st.integers(1, 70), min_size=1, max_size=20)
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny(layers=1, eos_ids=(258, 11, 50))
+
+
+@pytest.fixture
+def lanes(monkeypatch):
+    """Gives engines so many cores."""
+    return lambda count: monkeypatch.setattr(os, "cpu_count", lambda: count)
+
+
+@pytest.fixture
+def cpu_mesh():
+    return Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+
+
+def ask(queries, indices):
+    return [Request(q, q.messages, i) for q in queries for i in indices]
+
+
+def by_name(samples):
+    return {(s.query_id, s.index): s for s in samples}
+
+
+def test_one_for_each_core_that_has_rows(lanes, cpu_mesh):
+    lanes(4)
+    small = layout.SMALL
+    counts = [layout.lanes(r, small, None) for r in (8, 64, 128, 512)]
+    assert counts == [1, 2, 4, 4]
+    assert layout.lanes(512, small + 1, None) == 1
+    assert layout.lanes(512, small, cpu_mesh) == 1
+
+
+def test_dealt_by_hand():
+    """Two lanes, the first with 3 samples to draw, and 2 + 2 + 9 in fours:
+    8 is a share, so the last prompt is cut."""
+    parts = layout.dealt([2, 2, 9], [3, 0], 4)
+    assert parts == [(1, 0, 0, 2), (1, 1, 0, 2), (0, 2, 0, 8), (1, 2, 8, 9)]
+
+
+@given(COUNTS, st.integers(1, 5), st.integers(1, 8))
+def test_each_sample_is_dealt_once_and_evenly(counts, lanes, unit):
+    parts = layout.dealt(counts, [0] * lanes, unit)
+    drawn = [(n, i) for _, n, first, end in parts for i in range(first, end)]
+    assert sorted(drawn) == [
+        (n, i) for n, c in enumerate(counts) for i in range(c)
+    ]
+    share = -(-sum(counts) // (lanes * unit)) * unit
+    loads = [0] * lanes
+    for lane, _, first, end in parts:
+        loads[lane] += end - first
+    assert max(loads) - min(loads) <= share
+    whole = [n for n, count in enumerate(counts) if count <= share]
+    for number in whole:  # is read in one lane
+        assert sum(n == number for _, n, _, _ in parts) == 1
+
+
+def test_samples_are_those_of_one_lane(model, lanes):
+    """Of calls that overlap, too, and after one that is left."""
+    work = ask(QUERIES, range(9))
+    lanes(1)
+    alone = by_name(Engine(model, **SHAPE)(work))
+    lanes(2)
+    engine = Engine(model, **SHAPE)
+    assert engine.widths == (8, 16, 32)
+    one, other = engine(work[:45]), engine(work[45:])
+    assert by_name([next(one), next(other), *one, *other]) == alone
+    left = engine(work)
+    next(left)
+    del left
+    assert by_name(engine(work)) == alone
+
+
+def test_lanes_draw_at_the_same_time(model, lanes, monkeypatch):
+    """Each waits within a chunk until the other is in one."""
+    lanes(2)
+    both = threading.Barrier(2, timeout=60)
+    chunk, met = decode.decode, []
+
+    def meeting(*args):
+        if not met:
+            both.wait()
+            met.append(threading.current_thread().name)
+        return chunk(*args)
+
+    monkeypatch.setattr(decode, "decode", meeting)
+    assert len([*Engine(model, **SHAPE)(ask(QUERIES, range(4)))]) == 40
+    assert met
+
+
+def test_a_prompt_is_read_in_one_lane(model, lanes, monkeypatch):
+    lanes(2)
+    read, count = prefill.prefill, []
+
+    def counting(*args):
+        count.append(1)
+        return read(*args)
+
+    monkeypatch.setattr(prefill, "prefill", counting)
+    engine = Engine(model, **SHAPE)
+    assert len([*engine(ask(QUERIES, range(8)))]) == 80
+    assert len(count) == len(QUERIES)
+    assert len([*engine(ask(QUERIES[:1], range(8, 72)))]) == 64  # both know it
+    assert len(count) == len(QUERIES)
+
+
+def test_a_lane_that_fails_fails_the_call(model, lanes, monkeypatch):
+    lanes(2)
+    engine = Engine(model, **SHAPE)
+    chunk = decode.decode
+
+    def failing(*args):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(decode, "decode", failing)
+    with pytest.raises(MemoryError, match="no room"):
+        next(engine(ask(QUERIES, range(4))))
+    monkeypatch.setattr(decode, "decode", chunk)
+    assert len([*engine(ask(QUERIES, range(4)))]) == 40

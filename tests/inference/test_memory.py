@@ -1,0 +1,138 @@
+"""Memory: what is predicted against what is taken."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynscaling_jax.inference import Engine, cache, decode, memory, prefill
+from dynscaling_jax.inference.memory import Memory, Size
+from dynscaling_jax.models import transformer
+from dynscaling_jax.models.config import ModelConfig
+
+SHAPES = {
+    "large vocabulary": {"vocab_size": 9_000, "ffn": 96},
+    "wide": {"vocab_size": 300, "ffn": 2_000},
+    "one key head": {"vocab_size": 500, "ffn": 200, "kv_heads": 1},
+}
+SIZES = (Size(4, 8, 128, 64), Size(16, 1, 512, 32))
+
+
+def config_of(vocab_size, ffn, kv_heads=2):
+    shape = {"width": 64, "heads": 4, "kv_heads": kv_heads, "head_dim": 16}
+    return ModelConfig(
+        "llama", vocab_size, layers=2, ffn=ffn, context=1024, **shape
+    )
+
+
+def nbytes(tree):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_state_is_as_large_as_its_arrays(fields, size):
+    config = config_of(**fields)
+    state = jax.eval_shape(
+        functools.partial(cache.empty, config, *size, jnp.bfloat16)
+    )
+    taken = nbytes((state.prefix, state.logits)) + 1.5 * nbytes(state.suffix)
+    assert memory.predicted(config, size, 7, 2, 11) == Memory(
+        7, 11, taken, memory.working(config, size)
+    )
+
+
+@pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_compiled_functions_take_no_more_than_predicted(fields, size):
+    config = config_of(**fields)
+    params = jax.eval_shape(
+        functools.partial(transformer.init_params, config=config),
+        jax.random.key(0),
+    )
+    state = jax.eval_shape(
+        functools.partial(cache.empty, config, *size, jnp.float32)
+    )
+    layer, kind = params["layers"][0], config.kind(0)
+    hidden = lambda count: jax.ShapeDtypeStruct((count, 64), jnp.float32)
+    stops = jax.ShapeDtypeStruct((8,), jnp.int32)
+    settings = jax.eval_shape(decode.sampling.settings)
+    rows = size.groups * size.per
+    taken = [
+        lowered.compile().memory_analysis().temp_size_in_bytes
+        for lowered in (
+            decode._layer.lower(
+                layer,
+                config,
+                kind,
+                hidden(rows),
+                state.length,
+                state.rows.drawn,
+                state.prefix[0],
+                state.suffix[0],
+            ),
+            decode._turn.lower(
+                transformer.without_layers(params),
+                config,
+                hidden(rows),
+                state.rows,
+                stops,
+                settings,
+            ),
+            prefill._read.lower(layer, config, kind, hidden(size.prompt)),
+        )
+    ]
+    assert max(taken) <= memory.working(config, size) <= 8 * max(taken)
+
+
+def test_the_most_groups_by_hand():
+    """Weights of 100, prompts of 10; each group takes 20 and works with 3."""
+    predict = lambda groups: Memory(100, 10, 20 * groups, 3 * groups)
+    assert memory.most_groups(8, 110 + 8 * 23, predict) == 8
+    assert memory.most_groups(8, 110 + 8 * 23 - 1, predict) == 4
+    assert memory.most_groups(8, 1e9, predict) == memory.MOST_ROWS // 8
+    with pytest.raises(ValueError, match="one group of 8 rows takes 1.33e"):
+        memory.most_groups(8, 132, predict)
+
+
+def test_an_engine_takes_the_rows_that_memory_holds(tiny, monkeypatch):
+    """The samples are those of any other number of rows."""
+    prompts = ["one", "two", "three"]
+    model = tiny(layers=1)
+    settings = {"max_new_tokens": 12, "rows_per_group": 8}
+    expected = Engine(model, rows=16, **settings).generate(prompts, n=16)
+    widths = []
+    place = cache.empty
+
+    def noted(config, groups, per, *more):
+        widths.append(groups * per)
+        return place(config, groups, per, *more)
+
+    monkeypatch.setattr(cache, "empty", noted)
+    engine = Engine(model, rows=None, prefix_bytes=1e6, **settings)
+    least = engine_memory(engine, groups=1)
+    for bytes_there, most in ((10 * least, 64), (1.01 * least, 8)):
+        monkeypatch.setattr(
+            memory, "available", lambda there=bytes_there: there
+        )
+        assert engine.generate(prompts, n=16) == expected
+        assert 8 <= max(widths) <= most
+        widths.clear()
+    monkeypatch.setattr(memory, "available", lambda: 0.9 * least)
+    with pytest.raises(ValueError, match="one group of 8 rows takes"):
+        engine.generate(prompts, n=16)
+
+
+def engine_memory(engine, groups):
+    weights = nbytes(engine.model.params)
+    size = Size(groups, 8, 128, 32)
+    return memory.predicted(
+        engine.model.config, size, weights, 4, int(1e6)
+    ).total
+
+
+def test_there_is_memory():
+    assert memory.available() > 1e8
+    assert np.isfinite(memory.available())

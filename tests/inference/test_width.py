@@ -1,0 +1,193 @@
+"""On a CPU the number of rows follows the work; no bit may depend on it."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from dynscaling_jax.inference import Engine, cache, decode, sampling
+from dynscaling_jax.inference.layout import doubling, per_group, stepping
+from dynscaling_jax.models import transformer
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.types import Message, Query, Request
+
+WIDTHS = (8, 16, 32, 64)
+SHAPES = {
+    "narrow": {"width": 32, "heads": 4, "kv_heads": 2, "head_dim": 16},
+    "one key head": {"width": 48, "heads": 6, "kv_heads": 1, "head_dim": 16},
+    "odd": {"width": 100, "heads": 5, "kv_heads": 5, "head_dim": 20},
+    "as smollm2": {"width": 576, "heads": 9, "kv_heads": 3, "head_dim": 64},
+    "soft caps": {
+        "width": 64,
+        "heads": 4,
+        "kv_heads": 4,
+        "head_dim": 16,
+        "softcap": 50.0,
+        "final_softcap": 30.0,
+    },
+    "experts": {
+        "width": 64,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 16,
+        "experts": 4,
+        "experts_per_token": 2,
+        "expert_ffn": 24,
+    },
+}
+
+
+@pytest.mark.parametrize(("length", "least"), [(100, 128), (300, 512)])
+@pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
+def test_a_layer_rounds_by_the_row(fields, length, least):
+    """A sum over features, which XLA:CPU adds in an order that depends on
+    the number of rows, made samples depend on what ran beside them. Prompts
+    of one block of keys and of two, with room for more."""
+    config = ModelConfig(
+        "llama", vocab_size=999, layers=1, ffn=136, context=512, **fields
+    )
+    params = transformer.init_params(jax.random.key(0), config)
+    random = np.random.RandomState(0)
+
+    def normal(*shape):
+        return random.standard_normal(shape).astype("f")
+
+    most, kv, dim = WIDTHS[-1], config.kv_heads, config.head_dim
+    x = normal(most, config.width)
+    k, v = normal(most, kv, 32, dim), normal(most, kv, 32, dim)
+    prompt = normal(2, 1, kv, least, dim)
+    drawn = np.arange(most, dtype=np.int32) % 30 + 1
+    outs = {}
+    layouts = [(w, p, least) for w in WIDTHS for p in (1, 4, 8)]
+    for width, per, size in [*layouts, (8, 1, 768), (16, 1, 1024)]:
+        groups = width // per
+        longer = np.zeros((2, 1, kv, size - least, dim), "f")
+        padded = np.concatenate((prompt, longer), 3)
+        key, value = (np.repeat(p, groups, 0) for p in padded)
+        hidden, _ = decode._layer(
+            params["layers"][0],
+            config,
+            config.kind(0),
+            x[:width],
+            np.full(groups, length, np.int32),
+            drawn[:width],
+            cache.blocked((key.swapaxes(2, 3), value)),
+            cache.blocked((k[:width].swapaxes(2, 3), v[:width])),
+        )
+        logits = jax.jit(transformer.head, static_argnums=1)(
+            params, config, hidden
+        )
+        outs[width, per, size] = np.asarray(logits)
+    for (width, *_), logits in outs.items():
+        np.testing.assert_array_equal(logits[:8], outs[8, 1, least])
+        np.testing.assert_array_equal(logits, outs[most, 8, least][:width])
+
+
+@pytest.mark.parametrize("vocabulary", [261, 5_000])
+def test_a_draw_rounds_by_the_row(vocabulary):
+    logits = 3 * jax.random.normal(jax.random.key(0), (64, vocabulary))
+    keys = jax.random.split(jax.random.key(1), 64)
+    draw = jax.jit(jax.vmap(sampling.choose, (0, 0, None)))
+    settings = sampling.settings(0.7)
+    whole = draw(keys, logits, settings)
+    for width in WIDTHS:
+        part = draw(keys[:width], logits[:width], settings)
+        jax.tree.map(
+            lambda a, b, n=width: np.testing.assert_array_equal(a, b[:n]),
+            part,
+            whole,
+        )
+
+
+def test_rows_become_fewer_and_samples_stay(tiny, monkeypatch):
+    """40 samples in 64 rows, then in 32, 16 and 8 as they end; and each
+    query alone, in 8 rows, and all with one number of rows throughout."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one lane
+    model = tiny(layers=1, eos_ids=(258, *range(12)))
+    queries = [Query(str(i), (Message("user", "x" * i),)) for i in range(8)]
+    work = [Request(q, q.messages, i) for q in queries for i in range(5)]
+    settings = {"rows": 64, "rows_per_group": 8, "max_new_tokens": 112}
+    widths = []
+    select = decode.select
+
+    def spy(state, groups, rows, live, size):
+        widths.append(len(rows))
+        return select(state, groups, rows, live, size)
+
+    monkeypatch.setattr(decode, "select", spy)
+    engine = Engine(model, **settings)
+    assert engine.widths == (8, 16, 32, 64)
+    drawn = {(s.query_id, s.index): s for s in engine(work)}
+    assert len(drawn) == 40 and widths and widths[-1] == 8
+    for q in queries:
+        own = [r for r in work if r.query == q]
+        for sample in Engine(model, **settings)(own):
+            assert sample == drawn[q.id, sample.index]
+    widths.clear()
+    fixed = Engine(model, **settings)
+    fixed.widths = (64,)
+    for sample in fixed(work):
+        assert sample == drawn[sample.query_id, sample.index]
+    assert not widths and engine.row_steps < 0.7 * fixed.row_steps
+
+
+def test_short_prompts_fill_the_rows_of_long_ones(tiny, monkeypatch):
+    """Prompts of three lengths were drawn apart, each to its last sample,
+    and rows idled at three ends in place of one."""
+    model = tiny(layers=1, context=2048, eos_ids=(258, *range(12)))
+    lengths = (1100, 300, *(10 + i for i in range(20)))
+    queries = [Query(str(n), (Message("user", "x" * n),)) for n in lengths]
+    work = [Request(q, q.messages, 0) for q in queries]
+    settings = {"rows": 16, "rows_per_group": 8, "max_new_tokens": 60}
+    shapes = []
+    select = decode.select
+
+    def spy(state, groups, rows, live, size):
+        shapes.append((len(rows), size))
+        return select(state, groups, rows, live, size)
+
+    monkeypatch.setattr(decode, "select", spy)
+    engine = Engine(model, **settings)
+    drawn = {s.query_id: s for s in engine(work[::-1])}
+    assert drawn.keys() == {q.id for q in queries}
+    sizes = [size for _, size in shapes]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 128
+    assert (16, 128) in shapes  # more rows once the long ones are whole
+    monkeypatch.undo()
+    for request in work:
+        (sample,) = Engine(model, **settings)([request])
+        assert sample == drawn[request.query.id]
+
+
+@pytest.mark.parametrize(
+    ("counts", "per"),
+    [
+        ([4] * 32, 4),
+        ([16] * 3, 8),
+        ([1, 1, 1], 1),
+        ([12, 12], 4),
+        ([63, 1], 8),
+        ([3], 1),
+        ([15], 8),
+    ],
+)
+def test_groups_are_as_large_as_leaves_few_rows_empty(counts, per):
+    assert per_group(counts, 8) == per
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "power"),
+    [
+        (1, 128, 128),
+        (129, 256, 256),
+        (257, 512, 512),
+        (513, 768, 1024),
+        (769, 1024, 1024),
+        (1025, 1536, 2048),
+        (2049, 3072, 4096),
+    ],
+)
+def test_prompts_are_padded_by_quarters_in_whole_blocks(length, size, power):
+    assert stepping(length) == stepping(size) == size
+    assert doubling(length) == power
