@@ -1,8 +1,9 @@
-"""What benchmarks.speed measures, and at which size.
+r"""What benchmarks.speed measures, and at which size.
 
     make peers   # what decode and prefix are compared with
     python -m benchmarks.speed --config=benchmarks/config.py
-    python -m benchmarks.speed --config=benchmarks/config.py --config.only=decode,prefix
+    python -m benchmarks.speed --config=benchmarks/config.py \
+        --config.only=decode,prefix
 
 Times depend on the machine; ratios, which compare two sides measured in turn
 in one run, much less. allocation and replay take two minutes on 2 cores,

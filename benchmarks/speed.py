@@ -17,7 +17,7 @@ from launch.arguments import Command, quiet, start
 COMMAND = Command(
     "benchmarks.speed",
     ("config",),
-    "python -m benchmarks.speed --config=benchmarks/config.py --config.only=replay",
+    "python -m benchmarks.speed --config=benchmarks/config.py",
     "benchmarks/config.py",
 )
 CONFIG = config_flags.DEFINE_config_file(

@@ -52,8 +52,8 @@ def main(_) -> None:
             raise ValueError
     except ValueError:
         sys.exit(
-            "benchmarks.stragglers: --hosts must be whole numbers from 1 on, got "
-            f"{','.join(HOSTS.value)!r}"
+            "benchmarks.stragglers: --hosts must be whole numbers from 1 "
+            f"on, got {','.join(HOSTS.value)!r}"
         )
     try:
         print(report(hosts))

@@ -9,7 +9,6 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
@@ -38,6 +37,12 @@ def start(main: Callable[[Any], object], command: Command) -> None:
     finally:
         if why := lost():
             sys.exit(f"{command.name}: cannot print: {why}")
+
+
+def moved(old: str, new: str) -> None:
+    """Runs the command `new`, after a line that says its name."""
+    print(f"{old} is now {new}", file=sys.stderr)
+    importlib.import_module(new).cli()
 
 
 def quiet(*loggers: str) -> None:
@@ -99,7 +104,7 @@ def _again(lost: Any) -> None:
 
 def _read(command: Command, args: list[str]) -> list[str]:
     try:
-        words = flags.FLAGS(_installed(args))
+        words = flags.FLAGS(args)
         values: dict[str, Any] = {
             name: flags.FLAGS[name].value for name in command.needs
         }
@@ -126,25 +131,6 @@ def _read(command: Command, args: list[str]) -> list[str]:
     if words[1:]:
         sys.exit(f"{command.name}: what is {' '.join(words[1:])!r} for?")
     return words
-
-
-def _installed(args: Sequence[str]) -> list[str]:
-    """The same with --config=configs/NAME.py as that of this package, where
-    one is not in a clone of the repository and has no such file."""
-    found = []
-    for before, arg in zip(["", *args], args, strict=False):
-        flag, _, name = arg.rpartition("=")
-        file = name.partition(":")[0]  # of NAME.py:ARGUMENT
-        own = Path(__file__).parents[1] / file
-        if (
-            (flag or before) in ("--config", "-config")
-            and file.startswith("configs/")
-            and own.exists()
-            and not Path(file).exists()
-        ):
-            arg = arg.replace(file, str(own))
-        found.append(arg)
-    return found
 
 
 def _needed_first(command: Command, flag: str) -> Sequence[str]:

@@ -24,8 +24,12 @@ PAGES = [
     ROOT / "dynscaling_jax/bundled/reasoner/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-CODE = [*sorted((ROOT / "configs").glob("*.py"))]
-CODE += sorted((ROOT / "launch").glob("*.py"))
+CODE = [
+    *sorted((ROOT / "configs").glob("*.py")),
+    *sorted((ROOT / "launch").glob("*.py")),
+    *sorted((ROOT / "projects").rglob("*.py")),
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+]
 # Reads each command as the command itself would, and runs it if it is told to.
 READER = """
 import importlib, json, sys
@@ -59,7 +63,8 @@ def commands():
     for text in texts:
         text = text.replace("\\\n", " ")
         for module, rest in re.findall(
-            r"python -m (launch\.\w+)((?: +[^\n`]*)?)", text
+            r"python -m ((?:launch|benchmarks|projects)[.\w]+)((?: +[^\n`]*)?)",
+            text,
         ):
             words = shlex.split(rest, comments=True)
             if {"...", "--help", "--config=YOURS"} & set(words):
@@ -170,7 +175,8 @@ def test_recipes_of_make_have_flags_that_are_there(tmp_path):
 def folder(tmp_path, monkeypatch):
     """Where the commands find what they name."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "projects"):
+        (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "MODEL").symlink_to(ROOT / "dynscaling_jax/bundled/reasoner")
     bank = [
         {
@@ -257,7 +263,10 @@ def test_lines_of_json_can_be_read():
 
 def test_snippets_of_the_guide_to_families_are_of_the_source():
     bare = lambda text: re.sub(r"#.*|[\s,]", "", text)
-    files = (ROOT / "dynscaling_jax/models").glob("*.py")
+    files = (
+        *(ROOT / "dynscaling_jax/models").glob("*.py"),
+        *(ROOT / "dynscaling_jax/checkpoints").glob("*.py"),
+    )
     source = bare("\n".join(file.read_text() for file in files))
     guide = (ROOT / "docs/add_a_model.md").read_text()
     count = 0

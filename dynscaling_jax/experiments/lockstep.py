@@ -16,7 +16,7 @@ from dynscaling_jax.experiments.shared import Processes, nothing
 from dynscaling_jax.inference import lockstep, memory, mesh
 
 # JAX aborts the first process so many seconds after another has ended, which
-# dynscaling_jax.experiments.processes notices long before: time to save what was drawn.
+# experiments.processes notices long before: time to save what was drawn.
 SILENCE = 600
 LEAVING = 20  # seconds that JAX waits for the others at the end
 

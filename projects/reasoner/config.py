@@ -1,9 +1,10 @@
-"""The bundled reasoner: problems of shares, with and without attempts to read,
+r"""The bundled reasoner: problems of shares, with and without attempts to read,
 and drills of bare calculations.
 
     python -m projects.reasoner.examples --out=runs/reasoner/chained.jsonl \
         --problems=40000 --seed=1 --attempts=8
-    python -m projects.reasoner.examples --out=runs/reasoner/plain.jsonl --problems=40000
+    python -m projects.reasoner.examples --out=runs/reasoner/plain.jsonl \
+        --problems=40000
     python -m projects.reasoner.examples --out=runs/reasoner/drills.jsonl \
         --problems=30000 --drills=12 --largest=500
     python -m projects.reasoner.examples --out=runs/reasoner/held_out.jsonl \

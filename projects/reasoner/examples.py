@@ -1,6 +1,6 @@
 """Writes lessons: generated problems with their solutions, written out.
 
-    python -m projects.reasoner.examples --out=runs/lessons.jsonl --problems=100000
+    python -m projects.reasoner.examples --out=runs/lessons.jsonl
 
 They are problems of the `train` split, of which a run's `test` split holds
 none: of shares, or with --task=arithmetic of that. With --attempts=8 each
@@ -45,8 +45,8 @@ def main(_) -> None:
     out = Path(str(OUT.value))
     if ATTEMPTS.value and (DRILLS.value or TASK.value != "shares"):
         sys.exit(
-            "projects.reasoner.examples: --attempts are at problems of shares; leave out "
-            "--drills and --task"
+            "projects.reasoner.examples: --attempts are at problems of "
+            "shares; leave out --drills and --task"
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,21 +10,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CONFIG = "--config=configs/reasoner.py"
 EXAMPLES = {
-    "run": "--config=configs/reasoner.py --workdir=runs/a",
-    "compare": "--config=configs/reasoner.py --workdir=runs/demo",
-    "train": "--config=projects/reasoner/config.py "
-    "--workdir=runs/reasoner/training",
-    "lessons": "--out=runs/lessons.jsonl",
-    "pairs": "--run=runs/attempts --out=chained.jsonl",
-    "bench": "--config=benchmarks/config.py --config.only=replay",
-    "replay": "--bank=runs/a --out=runs/replay",
-    "convert": "--model=smollm2-135m-instruct --out=smollm2",
+    "launch.run": "--config=configs/reasoner.py --workdir=runs/a",
+    "benchmarks.speed": "--config=benchmarks/config.py",
+    "launch.replay": "--bank=runs/a --out=runs/replay",
+    "launch.convert": "--model=smollm2-135m-instruct --out=smollm2",
 }
 
 
 def launch(name, *arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", f"launch.{name}", *arguments],
+        [sys.executable, "-m", name, *arguments],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
@@ -38,7 +33,7 @@ def said(name, *arguments, **environment):
     done = launch(name, *arguments, **environment)
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
-    start, end = f"launch.{name}: ", "\n"
+    start, end = f"{name}: ", "\n"
     assert done.stderr.startswith(start) and done.stderr.endswith(end)
     assert done.stderr.count("\n") == 1, done.stderr
     return done.stderr.removeprefix(start).removesuffix(end)
@@ -47,14 +42,14 @@ def said(name, *arguments, **environment):
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("run", "--config and --workdir"),
-        ("bench", "--config"),
-        ("replay", "--bank and --out"),
-        ("convert", "--model and --out"),
+        ("launch.run", "--config and --workdir"),
+        ("benchmarks.speed", "--config"),
+        ("launch.replay", "--bank and --out"),
+        ("launch.convert", "--model and --out"),
     ],
 )
 def test_without_arguments_it_shows_a_command(name, missing):
-    example = f"python -m launch.{name} {EXAMPLES[name]}"
+    example = f"python -m {name} {EXAMPLES[name]}"
     assert said(name) == f"give {missing}, as in: {example}"
 
 
@@ -78,14 +73,14 @@ def test_without_arguments_it_shows_a_command(name, missing):
     ],
 )
 def test_a_slip_is_one_line(flag, message):
-    assert message in said("run", CONFIG, "--workdir=x", flag)
+    assert message in said("launch.run", CONFIG, "--workdir=x", flag)
 
 
 @pytest.mark.parametrize(
     ("name", "flags", "empty"),
     [
-        ("run", (CONFIG, "--workdir="), "workdir"),
-        ("replay", ("--bank=a", "--out="), "out"),
+        ("launch.run", (CONFIG, "--workdir="), "workdir"),
+        ("launch.replay", ("--bank=a", "--out="), "out"),
     ],
 )
 def test_an_unset_variable_is_no_directory(name, flags, empty):
@@ -97,25 +92,25 @@ def test_an_unset_variable_is_no_directory(name, flags, empty):
 @pytest.mark.parametrize("more", [(), ("--config.task.limit=4",)])
 def test_a_config_that_is_not_there(more):
     missing = "--config=configs/nonexistent.py"
-    error = said("run", missing, "--workdir=x", *more)
+    error = said("launch.run", missing, "--workdir=x", *more)
     assert "No such file or directory: 'configs/nonexistent.py'" in error
     assert error.endswith(
-        f"expected a file as in: python -m launch.run {EXAMPLES['run']}"
+        f"expected a file as in: python -m launch.run {EXAMPLES['launch.run']}"
     )
 
 
 def test_a_field_without_its_config():
-    error = said("run", "--config.task.limit=4", "--workdir=x")
+    error = said("launch.run", "--config.task.limit=4", "--workdir=x")
     assert error.startswith("give --config, as in: ")
 
 
-@pytest.mark.parametrize("name", ["run", "convert"])
+@pytest.mark.parametrize("name", ["launch.run", "launch.convert"])
 def test_a_model_of_the_hub_without_a_network(name, tmp_path):
     """No warning for each try, either."""
     model, out = "hf://nobody/nothing", tmp_path / "out"
     flags = {
-        "run": (CONFIG, f"--config.model={model}", f"--workdir={out}"),
-        "convert": (f"--model={model}", f"--out={out}"),
+        "launch.run": (CONFIG, f"--config.model={model}", f"--workdir={out}"),
+        "launch.convert": (f"--model={model}", f"--out={out}"),
     }[name]
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     error = said(name, *flags, **nowhere)
@@ -127,12 +122,14 @@ def test_a_model_of_the_hub_without_a_network(name, tmp_path):
 def test_a_run_is_no_model(tmp_path):
     (tmp_path / "samples.jsonl").touch()
     (tmp_path / "config.json").write_text("{}")
-    error = said("convert", f"--model={tmp_path}", f"--out={tmp_path / 'out'}")
+    error = said(
+        "launch.convert", f"--model={tmp_path}", f"--out={tmp_path / 'out'}"
+    )
     assert "this is the directory of a run" in error
 
 
 def test_help_is_no_mistake():
-    assert "--workdir" in launch("run", "--help").stdout
+    assert "--workdir" in launch("launch.run", "--help").stdout
 
 
 STOPPED = """
@@ -168,3 +165,15 @@ def test_a_stop_is_not_lost_and_waits_for_nothing(stop):
     )
     assert done.returncode == 1
     assert done.stderr == "t: stopped; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("launch.bench", "benchmarks.speed"),
+        ("launch.pairs", "launch.chain_examples"),
+    ],
+)
+def test_a_command_of_old_says_its_new_name(old, new):
+    error = launch(old).stderr
+    assert error.startswith(f"{old} is now {new}\n{new}: give --")

@@ -1,0 +1,6 @@
+"""Moved to benchmarks.stragglers; this name goes with the next release."""
+
+from launch.arguments import moved
+
+if __name__ == "__main__":
+    moved("launch.stragglers", "benchmarks.stragglers")
