@@ -22,13 +22,11 @@ def lines(config: Config) -> Lines:
         count_Q,
     )
     for name, policy in parse_policies(size.policies).items():
-        state = policy.init(size.queries)
         allocate = jax.jit(policy.allocate)
 
-        def once(policy_allocate=allocate, policy_state=state):
+        def once(policy_allocate=allocate):
             return policy_allocate(
                 jax.random.key(1),
-                policy_state,
                 candidates,
                 jnp.int32(size.queries),
             ).block_until_ready()

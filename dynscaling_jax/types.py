@@ -5,7 +5,7 @@ V vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -118,23 +118,21 @@ class Ledger(NamedTuple):
         )
 
 
-State = Any  # a pytree of a policy's own
-
-
 class Policy(NamedTuple):
-    """Turns candidates and a budget into grants, int32 [Q].
+    """Where the next samples go.
 
-    All three are pure and jittable; budget is a traced int32 scalar. Grants
-    are whole, not negative and within the free slots N - count_Q. They sum to
-    the budget, unless every query is full or the policy stops by its own
-    rule. weight names the field or signal of Sample that the policy reads as
+    allocate takes a key, the candidates and a budget, a traced int32 scalar,
+    and gives grants, int32 [Q]. It is pure and jittable, and the same object
+    serves live runs and replay. Grants are whole, not negative and within the
+    free slots N - count_Q. They sum to the budget, unless every query is full
+    or the policy stops by its own rule.
+
+    reads names the field or signal of Sample that the policy finds in
     weight_QN; None where it reads none.
     """
 
-    init: Callable[[int], State]  # number of queries -> state
-    allocate: Callable[[jax.Array, State, Candidates, jax.Array], jax.Array]
-    update: Callable[[State, Candidates, jax.Array], State]
-    weight: str | None = None
+    allocate: Callable[[jax.Array, Candidates, jax.Array], jax.Array]
+    reads: str | None = None
 
 
 SampleFn = Callable[[Sequence[Request]], Iterator[Sample]]

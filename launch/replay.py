@@ -226,7 +226,7 @@ def prepare(bank: "Bank", budgets: list[float]) -> dict[str, "Player"]:
     live = ",".join(name for name in names if name != "oracle")
     policies = parse_policies(live) if live or "oracle" not in names else {}
     if live == "all" and bank.logprob_QN is None:
-        policies = {n: p for n, p in policies.items() if p.weight is None}
+        policies = {n: p for n, p in policies.items() if p.reads is None}
     players: dict[str, Player] = {**policies}
     if "oracle" in names:
         players["oracle"] = lambda drawn: oracle(drawn.reference_Q)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynscaling_jax.scaling.allocation import free_slots, place, stateless
+from dynscaling_jax.scaling.allocation import free_slots, place
 from dynscaling_jax.scaling.uncertainty import answer_counts
 from dynscaling_jax.types import Candidates, Policy
 
@@ -28,9 +28,7 @@ def oracle(reference_Q: jax.Array) -> Policy:
         answers; -2 where no sample can give it.
     """
 
-    def allocate(key, state, candidates: Candidates, budget):
-        del state
-
+    def allocate(key, candidates: Candidates, budget):
         def look(answer_N, count, reference):
             counts_N, _ = answer_counts(answer_N, count)
             own = jnp.where(reference >= 0, counts_N[reference], 0)
@@ -48,7 +46,7 @@ def oracle(reference_Q: jax.Array) -> Policy:
         slots = candidates.answer_QN.shape[1]
         return place(key, jax.vmap(score), free_Q, budget, slots)
 
-    return stateless(allocate)
+    return Policy(allocate)
 
 
 def regret(accuracy_RM: np.ndarray, oracle_RM: np.ndarray) -> np.ndarray:

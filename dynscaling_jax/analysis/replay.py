@@ -160,15 +160,12 @@ def play(
             count_Q,
         )
 
-    def round_(carry, step):
-        count_Q, state = carry
+    def round_(count_Q, step):
         number, size = step
-        grants_Q = policy.allocate(
-            jax.random.fold_in(key, number), state, candidates(count_Q), size
+        count_Q += policy.allocate(
+            jax.random.fold_in(key, number), candidates(count_Q), size
         )
-        count_Q += grants_Q
-        state = policy.update(state, candidates(count_Q), grants_Q)
-        return (count_Q, state), count_Q
+        return count_Q, count_Q
 
     def judge(count_Q: jax.Array):
         right_Q = vote.decide(candidates(count_Q)) == drawn.reference_Q
@@ -181,7 +178,7 @@ def play(
         )
         return right_Q, count_Q, jnp.sum(spent_Q)
 
-    start = jnp.zeros(queries, jnp.int32), policy.init(queries)
+    start = jnp.zeros(queries, jnp.int32)
     steps = (
         jnp.arange(len(rounds.size_T), dtype=jnp.int32),
         jnp.asarray(rounds.size_T),
@@ -273,11 +270,11 @@ def check(bank: Bank, players: Mapping[str, Player], vote: Vote) -> None:
             "expected one such as majority."
         )
     readers = {
-        name: player.weight
+        name: player.reads
         for name, player in players.items()
         if isinstance(player, Policy)
     }
-    for name, weight in (readers | {"the vote": vote.weight}).items():
+    for name, weight in (readers | {"the vote": vote.reads}).items():
         if weight not in (None, "logprob"):
             raise ValueError(f"{name} reads {weight!r}; a bank has no such.")
         if weight == "logprob" and bank.logprob_QN is None:

@@ -5,10 +5,10 @@ a few kilobytes a sample at the end of a round, over TCP, by way of the first.
 A process that ends takes the others with it, at once: they read from one
 another all the time, and a connection that closes is noticed.
 
-Not by jax.distributed, as experiments.lockstep must: it makes the devices global,
-and its service ends all processes by SIGABRT (JAX 0.7.1 to 0.12) where the
-first is killed or one is started twice. Nor by multihost_utils: its waits are
-collectives, without a time-out.
+Not by jax.distributed, as experiments.lockstep must: it makes the devices
+global, and its service ends all processes by SIGABRT (JAX 0.7.1 to 0.12) where
+the first is killed or one is started twice. Nor by multihost_utils: its waits
+are collectives, without a time-out.
 """
 
 import contextlib

@@ -16,6 +16,11 @@ Table = Callable[[jax.Array], jax.Array]
 so many, float32 [V, Q]; for any V."""
 
 
+Score = Callable[[Candidates, jax.Array], jax.Array]
+"""(candidates, virtual pulls []) -> the score of each query [Q]; see
+`scored`."""
+
+
 def place(
     key: jax.Array,
     table: Table,
@@ -126,33 +131,26 @@ def _ordered(score: jax.Array) -> jax.Array:
     return jnp.where(score < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def place_all(
-    key: jax.Array,
-    score: Callable[[jax.Array], jax.Array],
-    candidates: Candidates,
-    budget: jax.Array,
-) -> jax.Array:
-    """place, where every query with a free slot may be pulled.
+def scored(score: Score, reads: str | None = None) -> Policy:
+    """The policy that pulls the query with the highest score, again and again.
 
     Args:
-      score: virtual pulls [] -> the score of each query after them [Q].
+      score: (candidates, virtual pulls int32 []) -> the score of each query
+        after them, float32 [Q]; never NaN, and it must not rise with the
+        pulls. Every query with a free slot may be pulled.
+      reads: the field or signal of Sample that score finds in weight_QN.
     """
-    slots = candidates.answer_QN.shape[1]
-    return place(key, jax.vmap(score), free_slots(candidates), budget, slots)
+
+    def allocate(
+        key: jax.Array, candidates: Candidates, budget: jax.Array
+    ) -> jax.Array:
+        table = jax.vmap(lambda virtual: score(candidates, virtual))
+        slots = candidates.answer_QN.shape[1]
+        return place(key, table, free_slots(candidates), budget, slots)
+
+    return Policy(allocate, reads)
 
 
 def free_slots(candidates: Candidates) -> jax.Array:
     """Slots still empty, int32 [Q]."""
     return candidates.answer_QN.shape[1] - candidates.count_Q
-
-
-def stateless(
-    allocate: Callable[..., jax.Array], weight: str | None = None
-) -> Policy:
-    """A policy that needs nothing but the candidates themselves."""
-    return Policy(
-        init=lambda queries: (),
-        allocate=allocate,
-        update=lambda state, candidates, grants_Q: state,
-        weight=weight,
-    )

@@ -1,25 +1,21 @@
 """The bandits: each query an arm, each pull one more sample.
 
 Each function gives a Policy that spends all it is asked to while a slot is
-free. score(v) is what the queries are worth after v pulls of this round, and
-allocation.place turns it into grants. A pull that
-was granted in this round has no outcome yet: it is virtual, and each policy
-says what it lowers.
+free. A score says what each query is worth after `virtual` pulls of this
+round, and allocation.place turns it into grants. A pull granted in this round
+has no outcome yet: it is virtual, and each policy says what it lowers.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.scipy.special import betaln
 
 from dynscaling_jax.scaling.allocation import (
     free_slots,
     place,
-    place_all,
-    stateless,
+    scored,
 )
+from dynscaling_jax.scaling.bounds import above, at_least
 from dynscaling_jax.scaling.uncertainty import (
     answer_counts,
     leaders,
@@ -32,16 +28,10 @@ from dynscaling_jax.types import Candidates, Policy
 def uniform() -> Policy:
     """The control: the query with the fewest samples comes first."""
 
-    def allocate(key, state, candidates: Candidates, budget):
-        del state
-        count_Q = candidates.count_Q
+    def score(candidates: Candidates, virtual: jax.Array) -> jax.Array:
+        return -(candidates.count_Q + virtual).astype(jnp.float32)
 
-        def score(virtual):
-            return -(count_Q + virtual).astype(jnp.float32)
-
-        return place_all(key, score, candidates, budget)
-
-    return stateless(allocate)
+    return scored(score)
 
 
 def random() -> Policy:
@@ -51,8 +41,7 @@ def random() -> Policy:
     the next arrival of all is equally likely to be any query's.
     """
 
-    def allocate(key, state, candidates: Candidates, budget):
-        del state
+    def allocate(key, candidates: Candidates, budget):
         draw, ties = jax.random.split(key)
         queries, slots = candidates.answer_QN.shape
 
@@ -65,7 +54,7 @@ def random() -> Policy:
 
         return place(ties, table, free_slots(candidates), budget, slots)
 
-    return stateless(allocate)
+    return Policy(allocate)
 
 
 def ucb(
@@ -81,24 +70,16 @@ def ucb(
     at_least("c", c, 0)
     measure = measure_by_name(uncertainty, unreadable)
 
-    def allocate(key, state, candidates: Candidates, budget):
-        del state
+    def score(candidates: Candidates, virtual: jax.Array) -> jax.Array:
         total = jnp.maximum(jnp.sum(candidates.count_Q), 1)
         width = c * jnp.sqrt(2 * jnp.log(total.astype(jnp.float32)))
-
         uncertain_Q = jax.vmap(measure)(
             candidates.answer_QN, candidates.count_Q
         )
+        n_Q = (candidates.count_Q + virtual).astype(jnp.float32)
+        return uncertain_Q + jnp.where(n_Q == 0, jnp.inf, width / jnp.sqrt(n_Q))
 
-        def score(virtual):
-            n_Q = (candidates.count_Q + virtual).astype(jnp.float32)
-            return uncertain_Q + jnp.where(
-                n_Q == 0, jnp.inf, width / jnp.sqrt(n_Q)
-            )
-
-        return place_all(key, score, candidates, budget)
-
-    return stateless(allocate)
+    return scored(score)
 
 
 def thompson(prior: float = 1.0) -> Policy:
@@ -112,8 +93,7 @@ def thompson(prior: float = 1.0) -> Policy:
     """
     above("prior", prior, 0)
 
-    def allocate(key, state, candidates: Candidates, budget):
-        del state
+    def allocate(key, candidates: Candidates, budget):
         draw, ties = jax.random.split(key)
 
         def look(key, answer_N, count):
@@ -134,9 +114,12 @@ def thompson(prior: float = 1.0) -> Policy:
         def score(virtual):
             return uncertain_Q * mass_Q / (mass_Q + virtual.astype(jnp.float32))
 
-        return place_all(ties, score, candidates, budget)
+        slots = candidates.answer_QN.shape[1]
+        return place(
+            ties, jax.vmap(score), free_slots(candidates), budget, slots
+        )
 
-    return stateless(allocate)
+    return Policy(allocate)
 
 
 def pets() -> Policy:
@@ -150,21 +133,15 @@ def pets() -> Policy:
     A virtual pull counts as that vote. Unreadable samples leave h as it is.
     """
 
-    def allocate(key, state, candidates: Candidates, budget):
-        del state
-
+    def score(candidates: Candidates, virtual: jax.Array) -> jax.Array:
         first_Q, second_Q = two_leaders(candidates)
+        a_Q = (first_Q + 1 + virtual).astype(jnp.float32)
+        b_Q = second_Q.astype(jnp.float32) + 1
+        return jnp.exp(
+            -(a_Q + b_Q) * jnp.log(2.0) - betaln(a_Q, b_Q) - jnp.log(a_Q)
+        )
 
-        def score(virtual):
-            a_Q = (first_Q + 1 + virtual).astype(jnp.float32)
-            b_Q = second_Q.astype(jnp.float32) + 1
-            return jnp.exp(
-                -(a_Q + b_Q) * jnp.log(2.0) - betaln(a_Q, b_Q) - jnp.log(a_Q)
-            )
-
-        return place_all(key, score, candidates, budget)
-
-    return stateless(allocate)
+    return scored(score)
 
 
 def uab() -> Policy:
@@ -176,41 +153,19 @@ def uab() -> Policy:
     virtual pulls too. Reads the field logprob of Sample.
     """
 
-    def allocate(key, state, candidates: Candidates, budget):
-        del state
+    def success(answer_N, weight_N, count):
+        slot_N = jnp.arange(answer_N.shape[0])
+        read_N = (slot_N < count) & (answer_N >= 0)
+        read = jnp.sum(read_N)
+        total = jnp.sum(jnp.where(read_N, weight_N, 0.0))
+        mean = total / jnp.maximum(read, 1).astype(jnp.float32)
+        return jnp.where(read == 0, 0.5, jnp.exp(jnp.minimum(mean, 0.0)))
 
-        def success(answer_N, weight_N, count):
-            slot_N = jnp.arange(answer_N.shape[0])
-            read_N = (slot_N < count) & (answer_N >= 0)
-            read = jnp.sum(read_N)
-            total = jnp.sum(jnp.where(read_N, weight_N, 0.0))
-            mean = total / jnp.maximum(read, 1).astype(jnp.float32)
-            return jnp.where(read == 0, 0.5, jnp.exp(jnp.minimum(mean, 0.0)))
-
+    def score(candidates: Candidates, virtual: jax.Array) -> jax.Array:
         p_Q = jax.vmap(success)(
             candidates.answer_QN, candidates.weight_QN, candidates.count_Q
         )
+        n_Q = (candidates.count_Q + virtual).astype(jnp.float32)
+        return p_Q * (1 - p_Q) ** n_Q
 
-        def score(virtual):
-            n_Q = (candidates.count_Q + virtual).astype(jnp.float32)
-            return p_Q * (1 - p_Q) ** n_Q
-
-        return place_all(key, score, candidates, budget)
-
-    return stateless(allocate, weight="logprob")
-
-
-def at_least(name: str, value: float, bound: float) -> None:
-    """Checks a hyper-parameter; one that is traced goes unchecked."""
-    if not isinstance(value, Tracer) and not bound <= value < math.inf:
-        raise ValueError(
-            f"{name}={value}: expected at least {bound}, and finite."
-        )
-
-
-def above(name: str, value: float, bound: float) -> None:
-    """As at_least, the bound excluded."""
-    if not isinstance(value, Tracer) and not bound < value < math.inf:
-        raise ValueError(
-            f"{name}={value}: expected more than {bound}, and finite."
-        )
+    return scored(score, reads="logprob")

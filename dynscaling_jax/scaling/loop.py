@@ -131,15 +131,14 @@ def scale(
     """
     slots = check(queries, budget, capacity, round_size, first_round, stale)
     begin = clock()
-    weights = {w for w in (policy.weight, vote.weight) if w}
+    weights = {w for w in (policy.reads, vote.reads) if w}
     texts = reads_texts(strategy) or vote.weigh is not None
     table = Table(queries, slots, same, weights)
-    allocate, update = jax.jit(policy.allocate), jax.jit(policy.update)
-
-    state, ledger, rounds = policy.init(len(queries)), Ledger(), []
+    allocate = jax.jit(policy.allocate)
+    ledger, rounds = Ledger(), []
     dearest = amounts(Ledger(samples=1)) | _caps(max_cost)
     size = first_round or round_size or len(queries)
-    seen = table.candidates(policy.weight)
+    seen = table.candidates(policy.reads)
     under_way: collections.deque[_Drawing] = collections.deque()
     stopped = ""
     while True:
@@ -151,7 +150,7 @@ def scale(
                 break
             asked, index = min(fits, size), len(rounds) + len(under_way)
             grants_Q = allocate(
-                jax.random.fold_in(key, index), state, seen, jnp.int32(asked)
+                jax.random.fold_in(key, index), seen, jnp.int32(asked)
             )
             grants_Q = _checked_grants(grants_Q, table.free_Q, asked)
             ahead = [r for d in under_way for r in d.requests]
@@ -188,8 +187,7 @@ def scale(
         taken_Q = _requested(queries, requests)
         rounds.append(Round(len(rounds), taken_Q, uncertainty_Q, ledger))
         table.add(drawn)
-        seen = table.candidates(policy.weight)
-        state = update(state, seen, taken_Q)
+        seen = table.candidates(policy.reads)
         if observe:
             observe(rounds[-1])
         samples.close()
@@ -431,7 +429,7 @@ def _vote(
             ledger = ledger.add(sample)
             yield sample
 
-    weight = vote.weight
+    weight = vote.reads
     if vote.weigh is not None:
         weight = vote.weigh(queries, table.samples, metered)
     answer_Q = jax.jit(vote.decide)(table.candidates(weight))

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
 
-from dynscaling_jax.scaling.allocation import place_all, stateless
-from dynscaling_jax.scaling.bandits import above
+from dynscaling_jax.scaling.allocation import scored
+from dynscaling_jax.scaling.bounds import above
 from dynscaling_jax.scaling.uncertainty import two_leaders
 from dynscaling_jax.types import Candidates, Policy
 
@@ -38,30 +38,25 @@ def opportunity_cost(
     above("runner_up", runner_up, 0)
     above("power", power, 0)
 
-    def allocate(key, state, candidates: Candidates, budget):
-        del state
-
+    def score(candidates: Candidates, virtual: jax.Array) -> jax.Array:
         first_Q, second_Q, count_Q = (
             counts_Q.astype(jnp.float32)
             for counts_Q in (*two_leaders(candidates), candidates.count_Q)
         )
 
-        def score(virtual):
-            virtual = virtual.astype(jnp.float32)
-            log_cost_Q = log_opportunity_cost(
-                first_Q + leader,
-                second_Q + runner_up,
-                count_Q + leader + runner_up,
-                virtual,
-            )
-            drawn_Q = count_Q + virtual
-            return jnp.where(
-                drawn_Q > 0, log_cost_Q - power * jnp.log(drawn_Q), FIRST
-            )
+        virtual = virtual.astype(jnp.float32)
+        log_cost_Q = log_opportunity_cost(
+            first_Q + leader,
+            second_Q + runner_up,
+            count_Q + leader + runner_up,
+            virtual,
+        )
+        drawn_Q = count_Q + virtual
+        return jnp.where(
+            drawn_Q > 0, log_cost_Q - power * jnp.log(drawn_Q), FIRST
+        )
 
-        return place_all(key, score, candidates, budget)
-
-    return stateless(allocate)
+    return scored(score)
 
 
 def log_opportunity_cost(

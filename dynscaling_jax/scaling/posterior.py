@@ -8,8 +8,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from dynscaling_jax.scaling.allocation import place_all, stateless
-from dynscaling_jax.scaling.bandits import above
+from dynscaling_jax.scaling.allocation import scored
+from dynscaling_jax.scaling.bounds import above
 from dynscaling_jax.scaling.uncertainty import behind, two_leaders
 from dynscaling_jax.types import Candidates, Policy
 
@@ -43,21 +43,15 @@ def posterior_gain(
     if cost not in ("samples", "tokens"):
         raise ValueError(f"cost={cost!r}: expected samples or tokens.")
 
-    def allocate(key, state, candidates: Candidates, budget):
-        del state
-
+    def score(candidates: Candidates, virtual: jax.Array) -> jax.Array:
         count_Q = candidates.count_Q
         n_Q = jnp.maximum(count_Q, 1).astype(jnp.float32)
         gain_Q = n_Q * behind(*two_leaders(candidates), leader, rival)
         if cost == "tokens":
             gain_Q /= mean_tokens(candidates)
+        return gain_Q / (count_Q + virtual).astype(jnp.float32) ** 2
 
-        def score(virtual):
-            return gain_Q / (count_Q + virtual).astype(jnp.float32) ** 2
-
-        return place_all(key, score, candidates, budget)
-
-    return stateless(allocate)
+    return scored(score)
 
 
 def mean_tokens(candidates: Candidates) -> jax.Array:

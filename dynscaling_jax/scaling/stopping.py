@@ -14,9 +14,8 @@ from jax.scipy.special import betainc, betaln
 from dynscaling_jax.scaling.allocation import (
     free_slots,
     place,
-    stateless,
 )
-from dynscaling_jax.scaling.bandits import at_least
+from dynscaling_jax.scaling.bounds import at_least, inside
 from dynscaling_jax.scaling.uncertainty import (
     answer_counts,
     behind,
@@ -156,18 +155,10 @@ def log_e_value(won: jax.Array, lost: jax.Array) -> jax.Array:
     return (a + b - 1) * jnp.log(2.0) + betaln(a, b) + jnp.log(upper)
 
 
-def inside(name: str, value: float, low: float, high: float) -> None:
-    if not low < value < high:
-        raise ValueError(
-            f"{name}={value}: expected more than {low} and less than {high}."
-        )
-
-
 def _even(stops: Rule, most: int | None = None, block: int = 1) -> Policy:
     """Whole blocks of samples, the shortest first, until stops holds."""
 
-    def allocate(key, state, candidates: Candidates, budget):
-        del state
+    def allocate(key, candidates: Candidates, budget):
         stopped_Q = jax.vmap(stops)(candidates.answer_QN, candidates.count_Q)
         free_Q = free_slots(candidates)
         if most is not None:
@@ -181,4 +172,4 @@ def _even(stops: Rule, most: int | None = None, block: int = 1) -> Policy:
         slots = candidates.answer_QN.shape[1]
         return place(key, jax.vmap(score), free_Q, budget, slots)
 
-    return stateless(allocate)
+    return Policy(allocate)

@@ -3,7 +3,7 @@
 Every vote gives each readable sample a weight; the answer with the largest
 sum of weights wins, and of equal sums the one that was seen first. So a vote
 is the pure function `decide`, written for one query and vmapped over all, and
-where its weights come from: a measure of each sample (`weight`), or texts
+where its weights come from: a measure of each sample (`reads`), or texts
 compared on the host (`weigh`).
 """
 
@@ -38,14 +38,14 @@ class Vote(NamedTuple):
     """Turns candidates into one answer for each query.
 
     decide gives answer_Q, int32, -1 where a query has no readable answer; it
-    is pure and jittable. weight names the field or signal of Sample that
-    decide reads as weight_QN (of `parents`, their number); weigh computes
+    is pure and jittable. reads names the field or signal of Sample that
+    decide finds in weight_QN (of `parents`, their number); weigh computes
     weight_QN from texts, on the host, once, when all samples are drawn. Where
     both are None, decide reads no weights.
     """
 
     decide: Callable[[Candidates], jax.Array]
-    weight: str | None = None
+    reads: str | None = None
     weigh: Weigh | None = None
 
 

@@ -23,7 +23,7 @@ def grants(answers, references, budget, slots=6):
     )
     policy = oracle(jnp.array(references, jnp.int32))
     return jax.jit(policy.allocate)(
-        jax.random.key(0), (), candidates, jnp.int32(budget)
+        jax.random.key(0), candidates, jnp.int32(budget)
     ).tolist()
 
 

@@ -279,7 +279,7 @@ class Case:
         Case({"u": uniform()}, weighted(), 5, "the vote needs log-prob"),
         Case({"u": uniform()}, universal(), 5, "reads texts or asks a model"),
         Case(
-            {"u": uniform()._replace(weight="tail")},
+            {"u": uniform()._replace(reads="tail")},
             majority(),
             5,
             "u reads 'tail'",

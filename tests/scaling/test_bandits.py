@@ -36,10 +36,8 @@ def packed(rows, slots, logprobs=None) -> Candidates:
 
 
 def grants(policy, candidates, budget, key=KEY):
-    queries = len(candidates.count_Q)
     allocate = jax.jit(policy.allocate)
-    state = policy.init(queries)
-    return allocate(key, state, candidates, jnp.int32(budget)).tolist()
+    return allocate(key, candidates, jnp.int32(budget)).tolist()
 
 
 def test_uniform_levels_the_counts():
@@ -57,9 +55,7 @@ def test_random_is_multinomial():
     candidates = packed([[], [0], [0, 1]], 64)
     policy = random()
     pulled = jax.jit(
-        jax.vmap(
-            lambda key: policy.allocate(key, (), candidates, jnp.int32(30))
-        )
+        jax.vmap(lambda key: policy.allocate(key, candidates, jnp.int32(30)))
     )(jax.random.split(KEY, 100))
     seen_Q = np.asarray(pulled).sum(axis=0)
     assert ((seen_Q - 1000) ** 2 / 1000).sum() < 18.4
@@ -101,7 +97,7 @@ def test_ucb_finds_the_best_arm_with_logarithmic_regret():
     def run(key):
         def pull(candidates, key):
             place, draw = jax.random.split(key)
-            grant_Q = policy.allocate(place, (), candidates, jnp.int32(1))
+            grant_Q = policy.allocate(place, candidates, jnp.int32(1))
             arm = jnp.argmax(grant_Q)
             blank = jax.random.bernoulli(draw, jnp.array(chance)[arm])
             answer_QN = candidates.answer_QN.at[
@@ -129,7 +125,7 @@ def test_thompson_prefers_the_close_race():
     candidates = packed([[0] * 12, [0, 1] * 6], 16)
     policy = thompson()
     pulled = jax.jit(
-        jax.vmap(lambda key: policy.allocate(key, (), candidates, jnp.int32(1)))
+        jax.vmap(lambda key: policy.allocate(key, candidates, jnp.int32(1)))
     )(jax.random.split(KEY, 400))
     first = np.mean(np.asarray(pulled)[:, 1])
     rng = np.random.default_rng(0)
@@ -192,7 +188,7 @@ def test_uab_by_hand():
             [],
         ],
     )
-    assert uab().weight == "logprob"
+    assert uab().reads == "logprob"
     assert grants(uab(), candidates, 2) == [0, 0, 2]
     assert grants(uab(), candidates, 3) == [0, 1, 2]
     assert grants(uab(), candidates, 4) == [0, 1, 3]

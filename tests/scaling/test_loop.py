@@ -276,7 +276,7 @@ def test_full_queries_and_strategies_that_stop():
     result = run(strategy=lambda q, s, n, r, k: [])
     assert result.stopped == "the strategy stopped"
     stops = UNIFORM._replace(
-        allocate=lambda key, state, seen, budget: jnp.zeros_like(seen.count_Q)
+        allocate=lambda key, seen, budget: jnp.zeros_like(seen.count_Q)
     )
     assert run(policy=stops).stopped == "the policy stopped"
 
@@ -328,11 +328,11 @@ def test_a_stale_grant_has_seen_all_but_the_last_rounds(stale):
     the first one is whole before all others."""
     seen, events = [], []
 
-    def allocate(key, state, candidates, budget):
+    def allocate(key, candidates, budget):
         jax.debug.callback(
             lambda count: seen.append(int(count.sum())), candidates.count_Q
         )
-        return UNIFORM.allocate(key, state, candidates, budget)
+        return UNIFORM.allocate(key, candidates, budget)
 
     def model(requests):
         number = requests[0].round
@@ -440,9 +440,9 @@ def test_a_vote_may_ask_the_model_and_pays_for_it():
 def test_policy_and_vote_each_read_their_own_measure():
     seen = []
 
-    def allocate(key, state, candidates, budget):
+    def allocate(key, candidates, budget):
         jax.debug.callback(seen.append, candidates.weight_QN[0, 0])
-        return UNIFORM.allocate(key, state, candidates, budget)
+        return UNIFORM.allocate(key, candidates, budget)
 
     def decide(candidates):
         jax.debug.callback(seen.append, candidates.weight_QN[0, 0])
@@ -455,7 +455,7 @@ def test_policy_and_vote_each_read_their_own_measure():
     run(
         model,
         n=1,
-        policy=UNIFORM._replace(allocate=allocate, weight="logprob"),
+        policy=UNIFORM._replace(allocate=allocate, reads="logprob"),
         vote=Vote(decide, "tail"),
         budget=Budget(samples=2),
     )
@@ -466,9 +466,9 @@ def test_policy_and_vote_each_read_their_own_measure():
 def test_the_policy_compiles_once_a_run_and_for_every_budget():
     traced = []
 
-    def allocate(key, state, candidates, budget):
+    def allocate(key, candidates, budget):
         traced.append(1)
-        return UNIFORM.allocate(key, state, candidates, budget)
+        return UNIFORM.allocate(key, candidates, budget)
 
     policy = UNIFORM._replace(allocate=allocate)
     for samples in (6, 12, 18):
@@ -535,7 +535,7 @@ def test_no_flops_from_the_model_and_a_cap_on_them():
     ],
 )
 def test_a_policy_that_breaks_its_contract(grants, message):
-    policy = UNIFORM._replace(allocate=lambda k, s, c, b: grants(c, b))
+    policy = UNIFORM._replace(allocate=lambda key, c, b: grants(c, b))
     with pytest.raises(ValueError, match=message):
         run(policy=policy)
 
@@ -563,13 +563,14 @@ def test_a_model_that_gives_a_sample_twice():
 
 
 def test_a_policy_of_ones_own_in_ten_lines():
-    def allocate(key, state, seen, budget):
+    def allocate(key, seen, budget):
         open_Q = seen.count_Q < seen.answer_QN.shape[1]
         first = jnp.argmax(open_Q)
         return jnp.where(jnp.arange(len(open_Q)) == first, budget, 0)
 
-    mine = Policy(lambda q: None, allocate, lambda state, seen, grants: state)
-    result = run(policy=mine, budget=Budget(samples=6), round_size=3)
+    result = run(
+        policy=Policy(allocate), budget=Budget(samples=6), round_size=3
+    )
     assert [len(row) for row in result.samples] == [6, 0, 0]
     assert result.answers[1:] == (None, None)
 

@@ -65,7 +65,7 @@ def candidates(rows, slots=16):
 def grants(rows, budget, **settings):
     policy = opportunity_cost(**settings)
     got = jax.jit(policy.allocate)(
-        jax.random.key(0), (), candidates(rows), jnp.int32(budget)
+        jax.random.key(0), candidates(rows), jnp.int32(budget)
     )
     return got.tolist()
 

@@ -61,8 +61,7 @@ HARD_CASES = {
 
 
 def grants_of(name, candidates, budget, key=KEY):
-    state = DEFAULTS[name].init(QUERIES)
-    return allocate[name](key, state, candidates, jnp.int32(budget))
+    return allocate[name](key, candidates, jnp.int32(budget))
 
 
 def check(name, candidates, budget):
@@ -107,7 +106,7 @@ def test_a_stopping_rule_spends_all_on_what_goes_on(name, rows, budget):
 @every_policy
 def test_jit_equals_eager(name):
     candidates = packed(HARD_CASES["mixed"])
-    eager = DEFAULTS[name].allocate(KEY, (), candidates, jnp.int32(9))
+    eager = DEFAULTS[name].allocate(KEY, candidates, jnp.int32(9))
     assert grants_of(name, candidates, 9).tolist() == eager.tolist()
 
 
@@ -121,7 +120,7 @@ def test_one_compilation_serves_every_budget(name):
 
     jitted = jax.jit(counted)
     for budget in (0, 3, 20):
-        jitted(KEY, (), packed(HARD_CASES["mixed"]), jnp.int32(budget))
+        jitted(KEY, packed(HARD_CASES["mixed"]), jnp.int32(budget))
     assert len(traced) == 1
 
 
@@ -160,16 +159,6 @@ def test_padding_is_not_read(name):
     )
 
 
-@every_policy
-def test_the_state_carries_nothing_over(name):
-    """No policy hides its memory: grants follow from the candidates."""
-    policy = DEFAULTS[name]
-    state = policy.init(QUERIES)
-    candidates = packed(HARD_CASES["mixed"])
-    grants_Q = grants_of(name, candidates, 9)
-    assert jax.tree.leaves(policy.update(state, candidates, grants_Q)) == []
-
-
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - MAY_LEAVE))
 def test_a_query_without_samples_is_not_starved(name):
     """Four queries agree on three samples, one has none. A budget of two
@@ -186,7 +175,7 @@ def test_settings_reach_the_policy():
     """At c = 0 ucb is greedy: all to the query that disagrees most."""
     candidates = packed([[0, 0, 0, 0], [0, 1, 0, 0], [0, 0], [0], [0]])
     greedy = parse_policy("ucb(uncertainty=gini, c=0)")
-    grants_Q = jax.jit(greedy.allocate)(KEY, (), candidates, jnp.int32(3))
+    grants_Q = jax.jit(greedy.allocate)(KEY, candidates, jnp.int32(3))
     assert grants_Q.tolist() == [0, 3, 0, 0, 0]
 
 

@@ -32,9 +32,7 @@ def packed(rows, tokens=None, slots=16) -> Candidates:
 
 
 def grants(policy, candidates, budget):
-    return jax.jit(policy.allocate)(
-        KEY, (), candidates, jnp.int32(budget)
-    ).tolist()
+    return jax.jit(policy.allocate)(KEY, candidates, jnp.int32(budget)).tolist()
 
 
 def p_mode(first, second, prior):
@@ -173,7 +171,7 @@ def test_it_settles_close_races_before_clear_ones():
             candidates = Candidates(
                 answer_QN, zeros, zeros.astype(jnp.int32), count_Q
             )
-            grant_Q = policy.allocate(key, (), candidates, jnp.int32(4))
+            grant_Q = policy.allocate(key, candidates, jnp.int32(4))
             return count_Q + grant_Q, None
 
         count_Q, _ = jax.lax.scan(

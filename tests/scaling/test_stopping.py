@@ -32,7 +32,7 @@ def stop(policy, stream) -> int | None:
             answer_N[None], zeros, zeros.astype(jnp.int32), count[None]
         )
         return policy.allocate(
-            jax.random.key(0), (), candidates, jnp.int32(1)
+            jax.random.key(0), candidates, jnp.int32(1)
         ).sum()
 
     # one program for streams of every length
@@ -135,7 +135,7 @@ def test_mmc_seldom_certifies_a_wrong_leader():
             jnp.full(2000, count, jnp.int32),
         )
         grants_Q = policy.allocate(
-            jax.random.key(0), (), candidates, jnp.int32(10**6)
+            jax.random.key(0), candidates, jnp.int32(10**6)
         )
         return grants_Q == 0
 
@@ -160,7 +160,7 @@ def test_a_round_goes_evenly_to_the_queries_that_go_on():
         jnp.array([2, 3, 1], jnp.int32),
     )
     grants_Q = jax.jit(lead_k().allocate)(
-        jax.random.key(0), (), candidates, jnp.int32(5)
+        jax.random.key(0), candidates, jnp.int32(5)
     )
     assert grants_Q.tolist() == [2, 0, 3]
 
@@ -174,6 +174,6 @@ def test_esc_draws_whole_windows():
         jnp.zeros(4, jnp.int32),
     )
     grants_Q = jax.jit(esc().allocate)(
-        jax.random.key(0), (), candidates, jnp.int32(10)
+        jax.random.key(0), candidates, jnp.int32(10)
     )
     assert sorted(grants_Q.tolist()) == [0, 0, 5, 5]
