@@ -15,9 +15,6 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from ml_collections import ConfigDict
 
-STOP = KeyboardInterrupt()
-PATIENCE = 1.5  # seconds to take the samples that have arrived
-
 
 class Command(NamedTuple):
     """What a message about the flags of a command needs to know."""
@@ -62,6 +59,10 @@ def resumable(command: Command, work: Callable[[], str]) -> None:
         os._exit(1)
     signal.setitimer(signal.ITIMER_REAL, 0)
     print(text)
+
+
+STOP = KeyboardInterrupt()
+PATIENCE = 1.5  # seconds to take the samples that have arrived
 
 
 def _stop(number: int, _: object) -> None:
