@@ -16,9 +16,6 @@ from ml_collections import ConfigDict
 
 from dynscaling_jax.experiments import terminal
 
-STOP = KeyboardInterrupt()
-PATIENCE = 1.5  # seconds to take the samples that have arrived
-
 
 class Command(NamedTuple):
     """What a message about the flags of a command needs to know."""
@@ -75,6 +72,10 @@ def resumable(command: Command, work: Callable[[], str]) -> None:
         os._exit(1)
     signal.setitimer(signal.ITIMER_REAL, 0)
     print(text)
+
+
+STOP = KeyboardInterrupt()
+PATIENCE = 1.5  # seconds to take the samples that have arrived
 
 
 def _stop(number: int, _: object) -> None:
