@@ -120,7 +120,9 @@ _SENTENCE_END = re.compile(  # none after an initial or a title
 _TEXT_MACRO = re.compile(r"\\text\s*+\{[^{}]*\}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}")
 _VERB = re.compile(r"\b(?:is|are|equals?|be|becomes)(?:\s\w+)?\s*$")
-_BECAUSE = re.compile(r",?\s(?:because|since)\b|,\s(?:who|which|where|as)\b")
+_BECAUSE = re.compile(
+    r",?\s(?:because|since|attained|achieved)\b|,\s(?:who|which|where|as|when)\b"
+)
 _QUOTED = re.compile(
     r"\s*(?:\"([^\"]+)\"|\u201c([^\u201d]+)\u201d|`([^`]+)`|\*\*([^*]+)\*\*)"
 )
@@ -129,7 +131,8 @@ _COUNTED = re.compile(
     rf"(?i:{SCALE.pattern}|\s?[KMB]\b)*+"
 )
 _ASIDE = re.compile(  # (2 hours and 40 minutes), and a line in brackets
-    r"(?:(?<=[a-z%] )|(?<=\w[*$.] )|(?<=\*\* )|(?<=\n))\([^()\n]*+\)[.]?"
+    r"(?:(?<=[a-z%] )|(?<=\n)|(?<=[\w*$.] )(?=\([^()\n]*[A-Za-z]{3}))"
+    r"\([^()\n]*+\)\.?"
 )
 _CALLED = re.compile(
     r"-?\d[^\n]{0,40}?\sis\s(?:the|my)\s(?:\w{1,20}\s)?answer\b"
@@ -384,7 +387,7 @@ def _ended(text: str) -> str | None:
         formula = (shown[1] or shown[2]).replace("\n", " ").strip(" .,")
         line += f" ${formula}$"
     said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
-    sentence = said[-1].strip(" *") if said else ""
+    sentence = _BECAUSE.split(said[-1])[0].strip(" *") if said else ""
     if "?" in line or _OPEN.match(sentence):
         return None
     formulas = list(INLINE.finditer(sentence))
