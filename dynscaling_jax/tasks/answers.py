@@ -120,9 +120,7 @@ _SENTENCE_END = re.compile(  # none after an initial or a title
 _TEXT_MACRO = re.compile(r"\\text\s*+\{[^{}]*\}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}")
 _VERB = re.compile(r"\b(?:is|are|equals?|be|becomes)(?:\s\w+)?\s*$")
-_BECAUSE = re.compile(
-    r",?\s(?:because|since|attained|achieved)\b|,\s(?:who|which|where|as|when)\b"
-)
+_BECAUSE = re.compile(r",?\s(?:because|since)\b|,\s(?:who|which|where|as)\b")
 _QUOTED = re.compile(
     r"\s*(?:\"([^\"]+)\"|\u201c([^\u201d]+)\u201d|`([^`]+)`|\*\*([^*]+)\*\*)"
 )
@@ -141,11 +139,17 @@ _SHOWN = re.compile(
     r"\\\[((?:(?!\\[][]).)*+)\\\]\.?\Z|\$\$([^$]++)\$\$\.?\Z", re.DOTALL
 )
 _OPEN = re.compile(  # a sentence that concludes nothing
-    r"\W*(?:let|if|suppose|assume|consider|note|wait|maybe|perhaps)\b",
+    r"\b(?:let|suppose|assume|consider|define|wait|maybe|perhaps)\b"
+    r"|^(?:if|note)\b",
     re.IGNORECASE,
 )
 _GIVEN = re.compile(
-    rf"(?:{_IS}|=|\b(?:equals?|get|becomes)\b)[\s*:]*+", re.IGNORECASE
+    rf"(?:{_IS}|=|\b(?:equals?|get|becomes|\w{{2,20}}(?:s|al)\sto)\b)[\s*:]*+",
+    re.IGNORECASE,
+)
+_SO = re.compile(r"\W*(?:so|thus|hence|therefore)\b", re.IGNORECASE)
+_WHEN = re.compile(
+    rf"{_BECAUSE.pattern}|,?\s(?:attained|achieved|when|for\s(?:all|every|any))\b"
 )
 _AND = ("", "and", "or")
 _BESIDE = re.compile(r"[\s*.:]*(?:[A-Za-z]+[\s*.]*){0,2}")  # a unit
@@ -387,28 +391,36 @@ def _ended(text: str) -> str | None:
         formula = (shown[1] or shown[2]).replace("\n", " ").strip(" .,")
         line += f" ${formula}$"
     said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
-    sentence = _BECAUSE.split(said[-1])[0].strip(" *") if said else ""
-    if "?" in line or _OPEN.match(sentence):
+    sentence = _WHEN.split(said[-1])[0].strip(" *") if said else ""
+    if "?" in line or _OPEN.search(sentence):
         return None
     formulas = list(INLINE.finditer(sentence))
     if not formulas:
         *_, value = _GIVEN.split(sentence)
-        told = value != sentence and re.search(r"[\dπ√]", value)
-        alone = _MEASURED.fullmatch(value) or not _PROSE.search(value)
-        return canonical(value, "math") if told and alone else None
+        if value == sentence or not re.search(r"[\dπ√]", value):
+            return None
+        words = re.findall("[A-Za-z]{3,}", value)
+        counted = words and not re.search(r"[π√^\\(]", value)
+        read = canonical(value, "number" if counted else "math")
+        return read if len(words) < 5 else None
     if not _BESIDE.fullmatch(sentence, formulas[-1].end()):
         return None
-    ends = [0, *(formula.end() for formula in formulas)]
     first = len(formulas) - 1
     while first and (
-        sentence[ends[first] : formulas[first].start()].strip(" ,") in _AND
+        sentence[formulas[first - 1].end() : formulas[first].start()].strip(
+            " ,"
+        )
+        in _AND
     ):
         first -= 1
     value = ", ".join(m[1] or m[2] or m[3] for m in formulas[first:])
     before = sentence[: formulas[first].start()]
-    marks = list(_GIVEN.finditer(before))
+    ends = [mark.end() for mark in _GIVEN.finditer(before)]
     told = (
-        not before or "=" in value or (marks and marks[-1].end() == len(before))
+        not before
+        or "=" in value
+        or ends[-1:] == [len(before)]
+        or (_SO.match(before) and re.search(r"[\d\\]", value))
     )
     return canonical(value, "math") if told else None
 

@@ -26,7 +26,7 @@ _SPECIES = (  # an initial of one is no option
     "|pneumoniae|difficile|botulinum|tuberculosis|albicans|falciparum"
 )
 _FOLLOWING = (  # words after a bare letter that is an answer: "A because"
-    "is|are|was|because|since|as|and|with|while|only|which|where|when|but"
+    "is|are|was|the|because|since|as|and|with|while|only|which|where|when|but"
     "|from|for|if|due|given|by|in|or|would|should|seems|must|looks|then|that"
     "|this|it|we|I|most|on|has|makes|works|fits|matches|wins|fails|over|rather|not|after|based|according"
 )

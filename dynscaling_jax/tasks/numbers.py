@@ -84,7 +84,7 @@ _BOUND = re.compile(  # x + 2, x > 2, \pm 2
 _NAMES = re.compile(r"\b[A-Za-z]\s?=[^=,;]*[,;]\s?[A-Za-z]\s?=")  # x=1, y=2
 NONE = re.compile(
     r"\b(?:cannot|can't|could not|not) be |\b(?:cannot|can't|unable to)"
-    r" (?:tell|say|determine|decide|answer|solve)\b"
+    r" (?:tell|determine|decide|answer|solve)\b"
     r"|\bundefined|\bno (?:real )?solution"
     r"|\bnot enough|\binsufficient|\bimpossible|\bnot possible"
     r"|(?:^|is |are )unknown\b"
