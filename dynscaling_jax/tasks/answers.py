@@ -9,7 +9,8 @@ Looked for in this order, and of each sort the last one that can be read:
 3. a line "Solution: ...", "Result: ..."
 4. where nothing is announced, and the text was not cut off, by kind: the
    last number; the option on which the text ends; the last true, false, yes
-   or no; the last line of a free text; for mathematics nothing
+   or no; the last line of a free text; the formula that the last sentence of a
+   mathematical text says something to be, if the text ends with it
 
 An announcement which says more than one thing, "A and C", is no answer, and
 nothing else is read in its place. The text is untrusted: nothing here raises
@@ -31,7 +32,7 @@ from dynscaling_jax.tasks.forms import (
     check_kind,
 )
 from dynscaling_jax.tasks.markup import INLINE, WIDE
-from dynscaling_jax.tasks.numbers import BOLD, NONE, NUMBER
+from dynscaling_jax.tasks.numbers import BOLD, NONE, NUMBER, SCALE
 from dynscaling_jax.thinking import Thinking, visible
 from dynscaling_jax.types import Request, Sample, SampleFn
 
@@ -43,6 +44,9 @@ _TRIED = 20  # announcements of one sort, from the last one back
 _TURN = re.compile(
     r"<\|(?:im_end|eot_id|endoftext|end|end_of_text|return|user|im_start)\|>"
     r"|<(?:end_of_turn|\uff5cend\u2581of\u2581sentence\uff5c|/s)>"
+)
+_NEXT = re.compile(  # a model goes on with questions of its own
+    r"^[ \t#*]*+(?:Question|Problem|Q)\**:", re.MULTILINE
 )
 _CONFIDENCE = re.compile(  # how sure the model is, beside its answer
     r"[\s(\[*_,;-]{0,10}+\b(?:confidence|certainty)\b[^\w\n]{0,5}"
@@ -77,6 +81,8 @@ _COMMAS = re.compile(  # 3,5 after these is a decimal
     r"r[ée]p|resp|risp|antw|odpo|svar|cevap|jawab|ответ|відп", re.IGNORECASE
 )
 _COMMA = re.compile(r"(?<=\d),(?=\d\d?(?!\d))")
+_POINTS = re.compile(r"resp|risp|antw|cevap|jawab", re.IGNORECASE)
+_POINT = re.compile(r"(?<![\d.,])([1-9]\d{0,2})\.(?=\d{3}(?![\d.]))")  # 1.430
 _IS = (
     r"(?:[:=]|\b(?:is|are|was|(?<!not )be|est|es|é|è|ist|lautet|adalah|là"
     r"|jest)\b:?"
@@ -118,10 +124,35 @@ _BECAUSE = re.compile(r",?\s(?:because|since)\b|,\s(?:who|which|where|as)\b")
 _QUOTED = re.compile(
     r"\s*(?:\"([^\"]+)\"|\u201c([^\u201d]+)\u201d|`([^`]+)`|\*\*([^*]+)\*\*)"
 )
-_COUNTED = re.compile(rf"(?<![Ss]tep )(?<![Ss]tep \d){NUMBER.pattern}")
+_COUNTED = re.compile(
+    rf"(?<![Ss]tep )(?<![Ss]tep \d){NUMBER.pattern}"
+    rf"(?i:{SCALE.pattern}|\s?[KMB]\b)*+"
+)
+_ASIDE = re.compile(  # (2 hours and 40 minutes), and a line in brackets
+    r"(?:(?<=[a-z%] )|(?<=\n)|(?<=[\w*$.] )(?=\([^()\n]*[A-Za-z]{3}))"
+    r"\([^()\n]*+\)\.?"
+)
 _CALLED = re.compile(
     r"-?\d[^\n]{0,40}?\sis\s(?:the|my)\s(?:\w{1,20}\s)?answer\b"
 )
+_SHOWN = re.compile(
+    r"\\\[((?:(?!\\[][]).)*+)\\\]\.?\Z|\$\$([^$]++)\$\$\.?\Z", re.DOTALL
+)
+_OPEN = re.compile(  # a sentence that concludes nothing
+    r"\b(?:let|suppose|assume|consider|define|wait|maybe|perhaps)\b"
+    r"|^(?:if|note)\b",
+    re.IGNORECASE,
+)
+_GIVEN = re.compile(
+    rf"(?:{_IS}|=|\b(?:equals?|get|becomes|\w{{2,20}}(?:s|al)\sto)\b)[\s*:]*+",
+    re.IGNORECASE,
+)
+_SO = re.compile(r"\W*(?:so|thus|hence|therefore)\b", re.IGNORECASE)
+_WHEN = re.compile(
+    rf"{_BECAUSE.pattern}|,?\s(?:attained|achieved|when|for\s(?:all|every|any))\b"
+)
+_AND = ("", "and", "or")
+_BESIDE = re.compile(r"[\s*.:]*(?:[A-Za-z]+[\s*.]*){0,2}")  # a unit
 _ITEM = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+")
 _ENTRY = re.compile(r"(?:\w{1,2}[.):]|\(\w{1,2}\))\s*+[A-Za-z]")  # a heading
 _MEASURED = re.compile(
@@ -159,17 +190,19 @@ def extract(
         return None
     text = _TURN.split(shown, maxsplit=1)[0].translate(WIDE)
     text = _OFFER.sub("", _CONFIDENCE.sub("", _TAG.sub("", text)))
-    boxes = _boxed(text)
-    for segment in itertools.chain(reversed(boxes), _announced(text, kind)):
-        if kind == "choice":
-            several = named(segment, letters)
-            answer = several if len(several) == 1 else None
-        else:
-            answer = _read(segment, kind)
-            several = kind in _SIGNS and _SIGNS[kind].search(segment)
-        if answer is not None or several:
-            return answer
-    if cut or (kind == "number" and boxes):
+    own = _NEXT.split(text, maxsplit=1)[0]
+    for part in dict.fromkeys((own, text)):
+        boxes = _boxed(part)
+        for segment in itertools.chain(reversed(boxes), _announced(part, kind)):
+            if kind == "choice":
+                several = named(segment, letters)
+                answer = several if len(several) == 1 else None
+            else:
+                answer = _read(segment, kind)
+                several = kind in _SIGNS and _SIGNS[kind].search(segment)
+            if answer is not None or several:
+                return answer
+    if cut or (kind in ("number", "math") and boxes):
         return None
     return _unannounced(text, kind, letters)
 
@@ -226,6 +259,7 @@ def _segment(text: str, start: int, kind: str, mark: str) -> str:
         return display[1] or display[2] or ""
     line = rest.partition("\n")[0].partition("</")[0]
     if kind == "number" and _COMMAS.match(mark):
+        line = _POINT.sub(r"\1", line) if _POINTS.match(mark) else line
         line = _COMMA.sub(".", line)
     if kind == "choice":  # "C. 12 m/s" is no sentence
         return line
@@ -323,6 +357,8 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
     if kind == "choice":
         return concluded(text, letters)
     if kind == "number":
+        said = _ASIDE.sub("", text)
+        text = said if _COUNTED.search(said) else text
         line = text.rstrip().rpartition("\n")[2]
         if NONE.search(line):
             return None
@@ -343,7 +379,50 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
         bold = re.findall(r"\*\*([^*]+)\*\*", line)
         line = bold[0] if len(bold) == 1 else _ITEM.sub("", line)
         return _read(line, kind)
-    return None
+    return _ended(text[-LONGEST:].rstrip())
+
+
+def _ended(text: str) -> str | None:
+    """The formula that the last sentence says something to be, and those
+    that are listed beside it, where the text ends with them."""
+    line = text.rpartition("\n")[2]
+    if shown := _SHOWN.search(text):
+        line = text[: shown.start()].rstrip().rpartition("\n")[2]
+        formula = (shown[1] or shown[2]).replace("\n", " ").strip(" .,")
+        line += f" ${formula}$"
+    said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
+    sentence = _WHEN.split(said[-1])[0].strip(" *") if said else ""
+    if "?" in line or _OPEN.search(sentence):
+        return None
+    formulas = list(INLINE.finditer(sentence))
+    if not formulas:
+        *_, value = _GIVEN.split(sentence)
+        if value == sentence or not re.search(r"[\dπ√]", value):
+            return None
+        words = re.findall("[A-Za-z]{3,}", value)
+        counted = words and not re.search(r"[π√^\\(]", value)
+        read = canonical(value, "number" if counted else "math")
+        return read if len(words) < 5 else None
+    if not _BESIDE.fullmatch(sentence, formulas[-1].end()):
+        return None
+    first = len(formulas) - 1
+    while first and (
+        sentence[formulas[first - 1].end() : formulas[first].start()].strip(
+            " ,"
+        )
+        in _AND
+    ):
+        first -= 1
+    value = ", ".join(m[1] or m[2] or m[3] for m in formulas[first:])
+    before = sentence[: formulas[first].start()]
+    ends = [mark.end() for mark in _GIVEN.finditer(before)]
+    told = (
+        not before
+        or "=" in value
+        or ends[-1:] == [len(before)]
+        or (_SO.match(before) and re.search(r"[\d\\]", value))
+    )
+    return canonical(value, "math") if told else None
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str:

@@ -26,7 +26,7 @@ _SPECIES = (  # an initial of one is no option
     "|pneumoniae|difficile|botulinum|tuberculosis|albicans|falciparum"
 )
 _FOLLOWING = (  # words after a bare letter that is an answer: "A because"
-    "is|are|was|because|since|as|and|with|while|only|which|where|when|but"
+    "is|are|was|the|because|since|as|and|with|while|only|which|where|when|but"
     "|from|for|if|due|given|by|in|or|would|should|seems|must|looks|then|that"
     "|this|it|we|I|most|on|has|makes|works|fits|matches|wins|fails|over|rather|not|after|based|according"
 )
@@ -58,8 +58,8 @@ _MENTIONS = (
         re.compile(
             r"(?<![A-Za-z\d'.^_\\+=\x02\x03-])([A-HJ-Z])(?="
             r"[\"')\] \t]*+"
-            r"(?:$|[^\x00-\u024f]|[,;:/&(\u2013\u2014]|-+\s|[=-]>)"
-            rf"|[!?]|\.(?!\s?+(?:{_SPECIES})\b|\w|\s?+[A-Z]\.)"
+            r"(?:$|[^\x00-\u024f]|[,;:/&(\u2013\u2014]|-+\s|[=-]>"
+            rf"|[!?]|\.(?!\s?+(?:{_SPECIES})\b|\w|\s?+[A-Z]\.))"
             rf"|\s++(?:{_FOLLOWING})\b)(?!\s++=)",
             re.MULTILINE,
         ),
@@ -96,7 +96,7 @@ _PRAISED = re.compile(
     re.IGNORECASE,
 )
 _POINTED = re.compile(
-    r"(?:\b(?:is|be|it's|hence|thus|therefore|so|only|conclusion|choose|chose|pick|select|with"
+    r"(?:\b(?:is|be|it's|hence|thus|therefore|so|only|conclusion|choose|chose|pick|select|leav(?:es|ing)|with"
     r"|prefer|towards?|\w+ly|say|match\w*|corresponds?\sto|equals)\b|[∴⇒→选選]择?|:|[=-]>)"
     rf"[\s,:\"']*+(?:(?:the|with|for)\s)?({_ONE})",
     re.IGNORECASE,

@@ -282,6 +282,7 @@ _ROWS = re.compile(
     re.DOTALL,
 )
 _WORD = re.compile(r"[A-Za-z][A-Za-z .'-]*")
+_NUMBERED = re.compile(r"([A-Za-z]{3,}) (\d++)(?:, (\d{4}))?")  # June 20
 _INDEXED = re.compile(r"([_^])(\w)\s++(?=\d)")  # \log_2 8
 _SPACE = re.compile(r"(\\[A-Za-z]+)\s++(?=[A-Za-z])|\s++")
 _BRACKET = re.compile(r"\\[{}]|\\(?:begin|end)\b|[][(){},;]")
@@ -357,6 +358,9 @@ def formula(text: str) -> str | None:
     spoken = _LOGIC.sub(lambda m: " or " if m[1] == "lor" else " and ", text)
     if is_word(spoken):
         return phrase(spoken)
+    bare = " ".join(TEXT.sub(r" \1 ", text).split())
+    if (numbered := _NUMBERED.fullmatch(bare)) and is_word(numbered[1]):
+        return phrase(bare)
     depths = accumulate(map(_depth, _BRACKET.findall(text)))
     if max(depths, default=0) > _DEEPEST:
         return None

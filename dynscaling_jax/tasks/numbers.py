@@ -83,7 +83,9 @@ _BOUND = re.compile(  # x + 2, x > 2, \pm 2
 )
 _NAMES = re.compile(r"\b[A-Za-z]\s?=[^=,;]*[,;]\s?[A-Za-z]\s?=")  # x=1, y=2
 NONE = re.compile(
-    r"\b(?:cannot|can't|could not|not) be |\bundefined|\bno (?:real )?solution"
+    r"\b(?:cannot|can't|could not|not) be |\b(?:cannot|can't|unable to)"
+    r" (?:tell|determine|decide|answer|solve)\b"
+    r"|\bundefined|\bno (?:real )?solution"
     r"|\bnot enough|\binsufficient|\bimpossible|\bnot possible"
     r"|(?:^|is |are )unknown\b"
 )
@@ -150,7 +152,7 @@ def _about(text: str) -> Fraction | str | None:
     if found is None:
         return None
     value, end = found
-    while scale := _SCALE.match(text, end):
+    while scale := SCALE.match(text, end):
         value, end = value * _SCALES[scale[1].lower()], scale.end()
     if _FORMULA.match(text, end):
         return None
@@ -320,7 +322,7 @@ _SCALES = {
 }
 _SHORT = {"K": "thousand", "M": "million", "B": "billion"}
 _PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5}
-_SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
+SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _WORD = rf"(?:{'|'.join(sorted((*_SMALL, *_SCALES), key=len)[::-1])})"
 _WORDS = re.compile(
     rf"\b(?:(minus|negative)\s)?({_WORD}(?:(?:-|,?\s(?:and\s)?){_WORD})*)\b"

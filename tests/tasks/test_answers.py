@@ -186,6 +186,10 @@ HOSTILE = {
     "tags": "<answer>" * 2**14,
     "brackets after a noun": "answer" + " (/_" * 2**15,
     "quotes": "answer: \"'`" * 2**13,
+    "asides": "5 cm (x) a (" * 2**14,
+    "questions": "\nQ: The answer is 5" * 2**13,
+    "scales": "3 million million " * 2**13,
+    "displays": r"= \[ $$ " * 2**14,
 }
 
 
