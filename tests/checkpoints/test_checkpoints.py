@@ -128,7 +128,7 @@ def test_buffers_of_early_files_are_skipped(hf):
 PEAK = """
 import sys
 import jax.numpy as jnp
-from dynscaling_jax.models import load_model
+from dynscaling_jax.checkpoints import load_model
 
 def peak():
     status = open("/proc/self/status").read()
