@@ -1,3 +1,57 @@
-"""Verifier-free inference scaling of language models, native to JAX."""
+"""Verifier-free inference scaling of language models, native to JAX.
+
+    import dynscaling_jax as ds
+
+    engine = ds.Engine(ds.load_model("hf://Qwen/Qwen3-4B"))
+
+Names are imported when they are first used, so that this import is quick.
+"""
+
+from etils import epy
 
 __version__ = "0.1.0"
+
+with epy.lazy_api_imports(globals()):
+    from dynscaling_jax.analysis.bank import Bank as Bank
+    from dynscaling_jax.analysis.replay import Draw as Draw
+    from dynscaling_jax.analysis.replay import Played as Played
+    from dynscaling_jax.analysis.replay import replay as replay
+    from dynscaling_jax.analysis.replay import rounds_to as rounds_to
+    from dynscaling_jax.analysis.savings import Saving as Saving
+    from dynscaling_jax.analysis.savings import saving as saving
+    from dynscaling_jax.checkpoints.model import Model as Model
+    from dynscaling_jax.checkpoints.model import load_model as load_model
+    from dynscaling_jax.experiments.bank import read_bank as read_bank
+    from dynscaling_jax.inference.endpoint import endpoint as endpoint
+    from dynscaling_jax.inference.engine import Engine as Engine
+    from dynscaling_jax.models.config import ModelConfig as ModelConfig
+    from dynscaling_jax.scaling.allocation import place as place
+    from dynscaling_jax.scaling.allocation import scored as scored
+    from dynscaling_jax.scaling.chains import Chain as Chain
+    from dynscaling_jax.scaling.chains import Reader as Reader
+    from dynscaling_jax.scaling.loop import Result as Result
+    from dynscaling_jax.scaling.loop import Round as Round
+    from dynscaling_jax.scaling.loop import scale as scale
+    from dynscaling_jax.scaling.policies import POLICIES as POLICIES
+    from dynscaling_jax.scaling.policies import parse_policy as parse_policy
+    from dynscaling_jax.scaling.strategies import STRATEGIES as STRATEGIES
+    from dynscaling_jax.scaling.strategies import integrated as integrated
+    from dynscaling_jax.scaling.strategies import parallel as parallel
+    from dynscaling_jax.scaling.votes import VOTES as VOTES
+    from dynscaling_jax.scaling.votes import Vote as Vote
+    from dynscaling_jax.scaling.votes import majority as majority
+    from dynscaling_jax.tasks import Comparer as Comparer
+    from dynscaling_jax.tasks import Task as Task
+    from dynscaling_jax.tasks import answered as answered
+    from dynscaling_jax.tasks import extract as extract
+    from dynscaling_jax.tasks import grade as grade
+    from dynscaling_jax.tasks import load_task as load_task
+    from dynscaling_jax.thinking import Thinking as Thinking
+    from dynscaling_jax.types import Budget as Budget
+    from dynscaling_jax.types import Candidates as Candidates
+    from dynscaling_jax.types import Ledger as Ledger
+    from dynscaling_jax.types import Message as Message
+    from dynscaling_jax.types import Policy as Policy
+    from dynscaling_jax.types import Query as Query
+    from dynscaling_jax.types import Request as Request
+    from dynscaling_jax.types import Sample as Sample
