@@ -5,7 +5,7 @@ import sys
 
 import dynscaling_jax as ds
 
-NAMES = [name for name in vars(ds) if not name.startswith("_")]
+NAMES = [name for name in dir(ds) if not name.startswith("_")]
 
 
 def test_the_import_takes_nothing_along():
