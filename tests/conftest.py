@@ -27,6 +27,8 @@ from dynscaling_jax.models import ModelConfig, transformer
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+pytest_plugins = ("tests.commands",)
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
     "<|im_end|>\n{% endfor %}"

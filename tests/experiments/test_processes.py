@@ -29,7 +29,7 @@ def drawn(tmp_path_factory, address, begin, end):
             begin(
                 [
                     sys.executable,
-                    str(ROOT / "tests/launch/together.py"),
+                    str(ROOT / "tests/experiments/together.py"),
                     where,
                     str(count),
                     str(number),

@@ -21,7 +21,7 @@ from dynscaling_jax.experiments.shared import Processes
 from dynscaling_jax.scaling.chains import Reader
 from dynscaling_jax.types import Budget, Sample
 
-OLD = Path(__file__).parents[1] / "records" / "run_of_0_1"
+OLD = Path(__file__).with_name("run_of_0_1")
 MOST = Budget(new_tokens=64)
 FILES = ("samples.jsonl", "rounds.jsonl", "answers.json")
 

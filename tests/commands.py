@@ -82,7 +82,7 @@ def address() -> Callable[[], str]:
 @pytest.fixture(scope="session")
 def begin() -> Callable[..., list[subprocess.Popen]]:
     """Starts commands, with further variables of the environment."""
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[1])
 
     def started(commands, **variables):
         return [
@@ -118,7 +118,7 @@ def launch(tiny_model) -> Callable[..., list[list[str]]]:
     """The commands of `count` processes that draw a small run together."""
 
     def commands(workdir, count=1, where="", *further):
-        root = Path(__file__).parents[2]
+        root = Path(__file__).parents[1]
         return [
             [
                 sys.executable,
