@@ -68,14 +68,14 @@ class Engine:
             temperature, top_k, top_p, min_p: 0, 0, 1 and 0 switch them off.
             stop: strings that end a sample and are cut from its text.
             rows: samples that are drawn at the same time, at most; None
-                takes, for each length of prompt, as many as engine.memory
+                takes, for each length of prompt, as many as inference.memory
                 says that the device holds.
             rows_per_group: of these, how many share the keys of one prompt;
                 by default 8, or the largest power of two below that divides
                 rows, on a mesh those of one part of its data axis.
             prefix_bytes: memory for prompts that may be read on from.
             available: bytes of each device that drawing may take, where rows
-                is None; by default what engine.memory finds.
+                is None; by default what inference.memory finds.
 
         Raises:
             ValueError: a value outside its range.
@@ -140,7 +140,7 @@ class Engine:
             self._finished,
         )
         # Is told, before each chunk of steps, all that changed since the last
-        # one: what else an engine does follows from that (engine.lockstep).
+        # one: what else an engine does follows from that (inference.lockstep).
         self.announce: Callable[[Sequence[Change]], object] = lambda _: None
         self._changes: list[Change] = []
         self._count = itertools.count()

@@ -68,7 +68,7 @@ def data_size(mesh: Mesh | None) -> int:
 
 
 def share(config: ModelConfig, mesh: Mesh | None) -> ModelConfig:
-    """What a device has of a model's heads and units, for engine.memory."""
+    """What a device has of a model's heads and units, for inference.memory."""
     parts = mesh.shape[MODEL] if mesh else 1
     if config.kv_heads % parts == 0:
         config = dataclasses.replace(

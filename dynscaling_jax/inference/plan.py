@@ -1,8 +1,8 @@
 """What a device would hold and how fast it would draw, by formula alone.
 
-Each host has a process with a mesh of its own (engine.mesh): `model` chips
+Each host has a process with a mesh of its own (inference.mesh): `model` chips
 share one copy of the parameters, `data` such copies draw beside each other.
-Where a host holds no copy, all share one mesh (engine.lockstep).
+Where a host holds no copy, all share one mesh (inference.lockstep).
 Every figure is predicted from what the maker publishes and none has been
 measured: real rates are lower, for no chip reaches its peaks, and what chips
 and hosts tell one another is left out.
@@ -35,7 +35,7 @@ class Chip(NamedTuple):
 
     @property
     def available(self) -> float:
-        """Bytes that decoding may take, as engine.memory has it."""
+        """Bytes that decoding may take, as inference.memory has it."""
         return memory.SHARE * self.taken * self.memory
 
 
@@ -261,7 +261,7 @@ def plan(
         ValueError: it does not hold one group, or cannot be split so.
     """
     part = shard(config, model)
-    # engine.memory counts logits of the whole vocabulary on each chip
+    # inference.memory counts logits of the whole vocabulary on each chip
     held = dataclasses.replace(part, vocab_size=config.vocab_size)
     copies = on.chips // model
     weights = parameter_bytes(part, int8)
@@ -285,7 +285,7 @@ def plan(
         copies * groups * per,
         predict(groups),
         groups * slots * token + kept,
-        drawn + drawn // 2,  # as engine.memory: room that doubles
+        drawn + drawn // 2,  # as inference.memory: room that doubles
         decode_rate(part, on.chip, copies, Size(groups, per, slots, new), int8),
         prefill_rate(part, on.chip, copies, slots, int8),
     )
