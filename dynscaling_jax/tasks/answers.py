@@ -151,6 +151,25 @@ _SO = re.compile(r"\W*(?:so|thus|hence|therefore)\b", re.IGNORECASE)
 _WHEN = re.compile(
     rf"{_BECAUSE.pattern}|,?\s(?:attained|achieved|when|for\s(?:all|every|any))\b"
 )
+_CONCLUDED = re.compile(  # $n = 11$ is the least one
+    r"\s(?:is|are)\s(?:the|our)\s[^$\\\d]{1,80}"
+)
+_UNFINISHED = re.compile(
+    rf"(?:[+\u00d7\u00f7=(]|{_GIVEN.pattern})\s*\Z", re.IGNORECASE
+)
+_REASON = re.compile(  # what follows the number that answers
+    r",?\s(?:because|since)\b|\s(?:to\s[a-z]{2,}|after)\s[^=:,]{0,80}\Z"
+    r"|:\s[\s\d.,$+*/\u00d7\u00f7x-]{0,80}\Z"
+)
+_TOLD = re.compile(
+    r"\b(?:be|is|are|was|were|has|have|had|will|takes?|needs?|costs?)\b"
+    r"[^\d\n]{0,40}\d"
+)
+_PLACED = re.compile(r"\bthe\s\w{1,20}\s$")  # the interval $(1, 2)$
+_LEADING = re.compile(  # is at (1, 2)
+    r"\s*+(?!(?:sin|cos|tan|log|ln|sqrt|exp|arc\w+)\s)(?:[a-z]{2,}\s){1,3}"
+    r"(?=[(\[\\])"
+)
 _AND = ("", "and", "or")
 _BESIDE = re.compile(r"[\s*.:]*(?:[A-Za-z]+[\s*.]*){0,2}")  # a unit
 _ITEM = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+")
@@ -360,12 +379,13 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
         said = _ASIDE.sub("", text)
         text = said if _COUNTED.search(said) else text
         line = text.rstrip().rpartition("\n")[2]
-        if NONE.search(line):
+        if NONE.search(line) or _UNFINISHED.search(line[-40:]):
             return None
         bold = BOLD.findall(line)
         found = (
             _last(_COUNTED, _last(_CALLED, text))
             or _last(_COUNTED, bold[-1] if bold else "")
+            or _last(_COUNTED, _before_reason(line[-LONGEST:]))
             or _last(_COUNTED, text)
         )
         if not found and len(text) < 40:  # "Eight."
@@ -382,6 +402,15 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
     return _ended(text[-LONGEST:].rstrip())
 
 
+def _before_reason(line: str) -> str:
+    """The last sentence up to why or for what its number holds: "7 days" of
+    "It takes 7 days to read 210 pages"; "" where it says no such thing."""
+    said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
+    reason = _REASON.search(said[-1]) if said else None
+    before = said[-1][: reason.start()] if reason else ""
+    return before if _TOLD.search(before) else ""
+
+
 def _ended(text: str) -> str | None:
     """The formula that the last sentence says something to be, and those
     that are listed beside it, where the text ends with them."""
@@ -392,18 +421,30 @@ def _ended(text: str) -> str | None:
         line += f" ${formula}$"
     said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
     sentence = _WHEN.split(said[-1])[0].strip(" *") if said else ""
-    if "?" in line or _OPEN.search(sentence):
+    aside = bool(said) and len(sentence) < len(said[-1].strip(" *"))
+    broken = r"[A-Za-z]\Z" if aside else _UNFINISHED  # ", which gives"
+    if "?" in line or _OPEN.search(sentence) or re.search(broken, line[-40:]):
         return None
     formulas = list(INLINE.finditer(sentence))
-    if not formulas:
-        *_, value = _GIVEN.split(sentence)
-        if value == sentence or not re.search(r"[\dπ√]", value):
+    rest = sentence[formulas[-1].end() :] if formulas else sentence
+    *_, value = _GIVEN.split(rest)
+    if not formulas or (value != rest and re.search(r"[\dπ√]", value)):
+        if value == rest or not re.search(r"[\dπ√]", value):
             return None
+        if leading := _LEADING.match(value):
+            value = value[leading.end() :]
         words = re.findall("[A-Za-z]{3,}", value)
         counted = words and not re.search(r"[π√^\\(]", value)
         read = canonical(value, "number" if counted else "math")
         return read if len(words) < 5 else None
-    if not _BESIDE.fullmatch(sentence, formulas[-1].end()):
+    if (
+        len(formulas) == 1
+        and _SO.match(sentence)
+        and _CONCLUDED.fullmatch(rest)
+        and re.search(r"\d", formulas[0][0])
+    ):
+        rest = ""
+    if not _BESIDE.fullmatch(rest):
         return None
     first = len(formulas) - 1
     while first and (
@@ -420,6 +461,9 @@ def _ended(text: str) -> str | None:
         not before
         or "=" in value
         or ends[-1:] == [len(before)]
+        or (
+            value[-1] in ")]}" and value[0] in "([\\" and _PLACED.search(before)
+        )
         or (_SO.match(before) and re.search(r"[\d\\]", value))
     )
     return canonical(value, "math") if told else None

@@ -40,7 +40,8 @@ _MENTIONS = (
         re.compile(
             r"(?<![\w\\)^_])\(\s*+([A-Za-z])\s*+\)(?!\()"
             r"|[\[\u3010]\s*+([A-Za-z])\s*+[\]\u3011]|\A\W*+([A-Za-z])\W*+\Z"
-            r"|^[\s\"'>#-]*+([A-Za-z])(?:\)|\.(?=\s+[^a-z]|\s*+$|[A-Z][a-z]))"
+            r"|^[\s\"'>#-]*+([A-Za-z])(?:\)|\.(?=\s+[^a-z]|\s*+$|[A-Z][a-z]"
+            r"|\s(?:is|was)\s))"
             r"|(?<=\s)([A-Z])\)",
             re.MULTILINE,
         ),
@@ -48,7 +49,7 @@ _MENTIONS = (
     (
         "\x03",
         re.compile(
-            rf"\b(?i:{_NAME})\s++[\"'(\[]*+(?:([A-Z])(?![\w-]|'\w)"
+            rf"\b(?:[Oo]nly|(?i:{_NAME}))\s++[\"'(\[]*+(?:([A-Z])(?![\w-]|'\w)"
             r"|([a-z])(?=[\"')\]]*+(?:$|[.,;:]|\s++[a-z]*ly\b)))",
             re.MULTILINE,
         ),
@@ -91,8 +92,9 @@ _HEAD = re.compile(
 _PRAISED = re.compile(
     rf"(?<!\bif\s)({_ONE})[\"']?+\s*+(?:[:\u2013\u2014→-]|is|must\sbe|seems"
     r"|looks|would\sbe)?+\s*+(?:(?:therefore|thus|indeed|clearly|the|only|most"
-    r"|single|definitely)\s)*+"
-    r"(?:correct|right|best|true|yes|answer|works\b|fits\b|[\u2713\u2714\u2705])",
+    r"|single|definitely)\s){0,4}"
+    r"(?:correct|right|best|true|yes|answer|works\b|fits\b|the\s(?:only|most)\b"
+    r"|[\u2713\u2714\u2705])",
     re.IGNORECASE,
 )
 _POINTED = re.compile(
