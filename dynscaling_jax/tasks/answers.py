@@ -155,14 +155,19 @@ _CONCLUDED = re.compile(  # $n = 11$ is the least one
     r"\s(?:is|are)\s(?:the|our)\s[^$\\\d]{1,80}"
 )
 _UNFINISHED = re.compile(
-    rf"(?:[+\u00d7\u00f7=(]|{_GIVEN.pattern})\s*\Z", re.IGNORECASE
+    rf"(?:[+\u00d7\u00f7=(]|\b(?:and|or|the|of|to)|{_GIVEN.pattern})\s*\Z",
+    re.IGNORECASE,
 )
-_REASON = re.compile(  # what follows the number that answers
-    r",?\s(?:because|since)\b|\s(?:to\s[a-z]{2,}|after)\s[^=:,]{0,80}\Z"
-    r"|:\s[\s\d.,$+*/\u00d7\u00f7x-]{0,80}\Z"
+_REASON = re.compile(  # why, what for or of what the number that answers is
+    r",?\s(?:because|since|if)\b"
+    r"|(?:\sto\s[a-z]{2,}\s|\safter\s"
+    r"|(?<![,:])\s(?:\w{2,9}\s)?(?:the|all|these|those)\s(?:[a-z]{1,12}\s)?(?=\d)"
+    r"|:\s(?=[^\d]{0,20}[\d.,]{1,9}[^\d=]{1,30}\d))"
+    r"(?:(?!\b(?:is|are|was|were|makes|gives|leav\w+|equals?|total)\b)"
+    r"[^=:,\n]){0,80}\Z"
 )
 _TOLD = re.compile(
-    r"\b(?:be|is|are|was|were|has|have|had|will|takes?|needs?|costs?)\b"
+    r"\b(?:be|is|are|was|were|has|have|had|will|gets?|takes?|needs?|costs?)\b"
     r"[^\d\n]{0,40}\d"
 )
 _PLACED = re.compile(r"\bthe\s\w{1,20}\s$")  # the interval $(1, 2)$
@@ -414,6 +419,8 @@ def _before_reason(line: str) -> str:
 def _ended(text: str) -> str | None:
     """The formula that the last sentence says something to be, and those
     that are listed beside it, where the text ends with them."""
+    if text.count("$$") % 2 or text.rfind(r"\[") > text.rfind(r"\]"):
+        return None
     line = text.rpartition("\n")[2]
     if shown := _SHOWN.search(text):
         line = text[: shown.start()].rstrip().rpartition("\n")[2]

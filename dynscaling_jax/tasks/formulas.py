@@ -366,7 +366,7 @@ def formula(text: str) -> str | None:
     if (numbered := _NUMBERED.fullmatch(bare)) and is_word(numbered[1]):
         return phrase(bare)
     if hour := _HOUR.fullmatch(bare):
-        return f"{hour[1]} {hour[2]}m".lower()
+        return f"{hour[1].removesuffix(':00')} {hour[2]}m".lower()
     depths = accumulate(map(_depth, _BRACKET.findall(text)))
     if max(depths, default=0) > _DEEPEST:
         return None
@@ -448,7 +448,9 @@ def _item(text: str) -> tuple[str, str]:
     if len(parts) == 1 or _ORDER.search(text) or not all(parts):
         return "", _value(text)
     closed = _CLOSED.match(parts[0]) and _is_constant(parts[-1])
-    if closed or _CALLED.fullmatch(parts[0]) or all(map(_is_constant, parts)):
+    computed = len(parts) > 2 and all(map(_is_constant, parts[1:]))
+    closed = computed or closed or all(map(_is_constant, parts))
+    if closed or _CALLED.fullmatch(parts[0]):
         return "", _value(parts[-1])
     if _NAME.fullmatch(parts[0]):
         return _compressed(parts[0]), _value(parts[-1])
