@@ -150,6 +150,7 @@ _GIVEN = re.compile(
 _SO = re.compile(r"\W*(?:so|thus|hence|therefore)\b", re.IGNORECASE)
 _WHEN = re.compile(
     rf"{_BECAUSE.pattern}|,?\s(?:attained|achieved|when|for\s(?:all|every|any))\b"
+    r"|(?<=[$)\]])\s(?:by|as)\s[^$=\\]{1,80}\Z"
 )
 _CONCLUDED = re.compile(  # $n = 11$ is the least one
     r"\s(?:is|are)\s(?:the|our)\s[^$\\\d]{1,80}"
@@ -158,13 +159,19 @@ _UNFINISHED = re.compile(
     rf"(?:[+\u00d7\u00f7=(]|\b(?:and|or|the|of|to)|{_GIVEN.pattern})\s*\Z",
     re.IGNORECASE,
 )
-_REASON = re.compile(  # why, what for or of what the number that answers is
-    r",?\s(?:because|since|if)\b"
-    r"|(?:\sto\s[a-z]{2,}\s|\safter\s"
-    r"|(?<![,:])\s(?:\w{2,9}\s)?(?:the|all|these|those)\s(?:[a-z]{1,12}\s)?(?=\d)"
-    r"|:\s(?=[^\d]{0,20}[\d.,]{1,9}[^\d=]{1,30}\d))"
+_PLAIN_END = (  # up to the end without a verb that gives a value
     r"(?:(?!\b(?:is|are|was|were|makes|gives|leav\w+|equals?|total)\b)"
     r"[^=:,\n]){0,80}\Z"
+)
+_REASON = re.compile(  # why; a number that was given, or is told beside it
+    r",?\s(?:because|since|if)\b|,\swith\s"
+    r"|,\s\d{1,9}\s(?:more|less|fewer)\sthan\b"
+    r"|\s(?:over|during|for|in|on|of|among|between|from|to|at|with|by)\s"
+    rf"(?:the|all|these|those)\s(?:[a-z]{{1,12}}\s(?:of\s)?)?\d{_PLAIN_END}"
+)
+_PURPOSE = re.compile(  # after a verb and its number: to read 210 pages
+    r"(?:\sto\s[a-z]{2,}\s|\safter\s"
+    rf"|:\s(?=[^\d]{{0,20}}[\d.,]{{1,9}}[^\d=]{{1,30}}\d)){_PLAIN_END}"
 )
 _TOLD = re.compile(
     r"\b(?:be|is|are|was|were|has|have|had|will|gets?|takes?|needs?|costs?)\b"
@@ -411,9 +418,12 @@ def _before_reason(line: str) -> str:
     """The last sentence up to why or for what its number holds: "7 days" of
     "It takes 7 days to read 210 pages"; "" where it says no such thing."""
     said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
-    reason = _REASON.search(said[-1]) if said else None
-    before = said[-1][: reason.start()] if reason else ""
-    return before if _TOLD.search(before) else ""
+    for mark, needed in ((_REASON, _COUNTED), (_PURPOSE, _TOLD)):
+        after = mark.search(said[-1]) if said else None
+        before = said[-1][: after.start()] if after else ""
+        if needed.search(before):
+            return before
+    return ""
 
 
 def _ended(text: str) -> str | None:

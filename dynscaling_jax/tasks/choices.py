@@ -164,7 +164,8 @@ def concluded(text: str, letters: str = "") -> str | None:
             return next(filter(None, opens.groups()))
         found = set(re.findall("[\x02\x03]([A-Z])", line))
         if line is lines[-1] and len(found) == 1:
-            return found.pop()
+            headed = _OPENS.match(lines[0])  # "A) Gold", and more on others
+            return headed[1] if headed and headed[1] else found.pop()
     return None
 
 
