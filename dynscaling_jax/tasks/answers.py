@@ -139,7 +139,7 @@ _SHOWN = re.compile(
     r"\\\[((?:(?!\\[][]).)*+)\\\]\.?\Z|\$\$([^$]++)\$\$\.?\Z", re.DOTALL
 )
 _OPEN = re.compile(  # a sentence that concludes nothing
-    r"\b(?:let|suppose|assume|consider|define|wait|maybe|perhaps)\b"
+    r"\b(?:let|suppose|assume|consider|define|wait|maybe|perhaps|whether)\b"
     r"|^(?:if|note)\b",
     re.IGNORECASE,
 )
@@ -154,6 +154,9 @@ _WHEN = re.compile(
 )
 _CONCLUDED = re.compile(  # $n = 11$ is the least one
     r"\s(?:is|are)\s(?:the|our)\s[^$\\\d]{1,80}"
+)
+_THERE = re.compile(  # there are $3! = 6$ ways to choose them
+    rf"(?:{_SO.pattern}[\s,]{{1,3}})?there\s(?:is|are)\b", re.IGNORECASE
 )
 _UNFINISHED = re.compile(
     rf"(?:[+\u00d7\u00f7=(]|\b(?:and|or|the|of|to)|{_GIVEN.pattern})\s*\Z",
@@ -434,7 +437,7 @@ def _ended(text: str) -> str | None:
     line = text.rpartition("\n")[2]
     if shown := _SHOWN.search(text):
         line = text[: shown.start()].rstrip().rpartition("\n")[2]
-        formula = (shown[1] or shown[2]).replace("\n", " ").strip(" .,")
+        formula = (shown[1] or shown[2]).replace("\n", " ").strip(" .,=")
         line += f" ${formula}$"
     said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
     sentence = _WHEN.split(said[-1])[0].strip(" *") if said else ""
@@ -456,9 +459,11 @@ def _ended(text: str) -> str | None:
         return read if len(words) < 5 else None
     if (
         len(formulas) == 1
-        and _SO.match(sentence)
-        and _CONCLUDED.fullmatch(rest)
         and re.search(r"\d", formulas[0][0])
+        and (
+            (_SO.match(sentence) and _CONCLUDED.fullmatch(rest))
+            or (_THERE.match(sentence) and not re.search(r"[\d,]", rest))
+        )
     ):
         rest = ""
     if not _BESIDE.fullmatch(rest):

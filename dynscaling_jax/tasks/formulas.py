@@ -259,7 +259,7 @@ _EQUALS = re.compile(r"(?<![<>=\\])=(?!=)")
 _APPROXIMATELY = re.compile(rf"\\approx{_END}")
 _ORDER = re.compile(rf"[<>]|\\(?:leq|geq|neq){_END}")
 _CONSTANT = re.compile(
-    rf"\\(?:pi|infty|frac|sqrt|cdot|times|left|right|pm|mp|{_FUNCTIONS}){_END}"
+    rf"\\(?:pi|infty|frac|binom|sqrt|cdot|times|left|right|pm|mp|{_FUNCTIONS}){_END}"
     r"|[ei](?![A-Za-z])"
 )
 _LOGIC = re.compile(rf"\s*+\\(lor|land){_END}\s*+")
