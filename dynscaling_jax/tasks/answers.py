@@ -8,9 +8,10 @@ Looked for in this order, and of each sort the last one that can be read:
    a dozen languages; #### ..., the mark of GSM8K's solutions
 3. a line "Solution: ...", "Result: ..."
 4. where nothing is announced, and the text was not cut off, by kind: the
-   last number; the option on which the text ends; the last true, false, yes
-   or no; the last line of a free text; the formula that the last sentence of a
-   mathematical text says something to be, if the text ends with it
+   last number that gives no reason and was not given; the option on which
+   the text ends; the last true, false, yes or no; the last line of a free
+   text; the formula that the last sentence of a mathematical text says
+   something to be, if the text ends with it
 
 An announcement which says more than one thing, "A and C", is no answer, and
 nothing else is read in its place. The text is untrusted: nothing here raises
