@@ -8,9 +8,10 @@ Looked for in this order, and of each sort the last one that can be read:
    a dozen languages; #### ..., the mark of GSM8K's solutions
 3. a line "Solution: ...", "Result: ..."
 4. where nothing is announced, and the text was not cut off, by kind: the
-   last number; the option on which the text ends; the last true, false, yes
-   or no; the last line of a free text; the formula that the last sentence of a
-   mathematical text says something to be, if the text ends with it
+   last number that gives no reason and was not given; the option on which
+   the text ends; the last true, false, yes or no; the last line of a free
+   text; the formula that the last sentence of a mathematical text says
+   something to be, if the text ends with it
 
 An announcement which says more than one thing, "A and C", is no answer, and
 nothing else is read in its place. The text is untrusted: nothing here raises
@@ -139,7 +140,7 @@ _SHOWN = re.compile(
     r"\\\[((?:(?!\\[][]).)*+)\\\]\.?\Z|\$\$([^$]++)\$\$\.?\Z", re.DOTALL
 )
 _OPEN = re.compile(  # a sentence that concludes nothing
-    r"\b(?:let|suppose|assume|consider|define|wait|maybe|perhaps)\b"
+    r"\b(?:let|suppose|assume|consider|define|wait|maybe|perhaps|whether)\b"
     r"|^(?:if|note)\b",
     re.IGNORECASE,
 )
@@ -150,6 +151,40 @@ _GIVEN = re.compile(
 _SO = re.compile(r"\W*(?:so|thus|hence|therefore)\b", re.IGNORECASE)
 _WHEN = re.compile(
     rf"{_BECAUSE.pattern}|,?\s(?:attained|achieved|when|for\s(?:all|every|any))\b"
+    r"|(?<=[$)\]])\s(?:by|as)\s[^$=\\]{1,80}\Z"
+)
+_CONCLUDED = re.compile(  # $n = 11$ is the least one
+    r"\s(?:is|are)\s(?:the|our)\s[^$\\\d]{1,80}"
+)
+_THERE = re.compile(  # there are $3! = 6$ ways to choose them
+    rf"(?:{_SO.pattern}[\s,]{{1,3}})?there\s(?:is|are)\b", re.IGNORECASE
+)
+_UNFINISHED = re.compile(
+    rf"(?:[+\u00d7\u00f7=(]|\b(?:and|or|the|of|to)|{_GIVEN.pattern})\s*\Z",
+    re.IGNORECASE,
+)
+_PLAIN_END = (  # up to the end without a verb that gives a value
+    r"(?:(?!\b(?:is|are|was|were|makes|gives|leav\w+|equals?|total)\b)"
+    r"[^=:,\n]){0,80}\Z"
+)
+_REASON = re.compile(  # why; a number that was given, or is told beside it
+    r",?\s(?:because|since|if)\b|,\swith\s"
+    r"|,\s\d{1,9}\s(?:more|less|fewer)\sthan\b"
+    r"|\s(?:over|during|for|in|on|of|among|between|from|to|at|with|by)\s"
+    rf"(?:the|all|these|those)\s(?:[a-z]{{1,12}}\s(?:of\s)?)?\d{_PLAIN_END}"
+)
+_PURPOSE = re.compile(  # after a verb and its number: to read 210 pages
+    r"(?:\sto\s[a-z]{2,}\s|\safter\s"
+    rf"|:\s(?=[^\d]{{0,20}}[\d.,]{{1,9}}[^\d=]{{1,30}}\d)){_PLAIN_END}"
+)
+_TOLD = re.compile(
+    r"\b(?:be|is|are|was|were|has|have|had|will|gets?|takes?|needs?|costs?)\b"
+    r"[^\d\n]{0,40}\d"
+)
+_PLACED = re.compile(r"\bthe\s\w{1,20}\s$")  # the interval $(1, 2)$
+_LEADING = re.compile(  # is at (1, 2)
+    r"\s*+(?!(?:sin|cos|tan|log|ln|sqrt|exp|arc\w+)\s)(?:[a-z]{2,}\s){1,3}"
+    r"(?=[(\[\\])"
 )
 _AND = ("", "and", "or")
 _BESIDE = re.compile(r"[\s*.:]*(?:[A-Za-z]+[\s*.]*){0,2}")  # a unit
@@ -360,12 +395,13 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
         said = _ASIDE.sub("", text)
         text = said if _COUNTED.search(said) else text
         line = text.rstrip().rpartition("\n")[2]
-        if NONE.search(line):
+        if NONE.search(line) or _UNFINISHED.search(line[-40:]):
             return None
         bold = BOLD.findall(line)
         found = (
             _last(_COUNTED, _last(_CALLED, text))
             or _last(_COUNTED, bold[-1] if bold else "")
+            or _last(_COUNTED, _before_reason(line[-LONGEST:]))
             or _last(_COUNTED, text)
         )
         if not found and len(text) < 40:  # "Eight."
@@ -382,28 +418,56 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
     return _ended(text[-LONGEST:].rstrip())
 
 
+def _before_reason(line: str) -> str:
+    """The last sentence up to why or for what its number holds: "7 days" of
+    "It takes 7 days to read 210 pages"; "" where it says no such thing."""
+    said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
+    for mark, needed in ((_REASON, _COUNTED), (_PURPOSE, _TOLD)):
+        after = mark.search(said[-1]) if said else None
+        before = said[-1][: after.start()] if after else ""
+        if needed.search(before):
+            return before
+    return ""
+
+
 def _ended(text: str) -> str | None:
     """The formula that the last sentence says something to be, and those
     that are listed beside it, where the text ends with them."""
+    if text.count("$$") % 2 or text.rfind(r"\[") > text.rfind(r"\]"):
+        return None
     line = text.rpartition("\n")[2]
     if shown := _SHOWN.search(text):
         line = text[: shown.start()].rstrip().rpartition("\n")[2]
-        formula = (shown[1] or shown[2]).replace("\n", " ").strip(" .,")
+        formula = (shown[1] or shown[2]).replace("\n", " ").strip(" .,=")
         line += f" ${formula}$"
     said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
     sentence = _WHEN.split(said[-1])[0].strip(" *") if said else ""
-    if "?" in line or _OPEN.search(sentence):
+    aside = bool(said) and len(sentence) < len(said[-1].strip(" *"))
+    broken = r"[A-Za-z]\Z" if aside else _UNFINISHED  # ", which gives"
+    if "?" in line or _OPEN.search(sentence) or re.search(broken, line[-40:]):
         return None
     formulas = list(INLINE.finditer(sentence))
-    if not formulas:
-        *_, value = _GIVEN.split(sentence)
-        if value == sentence or not re.search(r"[\dπ√]", value):
+    rest = sentence[formulas[-1].end() :] if formulas else sentence
+    *_, value = _GIVEN.split(rest)
+    if not formulas or (value != rest and re.search(r"[\dπ√]", value)):
+        if value == rest or not re.search(r"[\dπ√]", value):
             return None
+        if leading := _LEADING.match(value):
+            value = value[leading.end() :]
         words = re.findall("[A-Za-z]{3,}", value)
         counted = words and not re.search(r"[π√^\\(]", value)
         read = canonical(value, "number" if counted else "math")
         return read if len(words) < 5 else None
-    if not _BESIDE.fullmatch(sentence, formulas[-1].end()):
+    if (
+        len(formulas) == 1
+        and re.search(r"\d", formulas[0][0])
+        and (
+            (_SO.match(sentence) and _CONCLUDED.fullmatch(rest))
+            or (_THERE.match(sentence) and not re.search(r"[\d,]", rest))
+        )
+    ):
+        rest = ""
+    if not _BESIDE.fullmatch(rest):
         return None
     first = len(formulas) - 1
     while first and (
@@ -420,6 +484,9 @@ def _ended(text: str) -> str | None:
         not before
         or "=" in value
         or ends[-1:] == [len(before)]
+        or (
+            value[-1] in ")]}" and value[0] in "([\\" and _PLACED.search(before)
+        )
         or (_SO.match(before) and re.search(r"[\d\\]", value))
     )
     return canonical(value, "math") if told else None

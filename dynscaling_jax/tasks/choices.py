@@ -40,7 +40,8 @@ _MENTIONS = (
         re.compile(
             r"(?<![\w\\)^_])\(\s*+([A-Za-z])\s*+\)(?!\()"
             r"|[\[\u3010]\s*+([A-Za-z])\s*+[\]\u3011]|\A\W*+([A-Za-z])\W*+\Z"
-            r"|^[\s\"'>#-]*+([A-Za-z])(?:\)|\.(?=\s+[^a-z]|\s*+$|[A-Z][a-z]))"
+            r"|^[\s\"'>#-]*+([A-Za-z])(?:\)|\.(?=\s+[^a-z]|\s*+$|[A-Z][a-z]"
+            r"|\s(?:is|was)\s))"
             r"|(?<=\s)([A-Z])\)",
             re.MULTILINE,
         ),
@@ -48,7 +49,7 @@ _MENTIONS = (
     (
         "\x03",
         re.compile(
-            rf"\b(?i:{_NAME})\s++[\"'(\[]*+(?:([A-Z])(?![\w-]|'\w)"
+            rf"\b(?:[Oo]nly|(?i:{_NAME}))\s++[\"'(\[]*+(?:([A-Z])(?![\w-]|'\w)"
             r"|([a-z])(?=[\"')\]]*+(?:$|[.,;:]|\s++[a-z]*ly\b)))",
             re.MULTILINE,
         ),
@@ -91,8 +92,9 @@ _HEAD = re.compile(
 _PRAISED = re.compile(
     rf"(?<!\bif\s)({_ONE})[\"']?+\s*+(?:[:\u2013\u2014→-]|is|must\sbe|seems"
     r"|looks|would\sbe)?+\s*+(?:(?:therefore|thus|indeed|clearly|the|only|most"
-    r"|single|definitely)\s)*+"
-    r"(?:correct|right|best|true|yes|answer|works\b|fits\b|[\u2713\u2714\u2705])",
+    r"|single|definitely)\s){0,4}"
+    r"(?:correct|right|best|true|yes|answer|works\b|fits\b|the\s(?:only|most)\b"
+    r"|[\u2713\u2714\u2705])",
     re.IGNORECASE,
 )
 _POINTED = re.compile(
@@ -162,7 +164,8 @@ def concluded(text: str, letters: str = "") -> str | None:
             return next(filter(None, opens.groups()))
         found = set(re.findall("[\x02\x03]([A-Z])", line))
         if line is lines[-1] and len(found) == 1:
-            return found.pop()
+            headed = _OPENS.match(lines[0])  # "A) Gold", and more on others
+            return headed[1] if headed and headed[1] else found.pop()
     return None
 
 

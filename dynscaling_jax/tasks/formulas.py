@@ -243,7 +243,9 @@ _NAME = re.compile(
     rf"(?:\{{{_LETTER}\}}|\[{_LETTER}\]|\|{_LETTER}\||{_LETTER}){_INDEX}"
 )
 _CALLED = re.compile(
-    rf"{_LETTER}{_INDEX}(?:\^\{{-1\}})?\([A-Za-z](?:,[A-Za-z])*\)"
+    rf"{_LETTER}{_INDEX}(?:\^\{{-1\}})?"
+    r"\((?:[A-Za-z]|-?\d{1,9})(?:,(?:[A-Za-z]|-?\d{1,9}))*\)"
+    r"|(?:P|E|\\Pr)\s*+(?:\([^()]*\)|\[[^][]*\])"  # P(A \cap B)
 )
 _TUPLE_NAMES = re.compile(
     r"\(\s*+[A-Za-z](?:_\w)?(?:\s*+,\s*+[A-Za-z](?:_\w)?)++\s*+\)\s*+=\s*+(?=\()"
@@ -257,7 +259,7 @@ _EQUALS = re.compile(r"(?<![<>=\\])=(?!=)")
 _APPROXIMATELY = re.compile(rf"\\approx{_END}")
 _ORDER = re.compile(rf"[<>]|\\(?:leq|geq|neq){_END}")
 _CONSTANT = re.compile(
-    rf"\\(?:pi|infty|frac|sqrt|cdot|times|left|right|pm|mp|{_FUNCTIONS}){_END}"
+    rf"\\(?:pi|infty|frac|binom|sqrt|cdot|times|left|right|pm|mp|{_FUNCTIONS}){_END}"
     r"|[ei](?![A-Za-z])"
 )
 _LOGIC = re.compile(rf"\s*+\\(lor|land){_END}\s*+")
@@ -282,6 +284,8 @@ _ROWS = re.compile(
     re.DOTALL,
 )
 _WORD = re.compile(r"[A-Za-z][A-Za-z .'-]*")
+_HOUR = re.compile(r"(\d{1,2}(?::\d\d)?)\s*([ap])\.?\s?m\.?", re.IGNORECASE)
+_CLOSED = re.compile(rf"\\(?:int|sum|prod|lim){_END}")  # no name is free in it
 _NUMBERED = re.compile(r"([A-Za-z]{3,}) (\d++)(?:, (\d{4}))?")  # June 20
 _INDEXED = re.compile(r"([_^])(\w)\s++(?=\d)")  # \log_2 8
 _SPACE = re.compile(r"(\\[A-Za-z]+)\s++(?=[A-Za-z])|\s++")
@@ -361,6 +365,8 @@ def formula(text: str) -> str | None:
     bare = " ".join(TEXT.sub(r" \1 ", text).split())
     if (numbered := _NUMBERED.fullmatch(bare)) and is_word(numbered[1]):
         return phrase(bare)
+    if hour := _HOUR.fullmatch(bare):
+        return f"{hour[1].removesuffix(':00')} {hour[2]}m".lower()
     depths = accumulate(map(_depth, _BRACKET.findall(text)))
     if max(depths, default=0) > _DEEPEST:
         return None
@@ -441,7 +447,10 @@ def _item(text: str) -> tuple[str, str]:
     parts = [part.strip() for part in _sides(text)]
     if len(parts) == 1 or _ORDER.search(text) or not all(parts):
         return "", _value(text)
-    if _CALLED.fullmatch(parts[0]) or all(map(_is_constant, parts)):
+    closed = _CLOSED.match(parts[0]) and _is_constant(parts[-1])
+    computed = len(parts) > 2 and all(map(_is_constant, parts[1:]))
+    closed = computed or closed or all(map(_is_constant, parts))
+    if closed or _CALLED.fullmatch(parts[0]):
         return "", _value(parts[-1])
     if _NAME.fullmatch(parts[0]):
         return _compressed(parts[0]), _value(parts[-1])
