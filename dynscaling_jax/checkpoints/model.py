@@ -154,8 +154,8 @@ def load_model(
         mesh: of ('data', 'model'), over whose devices models.sharding spreads
             the parameters; each is read straight into its shards.
         adapter: the directory of a LoRA adapter, or its hub address, which
-            is merged into the weights, as checkpoints.adapters says. One that lies
-            in the directory of the model is merged without being named.
+            is merged into the weights, as checkpoints.adapters says. One that
+            lies in the model's own directory is merged without being named.
 
     Raises:
         FileNotFoundError: what is missing, and how to get it.
