@@ -16,7 +16,7 @@ from dynscaling_jax.experiments.shared import Drawn
 
 LONGEST = 4.0  # means: engine.max_new_tokens cuts longer samples
 Deal = Callable[..., Mapping[int, int]]
-"""Which host draws each question of a round, as records.shared.dealt."""
+"""Which host draws each question of a round, as experiments.shared.dealt."""
 
 
 class Lost(NamedTuple):

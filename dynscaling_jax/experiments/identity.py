@@ -15,7 +15,7 @@ def of_model(address: str) -> dict[str, str]:
     """Of each file of a local model: weights, tokenizer, template, settings;
     and the revision that an address on the hub stood for.
 
-    98 MB take 0.2 s; of large files records.workdir.fingerprint reads parts.
+    98 MB take 0.2 s; of large files workdir.fingerprint reads parts.
     """
     home = resolve(address)
     if not home.is_dir():

@@ -290,7 +290,7 @@ def test_a_directory_in_use_or_of_a_run_is_left_alone(
     a run wrote over its config.json."""
     with locked(trained), pytest.raises(RuntimeError, match="in use"):
         in_process(training(lessons, trained, *SMALL))
-    old = Path(__file__).parents[1] / "records" / "run_of_0_1" / "config.json"
+    old = Path(__file__).parents[1] / "experiments/run_of_0_1/config.json"
     row = json.loads(old.read_bytes())
     for content in (row, {"schema": 1, "kind": "run", **row}):
         (tmp_path / "config.json").write_text(json.dumps(content))
