@@ -41,11 +41,7 @@ def rows(
     """
     at = 0
     with open(path, "rb") as file:
-        if b"\0" in file.read(4):  # no JSON has any
-            raise ValueError(
-                f"{path} is UTF-16 or UTF-32, or no text; expected JSON lines "
-                "in UTF-8, which iconv -f UTF-16 -t UTF-8 makes of it"
-            )
+        check_encoding(path, file.read(4))
         file.seek(0)
         for number, line in enumerate(file, 1):
             if log and not line.endswith(b"\n"):
@@ -63,6 +59,16 @@ def rows(
                     ) from None
                 yield at, at + len(line), row
             at += len(line)
+
+
+def check_encoding(path: Path, begin: bytes) -> None:
+    """Raises ValueError where a file of text, which begins so, is none in
+    UTF-8."""
+    if b"\0" in begin:  # no JSON has any
+        raise ValueError(
+            f"{path} is UTF-16 or UTF-32, or no text; expected UTF-8, which "
+            "iconv -f UTF-16 -t UTF-8 makes of it"
+        )
 
 
 def _value(line: bytes) -> Any:

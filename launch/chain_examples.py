@@ -1,4 +1,4 @@
-"""Makes lessons in using chains, from the samples of a run.
+r"""Makes lessons in using chains, from the samples of a run.
 
     python -m launch.run --config=configs/reasoner.py \
         --config.task.split=train --workdir=runs/attempts

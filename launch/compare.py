@@ -1,4 +1,4 @@
-"""Methods side by side on the same questions and samples.
+r"""Methods side by side on the same questions and samples.
 
     python -m launch.compare --config=configs/reasoner.py \
         --workdir=runs/methods --seeds=5

@@ -1,4 +1,4 @@
-"""What a device would hold and how fast it would draw: predicted, unmeasured.
+r"""What a device would hold and how fast it would draw: predicted, unmeasured.
 
     python -m launch.plan --shape=qwen2.5-7b --device=v5e-8
     python -m launch.plan --shape=DIR,llama-3.1-70b --device=v5e-8,H100x8 \

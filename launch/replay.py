@@ -1,4 +1,4 @@
-"""Replays policies on banks of recorded samples.
+r"""Replays policies on banks of recorded samples.
 
     python -m launch.replay --bank=A.jsonl,B.jsonl \
         --policies=uniform,ucb,opportunity_cost --budgets=2,4,8,16,32 \

@@ -1,4 +1,4 @@
-"""Trains a model, or tunes one, on chat JSON Lines.
+r"""Trains a model, or tunes one, on chat JSON Lines.
 
     python -m launch.train --config=projects/reasoner/config.py \
         --workdir=runs/reasoner/training

@@ -286,6 +286,24 @@ def test_links_lead_somewhere(page):
             assert (page.parent / link).exists(), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_of_the_source_that_are_named_are_there(page):
+    """Files moved, and the guides sent readers to where they had been."""
+    files = [
+        f"/{path.relative_to(ROOT).as_posix()}"
+        for part in ("dynscaling_jax", "launch", "tests", "benchmarks")
+        for path in (ROOT / part, *(ROOT / part).rglob("*"))
+    ]
+    named = re.findall(
+        r"(?<![\w/.])(\w+(?:/\w+)*/\w+\.py|dynscaling_jax/\w+)(?![\w/*])",
+        page.read_text(),
+    )
+    own = ("configs/", "projects/")  # those of the reader's too
+    for name in named:
+        if not name.startswith(own):
+            assert any(file.endswith(f"/{name}") for file in files), name
+
+
 def test_make_has_the_targets_that_are_named():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))

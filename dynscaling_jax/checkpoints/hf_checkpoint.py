@@ -1,8 +1,10 @@
 """Hugging Face directories: config.json and safetensors to parameters."""
 
+import contextlib
 import functools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +75,16 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def dtypes(directory: Path) -> set[str]:
-    """The float types of the tensors, by safetensors' names."""
-    return {
-        kind
-        for file in _weight_files(directory)
-        for kind in _kinds(safe_open(file, framework="numpy")).values()
-    }
+    """The float types of the tensors, by safetensors' names.
+
+    Raises:
+        ValueError: a corrupt file.
+    """
+    kinds: set[str] = set()
+    for file in _weight_files(directory):
+        with _whole(file):
+            kinds |= {*_kinds(safe_open(file, framework="numpy")).values()}
+    return kinds
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -126,7 +132,7 @@ def read_tensors(file: Path, dtype: Any) -> dict[str, Tensor]:
     Raises:
         ValueError: a corrupt file, or tensors that are quantised.
     """
-    try:
+    with _whole(file):
         handle = safe_open(file, framework="numpy")
         kinds = _kinds(handle)
         for name, kind in kinds.items():
@@ -148,6 +154,13 @@ def read_tensors(file: Path, dtype: Any) -> dict[str, Tensor]:
             )
             for name, kind in kinds.items()
         }
+
+
+@contextlib.contextmanager
+def _whole(file: Path) -> Iterator[None]:
+    """Raises ValueError where what is read shows that a file is cut."""
+    try:
+        yield
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{file}: not a whole safetensors file ({error}); fetch it again"

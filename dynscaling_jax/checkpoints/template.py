@@ -141,6 +141,8 @@ def _told(where: str, error: BaseException) -> str:
         if frame.f_code.co_filename == "<template>":
             line = at
     message = str(error) or type(error).__name__
+    if isinstance(error, MemoryError):  # of the worker, see workers.limit
+        message = "it needs more than its limit of memory"
     return f"{where}: {f'line {line}: ' if line else ''}{message}"
 
 

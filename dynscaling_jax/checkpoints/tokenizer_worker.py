@@ -24,6 +24,7 @@ from dynscaling_jax.checkpoints import codec
 from dynscaling_jax.workers import limit
 
 MEMORY = 2 << 30  # bytes of address space; 262,144 tokens take a quarter
+FULL = "tokenizer or chat template: it needs more than its limit of memory"
 
 
 def main() -> None:
@@ -53,7 +54,9 @@ def main() -> None:
             if name == "open":
                 opened = error
         except BaseException as error:  # a panic of Rust is no Exception
-            wrapped = ValueError(f"{type(error).__name__}: {error}"[:500])
+            said = f"{type(error).__name__}: {error}"[:500]
+            full = isinstance(error, MemoryError)  # it says nothing by itself
+            wrapped = ValueError(FULL if full else said)
             answer = _error(wrapped)
             if name == "open":
                 opened = wrapped

@@ -175,6 +175,9 @@ def _same(
 ) -> None:
     config = _filled(there["config"], json.loads(dumps(defaults)))
     differing = list(_differences(config, ours["config"]))
+    thought = "end_of_thinking"  # its default was "" in version 0.1
+    if config.get(thought) == "" and ours["config"].get(thought) is None:
+        differing.append(f"--config.{thought}= goes on as it was")
     if differing:
         raise ValueError(
             f"{workdir} belongs to a {kind} of another config: "

@@ -422,7 +422,7 @@ async def _once(
         async with asyncio.timeout(settings.timeout):
             status, headers, content = await _post(client, settings, body)
         if not 200 <= status < 300:
-            why = f"HTTP {status}: {said(content)}"
+            why = f"HTTP {status}: {said(content)}".rstrip()
             if "location" in headers:
                 why += f" moved to {said(headers['location'].encode())}"
             raise Failure(hide(why), status, headers.get("retry-after"))

@@ -116,7 +116,8 @@ def load_task(config: Mapping[str, Any]) -> Task:
         if read is None:
             raise ValueError(
                 f"{row.place}: the answer {answer!r} cannot be read whole as "
-                f"{kind}; set config.task.kind"
+                f"{kind}; mend it, or set config.task.kind to another, such "
+                "as math or text"
             )
         query = Query(id, _messages(question, kind, settings))
         problems[id] = Problem(query, read)

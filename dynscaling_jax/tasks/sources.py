@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dynscaling_jax.lines import check_encoding
+
 READABLE = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -47,6 +49,9 @@ def read_rows(path: Path) -> list[Row]:
             f"{path}: cannot read {path.suffix or 'a file without suffix'}; "
             f"known: {', '.join(readers)}"
         )
+    if path.suffix != ".parquet":
+        with path.open("rb") as file:
+            check_encoding(path, file.read(4))
     rows = []
     for values, place in readers[path.suffix](path):
         if not isinstance(values, dict):

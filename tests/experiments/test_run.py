@@ -68,14 +68,21 @@ def contents(workdir):
 @pytest.mark.parametrize("rows", [24, 10, 0])
 def test_a_run_of_0_1_goes_on_to_the_same_bytes(tmp_path, rows):
     """Its config.json has no schema and no fingerprints, and its config lacks
-    what came later. Finished, killed, or with nothing drawn."""
+    what came later. Finished, killed, or with nothing drawn. Its chains held
+    whole thoughts, unless a flag said what ends one: where any was drawn, the
+    field has to say so, by --config.end_of_thinking= on the command line."""
     workdir = tmp_path / "run"
     shutil.copytree(OLD, workdir)
     log = workdir / "samples.jsonl"
     log.write_bytes(b"".join(log.read_bytes().splitlines(True)[:rows]))
     for name in ("rounds.jsonl", "answers.json", "summary.json"):
         (workdir / name).unlink()
-    run(workdir)
+    if rows:
+        with pytest.raises(ValueError, match=r"--config\.end_of_thinking= "):
+            run(workdir)
+    config = config_of()
+    config.end_of_thinking = ""
+    run(workdir, config)
     assert contents(workdir) == contents(OLD)
 
 

@@ -366,6 +366,7 @@ def test_a_request_that_fails_is_a_row_beside_the_others(serve, reply, message):
         (failure(422, "extra field top_k"), "HTTP 422: extra field top_k"),
         (failure(429, "slow down"), "HTTP 429: slow down (after 2 tries"),
         (failure(307, "", location="http://b/v1"), "moved to http://b/v1"),
+        ((302, b"", {"location": "http://b/v1"}), "HTTP 302: moved to http"),
         ((200, {"error": {"code": 402, "message": "pay"}}, {}), "be paid"),
         ((503, b"<h1>Loading</h1>", {}), "HTTP 503: Loading"),
     ],

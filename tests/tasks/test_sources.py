@@ -82,6 +82,10 @@ def test_parquet(tmp_path):
         ("a.csv", "q,a\n1,2,3\n", r"a\.csv:2: expected 2 columns"),
         ("a.csv", 'q,a\n1,"2', r"a\.csv: after line 1: not valid CSV"),
         ("a.csv", b"q,a\n\xff,2\n", "not valid CSV"),
+        # spreadsheets save so; it was said to be no valid JSON
+        ("a.jsonl", '{"q": 1}'.encode("utf-16"), r"a\.jsonl is UTF-16"),
+        ("a.json", '[{"q": 1}]'.encode("utf-16-le"), r"a\.json is UTF-16"),
+        ("a.csv", "q,a\n1,2\n".encode("utf-16"), r"a\.csv is UTF-16"),
         ("a.txt", "q", r"cannot read \.txt; known: \.jsonl, \.json"),
     ],
 )
