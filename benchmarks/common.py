@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-ROOT = Path(__file__).parents[2]  # where `launch` is found
+ROOT = Path(__file__).parents[1]  # where `launch` is found
 Lines = Iterator[dict[str, Any]]
 Config = Any  # ml_collections.ConfigDict, as benchmarks/config.py
 

@@ -70,7 +70,8 @@ def resumable(command: Command, work: Callable[[], str]) -> None:
             sys.stderr.flush()
         # all is written; JAX and the look-up of a host take time to end
         os._exit(1)
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # an alarm that comes later would end the process
+        signal.setitimer(signal.ITIMER_REAL, 0)
     print(text)
 
 

@@ -191,7 +191,10 @@ def test_a_torn_checkpoint_is_refused(goldens, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model=x", "--out="], "--out= names no new directory"),
+        (
+            ["--model=x", "--out="],
+            "--out is empty; was a variable not set?",
+        ),
         (["--model=x", "--out=y", "z"], "what is 'z' for?"),
     ],
 )

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,8 @@ def test_a_run_that_is_lost_goes_on_from_the_bucket(tiny_model, tmp_path):
     until_drawn(lost, samples)
     lost.send_signal(signal.SIGKILL)
     lost.communicate()
+    # as if it had not come to its end just before
+    (there / "summary.json").unlink(missing_ok=True)
     first, *others = samples.read_bytes().splitlines(keepends=True)
     row = json.loads(first)
     marked = first.replace(
@@ -134,8 +137,7 @@ def test_another_config_is_refused_by_the_name_of_the_bucket(
     tiny_model, tmp_path
 ):
     there = tmp_path / "buckets" / "bucket" / "run"
-    there.mkdir(parents=True)
-    (there / "config.json").write_text('{"config": {"model": "another"}}')
+    shutil.copytree(Path(__file__).with_name("run_of_0_1"), there)
     refused = run(tmp_path / "buckets", tiny_model)
     _, err = refused.communicate(timeout=120)
     assert refused.returncode == 1

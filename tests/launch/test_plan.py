@@ -84,7 +84,10 @@ def test_int8_is_said():
         ([], "give --shape and --device, as in: python -m launch.plan"),
         (["--shape=x", "--device=v5e-8"], "shape 'x': no such directory"),
         (["--shape=qwen2.5-7b", "--device=TPU"], "device 'TPU' is not known"),
-        (["--shape=", "--device=v5e-8"], "must each name one at least"),
+        (
+            ["--shape=", "--device=v5e-8"],
+            "--shape is empty; was a variable not set?",
+        ),
         (
             ["--shape=llama-3.1-70b", "--device=v5e-8"],
             "llama-3.1-70b on v5e-8: one group of 8 rows takes 1.85e+10",
