@@ -209,7 +209,7 @@ import sys
 from pathlib import Path
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from dynscaling_jax.models import export
+from dynscaling_jax.checkpoints import export
 mesh = Mesh(jax.devices(), "x")
 assert mesh.size == 4
 spread = NamedSharding(mesh, PartitionSpec("x"))

@@ -41,7 +41,8 @@ fsspec.register_implementation("gcs", Buckets, clobber=True)
 RUN = (
     STAND_IN
     + """
-from launch import remote, run
+from dynscaling_jax.experiments import remote
+from launch import run
 remote.EVERY = float(sys.argv[2])
 sys.argv[1:] = sys.argv[3:]
 run.cli()
