@@ -1,5 +1,6 @@
 """Strict JAX, and the models that tests share."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,18 @@ LONG = (
 def pytest_collection_modifyitems(items):
     """The longest files first, or one process would end alone with them."""
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_compiled():
+    """Linux maps at most 65,530 pieces of memory for a process, and each
+    compiled function takes some: a worker that kept all of them died of a
+    segmentation fault within XLA, two thirds through the suite."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
