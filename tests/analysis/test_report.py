@@ -36,11 +36,18 @@ def sample(query, index, answer, round=0, parents=(), text="so", **more):
     )
 
 
-def recorded(samples, references, rounds=(), name="run", questions=None):
+def recorded(
+    samples,
+    references,
+    rounds=(),
+    name="run",
+    questions=None,
+    kind="number",
+):
     """A run whose own vote is the majority."""
     run = Recorded(
         name,
-        {"kind": "number", "task": "made up"},
+        {"kind": kind, "task": "made up"},
         references,
         questions or {},
         {id: {"answer": None, "right": False} for id in references},
@@ -347,8 +354,8 @@ def test_a_page_holds_any_text():
         references,
         name=HOSTILE[0],
         questions={text: text for text in HOSTILE},
+        kind="text",
     )
-    run.summary["kind"] = "text"
     made = report([run], compare)
     text = page(made)
     text.encode()  # no lone surrogate is left in it
