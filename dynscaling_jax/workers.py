@@ -27,6 +27,10 @@ class WorkerError(Exception):
     """A worker that ended, or was ended, before it answered; says how."""
 
 
+class StartError(WorkerError):
+    """A worker that never was ready."""
+
+
 class Worker:
     """A program that answers lines. It starts at the first request; several
     threads may ask, one after another.
@@ -50,6 +54,11 @@ class Worker:
         self._running: list[subprocess.Popen[bytes]] = []
         weakref.finalize(self, _stop, self._running)
 
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The process that answers, where one was started."""
+        return self._running[0] if self._running else None
+
     def ask(self, line: bytes, seconds: float, most: int) -> bytes:
         """Returns the answer to a line.
 
@@ -59,7 +68,8 @@ class Worker:
             most: bytes of an answer.
 
         Raises:
-            WorkerError: it ended, was late or wrote more.
+            WorkerError: it ended, was late or wrote more; a StartError where
+                it did so before it was ready.
         """
         with self._lock:
             try:
@@ -82,7 +92,10 @@ class Worker:
                 env={**os.environ, **self._environment},
             )
         )
-        self._answer(b"", STARTUP, most)
+        try:
+            self._answer(b"", STARTUP, most)
+        except WorkerError as error:
+            raise StartError(*error.args) from error
         if self._first:
             self._answer(self._first, seconds * SLACK, most)
 

@@ -13,15 +13,9 @@ than 16 items are different.
 """
 
 import json
-import os
 import queue
 import re
-import selectors
-import subprocess
-import sys
 import threading
-import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
@@ -31,15 +25,15 @@ from typing import Any, Literal
 from dynscaling_jax.tasks.forms import canonical
 from dynscaling_jax.tasks.formulas import Listing, is_word, listing, named
 from dynscaling_jax.tasks.numbers import rational
+from dynscaling_jax.workers import StartError, Worker, WorkerError
 
 Outcome = Literal["equal", "different", "timeout"]
 Compare = Callable[[str, str, str], Outcome]  # (answer, answer, kind)
 Meaning = Callable[[str], Any]  # of a formula, as symbolic.py tells it
 
 _PROGRAM = Path(__file__).with_name("symbolic.py")
-_STARTUP = 120.0  # seconds that a worker may take to import sympy
 _RESTART = 2.0  # processor seconds that another worker costs
-_SLACK = 10.0  # wall seconds allowed for each second of processor time
+_LONGEST = 1 << 26  # bytes of a meaning
 _MOST_FORMULAS = 16  # items of two lists that are compared as formulas
 _HARD = ["hard"]  # the meaning of a formula that took too much
 
@@ -119,11 +113,10 @@ class Comparer:
         self._cache: dict[str, tuple[Any, float]] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._workers = [_Worker() for _ in range(workers)]
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        self._workers = [Worker(Path(_PROGRAM)) for _ in range(workers)]
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         for worker in self._workers:
             self._idle.put(worker)
-        weakref.finalize(self, _stop, self._workers)
 
     def __call__(self, a: str, b: str, kind: str) -> Outcome:
         return self.question()(a, b, kind)
@@ -161,7 +154,7 @@ class Comparer:
         try:
             if self._closed:
                 raise RuntimeError("this Comparer has been closed")
-            found = worker.read(formula, self._time_limit)
+            found = _meaning(worker, formula, self._time_limit)
         finally:
             self._idle.put(worker)
         with self._lock:
@@ -362,78 +355,15 @@ def _scaled(part: Sequence[int], top: int) -> int:
     return mantissa << shift if shift >= 0 else mantissa >> -shift
 
 
-class _Worker:
-    """A process of symbolic.py, started when needed, replaced when it ends."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def read(self, formula: str, seconds: float) -> tuple[Any, float]:
-        request = json.dumps([formula, seconds]).encode() + b"\n"
-        try:
-            if self.process is None:
-                self.start()
-            reply = self._ask(request, seconds * _SLACK)
-        except BaseException:  # an interrupted worker still owes a reply
-            self.stop()
-            raise
-        if reply is not None:
-            meaning, used = json.loads(reply)
-            return meaning, used
-        self.stop()
+def _meaning(worker: Worker, formula: str, seconds: float) -> tuple[Any, float]:
+    """What a formula means, and the processor seconds that it took to tell."""
+    request = json.dumps([formula, seconds]).encode() + b"\n"
+    try:
+        return tuple(json.loads(worker.ask(request, seconds, _LONGEST)))
+    except StartError as error:
+        raise RuntimeError(
+            "the process that compares formulas did not start; is "
+            "math-verify installed? Its own message stands above."
+        ) from error
+    except WorkerError:
         return _HARD, seconds + _RESTART
-
-    def start(self) -> None:
-        # A plain program over pipes: unlike a spawned multiprocessing child
-        # it neither runs the caller's main module again nor imports JAX.
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_PROGRAM)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-        if self._ask(b"", _STARTUP) != "ready":
-            raise RuntimeError(
-                "the process that compares formulas did not start; is "
-                "math-verify installed? Its own message stands above."
-            )
-
-    def _ask(self, request: bytes, seconds: float) -> str | None:
-        """The line that answers, None where the process ended or was late."""
-        process = self.process
-        assert process and process.stdin and process.stdout
-        deadline = time.monotonic() + seconds
-        reply = b""
-        try:
-            process.stdin.write(request)
-        except BrokenPipeError:
-            return None
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while not reply.endswith(b"\n"):
-                if not selector.select(deadline - time.monotonic()):
-                    return None
-                chunk = os.read(process.stdout.fileno(), 1 << 16)
-                if not chunk:
-                    return None
-                reply += chunk
-        return reply.decode().strip()
-
-    def kill(self) -> None:
-        if (process := self.process) is not None:
-            process.kill()
-
-    def stop(self) -> None:
-        process, self.process = self.process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                pipe.close()
-
-
-def _stop(workers: Sequence[_Worker]) -> None:
-    for worker in workers:
-        worker.stop()
