@@ -83,8 +83,6 @@ def report() -> str:
 
     configs = {name: shape(name) for name in SHAPE.value or ()}
     devices = {name: plan.device(name) for name in DEVICE.value or ()}
-    if not configs or not devices:
-        raise ValueError("--shape and --device must each name one at least")
     sizes = PROMPT.value, NEW.value, PER.value
     rows, refused = [], []
     for name, config in configs.items():
