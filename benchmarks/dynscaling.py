@@ -1,5 +1,6 @@
 """A whole DynScaling run: rounds, chains, rows that are filled again."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +11,10 @@ import jax
 from benchmarks import ours, prompts
 from benchmarks.common import Config, Lines, compilations, rate, timed_calls
 from dynscaling_jax.checkpoints import Model, load_model
-from dynscaling_jax.experiments.run import task_fields
 from dynscaling_jax.inference import Engine, decode, prefill
 from dynscaling_jax.methods import METHODS
-from dynscaling_jax.scaling import spec
-from dynscaling_jax.scaling.chains import Reader
-from dynscaling_jax.scaling.loop import Result, scale
-from dynscaling_jax.scaling.policies import POLICIES
-from dynscaling_jax.scaling.strategies import STRATEGIES
-from dynscaling_jax.scaling.votes import VOTES
+from dynscaling_jax.sampler import tap
+from dynscaling_jax.scaling.loop import Result, run_rounds
 from dynscaling_jax.tasks import Task, answered, load_task
 from dynscaling_jax.types import (
     Budget,
@@ -32,7 +28,7 @@ from dynscaling_jax.types import (
 
 def lines(config: Config) -> Lines:
     size = config.dynscaling
-    task = load_task(task_fields(config.task))
+    task = load_task(**config.task)
     model = load_model(config.model, config.dtype)
     run(size, model, task)  # the same run, compiling
     with compilations() as compiled, timed_calls(prefill) as times:
@@ -82,23 +78,19 @@ def run(
     """(engine, result, seconds, of these within the engine, what it was asked
     for)."""
     engine = _engine(size, model, size.new_tokens)
-    limit = model.config.context - size.new_tokens
-    method = METHODS[size.method]
-    thinking = model.tokenizer.thinking
-    reader = Reader(engine.count_tokens, limit, thinking)
+    method = METHODS[size.method]()
+    schedule = method.schedule._replace(stale=size.stale_rounds)
     spent, asked = [0.0], list[Request]()
+    reading = functools.partial(
+        answered, kind=task.kind, thinking=engine.thinking
+    )
     begin = time.perf_counter()
-    result = scale(
+    result = run_rounds(
         [problem.query for problem in task.problems[: size.queries]],
-        answered(_watched(engine, spent, asked), task.kind, thinking),
-        spec.parse(method.strategy, STRATEGIES, "strategy", reader=reader),
-        spec.parse(method.policy, POLICIES, "policy"),
-        spec.parse(method.vote, VOTES, "vote", reader=reader),
-        Budget(samples=size.queries * size.samples_per_query),
+        tap(engine, lambda sample: _watched(sample, spent, asked), reading),
+        method._replace(schedule=schedule),
+        Budget(samples_per_query=size.samples_per_query),
         jax.random.key(0),
-        first_round=method.first * size.queries,
-        round_size=size.queries,
-        stale=size.stale_rounds,
     )
     return engine, result, time.perf_counter() - begin, spent[0], asked
 
@@ -112,7 +104,7 @@ def at_once_rate(
     for engine in (_engine(size, model, size.new_tokens) for _ in range(2)):
         begin = time.perf_counter()  # of the second; the first one compiles
         with timed_calls(prefill) as times:
-            drawn = sum(sample.new_tokens for sample in engine(asked))
+            drawn = sum(sample.new_tokens for sample in engine.sample(asked))
         seconds = time.perf_counter() - begin - sum(map(sum, times.values()))
     if drawn != tokens:
         raise RuntimeError(f"{drawn} tokens were drawn at once, not {tokens}")
@@ -172,7 +164,7 @@ def _reading(times: dict[str, list[float]]) -> float:
 
 
 def _draw(engine: Engine, query: Query, messages: tuple[Message, ...]) -> None:
-    for _ in engine([Request(query, messages, 0)]):
+    for _ in engine.sample([Request(query, messages, 0)]):
         pass
 
 

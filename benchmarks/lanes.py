@@ -7,7 +7,6 @@ from benchmarks import ours
 from benchmarks.common import Config, Lines, rate
 from configs import reasoner
 from dynscaling_jax.checkpoints import load_model
-from dynscaling_jax.experiments.run import task_fields
 from dynscaling_jax.inference import Engine, layout
 from dynscaling_jax.inference.mesh import bytes_held
 from dynscaling_jax.tasks import load_task
@@ -17,7 +16,7 @@ def lines(config: Config) -> Lines:
     """Both draw the same samples, in turn; of each its best."""
     size, run = config.lanes, reasoner.get_config()
     run.task.limit = size.queries
-    queries = [p.query for p in load_task(task_fields(run.task)).problems]
+    queries = [p.query for p in load_task(**run.task).problems]
     model = load_model(run.model)
     small = {"lanes": layout.SMALL, "one_lane": 0}
 

@@ -65,14 +65,15 @@ class Marks:
 
 
 def through_loop(job: dict, marks: Marks) -> None:
-    """scale, one sample of each query a round."""
+    """run_rounds, one sample of each query a round."""
     import jax
 
-    from dynscaling_jax.scaling.loop import scale
-    from dynscaling_jax.scaling.policies import parse_policies
+    from dynscaling_jax.sampler import FunctionSampler
+    from dynscaling_jax.scaling.loop import run_rounds
+    from dynscaling_jax.scaling.policies import uniform
     from dynscaling_jax.scaling.strategies import parallel
     from dynscaling_jax.scaling.votes import majority
-    from dynscaling_jax.types import Budget, Request, Sample
+    from dynscaling_jax.types import Budget, Method, Request, Sample, Schedule
 
     def sample_fn(requests: Sequence[Request]) -> Iterator[Sample]:
         for r in requests:
@@ -82,15 +83,13 @@ def through_loop(job: dict, marks: Marks) -> None:
             yield Sample(*ids, text, answer, "stop", 100, 0, 20, 1e9)
             marks.one_more()
 
-    scale(
+    schedule = Schedule(capacity=job["candidates"])
+    run_rounds(
         made_queries(job["queries"]),
-        sample_fn,
-        parallel(),
-        parse_policies("uniform")["uniform"],
-        majority(),
-        Budget(samples=job["queries"] * job["candidates"]),
+        FunctionSampler(sample_fn),
+        Method(parallel(), uniform(), majority(), schedule),
+        Budget(samples_per_query=job["candidates"]),
         jax.random.key(0),
-        capacity=job["candidates"],
     )
 
 
@@ -111,7 +110,7 @@ def through_engine(job: dict, marks: Marks) -> None:
         for query in made_queries(job["queries"])
         for index in range(job["candidates"])
     ]
-    for _ in engine(requests):
+    for _ in engine.sample(requests):
         marks.one_more()
 
 

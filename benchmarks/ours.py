@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from benchmarks import prompts
 from benchmarks.common import Config, rate, timed_calls
 from dynscaling_jax.checkpoints import Model, load_model
-from dynscaling_jax.experiments.run import task_fields
 from dynscaling_jax.inference import Engine, decode, prefill
 from dynscaling_jax.tasks import load_task
 from dynscaling_jax.types import Query, Request
@@ -63,7 +62,7 @@ def endless(model: Model) -> Model:
 
 def make_work(config: Config, size: Config, model: Model) -> Work:
     """Prompts of the task for the queries, and as many others."""
-    task = load_task(task_fields(config.task))
+    task = load_task(**config.task)
     made = prompts.queries(task, model, 2 * size.queries, size.prompt_tokens)
     return Work(
         model,
@@ -144,7 +143,7 @@ def draw(used: Engine, some: Sequence[Query], candidates: int) -> int:
         for query in some
         for index in range(candidates)
     ]
-    return sum(sample.new_tokens for sample in used(requests))
+    return sum(sample.new_tokens for sample in used.sample(requests))
 
 
 def line(

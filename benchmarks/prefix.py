@@ -29,7 +29,7 @@ def memory_line(work: ours.Work, setting: ours.Setting) -> dict:
     config = work.model.config
     before = alive()
     engine = ours.engine(work, setting)
-    samples = engine(
+    samples = engine.sample(
         [
             Request(query, query.messages, index)
             for query in work.queries

@@ -12,6 +12,7 @@ from etils import epy
 __version__ = "0.1.0"
 
 with epy.lazy_api_imports(globals()):
+    from dynscaling_jax import methods as methods
     from dynscaling_jax.analysis.bank import Bank as Bank
     from dynscaling_jax.analysis.replay import Draw as Draw
     from dynscaling_jax.analysis.replay import Played as Played
@@ -22,24 +23,23 @@ with epy.lazy_api_imports(globals()):
     from dynscaling_jax.checkpoints.model import Model as Model
     from dynscaling_jax.checkpoints.model import load_model as load_model
     from dynscaling_jax.experiments.bank import read_bank as read_bank
-    from dynscaling_jax.inference.endpoint import endpoint as endpoint
+    from dynscaling_jax.experiments.run import Run as Run
+    from dynscaling_jax.experiments.run import run as run
+    from dynscaling_jax.experiments.scale import scale as scale
+    from dynscaling_jax.inference.endpoint import Endpoint as Endpoint
     from dynscaling_jax.inference.engine import Engine as Engine
     from dynscaling_jax.models.config import ModelConfig as ModelConfig
+    from dynscaling_jax.sampler import FunctionSampler as FunctionSampler
+    from dynscaling_jax.sampler import tap as tap
+    from dynscaling_jax.scaling import policies as policies
+    from dynscaling_jax.scaling import strategies as strategies
+    from dynscaling_jax.scaling import votes as votes
     from dynscaling_jax.scaling.allocation import place as place
     from dynscaling_jax.scaling.allocation import scored as scored
     from dynscaling_jax.scaling.chains import Chain as Chain
-    from dynscaling_jax.scaling.chains import Reader as Reader
     from dynscaling_jax.scaling.loop import Result as Result
     from dynscaling_jax.scaling.loop import Round as Round
-    from dynscaling_jax.scaling.loop import scale as scale
-    from dynscaling_jax.scaling.policies import POLICIES as POLICIES
-    from dynscaling_jax.scaling.policies import parse_policy as parse_policy
-    from dynscaling_jax.scaling.strategies import STRATEGIES as STRATEGIES
-    from dynscaling_jax.scaling.strategies import integrated as integrated
-    from dynscaling_jax.scaling.strategies import parallel as parallel
-    from dynscaling_jax.scaling.votes import VOTES as VOTES
-    from dynscaling_jax.scaling.votes import Vote as Vote
-    from dynscaling_jax.scaling.votes import majority as majority
+    from dynscaling_jax.scaling.loop import run_rounds as run_rounds
     from dynscaling_jax.tasks import Comparer as Comparer
     from dynscaling_jax.tasks import Task as Task
     from dynscaling_jax.tasks import answered as answered
@@ -51,7 +51,13 @@ with epy.lazy_api_imports(globals()):
     from dynscaling_jax.types import Candidates as Candidates
     from dynscaling_jax.types import Ledger as Ledger
     from dynscaling_jax.types import Message as Message
+    from dynscaling_jax.types import Method as Method
     from dynscaling_jax.types import Policy as Policy
     from dynscaling_jax.types import Query as Query
+    from dynscaling_jax.types import Reader as Reader
     from dynscaling_jax.types import Request as Request
     from dynscaling_jax.types import Sample as Sample
+    from dynscaling_jax.types import Sampler as Sampler
+    from dynscaling_jax.types import Schedule as Schedule
+    from dynscaling_jax.types import Strategy as Strategy
+    from dynscaling_jax.types import Vote as Vote

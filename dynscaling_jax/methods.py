@@ -1,49 +1,147 @@
-"""Methods by name: a point on the axes strategy x policy x vote.
+"""The named methods, as values: a strategy, a policy, a vote and a schedule.
 
-    python -m launch.run --config=configs/FILE.py --config.method=NAME ...
-
---config.strategy, --config.policy and --config.vote replace one axis each,
-with arguments where wanted: --config.strategy='integrated(k=2)'.
+ds.methods.dynscaling()
+ds.methods.dynscaling()._replace(policy=ds.policies.ucb(c=0.2))
 """
 
-from typing import NamedTuple
+import math
+
+from dynscaling_jax.scaling import policies, strategies, votes
+from dynscaling_jax.scaling.spec import named
+from dynscaling_jax.types import Method, Schedule
+
+_ONE_ROUND = Schedule(math.inf, math.inf)  # nothing is learnt in between
 
 
-class Method(NamedTuple):
-    """first is the share of a query in the first round, in samples; later
-    rounds hold one sample a query, on average."""
+@named
+def self_consistency() -> Method:
+    """Independent samples, as many for each query (arXiv 2203.11171)."""
+    return Method(
+        strategies.parallel(),
+        policies.uniform(),
+        votes.majority(),
+        _ONE_ROUND,
+    )
 
-    strategy: str
-    policy: str
-    vote: str = "majority"
-    first: int = 1
+
+@named
+def dynscaling() -> Method:
+    """Chains of earlier attempts, and budget where answers are uncertain.
+
+    This is DynScaling (arXiv 2506.16043) with a policy of ours.
+    """
+    return Method(
+        strategies.integrated(),
+        policies.opportunity_cost(),
+        votes.majority(),
+        Schedule(first_round=4),
+    )
+
+
+@named
+def dynscaling_ucb() -> Method:
+    """DynScaling with the paper's kind of bandit."""
+    return dynscaling()._replace(policy=policies.ucb())
+
+
+@named
+def dynscaling_random() -> Method:
+    """DynScaling with chance in place of its bandit: a control."""
+    return dynscaling()._replace(policy=policies.random())
+
+
+@named
+def dynscaling_corrupted() -> Method:
+    """DynScaling whose chains hold an attempt that is made wrong: a control."""
+    return dynscaling()._replace(strategy=strategies.integrated(corrupted=1))
+
+
+@named
+def integrated_only() -> Method:
+    """The chains of DynScaling alone, with the same budget for each query."""
+    return dynscaling()._replace(policy=policies.uniform())
+
+
+@named
+def dynamic_only() -> Method:
+    """The bandit of DynScaling alone, on independent samples."""
+    return Method(
+        strategies.parallel(), policies.opportunity_cost(), votes.majority()
+    )
+
+
+@named
+def self_judge() -> Method:
+    """The model chooses among independent samples (arXiv 2311.17311)."""
+    return self_consistency()._replace(vote=votes.universal())
+
+
+@named
+def sequential() -> Method:
+    """Each attempt reads the last one."""
+    return Method(
+        strategies.revision(depth=16), policies.uniform(), votes.majority()
+    )
+
+
+@named
+def rsa() -> Method:
+    """Recursive self-aggregation (arXiv 2509.26626)."""
+    return Method(
+        strategies.rsa(population=4, k=2),
+        policies.uniform(),
+        votes.majority(),
+        Schedule(first_round=4),
+    )
+
+
+@named
+def debate() -> Method:
+    """Three agents that read each other's last answers (arXiv 2305.14325)."""
+    return Method(
+        strategies.debate(agents=3),
+        policies.uniform(),
+        votes.majority(),
+        Schedule(first_round=3),
+    )
+
+
+@named
+def adaptive_consistency() -> Method:
+    """Independent samples until the answer is settled (arXiv 2305.11860)."""
+    return Method(
+        strategies.parallel(),
+        policies.adaptive_consistency(),
+        votes.majority(),
+    )
+
+
+@named
+def esc() -> Method:
+    """Independent samples until a window of them agrees (arXiv 2401.10480)."""
+    return Method(
+        strategies.parallel(),
+        policies.esc(),
+        votes.majority(),
+        Schedule(first_round=5),
+    )
 
 
 METHODS = {
-    # independent samples, as many for each query
-    "self_consistency": Method("parallel", "uniform"),
-    # chains of earlier attempts, budget to uncertain queries
-    "dynscaling": Method("integrated", "opportunity_cost", first=4),
-    # the same with the paper's kind of bandit
-    "dynscaling_ucb": Method("integrated", "ucb", first=4),
-    # its bandit against chance
-    "dynscaling_random": Method("integrated", "random", first=4),
-    # its chains with an attempt among them that is made wrong
-    "dynscaling_planted": Method(
-        "integrated(planted=1)", "opportunity_cost", first=4
-    ),
-    # each half of it alone
-    "integrated_only": Method("integrated", "uniform", first=4),
-    "dynamic_only": Method("parallel", "opportunity_cost"),
-    # independent samples, of which the model itself chooses one
-    "self_judge": Method("parallel", "uniform", "universal"),
-    # each attempt reads the last one
-    "sequential": Method("revision(depth=16)", "uniform"),
-    # recursive self-aggregation
-    "rsa": Method("rsa(population=4, k=2)", "uniform", first=4),
-    # three agents that read each other's last answers
-    "debate": Method("debate(agents=3)", "uniform", first=3),
-    # parallel samples until the answer is settled
-    "adaptive_consistency": Method("parallel", "adaptive_consistency"),
-    "esc": Method("parallel", "esc", first=5),
+    method.__name__: method
+    for method in (
+        self_consistency,
+        dynscaling,
+        dynscaling_ucb,
+        dynscaling_random,
+        dynscaling_corrupted,
+        integrated_only,
+        dynamic_only,
+        self_judge,
+        sequential,
+        rsa,
+        debate,
+        adaptive_consistency,
+        esc,
+    )
 }

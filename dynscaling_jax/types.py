@@ -1,13 +1,19 @@
-"""The words that all parts share. Dimension letters are those of the docs:
-Q queries, N sample slots of a query, G prompt groups, R rows of a group,
-L sequence, P prefix, S suffix, H heads, K key/value heads, D head width,
-V vocabulary.
+"""The words that all parts share.
+
+Dimension letters mean the same everywhere: Q queries, N sample slots of a
+query, G prompt groups, R sequence slots of a group, L sequence, P prefix,
+S suffix, H heads, K key/value heads, D head width, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
-import jax
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from dynscaling_jax.thinking import Thinking
+
+if TYPE_CHECKING:  # flags are read before JAX is imported
+    import jax
 
 
 class Message(NamedTuple):
@@ -88,13 +94,18 @@ class Candidates(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """Caps on what a run may spend; None is no cap."""
+    """Caps on what a run may spend; None is no cap.
+
+    samples_per_query is a cap on samples too, as their mean over the queries:
+    it is rounded up to a whole number of samples for all of them.
+    """
 
     samples: int | None = None
     new_tokens: int | None = None
     total_tokens: int | None = None  # prompt (less cached) + new
     flops: float | None = None
     seconds: float | None = None
+    samples_per_query: float | None = None
 
 
 class Ledger(NamedTuple):
@@ -107,7 +118,8 @@ class Ledger(NamedTuple):
     flops: float = 0.0
     seconds: float = 0.0
 
-    def add(self, sample: Sample, seconds: float = 0.0) -> "Ledger":
+    def add(self, sample: Sample, seconds: float = 0.0) -> Ledger:
+        """Returns what has been spent when a sample is added."""
         return Ledger(
             self.samples + 1,
             self.prompt_tokens + sample.prompt_tokens,
@@ -128,20 +140,132 @@ class Policy(NamedTuple):
     or the policy stops by its own rule.
 
     reads names the field or signal of Sample that the policy finds in
-    weight_QN; None where it reads none.
+    weight_QN; None where it reads none. name is how a flag writes it.
     """
 
     allocate: Callable[[jax.Array, Candidates, jax.Array], jax.Array]
     reads: str | None = None
+    name: str = ""
 
 
 SampleFn = Callable[[Sequence[Request]], Iterator[Sample]]
-"""Draws what is asked for and yields each sample as soon as it is whole, in
-any order. What ends early yields fewer samples. Drawing may begin with the
-call, and calls may overlap: a later one may come before the samples of an
-earlier one are all taken."""
+"""Answers requests: yields each sample as soon as it is finished, in any
+order. What ends early yields fewer samples. Work may begin with the call, and
+calls may overlap: a later one may come before the samples of an earlier one
+are all taken."""
 
-Strategy = Callable[
-    [Query, Sequence[Sample], int, int, jax.Array], Iterable[Request]
-]
-"""(query, its samples so far, samples granted, round, key) -> requests."""
+
+class Sampler(Protocol):
+    """What answers requests with samples.
+
+    It is an Engine, an Endpoint, or a stub (sampler.FunctionSampler).
+    """
+
+    def sample(self, requests: Sequence[Request], /) -> Iterator[Sample]:
+        """Answers requests, as a SampleFn does."""
+        ...
+
+    def count_tokens(self, messages: Sequence[Message], /) -> int:
+        """Returns the length of messages as the model reads them."""
+        ...
+
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """The longest prompt that leaves room for a whole sample."""
+        ...
+
+    @property
+    def max_cost(self) -> Budget:
+        """The most that one sample can cost."""
+        ...
+
+    @property
+    def thinking(self) -> Thinking:
+        """How the thoughts of the model are told from its answers."""
+        ...
+
+
+def count_words(messages: Sequence[Message]) -> int:
+    """Stands in for a tokenizer: words, and three more for each turn."""
+    return sum(len(m.content.split()) + 3 for m in messages)
+
+
+class Reader(NamedTuple):
+    """What a strategy knows of the model that will read its requests.
+
+    count_tokens gives the length of messages as the model reads them, and
+    max_prompt_tokens the most that it can read (None: no limit). thinking
+    tells the thoughts of a sample, which no request shows.
+    """
+
+    count_tokens: Callable[[Sequence[Message]], int] = count_words
+    max_prompt_tokens: int | None = None
+    thinking: Thinking = Thinking()
+
+
+class Strategy(NamedTuple):
+    """What a model is asked for.
+
+    plan takes a query, its samples so far, the number n granted, a key and
+    the reader of the requests. It gives requests for up to n samples whose
+    indices go on from those there are. reads_texts says whether plan reads
+    the texts of samples; where nothing does, the loop drops them. name is how
+    a flag writes it.
+    """
+
+    plan: Callable[
+        [Query, Sequence[Sample], int, jax.Array, Reader], Iterable[Request]
+    ]
+    reads_texts: bool = True
+    name: str = ""
+
+
+class Vote(NamedTuple):
+    """What turns candidates into one answer for each query.
+
+    decide gives answer_Q, int32, -1 where a query has no readable answer; it
+    is pure and jittable. reads names the field or signal of Sample that
+    decide finds in weight_QN (of `parents`, their number). weigh computes
+    weight_QN from texts, on the host, once, when all samples are there: from
+    the queries, the samples of each and the sampler, a weight for each
+    sample. Where both are None, decide reads no weights. name is how a flag
+    writes it.
+    """
+
+    decide: Callable[[Candidates], jax.Array]
+    reads: str | None = None
+    weigh: (
+        Callable[
+            [Sequence[Query], Sequence[Sequence[Sample]], Sampler],
+            list[list[float]],
+        ]
+        | None
+    ) = None
+    name: str = ""
+
+
+class Schedule(NamedTuple):
+    """How many samples are granted at a time.
+
+    first_round and later_rounds are sizes in samples per query, on average;
+    inf is all that the budget has, in one round. stale is the number of
+    earlier rounds whose samples a grant does without, because they are still
+    being generated; the first round is finished before the second begins.
+    capacity is N, the most samples of one query: by default four times the
+    even share of the budget's samples, and at least 64.
+    """
+
+    first_round: float = 1
+    later_rounds: float = 1
+    stale: int = 0
+    capacity: int | None = None
+
+
+class Method(NamedTuple):
+    """A way to scale: a strategy, a policy, a vote and a schedule."""
+
+    strategy: Strategy
+    policy: Policy
+    vote: Vote
+    schedule: Schedule = Schedule()
+    name: str = ""

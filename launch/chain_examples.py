@@ -92,7 +92,7 @@ def reading(config: Any) -> tuple[Any, Any]:
     from dynscaling_jax.experiments.run import chain_options, thinking_of
     from dynscaling_jax.scaling.chains import Chain, Reader
 
-    options = chain_options(config)
+    options = chain_options(config.chain)
     options.pop("explore", None)  # of the strategy
     chain = Chain(**options).checked()
     if chain.content == "tail" and not config.model.startswith("openai://"):
@@ -111,12 +111,11 @@ def attempts(run: Path, config: Any, known: dict[str, str]) -> list[Any]:
         ValueError: a solution that is not the answer of its question.
     """
     from dynscaling_jax.experiments.log import read_samples
-    from dynscaling_jax.experiments.run import task_fields
     from dynscaling_jax.tasks import Comparer, extract, grade, load_task
     from dynscaling_jax.tasks.choices import options
     from dynscaling_jax.training.chain_examples import Attempts
 
-    task = load_task(task_fields(config.task.to_dict()))
+    task = load_task(**config.task)
     samples: dict[str, list] = {}
     for sample in read_samples(run / "samples.jsonl"):
         if sample.answer is not None:

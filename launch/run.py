@@ -91,7 +91,7 @@ def work() -> str:
             summary = lockstep.run(config, workdir, processes, where, curves)
         else:
             curves = curves and number == 0
-            summary = experiment.run(
+            summary = experiment.run_config(
                 config, workdir, processes=processes, tensorboard=curves
             )
     if number:

@@ -77,5 +77,5 @@ def test_is_right_now_and_then_and_more_often_after_attempts(engine, problems):
         reader = Reader(engine.count_tokens)
         shown, _ = build(chain, reader, query, pool, draws)
         reading += [Request(query, shown, i) for i in range(4, 8)]
-    after = share_right(list(engine(reading)), problems)
+    after = share_right(list(engine.sample(reading)), problems)
     assert after > share_right(alone, problems)

@@ -60,7 +60,7 @@ def test_greedy_text_equals_that_of_transformers(
     for at, case in enumerate(cases):
         messages = (Message("user", case["prompt"]),)
         requests.append(Request(Query(str(at), messages), messages, 0))
-    samples = {int(s.query_id): s for s in engine(requests)}
+    samples = {int(s.query_id): s for s in engine.sample(requests)}
     for at, case in enumerate(cases):
         _, draws = engine.drawn[str(at), 0]
         ids, sample = case["ids"], samples[at]

@@ -12,7 +12,7 @@ CODE = """
 import jax, dynscaling_jax as ds
 print(ds.__file__)
 engine = ds.Engine(ds.load_model("reasoner"), max_new_tokens=128)
-question = ds.load_task({"name": "shares", "limit": 1}).problems[0]
+question = ds.load_task("shares", limit=1).problems[0]
 result = ds.scale(
     [question.query],
     ds.answered(engine, "number"),

@@ -11,11 +11,17 @@ import numpy as np
 from dynscaling_jax.analysis import comparison, statistics
 from dynscaling_jax.analysis.comparison import Trial
 from dynscaling_jax.experiments import report as reporting
-from dynscaling_jax.experiments.run import Config, Source, open_source, run
+from dynscaling_jax.experiments.config import typed
+from dynscaling_jax.experiments.run import (
+    model_identity,
+    open_sampler,
+    run_config,
+)
 from dynscaling_jax.files import write_json, write_text
 from dynscaling_jax.methods import METHODS
+from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling import spec
-from dynscaling_jax.types import Request, Sample, SampleFn
+from dynscaling_jax.types import Request, Sample, SampleFn, Sampler
 
 BASELINE = "self_consistency"
 STABILITY = (
@@ -28,7 +34,7 @@ STABILITY = (
 
 
 def compare(
-    config: Config,
+    config: Any,
     workdir: Path,
     methods: Sequence[str],
     budgets: Sequence[str],
@@ -74,10 +80,11 @@ class Runs:
     """Runs of one config, by method, budget and seed; those of a seed share
     an engine."""
 
-    def __init__(self, config: Config, workdir: Path, seeds: int):
+    def __init__(self, config: Any, workdir: Path, seeds: int):
         self._config, self._workdir = config, workdir
         self._seeds = range(seeds)
-        self._sources: dict[int, Source] = {}
+        self._samplers: dict[int, Sampler] = {}
+        self._identity: dict[str, str] = {}
 
     def trial(self, method: str, budget: float) -> Trial:
         """A method at one budget, over all seeds."""
@@ -116,17 +123,17 @@ class Runs:
         config = self._of_seed(seed)
         config.method = method
         config.budget.samples_per_query = budget
-        if seed not in self._sources:
-            source = open_source(config)
-            self._sources[seed] = source._replace(
-                sample_fn=remembered(source.sample_fn)
-            )
-        summary = run(config, folder, self._sources[seed])
+        if seed not in self._samplers:
+            fields = typed(config)
+            self._samplers[seed] = tap(open_sampler(fields), remembered)
+            self._identity = self._identity or model_identity(fields)
+        sampler = self._samplers[seed]
+        summary = run_config(config, folder, sampler, self._identity)
         answers = json.loads((folder / "answers.json").read_bytes())
         texts = json.loads((folder / "questions.json").read_bytes())
         return summary, {(i, texts[i]): a for i, a in answers.items()}
 
-    def _of_seed(self, seed: int) -> Config:
+    def _of_seed(self, seed: int) -> Any:
         config = self._config.copy_and_resolve_references()
         config.seed += seed
         config.task.seed += seed
@@ -193,7 +200,7 @@ def _as_dear(trial: Trial, baseline: Sequence[Trial]) -> float:
 
 
 def _report(
-    config: Config, found: Sequence[comparison.Standing], seeds: int
+    config: Any, found: Sequence[comparison.Standing], seeds: int
 ) -> str:
     first = found[0].trial
     low, high = statistics.bootstrap_interval(first.single_Q)

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from dynscaling_jax.experiments import run as experiment
+from dynscaling_jax.experiments.config import typed
 from dynscaling_jax.experiments.environment import use_compilation_cache
 from dynscaling_jax.experiments.shared import Processes, nothing
 from dynscaling_jax.inference import lockstep, memory, mesh
@@ -22,13 +23,13 @@ LEAVING = 20  # seconds that JAX waits for the others at the end
 
 
 def run(
-    config: experiment.Config,
+    config: Any,
     workdir: Path,
     processes: Processes,
     coordinator: str,
     tensorboard: bool = False,
 ) -> dict[str, Any]:
-    """As experiment.run; the first process draws, the others follow it.
+    """As experiment.run_config; the first process draws, the others follow it.
 
     Returns:
         The summary of the run; nothing in processes that follow.
@@ -59,15 +60,19 @@ def run(
         on = _mesh(config.mesh)
         own = str(memory.available()).encode()
         available = min(map(float, processes.exchange(own, nothing)))
-        engine = experiment.open_engine(config, on, available)
+        fields = typed(config)
+        engine = experiment.open_engine(fields, on, available)
         summary = {}
         if processes.number:
             lockstep.follow(engine, hear)
         else:
             lockstep.lead(engine, hear)
-            source = experiment.local_source(config, engine)
-            summary = experiment.run(
-                config, workdir, source, tensorboard=tensorboard
+            summary = experiment.run_config(
+                config,
+                workdir,
+                experiment.with_thinking(fields, engine),
+                experiment.model_identity(fields),
+                tensorboard=tensorboard,
             )
             hear()  # nothing more to follow
         jax.distributed.shutdown()  # here, where all are still there

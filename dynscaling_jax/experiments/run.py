@@ -1,11 +1,12 @@
-"""One experiment, joined from its parts: a config and a directory to a
-summary."""
+"""One experiment: a task, a sampler and a method to a directory."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,17 @@ from dynscaling_jax.checkpoints import load_model
 from dynscaling_jax.experiments import identity
 from dynscaling_jax.experiments import report as reporting
 from dynscaling_jax.experiments.board import Draw, board
-from dynscaling_jax.experiments.config import get_config
+from dynscaling_jax.experiments.config import (
+    EngineConfig,
+    RunConfig,
+    get_config,
+    typed,
+)
 from dynscaling_jax.experiments.environment import about, use_compilation_cache
 from dynscaling_jax.experiments.log import Log, checksum, refuse_changed
 from dynscaling_jax.experiments.metrics import Metrics
 from dynscaling_jax.experiments.processes import difference
+from dynscaling_jax.experiments.scale import same_answer
 from dynscaling_jax.experiments.shared import (
     ALONE,
     Processes,
@@ -34,95 +41,142 @@ from dynscaling_jax.files import write_json
 from dynscaling_jax.inference import Engine, mesh
 from dynscaling_jax.lines import dumps, shown
 from dynscaling_jax.methods import METHODS
-from dynscaling_jax.models.flops import sample_flops
+from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling import spec
-from dynscaling_jax.scaling.chains import Reader
-from dynscaling_jax.scaling.loop import Result, Round, check, scale
+from dynscaling_jax.scaling.loop import (
+    Result,
+    Round,
+    check,
+    for_queries,
+    run_rounds,
+)
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
 from dynscaling_jax.scaling.timer import Timer
 from dynscaling_jax.scaling.votes import VOTES
 from dynscaling_jax.tasks import Comparer, Task, answered, grade, load_task
 from dynscaling_jax.thinking import Thinking, named
-from dynscaling_jax.types import Budget, Query, Request, Sample, SampleFn
+from dynscaling_jax.types import (
+    Budget,
+    Method,
+    Query,
+    Request,
+    Sample,
+    SampleFn,
+    Sampler,
+    Schedule,
+)
 
-Config = Any  # ml_collections.ConfigDict, as configs/common.py
 _PER_QUERY = ("samples_per_query", "round_per_query", "first_round_per_query")
 
 
-class Source(NamedTuple):
-    """What samples come from."""
+class Run(NamedTuple):
+    """A finished run: its directory, its summary, and what came of it."""
 
-    sample_fn: SampleFn
-    reader: Reader  # what chains may hold
-    max_cost: Budget  # of one sample
-    check: Callable[[Sequence[Query]], None]  # refuses prompts too long
-    identity: Mapping[str, str] = {}  # what the config only names, as it is
+    workdir: Path
+    summary: dict[str, Any]
+    result: Result
+
+    def __str__(self) -> str:
+        return table(self.summary)
+
+
+class Origin(NamedTuple):
+    """What config.json says of a run.
+
+    config has to be the same for the run to go on, and so has identity: the
+    fingerprints of what config only names. defaults are of fields that the
+    config of an earlier version lacks.
+    """
+
+    config: Mapping[str, Any]
+    identity: Mapping[str, str] = {}
+    defaults: Mapping[str, Any] = {}
 
 
 def run(
-    config: Config,
-    workdir: Path,
-    source: Source | None = None,
+    task: Task,
+    sampler: Sampler,
+    method: Method,
+    budget: Budget,
+    workdir: str | Path,
+    *,
+    model: str = "",
+    seed: int = 0,
+    origin: Origin | None = None,
     processes: Processes = ALONE,
     tensorboard: bool = False,
-) -> dict[str, Any]:
-    """Runs an experiment, or goes on with it, and returns its summary.
+) -> Run:
+    """Runs an experiment, or goes on with it.
+
+    The directory takes the samples as they come, and in the end the answers,
+    a summary and a report. Called again with the same arguments after a kill,
+    a run goes on to the same bytes.
 
     Args:
-        source: what samples come from; by default what the config says.
-        processes: that draw it together, each called with its own; the first
-            writes the files of the run.
-        tensorboard: whether to write curves into WORKDIR/tensorboard.
+      task: queries and their references, which grade the run in the end.
+      sampler: what answers.
+      method: strategy, policy, vote and schedule.
+      budget: caps for all queries together.
+      workdir: of this run alone.
+      model: what the summary calls the model.
+      seed: of the policy and the chains; the sampler has a seed of its own.
+      origin: what config.json says; by default what the arguments say.
+      processes: that generate it together, each called with its own; the
+        first writes the files of the run.
+      tensorboard: whether to write curves into WORKDIR/tensorboard.
 
     Raises:
-        ValueError, OSError, RuntimeError: with what to do about it; rows
-            that were drawn stay in the log.
+      ValueError, OSError, RuntimeError: with what to do about it; samples
+        that came stay in the log.
     """
+    workdir = Path(workdir)
+    if origin is None:
+        origin = _origin(task, model, method, budget, seed)
+    named = {**origin.identity, **identity.of_questions(task)}
+    origin = origin._replace(identity=named)
+    names = {
+        "task": task.name,
+        "kind": task.kind,
+        "model": model,
+        "method": method.name,
+        "strategy": method.strategy.name,
+        "policy": method.policy.name,
+        "vote": method.vote.name,
+    }
+    use_compilation_cache()
+    check([p.query for p in task.problems], budget, method.schedule)
+    if fault := difference(processes.exchange(dumps(named), nothing)):
+        raise ValueError(fault)
     with Comparer() as compare:
         with board(workdir / "tensorboard", tensorboard) as draw:
-            summary = _run(config, workdir, source, processes, draw, compare)
+            summary, result = _run(
+                task, sampler, method, budget, workdir, seed, origin, names,
+                processes, draw, compare,
+            )  # fmt: skip
         if processes.number == 0:
             reporting.write([workdir], workdir, compare)
-    return summary
+    return Run(workdir, summary, result)
 
 
 def _run(
-    config: Config,
+    task: Task,
+    sampler: Sampler,
+    method: Method,
+    budget: Budget,
     workdir: Path,
-    source: Source | None,
+    seed: int,
+    origin: Origin,
+    names: Mapping[str, str],
     processes: Processes,
     draw: Draw,
     compare: Comparer,
-) -> dict[str, Any]:
-    use_compilation_cache()
-    first = processes.number == 0
-    axes = method_axes(config)
-    task = load_task(task_fields(config.task.to_dict()))
+) -> tuple[dict[str, Any], Result]:
     queries = [problem.query for problem in task.problems]
-    budget, first_round, round_size = budget_of(config, len(queries), axes)
-    stale = config.budget.stale_rounds
-    sizes = config.budget.capacity, round_size, first_round, stale
-    check(queries, budget, *sizes)
-    source = source or open_source(config)
-    source.check(queries)
-    strategy = spec.parse(
-        axes["strategy"], STRATEGIES, "strategy", reader=source.reader
-    )
-    policy = spec.parse(axes["policy"], POLICIES, "policy")
-    vote = spec.parse(axes["vote"], VOTES, "vote", reader=source.reader)
-    named = {**source.identity, **identity.of_questions(task)}
-    brought = processes.exchange(dumps(named), nothing)
-    if fault := difference(brought):
-        raise ValueError(fault)
+    budget = for_queries(budget, len(queries))
+    first = processes.number == 0
+    log = functools.partial(Log, about=about(), **origin._asdict())
     with contextlib.ExitStack() as stack:
-        log = functools.partial(
-            Log,
-            config=config_row(config),
-            identity=named,
-            about=about(),
-            defaults=config_row(get_config()),
-        )
         opened = stack.enter_context(
             open_log(workdir, log, processes, clock=lambda: timer())
         )
@@ -137,48 +191,42 @@ def _run(
                 Metrics(workdir, budget, processes.number, draw, len(queries))
             )
         )
-        thinking = source.reader.thinking
-        model = answered(source.sample_fn, task.kind, thinking)
         timer = Timer(budget.seconds, metrics.before)
+        reading = functools.partial(
+            answered, kind=task.kind, thinking=sampler.thinking
+        )
 
-        def asked_by_vote(requests: Sequence[Request]) -> Iterator[Sample]:
-            with open_log(workdir, log, processes, "vote") as kept:
-                yield from kept.remembered(metrics.counted(model))(requests)
+        def kept_votes(sample: SampleFn) -> SampleFn:
+            def answer(requests: Sequence[Request]) -> Iterator[Sample]:
+                with open_log(workdir, log, processes, "vote") as kept:
+                    yield from kept.remembered(sample)(requests)
 
-        def same() -> Callable[[str, str], bool]:
-            one = compare.question()
-            return lambda a, b: one(a, b, task.kind) == "equal"
+            return answer
 
-        def observe(done: Round) -> None:
+        def on_round(done: Round) -> None:
             opened.round(round_row(queries, done))
             metrics.round(done)
 
-        result = scale(
+        result = run_rounds(
             queries,
-            metrics.watched(
-                opened.remembered(metrics.counted(timer.within(model)))
+            tap(
+                sampler,
+                reading,
+                timer.within,
+                metrics.counted,
+                opened.remembered,
+                metrics.watched,
             ),
-            strategy,
-            policy,
-            vote,
+            method,
             budget,
-            jax.random.key(config.seed),
-            max_cost=source.max_cost,
-            capacity=config.budget.capacity,
-            same=same,
-            observe=observe,
-            first_round=first_round,
-            round_size=round_size,
-            stale=stale,
-            vote_fn=asked_by_vote,
+            jax.random.key(seed),
+            same=same_answer(compare, {q.id: task.kind for q in queries}),
+            vote_sampler=tap(sampler, reading, metrics.counted, kept_votes),
+            on_round=on_round,
             clock=opened.clock,
         )
         summary = {
-            "task": task.name,
-            "kind": task.kind,
-            "model": config.model,
-            "method": config.method,
-            **axes,
+            **names,
             **spent(result, metrics),
             **graded(task, result, compare),
         }
@@ -188,12 +236,76 @@ def _run(
         write_json(workdir / "answers.json", answers)
         write_json(workdir / "summary.json", summary)
     finish(workdir, processes)
-    return summary
+    return summary, result
 
 
-def config_row(config: Config) -> dict[str, Any]:
-    """A config as JSON can hold it: no cap on samples, inf, is null. A run
-    may go on with others of the fields that it leaves out."""
+def _origin(
+    task: Task, model: str, method: Method, budget: Budget, seed: int
+) -> Origin:
+    """What the arguments of run say."""
+    parts = method._asdict()
+    names = {n: parts[n].name for n in ("strategy", "policy", "vote")}
+    schedule = {
+        n: None if v == math.inf else v
+        for n, v in method.schedule._asdict().items()
+    }
+    return Origin(
+        {
+            "task": task.name,
+            "kind": task.kind,
+            "model": model,
+            "method": {"name": method.name, **names, "schedule": schedule},
+            "budget": budget._asdict(),
+            "seed": seed,
+        }
+    )
+
+
+def run_config(
+    config: Any,
+    workdir: Path,
+    sampler: Sampler | None = None,
+    identity: Mapping[str, str] = {},
+    processes: Processes = ALONE,
+    tensorboard: bool = False,
+) -> dict[str, Any]:
+    """Runs what a ConfigDict of get_config says; returns its summary.
+
+    Args:
+      config: of get_config.
+      workdir: as run.
+      sampler: what answers; by default what the config says.
+      identity: fingerprints of what a given sampler is made of.
+      processes: as run.
+      tensorboard: as run.
+
+    Raises:
+      ValueError, OSError, RuntimeError: as run.
+    """
+    origin = Origin(config_row(config), identity, config_row(get_config()))
+    fields = typed(config)
+    axes = method_axes(fields)
+    task = load_task(**fields.task._asdict())
+    budget = budget_of(fields, len(task.problems))
+    method = method_of(fields, axes)
+    queries = [problem.query for problem in task.problems]
+    check(queries, budget, method.schedule)
+    if sampler is None:
+        sampler = open_sampler(fields, queries)
+        origin = origin._replace(identity=model_identity(fields))
+    return run(
+        task, sampler, method, budget, workdir, model=fields.model,
+        seed=fields.seed, origin=origin, processes=processes,
+        tensorboard=tensorboard,
+    ).summary  # fmt: skip
+
+
+def config_row(config: Any) -> dict[str, Any]:
+    """Returns a config as JSON can hold it.
+
+    No cap on samples, inf, is null. A run may go on with other values of the
+    fields that are left out.
+    """
     values = config.to_dict()
     if values["budget"]["samples_per_query"] == math.inf:
         values["budget"]["samples_per_query"] = None
@@ -202,69 +314,104 @@ def config_row(config: Config) -> dict[str, Any]:
     return values
 
 
-def method_axes(config: Config) -> dict[str, str]:
+def method_axes(config: RunConfig) -> dict[str, str]:
     """The strategy, policy and vote that a config asks for, as text."""
-    preset = spec.choose("method", config.method, METHODS)
-    names = ("strategy", "policy", "vote")
-    axes = {name: config[name] or getattr(preset, name) for name in names}
+    preset = spec.choose("method", config.method, METHODS)()
+    axes = {
+        name: getattr(config, name) or getattr(preset, name).name
+        for name in ("strategy", "policy", "vote")
+    }
     axes["strategy"] = spec.completed(
-        axes["strategy"], STRATEGIES, "strategy", chain_options(config)
+        axes["strategy"],
+        STRATEGIES,
+        "strategy",
+        chain_options(config.chain._asdict()),
     )
     return axes
 
 
-def chain_options(config: Config) -> dict[str, Any]:
+def chain_options(chain: Mapping[str, Any]) -> dict[str, Any]:
     """Those options of chains that a config sets."""
-    return {k: v for k, v in config.chain.items() if v not in (None, "")}
+    return {k: v for k, v in chain.items() if v not in (None, "")}
 
 
-def task_fields(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a task; of the columns of a file, those that are named."""
-    named = {k: v for k, v in task["fields"].items() if v}
-    return {**task, "fields": named}
+def method_of(config: RunConfig, axes: Mapping[str, str]) -> Method:
+    """The method that a config asks for; axes as method_axes gives them.
+
+    Where nothing is learnt from one round for the next, as in parallel x
+    uniform, all samples are one round.
+    """
+    preset = METHODS[config.method]()
+    first, later = preset.schedule[:2]
+    if (axes["strategy"], axes["policy"]) == ("parallel", "uniform"):
+        first = later = math.inf
+    elif first == math.inf:
+        first = later = 1
+    caps = config.budget
+    if caps.first_round_per_query is not None:
+        first = caps.first_round_per_query
+    if caps.round_per_query is not None:
+        later = caps.round_per_query
+    tables = {"strategy": STRATEGIES, "policy": POLICIES, "vote": VOTES}
+    # a text is named as it stands, so that files of a run keep their bytes
+    values = {
+        axis: spec.parse(axes[axis], known, axis)._replace(name=axes[axis])
+        for axis, known in tables.items()
+    }
+    schedule = Schedule(first, later, caps.stale_rounds, caps.capacity)
+    return Method(**values, schedule=schedule, name=config.method)
 
 
-def open_source(config: Config) -> Source:
-    """A local model behind an engine, or an endpoint."""
-    if not config.model.startswith("openai://"):
-        engine = open_engine(config, mesh.build(config.mesh))
-        return local_source(config, engine)
-    return endpoint_source(config)
+def open_sampler(config: RunConfig, queries: Sequence[Query] = ()) -> Sampler:
+    """A local model behind an engine, or an endpoint.
+
+    Raises:
+      ValueError: a field that it cannot have; a query whose prompt leaves no
+        room for an answer.
+    """
+    if config.model.startswith("openai://"):
+        return endpoint_sampler(config)
+    engine = open_engine(config, mesh.build(config.mesh))
+    engine.check(queries)
+    return with_thinking(config, engine)
 
 
-def endpoint_source(config: Config) -> Source:
+def endpoint_sampler(config: RunConfig) -> Sampler:
     """What a server offers a run.
 
     Raises:
-        ValueError: a field that only a local model can have.
+      ValueError: a field that only a local model can have.
     """
-    defaults = get_config()
+    defaults = RunConfig()
     local = ("dtype", "quantize", "mesh", "context", "adapter")
     for name in (*local, "template_variables"):
-        if config.get(name) != defaults.get(name):
+        value, default = getattr(config, name), getattr(defaults, name)
+        if value != default:
             raise ValueError(
-                f"config.{name}={config[name]!r} is of local models; a "
-                f"server has its own. Leave it at {defaults[name]!r}, and see "
-                "docs/endpoints.md"
+                f"config.{name}={value!r} is of local models; a server has "
+                f"its own. Leave it at {default!r}, and see docs/endpoints.md"
             )
-    from dynscaling_jax.inference.endpoint import endpoint, parse_url
+    from dynscaling_jax.inference.endpoint import Endpoint, parse_url
 
-    fields = config.endpoint.to_dict()
+    fields = config.endpoint._asdict()
     fields["extra_body"] = json_object(config, "endpoint.extra_body")
     fields["seed"] = config.seed if fields["seed"] else None
     engine = config.engine
     for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p"):
-        fields[name] = engine[name]
+        fields[name] = getattr(engine, name)
     model, url = parse_url(config.model)
-    sample_fn = endpoint(model, url, stop=tuple(engine.stop), **fields)
-    most = Budget(new_tokens=config.engine.max_new_tokens)
-    # what a reply says is a turn of its own, whose prompt nobody here knows
-    thinking = thinking_of(config, Thinking(begun=lambda _: ""))
-    return Source(sample_fn, Reader(thinking=thinking), most, lambda _: None)
+    endpoint = Endpoint(model, url, stop=tuple(engine.stop), **fields)
+    return with_thinking(config, endpoint)
+
+
+def with_thinking(config: RunConfig, sampler: Sampler) -> Sampler:
+    """A sampler whose thoughts are told as a config says, if it does."""
+    how = thinking_of(config, sampler.thinking)
+    return dataclasses.replace(tap(sampler), thinking=how)
 
 
 def thinking_of(
-    config: Config,
+    config: RunConfig,
     found: Thinking = Thinking(),  # noqa: B008, immutable
 ) -> Thinking:
     """How thoughts are told: as found, unless the config says how."""
@@ -273,7 +420,7 @@ def thinking_of(
 
 
 def open_engine(
-    config: Config, on: Mesh | None, available: float | None = None
+    config: RunConfig, on: Mesh | None, available: float | None = None
 ) -> Engine:
     """A local model on a mesh, or on one device; available as of Engine."""
     model = load_model(
@@ -289,27 +436,20 @@ def open_engine(
     return Engine(model, seed=config.seed, available=available, **fields)
 
 
-def local_source(config: Config, engine: Engine) -> Source:
-    """What an engine offers a run."""
-    shape = engine.model.config
-    context, new = shape.context, config.engine.max_new_tokens
-    most = Budget(
-        new_tokens=new,
-        total_tokens=context,
-        flops=sample_flops(shape, context - new, 0, new),
-    )
-    thinking = thinking_of(config, engine.model.tokenizer.thinking)
-    reader = Reader(engine.count_tokens, context - new, thinking)
-    named = identity.of_model(config.model)
+def model_identity(config: RunConfig) -> dict[str, str]:
+    """Fingerprints of a local model and its adapter."""
+    if config.model.startswith("openai://"):
+        return {}
+    found = identity.of_model(config.model)
     if config.adapter:
         files = identity.of_model(config.adapter)
-        named |= {f"{config.adapter}/{name}": of for name, of in files.items()}
-    return Source(engine, reader, most, engine.check, named)
+        found |= {f"{config.adapter}/{name}": of for name, of in files.items()}
+    return found
 
 
-def engine_fields(engine: Config) -> dict[str, Any]:
+def engine_fields(engine: EngineConfig) -> dict[str, Any]:
     """What Engine takes."""
-    fields = engine.to_dict()
+    fields = engine._asdict()
     groups = fields.pop("groups")
     if groups not in ("", "auto"):
         raise ValueError(
@@ -319,9 +459,9 @@ def engine_fields(engine: Config) -> dict[str, Any]:
     return {**fields, "rows": None} if groups else fields
 
 
-def json_object(config: Config, name: str) -> dict[str, Any]:
+def json_object(config: RunConfig, name: str) -> dict[str, Any]:
     """What a field that is JSON holds."""
-    text = functools.reduce(lambda c, part: c[part], name.split("."), config)
+    text = operator.attrgetter(name)(config)
     try:
         fields = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:
@@ -336,14 +476,8 @@ def json_object(config: Config, name: str) -> dict[str, Any]:
     return fields
 
 
-def budget_of(
-    config: Config, queries: int, axes: dict[str, str]
-) -> tuple[Budget, int | None, int | None]:
-    """The caps of a run, the size of its first round and of the others.
-
-    Where nothing is learnt from one round for the next, as in parallel x
-    uniform, all samples are one round.
-    """
+def budget_of(config: RunConfig, queries: int) -> Budget:
+    """The caps of a run."""
     if not 0 <= config.seed < 2**32:
         raise ValueError(
             f"config.seed={shown(config.seed)}: expected a whole number from 0 "
@@ -361,7 +495,7 @@ def budget_of(
             "each question; raise it, or take fewer questions by task.limit"
         )
     for name in _PER_QUERY:
-        value = fields[name]
+        value = getattr(fields, name)
         endless = name == "samples_per_query" and value == math.inf
         if value is not None and not endless:
             if not 0 < value * queries < 2**31:
@@ -369,32 +503,21 @@ def budget_of(
                     f"budget.{name}={shown(value)}: expected a number above 0, "
                     f"of which {queries} questions have fewer than 2^31"
                 )
-    budget = Budget(
-        samples=None if samples == math.inf else math.ceil(samples * queries),
+    return Budget(
+        samples_per_query=None if samples == math.inf else samples,
         new_tokens=fields.new_tokens,
         total_tokens=fields.total_tokens,
         flops=fields.flops,
         seconds=fields.seconds,
     )
-    blind = axes["strategy"] == "parallel" and axes["policy"] == "uniform"
-    first = METHODS[config.method].first
-
-    def size(per_query: float | None, default: float) -> int | None:
-        if per_query is None and blind:
-            return budget.samples
-        share = default if per_query is None else per_query
-        return math.ceil(share * queries)
-
-    return (
-        budget,
-        size(fields.first_round_per_query, first),
-        size(fields.round_per_query, 1),
-    )
 
 
 def round_row(queries: Sequence[Query], done: Round) -> dict[str, Any]:
-    """A line of rounds.jsonl: of each query, the samples granted and the
-    uncertainty that they were granted at."""
+    """Returns a line of rounds.jsonl.
+
+    Of each query it has the samples granted, and the uncertainty at which
+    they were granted.
+    """
     ids = [query.id for query in queries]
     return {
         "round": done.number,
@@ -429,9 +552,10 @@ def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
 
 
 def graded(task: Task, result: Result, compare: Comparer) -> dict[str, Any]:
-    """Accuracy of the vote and of single samples, against the references;
-    and of each question, its answer and how that was graded."""
+    """Returns the accuracy of the vote and of single samples.
 
+    "answers" has, of each question, its answer and how that was graded.
+    """
     voted = np.zeros(len(task.problems), bool)
     single = np.zeros(len(task.problems))
     failed = 0

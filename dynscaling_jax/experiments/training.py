@@ -40,8 +40,9 @@ Config = Any  # ml_collections.ConfigDict, as configs/training.py
 
 
 def train(config: Config, workdir: Path, tensorboard: bool = False) -> Path:
-    """Trains, or goes on with it, and returns the directory of the model;
-    curves go into WORKDIR/tensorboard, where they are wanted.
+    """Trains, or goes on with it, and returns the directory of the model.
+
+    Curves go into WORKDIR/tensorboard, where they are wanted.
 
     Raises:
         ValueError, OSError, RuntimeError: with what to do about it.
@@ -114,8 +115,7 @@ def _train(
 
 
 def claim_training(config: Config, workdir: Path, files: list[Path]) -> None:
-    """Claims a directory for a config, what the files of lessons hold and the
-    model that is tuned; or finds the same there.
+    """Claims a directory for a config, its examples and its model.
 
     Raises:
         ValueError: the directory is of something else.
@@ -211,8 +211,10 @@ def mean_loss(
 
 
 def begin_model(draft: Path, side: Path, config: Config, model: Model) -> None:
-    """All files of the trained model but its weights, in Hugging Face layout:
-    a model that the layout cannot hold is refused before it is trained."""
+    """Writes all files of a model but its weights, in Hugging Face layout.
+
+    A model that the layout cannot hold is refused before it is trained.
+    """
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     if config.model:
@@ -242,10 +244,12 @@ class Progress(contextlib.AbstractContextManager):
         self._bar.update(first)
 
     def step(self, batch: Batch) -> None:
+        """Counts a step."""
         self._tokens += int(batch.length.sum())
         self._bar.update()
 
     def log(self, step: int, **values: float) -> None:
+        """Writes the line of a step."""
         seconds = time.monotonic() - self._begin
         line = {
             "step": step,

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint as a SampleFn.
+"""An OpenAI-compatible endpoint as a Sampler.
 
 A request that fails, by itself or after retries, becomes a sample without an
 answer whose finish_reason says what failed, and the run goes on. An endpoint
@@ -27,7 +27,8 @@ import httpx2
 
 from dynscaling_jax.inference import sampling
 from dynscaling_jax.inference.completion import NoCompletion, empty, read, said
-from dynscaling_jax.types import Message, Request, Sample, SampleFn
+from dynscaling_jax.thinking import Thinking
+from dynscaling_jax.types import Budget, Message, Request, Sample, count_words
 
 MOST_BYTES = 1 << 27  # of a reply
 LONGEST_WAIT = 300.0  # seconds that a Retry-After may ask for
@@ -47,7 +48,7 @@ LATER = "start the same command again: what was drawn before is kept"
 
 
 class Settings(NamedTuple):
-    """How requests are made; see `endpoint`."""
+    """How requests are made; see Endpoint."""
 
     url: str
     key: str
@@ -81,26 +82,8 @@ class Unreachable(Failure):
     """No connection could be made."""
 
 
-def endpoint(
-    model: str,
-    base_url: str,
-    *,
-    seed: int | None = 0,
-    max_new_tokens: int = 1024,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    stop: Sequence[str] = (),
-    logprobs: bool = True,
-    continue_final_message: bool = False,
-    extra_body: Mapping[str, Any] | None = None,
-    concurrency: int = 64,
-    retries: int = 5,
-    backoff: float = 0.5,
-    timeout: float = 600.0,
-) -> SampleFn:
-    """Draws samples of a model behind BASE_URL/chat/completions.
+class Endpoint:
+    """Samples of the model behind BASE_URL/chat/completions; a types.Sampler.
 
     The key is OPENAI_API_KEY of the environment; none is sent where that is
     not set. The samples' flops are 0, since nothing is known of the model, and
@@ -130,46 +113,79 @@ def endpoint(
       ConnectionError: while drawing, with the endpoint's own words; it
         refuses or fails all requests alike.
     """
-    sampling.settings(temperature, top_k, top_p, min_p)  # refuses what is not
-    for name, value, least in (
-        ("concurrency", concurrency, 1),
-        ("retries", retries, 0),
-        ("timeout", timeout, 1e-3),
-        ("max_new_tokens", max_new_tokens, 1),
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        *,
+        seed: int | None = 0,
+        max_new_tokens: int = 1024,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        logprobs: bool = True,
+        continue_final_message: bool = False,
+        extra_body: Mapping[str, Any] | None = None,
+        concurrency: int = 64,
+        retries: int = 5,
+        backoff: float = 0.5,
+        timeout: float = 600.0,
     ):
-        if not least <= value < math.inf:
-            raise ValueError(
-                f"{name}={value}: expected a number from {least} on"
-            )
-    body = {
-        "model": model,
-        "seed": seed,
-        "max_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k or None,
-        "top_p": top_p,
-        "min_p": min_p or None,
-        "stop": list(stop) or None,
-        "logprobs": True if logprobs else None,
-        "top_logprobs": sampling.TOP if logprobs else None,
-        **(extra_body or {}),
-    }
-    settings = Settings(
-        _address(base_url),
-        _key(),
-        {name: value for name, value in body.items() if value is not None},
-        continue_final_message,
-        concurrency,
-        retries,
-        backoff,
-        timeout,
-    )
-    known = Known()
+        sampling.settings(
+            temperature, top_k, top_p, min_p
+        )  # refuses what is not
+        for name, value, least in (
+            ("concurrency", concurrency, 1),
+            ("retries", retries, 0),
+            ("timeout", timeout, 1e-3),
+            ("max_new_tokens", max_new_tokens, 1),
+        ):
+            if not least <= value < math.inf:
+                raise ValueError(
+                    f"{name}={value}: expected a number from {least} on"
+                )
+        body = {
+            "model": model,
+            "seed": seed,
+            "max_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k or None,
+            "top_p": top_p,
+            "min_p": min_p or None,
+            "stop": list(stop) or None,
+            "logprobs": True if logprobs else None,
+            "top_logprobs": sampling.TOP if logprobs else None,
+            **(extra_body or {}),
+        }
+        self._settings = Settings(
+            _address(base_url),
+            _key(),
+            {name: value for name, value in body.items() if value is not None},
+            continue_final_message,
+            concurrency,
+            retries,
+            backoff,
+            timeout,
+        )
+        self._known = Known()
+        self.max_prompt_tokens = None
+        self.max_cost = Budget(new_tokens=max_new_tokens)
+        # Nobody here knows the prompt that the server makes of a turn, so no
+        # thought is taken to begin in it.
+        self.thinking = Thinking(begun=lambda _: "")
 
-    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-        return _in_background(lambda put: _draw(settings, known, requests, put))
+    def sample(self, requests: Sequence[Request]) -> Iterator[Sample]:
+        """Answers requests; yields each sample when it has arrived."""
+        return _in_background(
+            lambda put: _draw(self._settings, self._known, requests, put)
+        )
 
-    return draw
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Estimates the length of a prompt: the tokenizer is the server's."""
+        return count_words(messages)
 
 
 def parse_url(text: str) -> tuple[str, str]:

@@ -25,7 +25,9 @@ from dynscaling_jax.inference import (
 from dynscaling_jax.inference.cache import Prefix, State
 from dynscaling_jax.inference.row import Asked, Prompt, Row, finished
 from dynscaling_jax.inference.stream import Draws, Steps, Stream
-from dynscaling_jax.types import Message, Query, Request, Sample
+from dynscaling_jax.models.flops import sample_flops
+from dynscaling_jax.thinking import Thinking
+from dynscaling_jax.types import Budget, Message, Query, Request, Sample
 
 REUSE = 16  # a common beginning shorter than this is read anew
 TURN = 0.2  # seconds that a lane draws before the others are waited for
@@ -40,7 +42,7 @@ class Change(NamedTuple):
 
 
 class Engine:
-    """Draws samples from a model. Calling it is a types.SampleFn.
+    """Samples from a local model; it is a types.Sampler.
 
     Sample i of a query is the same however many samples are drawn, whatever
     else runs beside it, and in whichever order. It draws on the mesh that the
@@ -160,7 +162,7 @@ class Engine:
         token = memory.token_bytes(model.config, self._dtype.itemsize)
         self._prefix_tokens = int(prefix_bytes // token)
 
-    def __call__(self, requests: Sequence[Request]) -> Iterator[Sample]:
+    def sample(self, requests: Sequence[Request]) -> Iterator[Sample]:
         """Draws the samples asked for; yields each when it is whole.
 
         Calls may overlap: what a later one asks for takes the rows that an
@@ -194,7 +196,7 @@ class Engine:
         queries = [Query(text, (Message("user", text),)) for text in prompts]
         drawn = {
             (s.query_id, s.index): s
-            for s in self(
+            for s in self.sample(
                 [
                     Request(q, q.messages, i)
                     for q in dict.fromkeys(queries)
@@ -213,6 +215,27 @@ class Engine:
         context; the message names the query."""
         for query in queries:
             self._prompt(Request(query, query.messages, 0))
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt that leaves room for max_new_tokens."""
+        config = self.model.config
+        return config.context - self._draws.max_new_tokens
+
+    @property
+    def max_cost(self) -> Budget:
+        """The most that one sample can cost."""
+        config, new = self.model.config, self._draws.max_new_tokens
+        return Budget(
+            new_tokens=new,
+            total_tokens=config.context,
+            flops=sample_flops(config, self.max_prompt_tokens, 0, new),
+        )
+
+    @property
+    def thinking(self) -> Thinking:
+        """How the thoughts of the model are told from its answers."""
+        return self.model.tokenizer.thinking
 
     @property
     def _dtype(self):

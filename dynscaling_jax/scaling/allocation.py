@@ -30,8 +30,7 @@ def place(
 ) -> jax.Array:
     """Hands out a round's pulls; equals one argmax over queries a pull.
 
-    table gives what each query is worth once v pulls of this round went to it;
-    it is never NaN and must not rise with v. The sequential rule pulls the
+    The sequential rule pulls the
     query of the highest present score, again and again; since scores fall,
     what it pulls are the budget highest entries of the whole table.
     So their lowest value is found by bisection on the bits of a float, all
@@ -41,6 +40,8 @@ def place(
 
     Args:
       key: breaks ties.
+      table: pulls v, int32 [V] -> what each query is worth once v pulls of
+        this round went to it, [V, Q]; never NaN, and it must not rise with v.
       free_Q: int32, slots that are still empty; 0 where a query is done.
       budget: int32 scalar, may be traced.
       slots: what free_Q is at most.
@@ -81,8 +82,11 @@ def place(
 
 
 def _shared(key: jax.Array, tied_Q: jax.Array, rest: jax.Array) -> jax.Array:
-    """rest pulls of the tied ones, query by query in a random order: those
-    of the lowest numbers drawn get theirs, found by bisection too."""
+    """Shares the rest of the pulls among tied queries, in a random order.
+
+    Each query takes a random number. Those of the lowest numbers get all that
+    they are tied for, found by bisection too.
+    """
     bits_Q = jax.random.bits(key, tied_Q.shape)
     number_Q = jax.lax.bitcast_convert_type(bits_Q >> 1, jnp.int32)
     # the highest numbers that rest entries reach, each tied_Q times
@@ -97,8 +101,10 @@ def _shared(key: jax.Array, tied_Q: jax.Array, rest: jax.Array) -> jax.Array:
 
 
 def _bisect(holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """The highest int32 below HIGHEST at which a falling condition holds;
-    LOWEST where it holds nowhere."""
+    """Finds the highest int32 below HIGHEST where a falling condition holds.
+
+    It is LOWEST where the condition holds nowhere.
+    """
 
     def halve(bounds):
         low, high = bounds
@@ -111,8 +117,9 @@ def _bisect(holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
 
 
 def _reaching(level_VQ: jax.Array, bar: jax.Array) -> jax.Array:
-    """Entries of each query from bar on, [Q]. Rows are added one by one, in
-    blocks: XLA's CPU compiler vectorises that, but not a sum over an axis."""
+    """Counts the entries of each query from bar on, [Q]."""
+    # Rows are added one by one, in blocks: XLA's CPU compiler vectorises that,
+    # but not a sum over an axis.
     reached_VQ = (level_VQ >= bar).astype(jnp.int32)
     padding = -len(reached_VQ) % NARROW
     blocks = jnp.pad(reached_VQ, ((0, padding), (0, 0)))

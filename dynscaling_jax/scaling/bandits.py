@@ -16,6 +16,7 @@ from dynscaling_jax.scaling.allocation import (
     scored,
 )
 from dynscaling_jax.scaling.bounds import above, at_least
+from dynscaling_jax.scaling.spec import named
 from dynscaling_jax.scaling.uncertainty import (
     answer_counts,
     leaders,
@@ -25,6 +26,7 @@ from dynscaling_jax.scaling.uncertainty import (
 from dynscaling_jax.types import Candidates, Policy
 
 
+@named
 def uniform() -> Policy:
     """The control: the query with the fewest samples comes first."""
 
@@ -34,6 +36,7 @@ def uniform() -> Policy:
     return scored(score)
 
 
+@named
 def random() -> Policy:
     """The control: each pull goes to a query drawn at random.
 
@@ -57,6 +60,7 @@ def random() -> Policy:
     return Policy(allocate)
 
 
+@named
 def ucb(
     uncertainty: str = "entropy", c: float = 0.5, unreadable: str = "dilute"
 ) -> Policy:
@@ -82,6 +86,7 @@ def ucb(
     return scored(score)
 
 
+@named
 def thompson(prior: float = 1.0) -> Policy:
     """Margin uncertainty of one draw from the posterior of the shares.
 
@@ -122,6 +127,7 @@ def thompson(prior: float = 1.0) -> Policy:
     return Policy(allocate)
 
 
+@named
 def pets() -> Policy:
     """Optimistic knowledge gradient on leader against runner-up.
 
@@ -144,8 +150,9 @@ def pets() -> Policy:
     return scored(score)
 
 
+@named
 def uab() -> Policy:
-    """p (1 - p)^n: the chance that the next sample is the first success.
+    """Scores by p (1 - p)^n, the chance that the next success is the first.
 
     p is the geometric mean probability of a token, exp of the mean
     log-probability of the readable samples so far (1/2 before there are

@@ -24,7 +24,7 @@ import numpy as np
 
 from dynscaling_jax.scaling.spec import choose
 from dynscaling_jax.thinking import Thinking, split, visible
-from dynscaling_jax.types import Message, Query, Sample
+from dynscaling_jax.types import Message, Query, Reader, Sample
 
 Messages = tuple[Message, ...]
 Render = Callable[[Query, Sequence[str]], Messages]
@@ -33,24 +33,6 @@ Which = Literal["distinct", "random", "recent", "all"]
 Order = Literal["shuffled", "by_confidence"]
 Content = Literal["answer_and_reasoning", "answer_only", "tail"]
 Layout = Literal["transcript", "context"]
-
-
-def count_words(messages: Sequence[Message]) -> int:
-    """A stand-in for a tokenizer: words, and three more for each turn."""
-    return sum(len(m.content.split()) + 3 for m in messages)
-
-
-class Reader(NamedTuple):
-    """What the model that reads the chains can take.
-
-    count_tokens gives the length of messages as the model will read them,
-    limit the most that it can read (None: no limit). The thoughts of a sample
-    are never shown; thinking says how they are told.
-    """
-
-    count_tokens: Callable[[Sequence[Message]], int] = count_words
-    limit: int | None = None
-    thinking: Thinking = Thinking()
 
 
 class Chain(NamedTuple):
@@ -64,7 +46,7 @@ class Chain(NamedTuple):
     `tail` tokens.
     layout: in a `transcript` the assistant's turn goes on after the attempts;
     in a `context` the user's turn lists them.
-    planted: how many of those shown come once more with another answer in
+    corrupted: how many of those shown come once more with another answer in
     place of their own, to see what wrong attempts do. It is for experiments.
     """
 
@@ -74,7 +56,7 @@ class Chain(NamedTuple):
     content: Content = "answer_and_reasoning"
     layout: Layout = "transcript"
     tail: int = 128
-    planted: int = 0
+    corrupted: int = 0
 
     def checked(self) -> "Chain":
         """Itself; raises ValueError where an option does not exist."""
@@ -88,9 +70,9 @@ class Chain(NamedTuple):
                     f"chain option {name}={getattr(self, name)} is not at "
                     "least 1"
                 )
-        if self.planted < 0:
+        if self.corrupted < 0:
             raise ValueError(
-                f"chain option planted={self.planted} is not at least 0"
+                f"chain option corrupted={self.corrupted} is not at least 0"
             )
         return self
 
@@ -112,7 +94,10 @@ def build(
     """
     readable = [s for s in pool if s.answer is not None]
     chosen = _WHICH[chain.which](readable, chain.k, draws)
-    chosen = [*chosen, *(_altered(s, draws) for s in chosen[: chain.planted])]
+    chosen = [
+        *chosen,
+        *(_corrupted(s, draws) for s in chosen[: chain.corrupted]),
+    ]
     members = _ORDER[chain.order](chosen, draws)
     return fit(
         reader,
@@ -132,9 +117,8 @@ def fit(
     members = list(members)
     while members:
         messages = render(query, [text for _, text in members])
-        if reader.limit is None or (
-            reader.count_tokens(messages) <= reader.limit
-        ):
+        limit = reader.max_prompt_tokens
+        if limit is None or reader.count_tokens(messages) <= limit:
             return messages, tuple(dict.fromkeys(i for i, _ in members))
         members.remove(max(members, key=lambda member: len(member[1])))
     return query.messages, ()
@@ -186,6 +170,7 @@ def inert(
 
 
 def listed(texts: Sequence[str], name: str = "Attempt") -> str:
+    """Numbers texts from 1 and joins them."""
     return "\n\n".join(
         f"{name} {i}:\n{text}" for i, text in enumerate(texts, 1)
     )
@@ -216,8 +201,10 @@ def context(query: Query, texts: Sequence[str]) -> Messages:
 
 
 def with_turn(messages: Messages, turn: Message) -> Messages:
-    """Adds a turn; to a last turn of the same role, since chat templates
-    may refuse two in a row."""
+    """Adds a turn, or joins it to a last turn of the same role.
+
+    Chat templates may refuse two turns of one role in a row.
+    """
     last = messages[-1]
     if last.role != turn.role:
         return (*messages, turn)
@@ -313,9 +300,11 @@ _CONTENT = {
 _LAYOUT: dict[str, Render] = {"transcript": transcript, "context": context}
 
 
-def _altered(sample: Sample, draws: np.random.Generator) -> Sample:
-    """The same attempt with another answer wherever its text has its own: a
-    near number, another letter, or none that anyone would give."""
+def _corrupted(sample: Sample, draws: np.random.Generator) -> Sample:
+    """Puts another answer wherever the text of an attempt has its own.
+
+    It is a near number, another letter, or none that anyone would give.
+    """
     answer = str(sample.answer)
     if re.fullmatch(r"-?\d+", answer):
         other = str(int(answer) + int(draws.integers(1, 10)))

@@ -1,8 +1,8 @@
-"""The round loop: queries, a model and a budget -> one answer for each query.
+"""The round loop: queries, a sampler and a budget -> one answer for each query.
 
 Each round asks the policy where the next samples go and the strategy what to
-ask the model; the vote has the last word. Everything comes in as a function,
-so that an engine, an endpoint, a replay or a test's stub can be the model.
+ask the sampler; the vote has the last word. The loop alone enforces the
+budget.
 """
 
 import collections
@@ -11,27 +11,29 @@ import math
 import operator
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynscaling_jax.scaling.strategies import reads_texts, unseen
+from dynscaling_jax.sampler import reader_of, tap
+from dynscaling_jax.scaling.strategies import unseen
 from dynscaling_jax.scaling.table import Table
 from dynscaling_jax.scaling.uncertainty import measure_by_name
-from dynscaling_jax.scaling.votes import Vote
 from dynscaling_jax.types import (
     Budget,
     Candidates,
     Ledger,
-    Policy,
+    Method,
     Query,
     Request,
     Sample,
     SampleFn,
-    Strategy,
+    Sampler,
+    Schedule,
+    Vote,
 )
 
 ENTROPY = measure_by_name("entropy")
@@ -40,8 +42,11 @@ MOST_SLOTS = 2**30  # of all queries together: 12 GB of tables
 
 
 class Round(NamedTuple):
-    """What one round did. grants_Q, int32, are the samples asked for;
-    uncertainty_Q, float32, is from before the round, ledger from its end."""
+    """What one round did.
+
+    grants_Q, int32, are the samples requested. uncertainty_Q, float32, is
+    from before the round, ledger from its end.
+    """
 
     number: int
     grants_Q: np.ndarray
@@ -67,171 +72,178 @@ class Result(NamedTuple):
     vote_ledger: Ledger
 
 
-class _Drawing(NamedTuple):
-    """A round that is being drawn."""
+class _Pending(NamedTuple):
+    """A round whose samples are still being generated."""
 
     requests: list[Request]
     uncertainty_Q: np.ndarray
     samples: "_Stream"
 
 
-def scale(
+def run_rounds(
     queries: Sequence[Query],
-    sample_fn: SampleFn,
-    strategy: Strategy,
-    policy: Policy,
-    vote: Vote,
+    sampler: Sampler,
+    method: Method,
     budget: Budget,
     key: jax.Array,
     *,
-    capacity: int | None = None,
-    round_size: int | None = None,
-    first_round: int | None = None,
-    stale: int = 0,
-    vote_fn: SampleFn | None = None,
-    max_cost: Budget = Budget(),  # noqa: B008, immutable
-    same: Callable[[], Callable[[str, str], bool]] = lambda: operator.eq,
-    measure: Callable[[jax.Array, jax.Array], jax.Array] = ENTROPY,
-    observe: Callable[[Round], None] | None = None,
+    same: Callable[[Query], Callable[[str, str], bool]] = lambda _: operator.eq,
+    vote_sampler: Sampler | None = None,
+    on_round: Callable[[Round], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Spends a budget on samples of the queries, and votes on the answers.
 
-    No cap is passed by more than one sample. A round grants what fits the
-    caps even if each of its samples costs what max_cost says, or the costliest
-    so far; when not even one surely fits, samples are drawn one at a time.
-    Should a cap be reached within a round all the same, for which max_cost
-    must have been unknown or wrong, no more is drawn. So,
-    with a true max_cost, what is drawn does not depend on the order in which
-    samples arrive; the cap on seconds alone depends on the machine.
+    The samples must come with their answers read. No cap is passed by more
+    than one sample. A round grants what fits the caps even if each of its
+    samples costs what sampler.max_cost says, or the costliest so far; when
+    not even one surely fits, samples are generated one at a time. Should a
+    cap be reached within a round all the same, for which max_cost must have
+    been unknown or wrong, no more samples are taken. So, with a true
+    max_cost, which samples there are does not depend on the order in which
+    they arrive; the cap on seconds alone depends on the machine.
 
     Args:
-      capacity: N, the most samples of one query; by default four times the
-        even share of budget.samples, and at least 64.
-      round_size: samples in a round; by default one for each query.
-      first_round: samples in the first round; by default round_size.
-      stale: rounds, of those before it, whose samples a grant does without,
-        because they are still being drawn: what ends early need not wait for
-        the end of a round. The first round is whole before the second.
-      vote_fn: the model that a vote asks; by default sample_fn.
-      max_cost: the most that one sample can cost.
-      same: makes, for each query, what tells whether two canonical answers
-        are one answer to the vote.
-      measure: (answer ids [N], count []) of a query -> the uncertainty [] that
-        rounds report.
-      observe: called after each round.
+      queries: with ids of their own.
+      sampler: what answers.
+      method: strategy, policy, vote and schedule.
+      budget: caps for all queries together.
+      key: decides where policies break ties and what chains hold.
+      same: of a query, the test of whether two canonical answers are one
+        answer to the vote.
+      vote_sampler: the model that a vote asks; by default sampler.
+      on_round: called after each round.
       clock: the time in seconds, for the ledger and the cap on seconds.
 
     Raises:
       ValueError: no queries, or two of one id; a budget without any cap, with
-        a cap not above 0, or of fewer samples than queries; a capacity or
-        round of no samples; a policy or vote that reads a measure which the
-        samples lack; grants, requests or samples that break the contract of
-        their function.
+        a cap not above 0, or of fewer samples than queries; a schedule that
+        cannot be; a policy or vote that reads a measure which the samples
+        lack; grants, requests or samples that break the contract of their
+        function.
     """
-    slots = check(queries, budget, capacity, round_size, first_round, stale)
+    strategy, policy, vote, schedule, _ = method
+    slots = check(queries, budget, schedule)
+    budget = for_queries(budget, len(queries))
+    first_round, later_rounds = (
+        _round_size(share, budget, len(queries)) for share in schedule[:2]
+    )
     begin = clock()
     weights = {w for w in (policy.reads, vote.reads) if w}
-    texts = reads_texts(strategy) or vote.weigh is not None
+    keeps_texts = strategy.reads_texts or vote.weigh is not None
     table = Table(queries, slots, same, weights)
     allocate = jax.jit(policy.allocate)
+    reader = reader_of(sampler)
+
+    def plan(query: Query, samples: Sequence[Sample], n: int):
+        return strategy.plan(query, samples, n, key, reader)
+
     ledger, rounds = Ledger(), []
-    dearest = amounts(Ledger(samples=1)) | _caps(max_cost)
-    size = first_round or round_size or len(queries)
+    dearest = amounts(Ledger(samples=1)) | _caps(sampler.max_cost)
     seen = table.candidates(policy.reads)
-    under_way: collections.deque[_Drawing] = collections.deque()
+    pending: collections.deque[_Pending] = collections.deque()
     stopped = ""
     while True:
-        while len(under_way) <= (stale if rounds else 0):
+        while len(pending) <= (schedule.stale if rounds else 0):
             stopped = _reached(budget, ledger)
             fits = _affordable(budget, ledger, dearest)
-            fits -= sum(len(d.requests) for d in under_way)
+            fits -= sum(len(p.requests) for p in pending)
             if stopped or fits < 1:
                 break
-            asked, index = min(fits, size), len(rounds) + len(under_way)
+            number = len(rounds) + len(pending)
+            grant = min(fits, later_rounds if number else first_round)
             grants_Q = allocate(
-                jax.random.fold_in(key, index), seen, jnp.int32(asked)
+                jax.random.fold_in(key, number), seen, jnp.int32(grant)
             )
-            grants_Q = _checked_grants(grants_Q, table.free_Q, asked)
-            ahead = [r for d in under_way for r in d.requests]
-            requests = _requests(
-                queries, table, strategy, grants_Q, index, key, ahead
-            )
+            grants_Q = _checked_grants(grants_Q, table.free_Q, grant)
+            ahead = [r for p in pending for r in p.requests]
+            requests = _requests(queries, table, plan, grants_Q, number, ahead)
             if not requests:
                 stopped = _why_nothing(grants_Q, table.free_Q)
                 break
-            under_way.append(
-                _Drawing(
+            pending.append(
+                _Pending(
                     requests,
-                    np.asarray(_per_query(measure, seen)),
-                    _Stream(sample_fn, requests),
+                    np.asarray(_per_query(ENTROPY, seen)),
+                    _Stream(sampler, requests),
                 )
             )
-            size = round_size or len(queries)
-        if not under_way:
+        if not pending:
             break
-        requests, uncertainty_Q, samples = under_way.popleft()
-        drawn = []
+        requests, uncertainty_Q, samples = pending.popleft()
+        arrived = []
         for sample in samples:
-            drawn.append(sample if texts else sample._replace(text=""))
+            arrived.append(sample if keeps_texts else sample._replace(text=""))
             cost = _cost(sample, budget)
             dearest = {axis: max(dearest[axis], cost[axis]) for axis in cost}
             ledger = ledger.add(sample)._replace(seconds=clock() - begin)
-            if len(drawn) < len(requests) and _reached(budget, ledger):
+            if len(arrived) < len(requests) and _reached(budget, ledger):
                 break
         ledger = ledger._replace(seconds=clock() - begin)
-        if not drawn:  # no round: nothing came of it
+        if not arrived:  # no round: nothing came of it
             samples.close()
             stopped = _reached(budget, ledger) or "the model ended early"
             break
         taken_Q = _requested(queries, requests)
         rounds.append(Round(len(rounds), taken_Q, uncertainty_Q, ledger))
-        table.add(drawn)
+        table.add(arrived)
         seen = table.candidates(policy.reads)
-        if observe:
-            observe(rounds[-1])
+        if on_round:
+            on_round(rounds[-1])
         samples.close()
         stopped = _reached(budget, ledger)
-        if stopped or len(drawn) < len(requests):
+        if stopped or len(arrived) < len(requests):
             stopped = stopped or "the model ended early"
             break
-    for drawing in under_way:
-        drawing.samples.close()
+    for round in pending:
+        round.samples.close()
 
-    answers, vote_ledger = _vote(vote, queries, table, vote_fn or sample_fn)
+    answers, spent = _vote(vote, queries, table, vote_sampler or sampler)
     samples = tuple(map(tuple, table.samples))
-    return Result(answers, samples, ledger, tuple(rounds), stopped, vote_ledger)
+    return Result(answers, samples, ledger, tuple(rounds), stopped, spent)
 
 
 def check(
     queries: Sequence[Query],
     budget: Budget,
-    capacity: int | None = None,
-    round_size: int | None = None,
-    first_round: int | None = None,
-    stale: int = 0,
+    schedule: Schedule = Schedule(),  # noqa: B008, immutable
 ) -> int:
-    """Returns N, the slots of each query. Raises ValueError, as scale does,
-    for queries, caps, or a capacity and sizes of rounds that cannot be."""
+    """Returns N, the slots of each query.
+
+    Raises:
+      ValueError: as run_rounds, for queries, caps or a schedule that cannot
+        be.
+    """
     if not queries:
         raise ValueError("there are no queries")
     if len({query.id for query in queries}) < len(queries):
         ids = [query.id for query in queries]
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"two queries have the id {twice!r}; make ids unique")
-    sizes = {
-        "capacity": capacity,
-        "round_size": round_size,
-        "first_round": first_round,
-    }
-    for name, size in sizes.items():
-        if size is not None and not 1 <= size < 2**31:
+    first_round, later_rounds, stale, capacity = schedule
+    for name, size in (
+        ("first_round", first_round),
+        ("later_rounds", later_rounds),
+    ):
+        if not size > 0 or 2**31 <= size * len(queries) < math.inf:
             raise ValueError(
-                f"{name} must be a whole number from 1 on, below 2^31, not "
-                f"{size}"
+                f"schedule.{name}={size}: expected samples per query, above "
+                f"0, of which {len(queries)} queries have fewer than 2^31"
             )
+    if capacity is not None and not 1 <= capacity < 2**31:
+        raise ValueError(
+            f"capacity must be a whole number from 1 on, below 2^31, not "
+            f"{capacity}"
+        )
     if stale < 0:
         raise ValueError(f"stale must be at least 0, got {stale}")
+    per_query = budget.samples_per_query
+    if per_query is not None and not 0 < per_query * len(queries) < 2**31:
+        raise ValueError(
+            f"budget.samples_per_query={per_query}: expected a number above "
+            f"0, of which {len(queries)} queries have fewer than 2^31"
+        )
+    budget = for_queries(budget, len(queries))
     caps = _caps(budget)
     if not caps:
         raise ValueError(f"the budget has no cap; set one of {Budget._fields}")
@@ -255,6 +267,25 @@ def check(
             + ("" if capacity else " or budget.samples")
         )
     return slots
+
+
+def for_queries(budget: Budget, queries: int) -> Budget:
+    """Returns a budget with samples_per_query made a cap on samples.
+
+    A lower cap on samples that the budget has itself stays.
+    """
+    if budget.samples_per_query is None:
+        return budget
+    share = math.ceil(budget.samples_per_query * queries)
+    samples = min(share, budget.samples or share)
+    return budget._replace(samples=samples, samples_per_query=None)
+
+
+def _round_size(share: float, budget: Budget, queries: int) -> int:
+    """Samples in a round, from samples per query."""
+    if share == math.inf:
+        return budget.samples or queries
+    return math.ceil(share * queries)
 
 
 def amounts(ledger: Ledger) -> dict[str, float]:
@@ -302,7 +333,7 @@ def _reached(budget: Budget, ledger: Ledger) -> str:
 
 
 def _checked_grants(
-    grants: jax.Array, free_Q: np.ndarray, asked: int
+    grants: jax.Array, free_Q: np.ndarray, grant: int
 ) -> np.ndarray:
     grants_Q = np.asarray(grants)
     if grants_Q.shape != free_Q.shape or grants_Q.dtype.kind != "i":
@@ -317,9 +348,9 @@ def _checked_grants(
             f"the policy grants {grants_Q[q]} samples to query {q}, which has "
             f"{free_Q[q]} free slots"
         )
-    if grants_Q.sum() > asked:
+    if grants_Q.sum() > grant:
         raise ValueError(
-            f"the policy grants {grants_Q.sum()} samples of {asked}"
+            f"the policy grants {grants_Q.sum()} samples of {grant}"
         )
     return grants_Q
 
@@ -327,14 +358,15 @@ def _checked_grants(
 def _requests(
     queries: Sequence[Query],
     table: Table,
-    strategy: Strategy,
+    plan: Callable[[Query, Sequence[Sample], int], Iterable[Request]],
     grants_Q: np.ndarray,
     round: int,
-    key: jax.Array,
     ahead: Sequence[Request],
 ) -> list[Request]:
-    """What the strategy asks for, with `shared` set, behind what is being
-    drawn already."""
+    """Returns what the strategy asks for, with `round` and `shared` set.
+
+    ahead are the requests that are pending already.
+    """
     requests: list[Request] = []
     pending: dict[str, list[Sample]] = {}
     for request in ahead:
@@ -342,25 +374,25 @@ def _requests(
     for q in np.flatnonzero(grants_Q).tolist():
         later = pending.get(queries[q].id, [])
         samples = [*table.samples[q], *later]
-        # a policy knows nothing of what is being drawn
+        # a policy knows nothing of what is pending
         granted = min(int(grants_Q[q]), int(table.free_Q[q]) - len(later))
         if granted < 1:
             continue
-        asked = list(strategy(queries[q], samples, granted, round, key))
+        planned = list(plan(queries[q], samples, granted))
         first = len(samples)
-        indices = [request.index for request in asked]
-        if len(asked) > granted or indices != list(
-            range(first, first + len(asked))
+        indices = [request.index for request in planned]
+        if len(planned) > granted or indices != list(
+            range(first, first + len(planned))
         ):
             raise ValueError(
                 f"the strategy asks for samples {indices} of query "
                 f"{queries[q].id!r}; expected up to {granted} from {first} on"
             )
         read = set()
-        for request in asked:
+        for request in planned:
             shared = request.messages in read
             read.add(request.messages)
-            requests.append(request._replace(shared=shared))
+            requests.append(request._replace(round=round, shared=shared))
     return requests
 
 
@@ -380,11 +412,11 @@ def _why_nothing(grants_Q: np.ndarray, free_Q: np.ndarray) -> str:
 
 
 class _Stream:
-    """The samples asked for as they come, each checked."""
+    """The samples of some requests as they come, each checked."""
 
-    def __init__(self, sample_fn: SampleFn, requests: Sequence[Request]):
+    def __init__(self, sampler: Sampler, requests: Sequence[Request]):
         self._missing = {(r.query.id, r.index) for r in requests}
-        self._samples = iter(sample_fn(requests))
+        self._samples = iter(sampler.sample(requests))
 
     def __iter__(self) -> Iterator[Sample]:
         return self
@@ -401,7 +433,7 @@ class _Stream:
         return sample
 
     def close(self) -> None:
-        """Draws no more, and lets go of what draws."""
+        """Takes no more samples, and lets go of the sampler."""
         close = getattr(self._samples, "close", None)
         if close:
             close()
@@ -418,19 +450,22 @@ def _requested(
 
 
 def _vote(
-    vote: Vote, queries: Sequence[Query], table: Table, sample_fn: SampleFn
+    vote: Vote, queries: Sequence[Query], table: Table, sampler: Sampler
 ) -> tuple[tuple[str | None, ...], Ledger]:
-    """The answers, and what it cost to decide on them."""
-    ledger = Ledger()
+    """Returns the answers, and what it cost to decide on them."""
+    spent: list[Sample] = []
 
-    def metered(requests: Sequence[Request]):
-        nonlocal ledger
-        for sample in _Stream(sample_fn, requests):
-            ledger = ledger.add(sample)
-            yield sample
+    def metered(sample: SampleFn) -> SampleFn:
+        def answer(requests: Sequence[Request]) -> Iterator[Sample]:
+            for one in sample(requests):
+                spent.append(one)
+                yield one
+
+        return answer
 
     weight = vote.reads
     if vote.weigh is not None:
-        weight = vote.weigh(queries, table.samples, metered)
+        weight = vote.weigh(queries, table.samples, tap(sampler, metered))
     answer_Q = jax.jit(vote.decide)(table.candidates(weight))
+    ledger = functools.reduce(Ledger.add, spent, Ledger())
     return table.texts(answer_Q), ledger

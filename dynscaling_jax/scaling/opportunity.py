@@ -7,6 +7,7 @@ from jax.scipy.special import log_ndtr
 
 from dynscaling_jax.scaling.allocation import scored
 from dynscaling_jax.scaling.bounds import above
+from dynscaling_jax.scaling.spec import named
 from dynscaling_jax.scaling.uncertainty import two_leaders
 from dynscaling_jax.types import Candidates, Policy
 
@@ -14,6 +15,7 @@ FIRST = 1e9  # the score of a query without samples, above all others
 FAR = 8.0  # deviations from which the tail is taken from its series
 
 
+@named
 def opportunity_cost(
     leader: float = 1.0, runner_up: float = 0.5, power: float = 1.5
 ) -> Policy:
@@ -31,7 +33,8 @@ def opportunity_cost(
     shares down. Virtual pulls leave the shares and shrink the variance.
 
     Args:
-        leader, runner_up: what the prior adds to their counts.
+        leader: what the prior adds to the count of the leader.
+        runner_up: what it adds to that of the runner-up.
         power: of the number of samples.
     """
     above("leader", leader, 0)
@@ -62,11 +65,16 @@ def opportunity_cost(
 def log_opportunity_cost(
     first: jax.Array, second: jax.Array, total: jax.Array, virtual: jax.Array
 ) -> jax.Array:
-    """log E max(0, -d), for d normal with the mean and, after `virtual` more
-    samples, the variance of a difference of Dirichlet shares.
+    """Returns log E max(0, -d), for d a difference of Dirichlet shares.
+
+    d is taken as normal, with the mean of that difference and, after
+    `virtual` more samples, its variance.
 
     Args:
-        first, second, total: pseudo-counts of the two and of all; float32.
+        first: pseudo-counts of the leader, float32.
+        second: of the runner-up.
+        total: of all answers.
+        virtual: further samples.
     """
     share, other = first / total, second / total
     mean = share - other

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 
 from dynscaling_jax.scaling.allocation import scored
 from dynscaling_jax.scaling.bounds import above
+from dynscaling_jax.scaling.spec import named
 from dynscaling_jax.scaling.uncertainty import behind, two_leaders
 from dynscaling_jax.types import Candidates, Policy
 
 
+@named
 def posterior_gain(
     leader: float = 1.0,
     rival: float = 0.5,
@@ -33,8 +35,9 @@ def posterior_gain(
     by and by.
 
     Args:
-      leader, rival: the prior, in votes. A question whose samples all agree
-        is more certain the smaller rival is.
+      leader: the prior of the leader, in votes.
+      rival: that of the runner-up. The smaller it is, the more certain is a
+        question whose samples all agree.
       cost: tokens divides the score by the mean new tokens of the question's
         samples (with one more sample as long as the mean of all).
     """
@@ -55,8 +58,11 @@ def posterior_gain(
 
 
 def mean_tokens(candidates: Candidates) -> jax.Array:
-    """New tokens a sample of each query, float32 [Q], at least 1; with one
-    more sample that is as long as the mean of all."""
+    """Returns the mean new tokens of a sample of each query, float32 [Q].
+
+    It is at least 1, and counts one more sample that is as long as the mean
+    of all.
+    """
     slot_1N = jnp.arange(candidates.tokens_QN.shape[1])[None, :]
     drawn_QN = slot_1N < candidates.count_Q[:, None]
     total_Q = jnp.sum(

@@ -1,8 +1,9 @@
-"""Names with arguments, as a flag or a config writes them, to functions:
+"""Names with arguments, as a flag or a config writes them, to values.
+
 "majority", "weighted(tau=0.5)", "integrated(which=distinct, k=4)".
 
-One grammar serves the tables of strategies, policies and votes. Text is
-parsed and never evaluated.
+One grammar serves the tables of strategies, policies, votes and methods. Text
+is parsed and never evaluated.
 """
 
 import ast
@@ -11,21 +12,44 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+from dynscaling_jax.types import Method, Policy, Strategy, Vote
+
+P = ParamSpec("P")
+Value = TypeVar("Value", Strategy, Policy, Vote, Method)
+
+
+def named(factory: Callable[P, Value]) -> Callable[P, Value]:
+    """Has a factory give its values the name that a flag would write.
+
+    ucb(c=0.2) is then named "ucb(c=0.2)". The same arguments give the same
+    value, so that jax.jit compiles its functions once.
+    """
+
+    @functools.lru_cache(typed=True)
+    def cached(*args: Any, **kwargs: Any) -> Value:
+        bound = inspect.signature(factory).bind(*args, **kwargs).arguments
+        given = ", ".join(f"{name}={value!r}" for name, value in bound.items())
+        name = factory.__name__ + (f"({given})" if given else "")
+        return factory(*args, **kwargs)._replace(name=name)
+
+    @functools.wraps(factory)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Value:
+        return cached(*args, **kwargs)
+
+    return make
 
 
 def parse(
     text: str,
     table: Mapping[str, Callable[..., Any]],
     what: str = "method",
-    **context: Any,
 ) -> Any:
     """Calls the factory of a table that a text such as "ucb(c=0.5)" names.
 
     Arguments are given by keyword. Values are numbers, quoted strings, True,
-    False, None or tuples of these; a bare word is a string. context holds
-    what no text can say, such as a tokenizer: an entry goes to the factories
-    that have an argument of its name, and to no other.
+    False, None or tuples of these; a bare word is a string.
 
     Raises ValueError, with the known names or the allowed arguments, where
     the text is malformed, the name unknown, an argument unknown or missing,
@@ -34,10 +58,9 @@ def parse(
     name, given = read(text, what)
     factory = choose(what, name, table)
     parameters = inspect.signature(factory).parameters
-    allowed = [p for p in parameters if p not in context]
-    listed = ", ".join(allowed) or "none"
+    listed = ", ".join(parameters) or "none"
     for argument, value in given.items():
-        if argument not in allowed:
+        if argument not in parameters:
             raise ValueError(
                 f"{what} {name!r} has no argument {argument!r}; "
                 f"allowed: {listed}"
@@ -48,23 +71,10 @@ def parse(
                 f"{what} {name!r}: {argument}={value!r} is not "
                 f"{inspect.formatannotation(kind)}"
             )
-    offered = {p: v for p, v in context.items() if p in parameters}
     for argument, parameter in parameters.items():
-        if argument not in (given | offered) and (
-            parameter.default is parameter.empty
-        ):
+        if argument not in given and parameter.default is parameter.empty:
             raise ValueError(f"{what} {name!r} needs {argument}=...")
-    if offered:
-        return factory(**given, **offered)
-    return _made(factory, tuple(sorted(given.items())))
-
-
-@functools.lru_cache
-def _made(
-    factory: Callable[..., Any], given: tuple[tuple[str, Any], ...]
-) -> Any:
-    """What a factory makes, once: jax.jit compiles the same function once."""
-    return factory(**dict(given))
+    return factory(**given)
 
 
 def completed(
@@ -73,8 +83,7 @@ def completed(
     what: str,
     options: Mapping[str, Any],
 ) -> str:
-    """The text with those of the options that its factory takes and that it
-    does not give itself.
+    """Adds to a text the options that its factory takes and it does not give.
 
     Raises ValueError where the text is malformed or the name unknown.
     """

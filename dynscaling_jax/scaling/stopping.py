@@ -16,6 +16,7 @@ from dynscaling_jax.scaling.allocation import (
     place,
 )
 from dynscaling_jax.scaling.bounds import at_least, inside
+from dynscaling_jax.scaling.spec import named
 from dynscaling_jax.scaling.uncertainty import (
     answer_counts,
     behind,
@@ -27,6 +28,7 @@ from dynscaling_jax.types import Candidates, Policy
 Rule = Callable[[jax.Array, jax.Array], jax.Array]  # answers [N], count -> []
 
 
+@named
 def elimination(agreement: float = 0.8, least: int = 4) -> Policy:
     """Drops a query once its leader holds agreement of its samples.
 
@@ -43,6 +45,7 @@ def elimination(agreement: float = 0.8, least: int = 4) -> Policy:
     return _even(stops)
 
 
+@named
 def adaptive_consistency(confidence: float = 0.95, most: int = 40) -> Policy:
     """Stops once P(leader is ahead of the runner-up) passes confidence.
 
@@ -60,6 +63,7 @@ def adaptive_consistency(confidence: float = 0.95, most: int = 40) -> Policy:
     return _even(stops, most=most)
 
 
+@named
 def esc(window: int = 5, most: int = 40) -> Policy:
     """Stops at the first window of samples that all agree.
 
@@ -79,6 +83,7 @@ def esc(window: int = 5, most: int = 40) -> Policy:
     return _even(stops, most=most, block=window)
 
 
+@named
 def lead_k(lead: int = 3) -> Policy:
     """Stops once the leader is `lead` votes ahead of the runner-up."""
     at_least("lead", lead, 1)
@@ -90,6 +95,7 @@ def lead_k(lead: int = 3) -> Policy:
     return _even(stops)
 
 
+@named
 def mmc(delta: float = 0.05) -> Policy:
     """Stops once the leader is certified as the mode at level delta.
 

@@ -17,24 +17,24 @@ from dynscaling_jax.scaling.chains import (
     Content,
     Layout,
     Order,
-    Reader,
     Which,
 )
+from dynscaling_jax.scaling.spec import named
 from dynscaling_jax.thinking import thought
-from dynscaling_jax.types import Message, Query, Request, Sample, Strategy
+from dynscaling_jax.types import (
+    Message,
+    Query,
+    Reader,
+    Request,
+    Sample,
+    Strategy,
+)
 
 UNSEEN = "unseen"
 
 
-def reads_texts(strategy: Strategy) -> bool:
-    """Whether the loop must keep the texts of samples for a strategy: yes,
-    unless it says no (`strategy.reads_texts = False`)."""
-    return getattr(strategy, "reads_texts", True)
-
-
 def unseen(request: Request) -> Sample:
-    """What stands among the samples of a query for one that is still being
-    drawn: no text, no answer."""
+    """Stands among the samples of a query for one that is still pending."""
     return Sample(
         request.query.id,
         request.index,
@@ -50,6 +50,7 @@ def unseen(request: Request) -> Sample:
     )
 
 
+@named
 def parallel() -> Strategy:
     """Independent samples (self-consistency, arXiv 2203.11171)."""
 
@@ -57,15 +58,16 @@ def parallel() -> Strategy:
         query: Query,
         samples: Sequence[Sample],
         n: int,
-        round: int,
         key: jax.Array,
+        reader: Reader,
     ) -> Iterator[Request]:
         for index in range(len(samples), len(samples) + n):
-            yield _alone(query, index, round)
+            yield _alone(query, index)
 
-    return _with_texts(plan, False)
+    return Strategy(plan, reads_texts=False)
 
 
+@named
 def integrated(
     explore: int = 4,
     schedule: Literal["explore", "alternate"] = "explore",
@@ -75,11 +77,11 @@ def integrated(
     content: Content = "answer_and_reasoning",
     layout: Layout = "transcript",
     tail: int = 128,
-    planted: int = 0,
-    reader: Reader = Reader(),  # noqa: B008, immutable
+    corrupted: int = 0,
 ) -> Strategy:
-    """Parallel samples, then samples that continue a chain of earlier ones
-    (DynScaling, arXiv 2506.16043; options and defaults are ours).
+    """Parallel samples, then samples that continue a chain of earlier ones.
+
+    The idea is DynScaling's (arXiv 2506.16043); options and defaults are ours.
 
     The first `explore` samples of a query are parallel. After them every
     sample is integrated, or, with schedule="alternate", every other one. The
@@ -90,14 +92,14 @@ def integrated(
         raise ValueError(
             f"integrated: schedule={schedule!r} is not explore or alternate"
         )
-    chain = Chain(k, which, order, content, layout, tail, planted).checked()
+    chain = Chain(k, which, order, content, layout, tail, corrupted).checked()
 
     def plan(
         query: Query,
         samples: Sequence[Sample],
         n: int,
-        round: int,
         key: jax.Array,
+        reader: Reader,
     ) -> Iterator[Request]:
         start = len(samples)
         if start < explore:
@@ -105,19 +107,19 @@ def integrated(
         for index in range(start, start + n):
             late = index - explore
             if late < 0 or (schedule == "alternate" and late % 2):
-                yield _alone(query, index, round)
+                yield _alone(query, index)
             else:
-                yield _chained(chain, reader, query, samples, index, round, key)
+                yield _chained(chain, reader, query, samples, index, key)
 
-    return _with_texts(plan, content != "answer_only")
+    return Strategy(plan, content != "answer_only")
 
 
+@named
 def revision(
     depth: int = 4,
     content: Content = "answer_and_reasoning",
     layout: Layout = "transcript",
     tail: int = 128,
-    reader: Reader = Reader(),  # noqa: B008
 ) -> Strategy:
     """Sequential revision: the chain is the last attempt alone.
 
@@ -132,17 +134,18 @@ def revision(
         query: Query,
         samples: Sequence[Sample],
         n: int,
-        round: int,
         key: jax.Array,
+        reader: Reader,
     ) -> Iterator[Request]:
         ends = _line_ends(samples, depth)
         for index in range(len(samples), len(samples) + n):
             last = next(ends, [])
-            yield _chained(chain, reader, query, last[-1:], index, round, key)
+            yield _chained(chain, reader, query, last[-1:], index, key)
 
-    return _with_texts(plan, content != "answer_only")
+    return Strategy(plan, content != "answer_only")
 
 
+@named
 def rsa(
     population: int = 16,
     k: int = 4,
@@ -150,7 +153,6 @@ def rsa(
     content: Content = "answer_and_reasoning",
     layout: Layout = "context",
     tail: int = 128,
-    reader: Reader = Reader(),  # noqa: B008
 ) -> Strategy:
     """Recursive self-aggregation (arXiv 2509.26626).
 
@@ -165,24 +167,27 @@ def rsa(
         query: Query,
         samples: Sequence[Sample],
         n: int,
-        round: int,
         key: jax.Array,
+        reader: Reader,
     ) -> Iterator[Request]:
         for index, before in _generations(samples, n, population, loops):
-            yield _chained(chain, reader, query, before, index, round, key)
+            yield _chained(chain, reader, query, before, index, key)
 
-    return _with_texts(plan, content != "answer_only")
+    return Strategy(plan, content != "answer_only")
 
 
+@named
 def debate(
     agents: int = 3,
     turns: int = 2,
     content: Content = "answer_and_reasoning",
     tail: int = 128,
-    reader: Reader = Reader(),  # noqa: B008
 ) -> Strategy:
-    """Each agent reads the others' last answers and answers again (Du et al.,
-    arXiv 2305.14325). After `turns` turns a new debate is started."""
+    """Each agent reads the others' last answers and answers again.
+
+    The method is of Du et al. (arXiv 2305.14325). After `turns` turns a new
+    debate is started.
+    """
     _at_least("debate", 1, turns=turns)
     _at_least("debate", 2, agents=agents)
     chain = Chain(agents, "all", content=content, tail=tail).checked()
@@ -191,8 +196,8 @@ def debate(
         query: Query,
         samples: Sequence[Sample],
         n: int,
-        round: int,
         key: jax.Array,
+        reader: Reader,
     ) -> Iterator[Request]:
         for index, before in _generations(samples, n, agents, turns):
             last = {
@@ -207,15 +212,15 @@ def debate(
             )
             if said is not None and parents:
                 parents = (mine, *parents)
-            yield Request(query, messages, index, round, parents)
+            yield Request(query, messages, index, parents=parents)
 
-    return _with_texts(plan, content != "answer_only")
+    return Strategy(plan, content != "answer_only")
 
 
+@named
 def budget_forcing(
     forces: int = 2,
     word: str = "Wait",
-    reader: Reader = Reader(),  # noqa: B008
 ) -> Strategy:
     """A finished attempt is made to think on (s1, arXiv 2501.19393).
 
@@ -230,8 +235,8 @@ def budget_forcing(
         query: Query,
         samples: Sequence[Sample],
         n: int,
-        round: int,
         key: jax.Array,
+        reader: Reader,
     ) -> Iterator[Request]:
         lines = _line_ends(samples, forces + 1)
         for index in range(len(samples), len(samples) + n):
@@ -239,15 +244,15 @@ def budget_forcing(
             said = "".join(f"{_thought(s, reader)}\n\n{word}" for s in line)
             messages = (*query.messages, Message("assistant", said))
             if not line or (
-                reader.limit is not None
-                and reader.count_tokens(messages) > reader.limit
+                reader.max_prompt_tokens is not None
+                and reader.count_tokens(messages) > reader.max_prompt_tokens
             ):
-                yield _alone(query, index, round)
+                yield _alone(query, index)
             else:
                 parents = tuple(s.index for s in line)
-                yield Request(query, messages, index, round, parents)
+                yield Request(query, messages, index, parents=parents)
 
-    return plan
+    return Strategy(plan)
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
@@ -260,11 +265,6 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 }
 
 
-def _with_texts(plan: Strategy, reads: bool) -> Strategy:
-    plan.__dict__["reads_texts"] = reads
-    return plan
-
-
 def _at_least(strategy: str, least: int, **options: int) -> None:
     for name, value in options.items():
         if value < least:
@@ -273,8 +273,8 @@ def _at_least(strategy: str, least: int, **options: int) -> None:
             )
 
 
-def _alone(query: Query, index: int, round: int) -> Request:
-    return Request(query, query.messages, index, round)
+def _alone(query: Query, index: int) -> Request:
+    return Request(query, query.messages, index)
 
 
 def _chained(
@@ -283,15 +283,14 @@ def _chained(
     query: Query,
     pool: Sequence[Sample],
     index: int,
-    round: int,
     key: jax.Array,
 ) -> Request:
     """A request for a chain of samples of the pool, if any is readable."""
     if not pool:
-        return _alone(query, index, round)
+        return _alone(query, index)
     draws = chains.keyed_draws(key, query, index)
     messages, parents = chains.build(chain, reader, query, pool, draws)
-    return Request(query, messages, index, round, parents)
+    return Request(query, messages, index, parents=parents)
 
 
 def _line_ends(samples: Sequence[Sample], depth: int) -> Iterator[list[Sample]]:
@@ -355,7 +354,7 @@ def _debate_turn(said: str | None) -> chains.Render:
 
 
 def _thought(sample: Sample, reader: Reader) -> str:
-    """A response up to the end of its thought, inert but for the mark that
-    begins the thought."""
+    """Cuts a response at the end of its thought."""
+    # inert, but for the mark that begins the thought
     begin, inside = thought(sample.text, reader.thinking)
     return begin + chains.inert(inside, reader.thinking)

@@ -17,7 +17,7 @@ from dynscaling_jax.types import Candidates, Query, Sample
 class Table:
     """The samples of each query, in the order of their indices.
 
-    same makes, for each query, what tells whether two canonical answers are
+    same gives, for each query, the test of whether two canonical answers are
     one answer; that is asked once for each new text and known class, and
     exact repeats never. weights names the measures of samples that readers
     will ask for.
@@ -27,7 +27,7 @@ class Table:
         self,
         queries: Sequence[Query],
         capacity: int,
-        same: Callable[[], Callable[[str, str], bool]],
+        same: Callable[[Query], Callable[[str, str], bool]],
         weights: Iterable[str],
     ):
         shape = (len(queries), capacity)
@@ -39,15 +39,18 @@ class Table:
         self._weights = {name: np.zeros(shape, np.float32) for name in weights}
         self._classes: list[dict[str, int]] = [{} for _ in queries]
         self._answers: list[list[str]] = [[] for _ in queries]
-        self._same = [same() for _ in queries]
+        self._same = [same(query) for query in queries]
 
     @property
     def free_Q(self) -> np.ndarray:
+        """Slots still empty, int32 [Q]."""
         return self._answer_QN.shape[1] - self.count_Q
 
     def add(self, samples: Sequence[Sample]) -> None:
-        """Adds the samples of a round, whatever order they came in; each is
-        kept with the first text of its class as answer."""
+        """Adds the samples of a round, whatever order they came in.
+
+        Each is kept with the first text of its class as answer.
+        """
         order = [(self._place[s.query_id], s.index) for s in samples]
         for i in sorted(range(len(order)), key=order.__getitem__):
             q, sample = order[i][0], samples[i]
@@ -65,8 +68,11 @@ class Table:
     def candidates(
         self, weight: str | Sequence[Sequence[float]] | None = None
     ) -> Candidates:
-        """The packed arrays, with weight_QN as its reader wants it: one of
-        the named measures, a row of values for each query, or zeros."""
+        """Returns the packed arrays, with weight_QN as its reader wants it.
+
+        weight is one of the named measures, or a row of values for each
+        query; None stands for zeros.
+        """
         if isinstance(weight, str):
             weight_QN = self._weights[weight]
         else:

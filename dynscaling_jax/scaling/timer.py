@@ -7,8 +7,7 @@ from dynscaling_jax.types import Request, Sample, SampleFn
 
 
 class Timer:
-    """Seconds that a run has drawn for in all its sessions, each to its last
-    sample.
+    """Seconds of sampling in all sessions of a run, each to its last sample.
 
     As the clock of the loop it stands at 0 while everything comes from the
     log, which takes no time: a run that had reached its cap takes all that it
@@ -27,12 +26,15 @@ class Timer:
         self._drawing = False
 
     def __call__(self) -> float:
+        """Returns the seconds so far."""
         return self._last if self._drawing else 0.0
 
     def within(self, sample_fn: SampleFn) -> SampleFn:
-        """Draws no more once the cap is reached. The loop ends a round then,
-        but where several processes draw one it sees their samples at its end
-        alone."""
+        """Takes no more samples once the cap is reached.
+
+        The loop ends a round then, but where several processes share one it
+        sees their samples at its end alone.
+        """
 
         def draw(requests: Sequence[Request]) -> Iterator[Sample]:
             return drawn(iter(()) if self._late() else sample_fn(requests))

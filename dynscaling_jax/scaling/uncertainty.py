@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import betainc, gammainc, gammaincc, xlogy
 
+from dynscaling_jax.scaling.spec import choose
 from dynscaling_jax.types import Candidates
 
 Measure = Callable[[jax.Array], jax.Array]
@@ -41,7 +42,7 @@ def leaders(counts_N: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def two_leaders(candidates: Candidates) -> tuple[jax.Array, jax.Array]:
-    """leaders of every query, each int32 [Q]."""
+    """Returns the leaders of every query, each int32 [Q]."""
 
     def of_one(answer_N: jax.Array, count: jax.Array):
         return leaders(answer_counts(answer_N, count)[0])
@@ -194,23 +195,14 @@ def measure_by_name(
     Raises:
       ValueError: name is not in MEASURES, or unreadable not in UNREADABLE.
     """
-    measure = named("uncertainty", name, MEASURES)
-    how = named("unreadable", unreadable, UNREADABLE)
+    measure = choose("uncertainty", name, MEASURES)
+    how = choose("unreadable", unreadable, UNREADABLE)
 
     def of_one(answer_N: jax.Array, count: jax.Array) -> jax.Array:
         counts_N, blank = answer_counts(answer_N, count)
         return how(measure, counts_N, blank)
 
     return of_one
-
-
-def named(what: str, name: str, table: dict):
-    """table[name], or a message that lists the names there are."""
-    if name not in table:
-        raise ValueError(
-            f"{what}={name!r}: expected one of {', '.join(table)}."
-        )
-    return table[name]
 
 
 def _shares(counts_N: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,45 +10,29 @@ compared on the host (`weigh`).
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from dynscaling_jax.sampler import reader_of
 from dynscaling_jax.scaling import chains
-from dynscaling_jax.scaling.chains import Chain, Reader
+from dynscaling_jax.scaling.chains import Chain
+from dynscaling_jax.scaling.spec import named
 from dynscaling_jax.thinking import visible
 from dynscaling_jax.types import (
     Candidates,
     Message,
     Query,
+    Reader,
     Request,
     Sample,
-    SampleFn,
+    Sampler,
+    Vote,
 )
 
-Weigh = Callable[
-    [Sequence[Query], Sequence[Sequence[Sample]], SampleFn],
-    list[list[float]],
-]
-"""(queries, the samples of each, the model) -> a weight for each sample."""
 
-
-class Vote(NamedTuple):
-    """Turns candidates into one answer for each query.
-
-    decide gives answer_Q, int32, -1 where a query has no readable answer; it
-    is pure and jittable. reads names the field or signal of Sample that
-    decide finds in weight_QN (of `parents`, their number); weigh computes
-    weight_QN from texts, on the host, once, when all samples are drawn. Where
-    both are None, decide reads no weights.
-    """
-
-    decide: Callable[[Candidates], jax.Array]
-    reads: str | None = None
-    weigh: Weigh | None = None
-
-
+@named
 def majority(over: Literal["all", "integrated", "weighted"] = "all") -> Vote:
     """Each sample has one voice (self-consistency, arXiv 2203.11171).
 
@@ -73,6 +57,7 @@ def majority(over: Literal["all", "integrated", "weighted"] = "all") -> Vote:
     return Vote(_over_queries(integrated), "parents")
 
 
+@named
 def weighted(tau: float = 1.0) -> Vote:
     """Weights softmax(mean log-probability / tau), over the readable samples.
 
@@ -86,9 +71,12 @@ def weighted(tau: float = 1.0) -> Vote:
     return Vote(_over_queries(soft), "logprob")
 
 
+@named
 def borda(power: float = 0.5) -> Vote:
-    """Weights (n - r + 1)^power, r the rank of a sample by self-certainty
-    among the n readable ones, 1 the most certain (arXiv 2502.18581)."""
+    """Weights (n - r + 1)^power, for rank r by self-certainty.
+
+    Of the n readable samples 1 is the most certain (arXiv 2502.18581).
+    """
     if not power >= 0:
         raise ValueError(f"borda: power={power!r} is not at least 0")
 
@@ -101,6 +89,7 @@ def borda(power: float = 0.5) -> Vote:
     return Vote(_over_queries(ranked), "certainty")
 
 
+@named
 def deepconf(
     measure: Literal["confidence", "tail", "bottom", "lowest"] = "confidence",
     top_share: float = 1.0,
@@ -131,25 +120,31 @@ def deepconf(
     return Vote(_over_queries(filtered), measure)
 
 
+@named
 def medoid(n: int = 2) -> Vote:
-    """The answer most like the others, for free text: the Jaccard overlap of
-    word n-grams, summed over the other readable answers of the query."""
+    """The answer most like the others, for free text.
+
+    Likeness is the Jaccard overlap of word n-grams, summed over the other
+    readable answers of the query.
+    """
     if n < 1:
         raise ValueError(f"medoid: n={n!r} is not at least 1")
 
     def weigh(
         queries: Sequence[Query],
         samples: Sequence[Sequence[Sample]],
-        sample_fn: SampleFn,
+        sampler: Sampler,
     ) -> list[list[float]]:
         return [_centrality([s.answer for s in row], n) for row in samples]
 
     return Vote(_heaviest, weigh=weigh)
 
 
-def universal(reader: Reader = Reader()) -> Vote:  # noqa: B008, immutable
-    """The model itself names the most consistent response (universal
-    self-consistency, arXiv 2311.17311; the prompt is ours).
+@named
+def universal() -> Vote:
+    """The model itself names the most consistent response.
+
+    This is universal self-consistency (arXiv 2311.17311); the prompt is ours.
 
     One further request for each query that has more than one distinct answer,
     to the query id + "#universal"; its parents are the samples that it shows,
@@ -160,14 +155,17 @@ def universal(reader: Reader = Reader()) -> Vote:  # noqa: B008, immutable
     def weigh(
         queries: Sequence[Query],
         samples: Sequence[Sequence[Sample]],
-        sample_fn: SampleFn,
+        sampler: Sampler,
     ) -> list[list[float]]:
+        reader = reader_of(sampler)
         asked = {
             query.id: _question(reader, query, row)
             for query, row in zip(queries, samples, strict=True)
             if len({s.answer for s in row} - {None}) > 1
         }
-        replies = {s.query_id: s.text for s in sample_fn([*asked.values()])}
+        replies = {
+            s.query_id: s.text for s in sampler.sample([*asked.values()])
+        }
         chosen = {
             id: _chosen(
                 _said(reader, request, replies.get(request.query.id, "")),
@@ -267,8 +265,7 @@ def _heaviest(candidates: Candidates) -> jax.Array:
 
 
 def _rank(value_N: jax.Array, valid_N: jax.Array) -> jax.Array:
-    """1 for the largest valid value, 2 for the next; the earlier slot first
-    among equals."""
+    """Ranks valid values, 1 the largest; the earlier slot first of equals."""
     slot_N = jnp.arange(value_N.shape[0])
     tied_NN = value_N[None, :] == value_N[:, None]
     ahead_NN = (value_N[None, :] > value_N[:, None]) | (

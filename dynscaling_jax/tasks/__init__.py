@@ -1,6 +1,6 @@
 """What is asked, and what counts as right.
 
-task = load_task({"name": "gsm8k", "path": "test.jsonl", "limit": 16})
+task = load_task("gsm8k", path="test.jsonl", limit=16)
 answer = extract(text, task.kind)
 with Comparer() as compare:
     ids = classify(answers, task.kind, compare)

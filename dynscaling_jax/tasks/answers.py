@@ -20,7 +20,7 @@ on it, and every step takes time linear in its length.
 
 import itertools
 import re
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
@@ -244,29 +244,35 @@ def extract(
 
 def answered(
     sample_fn: SampleFn,
-    kind: str,
+    kind: str | Mapping[str, str],
     thinking: Thinking = Thinking(),  # noqa: B008
 ) -> SampleFn:
     """Reads the canonical answer of each sample, but for failed ones; a
     choice among the options that its own question lists.
 
+    Args:
+      kind: of all answers, or of those of each query, by its id.
+
     Raises:
       ValueError: an unknown kind.
     """
-    check_kind(kind)
+    kinds = defaultdict(lambda: kind) if isinstance(kind, str) else kind
+    for known in {kind} if isinstance(kind, str) else {*kind.values()}:
+        check_kind(known)
 
     def read(asked: Asked, sample: Sample) -> Sample:
         reason = sample.finish_reason
         if reason.startswith("error"):
             return sample
         request = asked[sample.query_id, sample.index]
+        own = kinds[sample.query_id]
         answer = extract(
             sample.text,
-            kind,
+            own,
             thinking,
             thinking.begun(request.messages),
             reason == "length",
-            options(request.query) if kind == "choice" else "",
+            options(request.query) if own == "choice" else "",
         )
         return sample._replace(answer=answer)
 

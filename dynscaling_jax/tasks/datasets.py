@@ -1,6 +1,6 @@
 """The benchmarks: configuration -> queries with their reference answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from string import ascii_uppercase
@@ -65,7 +65,7 @@ GENERATED = {"arithmetic": arithmetic_problem, "shares": shares_problem}
 GENERATED_SIZE = 1_000  # problems where no limit is given
 
 
-def load_task(config: Mapping[str, Any]) -> Task:
+def load_task(name: str, **fields: Any) -> Task:
     """Reads a benchmark.
 
     Problem i of the file is the query "NAME/i", whatever the offset and the
@@ -73,7 +73,8 @@ def load_task(config: Mapping[str, Any]) -> Task:
     (seed, query id) alone.
 
     Args:
-      config: the fields of TaskConfig, as a mapping or a ConfigDict.
+      name: of the task.
+      fields: the other fields of TaskConfig.
 
     Raises:
       ValueError: an unknown task, field or kind, a malformed file, a missing
@@ -81,7 +82,7 @@ def load_task(config: Mapping[str, Any]) -> Task:
         offset or a limit past the end.
       OSError: a file that is not there, or that the hub does not give.
     """
-    settings = _settings(config)
+    settings = _settings({"name": name, **fields})
     if settings.name in GENERATED:
         return _generated(settings)
     benchmark = BENCHMARKS[settings.name]
@@ -124,9 +125,8 @@ def load_task(config: Mapping[str, Any]) -> Task:
     return Task(name, kind, tuple(problems.values()))
 
 
-def _settings(config: Mapping[str, Any]) -> TaskConfig:
+def _settings(given: dict[str, Any]) -> TaskConfig:
     defaults = TaskConfig()._asdict()
-    given = dict(config.items())
     unknown = sorted(given.keys() - defaults.keys())
     if unknown:
         raise ValueError(
@@ -135,7 +135,7 @@ def _settings(config: Mapping[str, Any]) -> TaskConfig:
         )
     for field, value in given.items():
         if hasattr(value, "items"):  # a ConfigDict is no Mapping
-            given[field] = value = dict(value.items())
+            given[field] = value = {k: v for k, v in value.items() if v}
         expected = type(defaults[field])
         if type(value) is not expected:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Replay: the live loop's rounds, on recorded samples."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -19,12 +20,13 @@ from dynscaling_jax.analysis.replay import (
     sweep,
 )
 from dynscaling_jax.analysis.statistics import maj_at_k
+from dynscaling_jax.sampler import FunctionSampler
 from dynscaling_jax.scaling.bandits import uab, ucb, uniform
-from dynscaling_jax.scaling.loop import scale
+from dynscaling_jax.scaling.loop import run_rounds
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import parallel
 from dynscaling_jax.scaling.votes import majority, universal, weighted
-from dynscaling_jax.types import Budget, Query, Sample
+from dynscaling_jax.types import Budget, Method, Query, Sample, Schedule
 
 QUERIES, SLOTS = 5, 12
 
@@ -154,18 +156,16 @@ def test_replay_and_the_live_loop_in_lock_step(name):
     right_MQ, count_MQ, tokens_M = play(policy, vote, rounds, drawn, key)
 
     live = []
-    result = scale(
+    schedule = Schedule(
+        Fraction(first, QUERIES), Fraction(size, QUERIES), capacity=SLOTS
+    )
+    result = run_rounds(
         [Query(str(q), ()) for q in range(QUERIES)],
-        recorded_model(drawn),
-        parallel(),
-        policy,
-        vote,
+        FunctionSampler(recorded_model(drawn)),
+        Method(parallel(), policy, vote, schedule),
         Budget(samples=budget),
         key,
-        capacity=SLOTS,
-        round_size=size,
-        first_round=first,
-        observe=live.append,
+        on_round=live.append,
     )
     grants_TQ = np.diff(np.asarray(count_MQ), axis=0, prepend=0)
     played = [row.tolist() for row in grants_TQ if row.any()]

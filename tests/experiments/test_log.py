@@ -21,11 +21,20 @@ from dynscaling_jax.experiments.log import (
     row_of,
     sample_of,
 )
-from dynscaling_jax.scaling.loop import scale
+from dynscaling_jax.sampler import FunctionSampler
+from dynscaling_jax.scaling.loop import run_rounds
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import integrated
 from dynscaling_jax.scaling.votes import majority
-from dynscaling_jax.types import Budget, Message, Query, Request, Sample
+from dynscaling_jax.types import (
+    Budget,
+    Message,
+    Method,
+    Query,
+    Request,
+    Sample,
+    Schedule,
+)
 
 # Made once, so that what they hold is compiled once.
 METHOD = integrated(explore=2, k=2), POLICIES["ucb"](), majority()
@@ -193,16 +202,15 @@ def test_rows_stand_in_the_order_of_the_requests(tmp_path):
 def drive(workdir: Path, sample_fn, stale: int = 0) -> tuple:
     """A whole run with rounds, chains and a bandit, on a log."""
     with Log(workdir, CONFIG) as log:
-        result = scale(
+        size = 10 / len(QUERIES)
+        schedule = Schedule(size, size, stale, capacity=16)
+        result = run_rounds(
             QUERIES,
-            recorded(sample_fn, log),
-            *METHOD,
+            FunctionSampler(recorded(sample_fn, log)),
+            Method(*METHOD, schedule),
             Budget(samples=40),
             jax.random.key(0),
-            capacity=16,
-            round_size=10,
-            stale=stale,
-            observe=lambda r: log.round(
+            on_round=lambda r: log.round(
                 {"round": r.number, "grants": r.grants_Q.tolist()}
             ),
         )

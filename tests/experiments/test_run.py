@@ -18,7 +18,7 @@ from dynscaling_jax.experiments import run as experiment
 from dynscaling_jax.experiments.bank import read_bank
 from dynscaling_jax.experiments.log import read_samples
 from dynscaling_jax.experiments.shared import Processes
-from dynscaling_jax.scaling.chains import Reader
+from dynscaling_jax.sampler import FunctionSampler
 from dynscaling_jax.types import Budget, Sample
 
 OLD = Path(__file__).with_name("run_of_0_1")
@@ -50,8 +50,8 @@ def config_of(**task):
 
 def run(workdir, config=None, sample_fn=model, **named):
     most = Budget(new_tokens=64)
-    source = experiment.Source(sample_fn, Reader(), most, lambda _: None, named)
-    return experiment.run(config or config_of(), workdir, source)
+    sampler = FunctionSampler(sample_fn, max_cost=most)
+    return experiment.run_config(config or config_of(), workdir, sampler, named)
 
 
 def killed(requests):
@@ -202,9 +202,11 @@ def test_processes_reach_a_cap_on_seconds_together(tmp_path):
                 drew.append(sample)
                 yield sample
 
-        source = experiment.Source(drawn, Reader(), MOST, lambda _: None)
+        sampler = FunctionSampler(drawn, max_cost=MOST)
         together = Processes(number, 2, exchange)
-        return experiment.run(config, tmp_path, source, together)
+        return experiment.run_config(
+            config, tmp_path, sampler, processes=together
+        )
 
     found, drew = [], []
     for _ in range(2):

@@ -10,12 +10,19 @@ import jax
 
 from dynscaling_jax.experiments.processes import meet
 from dynscaling_jax.experiments.shared import shared
-from dynscaling_jax.scaling.chains import Reader
-from dynscaling_jax.scaling.loop import scale
+from dynscaling_jax.sampler import FunctionSampler
+from dynscaling_jax.scaling.loop import run_rounds
 from dynscaling_jax.scaling.policies import POLICIES
-from dynscaling_jax.scaling.strategies import STRATEGIES
-from dynscaling_jax.scaling.votes import VOTES
-from dynscaling_jax.types import Budget, Message, Query, Sample
+from dynscaling_jax.scaling.strategies import integrated
+from dynscaling_jax.scaling.votes import majority
+from dynscaling_jax.types import (
+    Budget,
+    Message,
+    Method,
+    Query,
+    Sample,
+    Schedule,
+)
 
 QUERIES = [Query(f"q{i}", (Message("user", f"{i}?"),)) for i in range(7)]
 drawn_here = []
@@ -53,16 +60,13 @@ def main(coordinator, count, number, out):
             POLICIES.items(), (0, 1)
         ):
             drawn_here.clear()
-            result = scale(
+            schedule = Schedule(first_round=14 / len(QUERIES), stale=stale)
+            result = run_rounds(
                 QUERIES,
-                shared(stub, processes, {}),
-                STRATEGIES["integrated"](reader=Reader()),
-                policy(),
-                VOTES["majority"](),
+                FunctionSampler(shared(stub, processes, {})),
+                Method(integrated(), policy(), majority(), schedule),
                 Budget(samples=42),
                 jax.random.key(3),
-                first_round=14,
-                stale=stale,
             )
             name = f"{name}/{stale}"
             results[name] = {

@@ -64,7 +64,7 @@ def queries() -> list[Query]:
 def drawn(engine, work: list[Request]) -> dict:
     """(query id, index) -> (prompt ids, Draw [T])."""
     engine.widths = (16,)  # those of a mesh
-    assert len(list(engine(work))) == len(work)
+    assert len(list(engine.sample(work))) == len(work)
     return engine.drawn
 
 

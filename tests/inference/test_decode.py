@@ -122,7 +122,7 @@ def test_drawn_tokens_have_their_plain_probabilities(
         attempt = "I tried 7, then 8, and neither fits. " + q.id
         chain = (*q.messages, Message("assistant", attempt))
         work += [Request(q, chain, 5 + i, parents=(0,)) for i in range(4)]
-    samples = list(engine(work))
+    samples = list(engine.sample(work))
     assert len(samples) == len(work) == len(engine.drawn)
     lengths = [s.new_tokens for s in samples]
     assert min(lengths) < 16 and max(lengths) == 40  # refills and borders
@@ -152,7 +152,7 @@ def test_prompts_and_chains_of_several_sizes(
         return extend(params, config, base, kept, *rest)
 
     monkeypatch.setattr(prefill, "extend", spy)
-    samples = list(engine(work))
+    samples = list(engine.sample(work))
     lengths = sorted(len(ids) for ids, _ in engine.drawn.values())
     assert lengths[0] < 128 < lengths[-1] <= 256
     # an empty assistant turn is the query's own prompt: nothing to read on
@@ -171,7 +171,9 @@ def test_one_token_prompts(tiny, recording_engine, byte_tokenizer):
     )
     q = Query("a", (Message("user", "a"),))
     longer = (*q.messages, Message("assistant", "bc"))
-    samples = list(engine([Request(q, q.messages, 0), Request(q, longer, 1)]))
+    samples = list(
+        engine.sample([Request(q, q.messages, 0), Request(q, longer, 1)])
+    )
     assert sorted(s.prompt_tokens for s in samples) == [1, 3]
     assert all(s.cached_tokens == 0 for s in samples)
     assert check_against_plain(engine) == 34

@@ -21,12 +21,13 @@ import pytest
 from configs import smollm2_arithmetic
 from dynscaling_jax.experiments import run as experiment
 from dynscaling_jax.experiments.log import Log, read_samples, recorded
-from dynscaling_jax.inference.endpoint import endpoint, parse_url
-from dynscaling_jax.scaling.loop import scale
+from dynscaling_jax.inference.endpoint import Endpoint, parse_url
+from dynscaling_jax.sampler import tap
+from dynscaling_jax.scaling.loop import run_rounds
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import parallel
 from dynscaling_jax.scaling.votes import majority
-from dynscaling_jax.types import Budget, Message, Query, Request
+from dynscaling_jax.types import Budget, Message, Method, Query, Request
 
 KEY = "sk-live-0123456789abcdef"
 
@@ -167,7 +168,7 @@ def request(question="?", index=0, turns=()):
 
 def draw(server, requests, **options):
     options = {"backoff": 0.01, "timeout": 5.0} | options
-    return list(endpoint("m", server.url, **options)(list(requests)))
+    return list(Endpoint("m", server.url, **options).sample(list(requests)))
 
 
 def beside_a_good_one(serve, reply, **options):
@@ -182,7 +183,9 @@ def beside_a_good_one(serve, reply, **options):
 def refusal(serve, reply, count=12, **options):
     """The error that ends a run whose requests are all replied to so."""
     server = serve(lambda q, n: reply)
-    samples = endpoint("m", server.url, backoff=0.01, timeout=5.0, **options)
+    samples = Endpoint(
+        "m", server.url, backoff=0.01, timeout=5.0, **options
+    ).sample
     with pytest.raises(ConnectionError) as error:
         list(samples([request(str(i)) for i in range(count)]))
     return str(error.value)
@@ -391,7 +394,9 @@ def test_what_was_under_way_comes_in_before_the_run_ends(serve):
         return failure(401)
 
     server = serve(behave)
-    samples = endpoint("m", server.url)([*map(request, ["late", *"abcdefgh"])])
+    samples = Endpoint("m", server.url).sample(
+        [*map(request, ["late", *"abcdefgh"])]
+    )
     assert next(samples).query_id == "late"
     with pytest.raises(ConnectionError):
         list(samples)
@@ -427,9 +432,9 @@ def test_a_run_that_has_only_refused_requests_left_can_end(serve):
 def test_an_endpoint_that_breaks_midway_ends_the_run(serve):
     """A gateway in front of a dead server answers 502 for ever."""
     server = serve(lambda q, n: completion() if int(q) < 5 else failure(502))
-    samples = endpoint("m", server.url, concurrency=2, retries=1, backoff=0.01)(
-        [request(str(i)) for i in range(100)]
-    )
+    samples = Endpoint(
+        "m", server.url, concurrency=2, retries=1, backoff=0.01
+    ).sample([request(str(i)) for i in range(100)])
     drawn = []
     with pytest.raises(ConnectionError, match="HTTP 502"):
         for sample in samples:
@@ -443,7 +448,7 @@ def test_an_endpoint_that_is_down_ends_the_run():
     on nothing."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    sample_fn = endpoint(
+    sample_fn = Endpoint(
         "m", f"http://127.0.0.1:{port}/v1", retries=1, backoff=0.01
     )
     with pytest.raises(ConnectionError, match="start the same command again"):
@@ -459,7 +464,7 @@ def test_a_run_that_stops_leaves_no_row_of_what_was_to_be_tried_again(serve):
         return failure(401 if question == "wrong key" else 500)
 
     server = serve(behave)
-    sample_fn = endpoint("m", server.url, backoff=30.0)
+    sample_fn = Endpoint("m", server.url, backoff=30.0).sample
     samples = sample_fn([request("flaky"), request("wrong key")])
     with pytest.raises(ConnectionError, match="refuses the key"):
         next(samples)
@@ -659,7 +664,7 @@ def test_fast_samples_do_not_wait_for_slow_ones(serve):
 
 def test_a_consumer_that_leaves_stops_the_requests(serve):
     server = serve(lambda question, number: completion())
-    sample_fn = endpoint("m", server.url, concurrency=2)
+    sample_fn = Endpoint("m", server.url, concurrency=2).sample
     samples = sample_fn([request(str(i)) for i in range(1000)])
     next(samples)
     samples.close()
@@ -684,12 +689,13 @@ def test_a_run_goes_on_when_the_endpoint_is_back(serve, tmp_path):
 
     def run():
         with Log(tmp_path, {"model": "m"}) as log:
-            return scale(
+            return run_rounds(
                 [request(str(i)).query for i in range(4)],
-                recorded(endpoint("m", server.url, concurrency=1), log),
-                parallel(),
-                POLICIES["uniform"](),
-                majority(),
+                tap(
+                    Endpoint("m", server.url, concurrency=1),
+                    lambda sample: recorded(sample, log),
+                ),
+                Method(parallel(), POLICIES["uniform"](), majority()),
                 Budget(samples=12),
                 jax.random.key(0),
             )
@@ -721,7 +727,7 @@ def test_the_end_of_a_line_is_no_part_of_a_key(serve, monkeypatch, end):
 def test_a_key_that_cannot_be_is_refused_and_not_shown(monkeypatch, wrong):
     monkeypatch.setenv("OPENAI_API_KEY", wrong)
     with pytest.raises(ValueError, match="OPENAI_API_KEY") as error:
-        endpoint("m", "http://127.0.0.1:9/v1")
+        Endpoint("m", "http://127.0.0.1:9/v1")
     assert "sk-" not in str(error.value)
 
 
@@ -781,10 +787,10 @@ def test_urls():
             parse_url(text)
     for url in ("ftp://h", "http://", "http://[::1", "h:8000/v1"):
         with pytest.raises(ValueError, match="not an http://"):
-            endpoint("m", url)
+            Endpoint("m", url)
     for url in (f"http://me:{KEY}@h/v1", f"http://h/v1?key={KEY}"):
         with pytest.raises(ValueError, match="OPENAI_API_KEY") as error:
-            endpoint("m", url)
+            Endpoint("m", url)
         assert KEY not in str(error.value)
 
 
@@ -802,7 +808,7 @@ def test_urls():
 )
 def test_settings_that_cannot_be(option, value):
     with pytest.raises(ValueError, match=option):
-        endpoint("m", "http://h", **{option: value})
+        Endpoint("m", "http://h", **{option: value})
 
 
 def config_of(server, **fields):
@@ -834,7 +840,9 @@ def test_fields_that_a_server_cannot_have_are_refused(
     """They were ignored."""
     server = serve(lambda question, number: completion())
     with pytest.raises(ValueError, match=said):
-        experiment.run(config_of(server, **{field: value}), tmp_path / "run")
+        experiment.run_config(
+            config_of(server, **{field: value}), tmp_path / "run"
+        )
     assert not server.bodies and not (tmp_path / "run").exists()
 
 
@@ -847,7 +855,7 @@ def test_every_setting_of_a_server_is_a_field(serve, tmp_path):
         endpoint__logprobs=False,
         endpoint__extra_body='{"tier": "a"}',
     )
-    summary = experiment.run(config, tmp_path)
+    summary = experiment.run_config(config, tmp_path)
     assert (summary["samples"], summary["failed"]) == (6, 0)
     assert {(body["top_k"], body["tier"]) for body in server.bodies} == {
         (7, "a")
@@ -855,7 +863,7 @@ def test_every_setting_of_a_server_is_a_field(serve, tmp_path):
     assert not any({"seed", "logprobs"} & body.keys() for body in server.bodies)
     # how it is asked changes no sample: the run goes on with another way
     config.endpoint.concurrency = 1
-    experiment.run(config, tmp_path)
+    experiment.run_config(config, tmp_path)
     assert len(server.bodies) == 6
 
 
@@ -864,11 +872,11 @@ def test_a_run_at_a_server_that_refuses_spends_nothing(serve, tmp_path):
     well = [False]
     server = serve(lambda q, n: completion() if well[0] else failure(400, "no"))
     with pytest.raises(ConnectionError, match="HTTP 400: no"):
-        experiment.run(config_of(server), tmp_path)
+        experiment.run_config(config_of(server), tmp_path)
     assert not (tmp_path / "samples.jsonl").read_bytes()
     assert not (tmp_path / "summary.json").exists()
     well[0] = True
-    assert experiment.run(config_of(server), tmp_path)["failed"] == 0
+    assert experiment.run_config(config_of(server), tmp_path)["failed"] == 0
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -926,7 +934,7 @@ def test_a_key_stands_nowhere(serve, tmp_path, capfd):
     ]
     server = serve(lambda q, n: replies[len(server.bodies) % len(replies)])
     config = config_of(server, endpoint__retries=0, task__limit=6)
-    experiment.run(config, tmp_path)
+    experiment.run_config(config, tmp_path)
     files = [f for f in tmp_path.rglob("*") if f.is_file()]
     assert {"samples.jsonl", "report.html"} <= {f.name for f in files}
     assert not [f for f in files if KEY.encode() in f.read_bytes()]

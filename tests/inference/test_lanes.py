@@ -84,12 +84,12 @@ def test_samples_are_those_of_one_lane(model, lanes):
     lanes(2)
     engine = Engine(model, **SHAPE)
     assert engine.widths == (8, 16, 32)
-    one, other = engine(work[:45]), engine(work[45:])
+    one, other = engine.sample(work[:45]), engine.sample(work[45:])
     assert by_name([next(one), next(other), *one, *other]) == alone
-    left = engine(work)
+    left = engine.sample(work)
     next(left)
     del left
-    assert by_name(engine(work)) == alone
+    assert by_name(engine.sample(work)) == alone
 
 
 def test_lanes_draw_at_the_same_time(model, lanes, monkeypatch):
@@ -119,9 +119,11 @@ def test_a_prompt_is_read_in_one_lane(model, lanes, monkeypatch):
 
     monkeypatch.setattr(prefill, "prefill", counting)
     engine = Engine(model, **SHAPE)
-    assert len([*engine(ask(QUERIES, range(8)))]) == 80
+    assert len([*engine.sample(ask(QUERIES, range(8)))]) == 80
     assert len(count) == len(QUERIES)
-    assert len([*engine(ask(QUERIES[:1], range(8, 72)))]) == 64  # both know it
+    assert (
+        len([*engine.sample(ask(QUERIES[:1], range(8, 72)))]) == 64
+    )  # both know it
     assert len(count) == len(QUERIES)
 
 
@@ -135,6 +137,6 @@ def test_a_lane_that_fails_fails_the_call(model, lanes, monkeypatch):
 
     monkeypatch.setattr(decode, "decode", failing)
     with pytest.raises(MemoryError, match="no room"):
-        next(engine(ask(QUERIES, range(4))))
+        next(engine.sample(ask(QUERIES, range(4))))
     monkeypatch.setattr(decode, "decode", chunk)
-    assert len([*engine(ask(QUERIES, range(4)))]) == 40
+    assert len([*engine.sample(ask(QUERIES, range(4)))]) == 40

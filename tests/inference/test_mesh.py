@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import common
-from dynscaling_jax.experiments.run import open_source
+from dynscaling_jax.experiments.config import typed
+from dynscaling_jax.experiments.run import open_sampler
 from dynscaling_jax.inference import mesh
 from dynscaling_jax.models.sharding import AXES, fitting
 
@@ -54,7 +55,7 @@ def test_a_mesh_that_cannot_be_is_told(text, message):
     config = common.get_config()
     config.model, config.mesh = "no such file", text
     with pytest.raises(ValueError, match=message):
-        open_source(config)
+        open_sampler(typed(config))
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_rows_become_fewer_and_samples_stay(tiny, monkeypatch):
     monkeypatch.setattr(decode, "select", spy)
     engine = Engine(model, **settings)
     assert engine.widths == (8, 16, 32, 64)
-    drawn = {(s.query_id, s.index): s for s in engine(work)}
+    drawn = {(s.query_id, s.index): s for s in engine.sample(work)}
     assert len(drawn) == 40 and widths and widths[-1] == 8
     for q in queries:
         own = [r for r in work if r.query == q]
@@ -149,14 +149,14 @@ def test_short_prompts_fill_the_rows_of_long_ones(tiny, monkeypatch):
 
     monkeypatch.setattr(decode, "select", spy)
     engine = Engine(model, **settings)
-    drawn = {s.query_id: s for s in engine(work[::-1])}
+    drawn = {s.query_id: s for s in engine.sample(work[::-1])}
     assert drawn.keys() == {q.id for q in queries}
     sizes = [size for _, size in shapes]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 128
     assert (16, 128) in shapes  # more rows once the long ones are whole
     monkeypatch.undo()
     for request in work:
-        (sample,) = Engine(model, **settings)([request])
+        (sample,) = Engine(model, **settings).sample([request])
         assert sample == drawn[request.query.id]
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from configs.common import get_config
+from dynscaling_jax.experiments.config import typed
 from dynscaling_jax.experiments.run import (
-    local_source,
-    open_engine,
+    open_sampler,
     thinking_of,
 )
 from dynscaling_jax.thinking import visible
@@ -120,7 +120,7 @@ def test_a_local_model_is_read_by_its_template(
     file.write_text(json.dumps(raw))
     config = get_config()
     config.model = str(directory)
-    how = local_source(config, open_engine(config, None)).reader.thinking
+    how = open_sampler(typed(config)).thinking
     begun = how.begun([Message("user", "2 + 2?")])
     assert begun.endswith(prompt)
     assert visible("4", how, begun) == shown

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynscaling_jax.scaling import chains
-from dynscaling_jax.scaling.chains import Chain, Reader
+from dynscaling_jax.scaling.chains import Chain
 from dynscaling_jax.thinking import Thinking, named
-from dynscaling_jax.types import Message, Query, Sample
+from dynscaling_jax.types import Message, Query, Reader, Sample, count_words
 
 QUERY = Query(
     "q", (Message("system", "Be brief."), Message("user", "How many?"))
@@ -153,13 +153,16 @@ def test_a_chain_too_long_drops_its_longest_member():
     pool = [sample(i, str(i), "word " * n) for i, n in enumerate([5, 60, 9])]
     whole, parents = build(Chain(), pool)
     assert sorted(parents) == [0, 1, 2]
-    length = chains.count_words(whole)
-    reader = Reader(limit=length - 1)
+    length = count_words(whole)
+    reader = Reader(max_prompt_tokens=length - 1)
     messages, parents = build(Chain(), pool, reader)
     assert sorted(parents) == [0, 2]  # and the row will say so
-    assert chains.count_words(messages) <= reader.limit
+    assert count_words(messages) <= reader.max_prompt_tokens
     # with no room at all, the query stands alone
-    assert build(Chain(), pool, Reader(limit=10)) == (QUERY.messages, ())
+    assert build(Chain(), pool, Reader(max_prompt_tokens=10)) == (
+        QUERY.messages,
+        (),
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,9 +230,7 @@ def test_unknown_options_are_refused(option, message):
 
 
 def test_the_word_count_is_monotone():
-    lengths = [
-        chains.count_words((Message("user", "a " * n),)) for n in range(5)
-    ]
+    lengths = [count_words((Message("user", "a " * n),)) for n in range(5)]
     assert np.diff(lengths).min() > 0
 
 
@@ -243,10 +244,10 @@ def test_the_word_count_is_monotone():
         ("1234", "The answer is 1,234.", r"The answer is (\d{4})\."),
     ],
 )
-def test_a_planted_attempt_says_another_answer(answer, text, wrong):
+def test_a_corrupted_attempt_says_another_answer(answer, text, wrong):
     """Beside the one that it was made from; no sample is its parent."""
     pool = [sample(0, answer, text)]
-    messages, parents = build(Chain(planted=1), pool)
+    messages, parents = build(Chain(corrupted=1), pool)
     assert parents == (0,)
     shown = messages[-1].content
     assert text in shown and "Attempt 2:" in shown

@@ -1,6 +1,7 @@
 import math
 import random
 import tracemalloc
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +9,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynscaling_jax.sampler import FunctionSampler
 from dynscaling_jax.scaling import votes
-from dynscaling_jax.scaling.loop import scale
+from dynscaling_jax.scaling.loop import run_rounds
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import (
     STRATEGIES,
     integrated,
     parallel,
 )
-from dynscaling_jax.scaling.votes import Vote, majority
-from dynscaling_jax.types import Budget, Message, Policy, Query, Sample
+from dynscaling_jax.scaling.votes import majority
+from dynscaling_jax.types import (
+    Budget,
+    Message,
+    Method,
+    Policy,
+    Query,
+    Sample,
+    Schedule,
+    Strategy,
+    Vote,
+)
 
 KEY = jax.random.key(0)
 UNIFORM = POLICIES["uniform"]()
@@ -58,16 +70,30 @@ def noisy(requests):
         yield reply(request, answer, drawn.randint(0, 40), drawn.randint(1, 9))
 
 
-def run(sample_fn=noisy, n=3, **arguments):
-    defaults = {
-        "strategy": parallel(),
-        "policy": UNIFORM,
-        "vote": MAJORITY,
-        "budget": Budget(samples=4 * n),
-        "key": KEY,
-        "capacity": 32,
-    }
-    return scale(queries(n), sample_fn, **defaults | arguments)
+def run(
+    sample_fn=noisy,
+    n=3,
+    strategy=parallel(),  # noqa: B008, immutable
+    policy=UNIFORM,
+    vote=MAJORITY,
+    budget=None,
+    max_cost=Budget(),  # noqa: B008
+    capacity=32,
+    round_size=None,
+    first_round=None,
+    stale=0,
+    **rest,
+):
+    """Sizes of rounds in samples, where a schedule has them per query."""
+    later = Fraction(round_size or n or 1, n or 1)
+    first = Fraction(first_round, n) if first_round else later
+    return run_rounds(
+        queries(n),
+        FunctionSampler(sample_fn, max_cost=max_cost),
+        Method(strategy, policy, vote, Schedule(first, later, stale, capacity)),
+        budget or Budget(samples=4 * n),
+        **{"key": KEY, **rest},
+    )
 
 
 def test_self_consistency_by_hand():
@@ -273,7 +299,7 @@ def test_no_readable_answer_at_all():
 
 def test_full_queries_and_strategies_that_stop():
     assert run(capacity=2).stopped == "every query is full"
-    result = run(strategy=lambda q, s, n, r, k: [])
+    result = run(strategy=Strategy(lambda *_: []))
     assert result.stopped == "the strategy stopped"
     stops = UNIFORM._replace(
         allocate=lambda key, seen, budget: jnp.zeros_like(seen.count_Q)
@@ -316,7 +342,7 @@ def test_requests_with_the_same_messages_share_them():
 def test_rounds_are_observed_as_they_end():
     seen = []
     result = run(
-        first_round=6, round_size=3, observe=lambda r: seen.append(r.number)
+        first_round=6, round_size=3, on_round=lambda r: seen.append(r.number)
     )
     assert seen == [0, 1, 2]
     assert [r.grants_Q.sum() for r in result.rounds] == [6, 3, 3]
@@ -407,7 +433,7 @@ def test_strategies_see_classes_and_not_spellings():
     strategy = integrated(explore=3, k=2, content="answer_only")
     run(
         model, n=1, strategy=strategy, budget=Budget(samples=9),
-        same=lambda: lambda a, b: eval(a) == eval(b),
+        same=lambda _: lambda a, b: eval(a) == eval(b),
     )  # fmt: skip
     for content in shown[3:]:
         assert "is 1/2." in content and "is 3." in content
@@ -494,7 +520,7 @@ def test_the_policy_compiles_once_a_run_and_for_every_budget():
         ({"capacity": 0}, "capacity must be .* not 0"),
         ({"capacity": 10**9}, "3 queries of 1000000000 slots each are more"),
         ({"capacity": 10**12}, "capacity must be .* below 2.31, not 10000"),
-        ({"round_size": -1}, "round_size must be .* not -1"),
+        ({"round_size": -1}, "first_round=-1/3: expected samples per query"),
         ({"stale": -1}, "stale must be at least 0, got -1"),
         ({"policy": POLICIES["uab"]()}, "no 'logprob'"),
         ({"vote": votes.weighted()}, "no 'logprob'"),
@@ -509,10 +535,13 @@ def test_bad_input_is_refused(arguments, message):
 
 def test_two_queries_of_one_id():
     with pytest.raises(ValueError, match="two queries have the id 'q0'"):
-        scale(
-            queries(2) + queries(1), noisy, parallel(), UNIFORM, majority(),
-            Budget(samples=9), KEY,
-        )  # fmt: skip
+        run_rounds(
+            queries(2) + queries(1),
+            FunctionSampler(noisy),
+            Method(parallel(), UNIFORM, majority()),
+            Budget(samples=9),
+            KEY,
+        )
 
 
 def test_no_flops_from_the_model_and_a_cap_on_them():
@@ -541,13 +570,13 @@ def test_a_policy_that_breaks_its_contract(grants, message):
 
 
 def test_a_strategy_that_breaks_its_contract():
-    def again(query, samples, n, round, key):
-        return list(parallel()(query, [], n, round, key))
+    def again(query, samples, n, key, reader):
+        return parallel().plan(query, [], n, key, reader)
 
-    def more(query, samples, n, round, key):
-        return list(parallel()(query, samples, n + 1, round, key))
+    def more(query, samples, n, key, reader):
+        return parallel().plan(query, samples, n + 1, key, reader)
 
-    for strategy in (again, more):
+    for strategy in (Strategy(again), Strategy(more)):
         with pytest.raises(ValueError, match="strategy asks for samples"):
             run(strategy=strategy)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynscaling_jax.scaling.policies import parse_policy
+from dynscaling_jax.scaling.policies import POLICIES, parse_policy
 from dynscaling_jax.scaling.spec import completed, parse
 
 
@@ -17,9 +17,8 @@ def tuned(
     kind: Literal["a", "b"] = "a",
     k: int | None = None,
     deep: bool = False,
-    reader: object = None,
 ):
-    return tau, kind, k, deep, reader
+    return tau, kind, k, deep
 
 
 def demanding(n: int):
@@ -34,9 +33,9 @@ TABLE = {"plain": plain, "tuned": tuned, "demanding": demanding}
     [
         ("plain", "plain"),
         (" plain() ", "plain"),
-        ("tuned", (1.0, "a", None, False, None)),
-        ("tuned(tau=-2, kind=b)", (-2, "b", None, False, None)),
-        ("tuned(kind='b', k=3, deep=True)", (1.0, "b", 3, True, None)),
+        ("tuned", (1.0, "a", None, False)),
+        ("tuned(tau=-2, kind=b)", (-2, "b", None, False)),
+        ("tuned(kind='b', k=3, deep=True)", (1.0, "b", 3, True)),
         ("demanding(n=2)", 2),
     ],
 )
@@ -53,7 +52,6 @@ def test_names_and_arguments(text, value):
         ("tuned(tau=x)", "tau='x' is not float"),
         ("tuned(k=True)", "k=True is not"),
         ("tuned(kind=c)", "kind='c' is not Literal"),
-        ("tuned(reader=1)", "no argument 'reader'"),
         ("demanding", r"needs n=\.\.\."),
         ("tuned(1)", "malformed"),
         ("tuned(", "malformed"),
@@ -65,7 +63,7 @@ def test_names_and_arguments(text, value):
         ("(" * 5000, "malformed"),
         ("tuned(tau={[]: 1})", "malformed"),
         ("tuned(tau=[1])", "malformed"),
-        ("tuned(reader=1j)", "malformed"),
+        ("tuned(tau=1j)", "malformed"),
         ("tuned(tau=1e999)", "tau=inf is not float"),
         (f"tuned(tau={10**400})", "tau=10.* is not float"),
         (f"tuned(k={2**31})", "k=2147483648 is not"),
@@ -74,12 +72,13 @@ def test_names_and_arguments(text, value):
 )
 def test_what_is_wrong_is_said(text, message):
     with pytest.raises(ValueError, match=message):
-        parse(text, TABLE, "vote", reader="a tokenizer")
+        parse(text, TABLE, "vote")
 
 
-def test_context_goes_where_it_is_known():
-    assert parse("tuned", TABLE, reader=7)[-1] == 7
-    assert parse("plain", TABLE, reader=7) == "plain"
+def test_values_know_their_names():
+    assert parse("ucb(c=0.5)", POLICIES).name == "ucb(c=0.5)"
+    assert POLICIES["ucb"]("beta", c=1).name == "ucb(uncertainty='beta', c=1)"
+    assert POLICIES["ucb"]().name == "ucb"
 
 
 @settings(deadline=None)
@@ -91,7 +90,7 @@ def test_no_text_does_more_than_call_a_factory(text):
         assert str(error)
 
 
-def test_what_reads_no_context_is_made_once():
+def test_a_value_is_made_once():
     """Each run made its policy anew, and jax.jit compiled it again."""
     assert parse_policy("ucb(c=0.5)") is parse_policy("ucb(c=0.5)")
     assert parse_policy("ucb(c=0.5)") is not parse_policy("ucb(c=0.25)")

@@ -2,20 +2,21 @@ import jax
 import pytest
 
 from dynscaling_jax.scaling import strategies
-from dynscaling_jax.scaling.chains import Reader
 from dynscaling_jax.scaling.spec import parse
-from dynscaling_jax.scaling.strategies import STRATEGIES, reads_texts
-from dynscaling_jax.types import Message, Query, Sample
+from dynscaling_jax.scaling.strategies import STRATEGIES
+from dynscaling_jax.types import Message, Query, Reader, Sample, Strategy
 
 QUERY = Query("q", (Message("user", "How many?"),))
 KEY = jax.random.key(0)
+LIMITED = Reader(max_prompt_tokens=400)
 
 
-def run(strategy, grants, answer=str, text="try {}"):
+def run(strategy, grants, answer=str, text="try {}", reader=Reader()):  # noqa: B008
     """Lets a strategy take up one grant a round; the samples it led to."""
     samples, asked = [], []
     for round, n in enumerate(grants):
-        requests = list(strategy(QUERY, tuple(samples), n, round, KEY))
+        plan = strategy.plan(QUERY, tuple(samples), n, KEY, reader)
+        requests = [r._replace(round=round) for r in plan]
         asked.append(requests)
         for r in requests:
             said = answer(r.index)
@@ -46,13 +47,13 @@ def test_every_strategy_keeps_the_contract(name):
     """In any round: indices go on from the samples there are; at least one
     and at most n requests; parents are readable samples of earlier rounds;
     the same again for the same input."""
-    strategy = parse(name, STRATEGIES, "strategy", reader=Reader(limit=400))
+    strategy = parse(name, STRATEGIES, "strategy")
 
     def answer(i):
         return None if i % 3 == 0 else str(i % 4)
 
     grants = [1, 5, 2, 30, 1, 7, 16, 3]
-    samples, asked = run(strategy, grants, answer)
+    samples, asked = run(strategy, grants, answer, reader=LIMITED)
     assert [s.index for s in samples] == list(range(len(samples)))
     first = 0
     for round, (n, requests) in enumerate(zip(grants, asked, strict=True)):
@@ -65,7 +66,7 @@ def test_every_strategy_keeps_the_contract(name):
             for p in r.parents:
                 assert f"try {p}" in "".join(m.content for m in r.messages)
         first += len(requests)
-    assert run(strategy, grants, answer)[1] == asked
+    assert run(strategy, grants, answer, reader=LIMITED)[1] == asked
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -169,16 +170,17 @@ def test_budget_forcing_makes_an_attempt_think_on():
 
 
 def test_budget_forcing_that_does_not_fit_starts_anew():
-    strategy = strategies.budget_forcing(reader=Reader(limit=14))
-    samples, _ = run(strategy, [1] * 4, text="a b c {}")
+    strategy = strategies.budget_forcing()
+    short = Reader(max_prompt_tokens=14)
+    samples, _ = run(strategy, [1] * 4, text="a b c {}", reader=short)
     assert parents(samples) == [(), (0,), (), (2,)]
 
 
 def test_what_reads_no_texts_says_so():
-    reads = {name: reads_texts(STRATEGIES[name]()) for name in STRATEGIES}
+    reads = {name: make().reads_texts for name, make in STRATEGIES.items()}
     assert [name for name in reads if not reads[name]] == ["parallel"]
-    assert not reads_texts(strategies.integrated(content="answer_only"))
-    assert reads_texts(lambda *_: [])  # to be on the safe side
+    assert not strategies.integrated(content="answer_only").reads_texts
+    assert Strategy(lambda *_: []).reads_texts  # to be on the safe side
 
 
 @pytest.mark.parametrize(

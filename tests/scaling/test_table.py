@@ -17,7 +17,7 @@ def sample(id, index, answer, **measures):
 
 
 def table(same=operator.eq, weights=()):
-    return Table(QUERIES, 4, lambda: same, weights)
+    return Table(QUERIES, 4, lambda _: same, weights)
 
 
 def test_answers_are_numbered_in_the_order_of_the_samples():

@@ -158,7 +158,7 @@ def test_an_unreadable_sample_raises_uncertainty(name, how):
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(ValueError, match="entropy, gini, top_share"):
+    with pytest.raises(ValueError, match="entropy, gini, margin, top_share"):
         measure_by_name("variance")
-    with pytest.raises(ValueError, match="ignore, dilute, distinct"):
+    with pytest.raises(ValueError, match="dilute, distinct, ignore"):
         measure_by_name("gini", "drop")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynscaling_jax.sampler import FunctionSampler
 from dynscaling_jax.scaling import votes
 from dynscaling_jax.scaling.spec import parse
 from dynscaling_jax.scaling.votes import VOTES
@@ -240,7 +241,7 @@ def judge(reply, asked):
             asked.append(request)
             yield sample(request.index, None, reply, query_id=request.query.id)
 
-    return sample_fn
+    return FunctionSampler(sample_fn)
 
 
 def test_universal_asks_the_model_once_a_disputed_query():

@@ -31,11 +31,11 @@ def ids(task):
 
 
 def test_ids_do_not_depend_on_the_slice(gsm8k):
-    task = load_task(gsm8k)
+    task = load_task(**gsm8k)
     assert (task.name, task.kind) == ("gsm8k", "number")
     assert ids(task) == [f"gsm8k/{i}" for i in range(5)]
     assert [p.reference for p in task.problems] == list("01234")
-    part = load_task(gsm8k | {"offset": 1, "limit": 2})
+    part = load_task(**(gsm8k | {"offset": 1, "limit": 2}))
     assert part.problems == task.problems[1:3]
 
 
@@ -46,7 +46,7 @@ def test_the_prompt(gsm8k):
         "template": r"Q: {question} Use \boxed{}.",
         "limit": 1,
     }
-    (problem,) = load_task(gsm8k | settings).problems
+    (problem,) = load_task(**(gsm8k | settings)).problems
     asked, answered = EXAMPLES["number"][0]
     assert problem.query.messages == (
         Message("system", "Be brief."),
@@ -54,7 +54,7 @@ def test_the_prompt(gsm8k):
         Message("assistant", answered),
         Message("user", r"Q: q0 Use \boxed{}."),
     )
-    (plain,) = load_task(gsm8k | {"limit": 1}).problems
+    (plain,) = load_task(**(gsm8k | {"limit": 1})).problems
     assert [m.role for m in plain.query.messages] == ["user"]
     assert plain.query.messages[0].content.startswith("q0\n")
 
@@ -77,7 +77,7 @@ def test_default_prompts(kind):
 def test_a_config_dict(gsm8k):
     ml_collections = pytest.importorskip("ml_collections")
     config = ml_collections.ConfigDict(TaskConfig()._asdict() | gsm8k)
-    assert load_task(config) == load_task(gsm8k)
+    assert load_task(**config) == load_task(**gsm8k)
 
 
 def gpqa_file(path, rows=8):
@@ -93,22 +93,22 @@ def gpqa_file(path, rows=8):
 
 def test_gpqa_options_are_shuffled_by_seed_and_question(tmp_path):
     config = gpqa_file(tmp_path / "gpqa.csv", rows=400)
-    task = load_task(config)
+    task = load_task(**config)
     for i, problem in enumerate(task.problems):
         (message,) = problem.query.messages
         assert f"({problem.reference}) right{i}\n" in message.content
     letters = [p.reference for p in task.problems]
     # 100 of each are expected; below 60 has a chance under 1e-6.
     assert all(letters.count(letter) >= 60 for letter in "ABCD")
-    part = load_task(config | {"offset": 7, "limit": 3})
+    part = load_task(**(config | {"offset": 7, "limit": 3}))
     assert part.problems == task.problems[7:10]
-    other = load_task(config | {"seed": 1})
+    other = load_task(**(config | {"seed": 1}))
     assert [p.reference for p in other.problems] != letters
 
 
 def test_gpqa_order_is_fixed_for_good(tmp_path):
     """A change of the shuffle would make recorded runs unreadable."""
-    task = load_task(gpqa_file(tmp_path / "gpqa.csv"))
+    task = load_task(**gpqa_file(tmp_path / "gpqa.csv"))
     assert "".join(p.reference for p in task.problems) == "CCAACDBC"
 
 
@@ -127,12 +127,12 @@ def test_options_in_another_order(benchmark_data):
     the same options and the same one right, mostly elsewhere."""
     path = benchmark_data / "tasks/bbh/date_understanding.json"
     config = {"name": "bbh", "path": str(path)}
-    task = load_task(config)
+    task = load_task(**config)
     asked = json.loads(path.read_text())["examples"]
     for problem, example in zip(task.problems, asked, strict=True):
         assert example["input"].strip() in problem.query.messages[-1].content
         assert f"({problem.reference})" == example["target"]
-    other = load_task(config | {"shuffled": True})
+    other = load_task(**(config | {"shuffled": True}))
     for (before, right), (after, still) in zip(
         options(task), options(other), strict=True
     ):
@@ -141,7 +141,7 @@ def test_options_in_another_order(benchmark_data):
     pairs = zip(task.problems, other.problems, strict=True)
     moved = sum(a.reference != b.reference for a, b in pairs)
     assert moved > 125  # of 250; five in six are expected
-    again = load_task(config | {"shuffled": True, "seed": 1})
+    again = load_task(**(config | {"shuffled": True, "seed": 1}))
     assert again.problems != other.problems
 
 
@@ -159,7 +159,7 @@ def test_bbh_tells_its_kind_by_its_targets(tmp_path, targets, kind, references):
     path = tmp_path / "some_subtask.json"
     examples = [{"input": f"i{t}", "target": t} for t in targets]
     path.write_text(json.dumps({"canary": "c", "examples": examples}))
-    task = load_task({"name": "bbh", "path": str(path)})
+    task = load_task("bbh", path=str(path))
     assert (task.name, task.kind) == ("bbh/some_subtask", kind)
     assert ids(task)[0] == "bbh/some_subtask/0"
     assert [p.reference for p in task.problems] == references
@@ -174,7 +174,7 @@ def jsonl(tmp_path, *rows, **settings):
 def test_jsonl(tmp_path):
     row = {"ask": "Colour?", "gold": "Red.", "key": "k1"}
     fields = {"question": "ask", "answer": "gold", "id": "key"}
-    task = load_task(jsonl(tmp_path, row, fields=fields))
+    task = load_task(**jsonl(tmp_path, row, fields=fields))
     assert (task.kind, ids(task)) == ("text", ["jsonl/k1"])
     assert task.problems[0].reference == "red"
 
@@ -182,7 +182,7 @@ def test_jsonl(tmp_path):
 def test_jsonl_with_choices(tmp_path):
     row = {"question": "q", "answer": 1, "options": ["x", "y"]}
     config = jsonl(tmp_path, row, fields={"choices": "options"})
-    task = load_task(config)
+    task = load_task(**config)
     assert task.kind == "choice"
     assert task.problems[0].reference == "B"
     content = task.problems[0].query.messages[0].content
@@ -218,7 +218,7 @@ def test_from_the_hub(monkeypatch, tmp_path, name, split, asked, file, rows):
         "huggingface_hub.hf_hub_download",
         lambda repo, file, **_: found.append(file) or str(path),
     )
-    task = load_task({"name": name, "split": split})
+    task = load_task(name, split=split)
     assert found == [asked]
     subset = {"aime": "/2025", "bbh": "/navigate"}.get(name, "")
     assert ids(task) == [f"{name}{subset}/0"]
@@ -231,16 +231,16 @@ def test_from_the_hub(monkeypatch, tmp_path, name, split, asked, file, rows):
 )
 def test_generated(name, make):
     config = {"name": name, "limit": 6, "steps": 3, "seed": 5}
-    task = load_task(config)
+    task = load_task(**config)
     assert task.kind == "number"
     for i, problem in enumerate(task.problems):
         made = make(5, i, 1 + i % 3)
         assert problem.query.id == f"{name}/{i}"
         assert problem.reference == str(made.answer)
         assert made.question in problem.query.messages[0].content
-    more = load_task(config | {"limit": 9})
+    more = load_task(**(config | {"limit": 9}))
     assert more.problems[:6] == task.problems
-    assert len(load_task({"name": name}).problems) == 1_000
+    assert len(load_task(name).problems) == 1_000
 
 
 @pytest.mark.parametrize(
@@ -281,19 +281,19 @@ def test_generated(name, make):
 )
 def test_bad_configurations(gsm8k, changes, message):
     with pytest.raises(ValueError, match=message):
-        load_task(gsm8k | changes)
+        load_task(**(gsm8k | changes))
 
 
 def test_a_missing_file(gsm8k):
     with pytest.raises(FileNotFoundError, match="no file at"):
-        load_task(gsm8k | {"path": "nowhere.jsonl"})
+        load_task(**(gsm8k | {"path": "nowhere.jsonl"}))
 
 
 def test_an_unreadable_reference_is_named_with_its_place(tmp_path):
     row = {"question": "q", "answer": "many"}
     config = jsonl(tmp_path, row, kind="number")
     with pytest.raises(ValueError, match="own.jsonl:1: the answer 'many'"):
-        load_task(config)
+        load_task(**config)
 
 
 def test_a_reference_is_never_cut(tmp_path):
@@ -303,21 +303,21 @@ def test_a_reference_is_never_cut(tmp_path):
     with pytest.raises(
         ValueError, match="own.jsonl:1: the answer '1,2'.*as math"
     ):
-        load_task(config)
-    task = load_task(jsonl(tmp_path, row))
+        load_task(**config)
+    task = load_task(**jsonl(tmp_path, row))
     assert (task.kind, task.problems[0].reference) == ("math", "1, 2")
 
 
 def test_questions_without_options_cannot_be_shuffled(tmp_path):
     config = jsonl(tmp_path, {"question": "q", "answer": "a"}, shuffled=True)
     with pytest.raises(ValueError, match="own.jsonl:1: config.task.shuffled"):
-        load_task(config)
+        load_task(**config)
 
 
 def test_ids_occur_once(tmp_path):
     row = {"question": "q", "answer": "a", "id": "k"}
     with pytest.raises(ValueError, match="own.jsonl:2: the id 'jsonl/k'"):
-        load_task(jsonl(tmp_path, row, row))
+        load_task(**jsonl(tmp_path, row, row))
 
 
 FILES = {
@@ -337,7 +337,7 @@ def test_real_files(benchmark_data, file):
     the announced forms is read as that reference."""
     name, kind, size = FILES[file]
     path = str(benchmark_data / "tasks" / file)
-    task = load_task({"name": name, "path": path})
+    task = load_task(name, path=path)
     assert (task.kind, len(task.problems)) == (kind, size)
     for problem in task.problems:
         reference = problem.reference
@@ -352,7 +352,7 @@ def test_math500_solutions_lead_to_their_references(benchmark_data):
     """The written solution, box and all, reads as the answer column does."""
     path = benchmark_data / "tasks/math500/test.jsonl"
     lines = path.read_text(encoding="utf-8").strip().split("\n")
-    task = load_task({"name": "math500", "path": str(path)})
+    task = load_task("math500", path=str(path))
     for line, problem in zip(lines, task.problems, strict=True):
         solution = json.loads(line)["solution"]
         assert extract(solution, "math") == problem.reference
@@ -362,10 +362,7 @@ def test_math500_references_are_told_apart(benchmark_data, compare):
     """References of neighbouring problems that differ as text differ in
     value too: no false match among 499 pairs."""
     path = str(benchmark_data / "tasks/math500/test.jsonl")
-    references = [
-        p.reference
-        for p in load_task({"name": "math500", "path": path}).problems
-    ]
+    references = [p.reference for p in load_task("math500", path=path).problems]
     pairs = zip(references, references[1:], strict=False)
     wrong = [
         (a, b)

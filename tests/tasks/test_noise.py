@@ -42,8 +42,8 @@ def test_a_share_of_the_words():
 
 def test_the_questions_of_a_task():
     fields = {"name": "arithmetic", "limit": 5}
-    plain = load_task(fields).problems
-    noisy = load_task({**fields, "noise": 0.5}).problems
+    plain = load_task(**fields).problems
+    noisy = load_task(**{**fields, "noise": 0.5}).problems
     for a, b in zip(plain, noisy, strict=True):
         assert a.query.id == b.query.id and a.reference == b.reference
         assert a.query.messages != b.query.messages

@@ -74,5 +74,5 @@ def test_the_kind_is_told_by_all_references(texts, kind):
 def test_real_references_tell_their_kind(benchmark_data, file, kind):
     name = file.partition("/")[0]
     path = str(benchmark_data / "tasks" / file)
-    task = load_task({"name": name, "path": path})
+    task = load_task(name, path=path)
     assert kind_of([problem.reference for problem in task.problems]) == kind

@@ -1,0 +1,123 @@
+"""Questions in, answers out: the method without a task and without files."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+from tqdm import tqdm
+
+from dynscaling_jax import methods
+from dynscaling_jax.experiments.environment import use_compilation_cache
+from dynscaling_jax.sampler import Middleware, tap
+from dynscaling_jax.scaling.loop import Result, Round, for_queries, run_rounds
+from dynscaling_jax.tasks import Comparer, answered
+from dynscaling_jax.tasks.choices import options
+from dynscaling_jax.types import (
+    Budget,
+    Message,
+    Method,
+    Query,
+    Request,
+    Sample,
+    SampleFn,
+    Sampler,
+)
+
+
+def scale(
+    questions: Sequence[str | Query],
+    sampler: Sampler,
+    method: Method | None = None,
+    budget: Budget = Budget(samples_per_query=8),  # noqa: B008, immutable
+    *,
+    kind: str = "",
+    seed: int = 0,
+    on_round: Callable[[Round], None] | None = None,
+) -> Result:
+    """Answers questions with one budget of samples for all of them.
+
+    Args:
+      questions: texts, or queries with ids and messages of their own.
+      sampler: an Engine, an Endpoint, or a sampler.FunctionSampler.
+      method: by default methods.dynscaling().
+      budget: caps; by default eight samples for each question, on average.
+      kind: of the answers: number, math, choice, boolean or text. By default
+        a question that lists options has a choice, and any other one math,
+        which numbers are too.
+      seed: of the policy and the chains; the sampler has a seed of its own.
+      on_round: called after each round.
+
+    Returns:
+      Answers, samples and costs in the order of the questions.
+
+    Raises:
+      ValueError: as scaling.loop.run_rounds; an unknown kind; one text in
+        place of a list.
+    """
+    if isinstance(questions, str):
+        raise ValueError("questions must be a list of texts, got one text")
+    queries = _queries(questions)
+    kinds = {
+        query.id: kind or ("choice" if options(query) else "math")
+        for query in queries
+    }
+    reading = functools.partial(answered, kind=kinds, thinking=sampler.thinking)
+    total = for_queries(budget, len(queries)).samples
+    use_compilation_cache()
+    # silent where there is no terminal
+    bar = tqdm(total=total, unit="sample", disable=None, dynamic_ncols=True)
+    with Comparer() as compare, bar:
+        return run_rounds(
+            queries,
+            tap(sampler, reading, with_progress(bar.update)),
+            method or methods.dynscaling(),
+            budget,
+            jax.random.key(seed),
+            same=same_answer(compare, kinds),
+            vote_sampler=tap(sampler, reading),
+            on_round=on_round,
+        )
+
+
+def same_answer(
+    compare: Comparer, kinds: Mapping[str, str]
+) -> Callable[[Query], Callable[[str, str], bool]]:
+    """The test of whether two answers of a query are one; kinds by query id."""
+
+    def of_query(query: Query) -> Callable[[str, str], bool]:
+        outcome, kind = compare.question(), kinds[query.id]
+        return lambda a, b: outcome(a, b, kind) == "equal"
+
+    return of_query
+
+
+def with_progress(update: Callable[[], object]) -> Middleware:
+    """Calls update at each sample."""
+
+    def wrap(sample: SampleFn) -> SampleFn:
+        def answer(requests: Sequence[Request]) -> Iterator[Sample]:
+            for one in sample(requests):
+                update()
+                yield one
+
+        return answer
+
+    return wrap
+
+
+def _queries(questions: Sequence[str | Query]) -> list[Query]:
+    """Makes queries whose ids are their texts.
+
+    So a question has the same samples whatever is asked beside it. The second
+    of two equal texts is numbered.
+    """
+    queries: list[Query] = []
+    count: dict[str, int] = {}
+    for question in questions:
+        if isinstance(question, Query):
+            queries.append(question)
+            continue
+        number = count[question] = count.get(question, 0) + 1
+        id = question if number == 1 else f"{question} #{number}"
+        queries.append(Query(id, (Message("user", question),)))
+    return queries

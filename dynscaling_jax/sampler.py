@@ -1,0 +1,53 @@
+"""Samplers made of functions, and middleware for samplers."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from dynscaling_jax.thinking import Thinking
+from dynscaling_jax.types import (
+    Budget,
+    Message,
+    Reader,
+    SampleFn,
+    Sampler,
+    count_words,
+)
+
+Middleware = Callable[[SampleFn], SampleFn]
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionSampler:
+    """A sampler made of a function; see types.Sampler for its members."""
+
+    sample: SampleFn
+    count_tokens: Callable[[Sequence[Message]], int] = count_words
+    max_prompt_tokens: int | None = None
+    max_cost: Budget = Budget()
+    thinking: Thinking = Thinking()
+
+
+def tap(sampler: Sampler, *middleware: Middleware) -> FunctionSampler:
+    """Puts middleware between a sampler and whoever asks it.
+
+    Each is given the function that answers requests and returns one that
+    does: with a progress bar, from a log, with answers read. The first is the
+    nearest to the sampler.
+    """
+    sample = sampler.sample
+    for wrap in middleware:
+        sample = wrap(sample)
+    return FunctionSampler(
+        sample,
+        sampler.count_tokens,
+        sampler.max_prompt_tokens,
+        sampler.max_cost,
+        sampler.thinking,
+    )
+
+
+def reader_of(sampler: Sampler) -> Reader:
+    """Returns what a strategy may know of a sampler."""
+    return Reader(
+        sampler.count_tokens, sampler.max_prompt_tokens, sampler.thinking
+    )
