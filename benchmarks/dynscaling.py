@@ -82,7 +82,7 @@ def run(
     """(engine, result, seconds, of these within the engine, what it was asked
     for)."""
     engine = _engine(size, model, size.new_tokens)
-    limit = model.config.context - size.new_tokens
+    limit = model.config.max_position_embeddings - size.new_tokens
     method = METHODS[size.method]
     thinking = model.tokenizer.thinking
     reader = Reader(engine.count_tokens, limit, thinking)

@@ -292,7 +292,7 @@ def open_engine(
 def local_source(config: Config, engine: Engine) -> Source:
     """What an engine offers a run."""
     shape = engine.model.config
-    context, new = shape.context, config.engine.max_new_tokens
+    context, new = shape.max_position_embeddings, config.engine.max_new_tokens
     most = Budget(
         new_tokens=new,
         total_tokens=context,

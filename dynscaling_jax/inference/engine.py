@@ -103,10 +103,11 @@ class Engine:
                 f"rows ({rows}) must be a multiple of rows_per_group "
                 f"({rows_per_group}){times}"
             )
-        if max_new_tokens >= model.config.context:
+        if max_new_tokens >= model.config.max_position_embeddings:
             raise ValueError(
                 f"max_new_tokens ({max_new_tokens}) leaves no room for a "
-                f"prompt in a context of {model.config.context} tokens"
+                "prompt in a context of "
+                f"{model.config.max_position_embeddings} tokens"
             )
         if any(not s for s in stop):
             raise ValueError("stop strings must not be empty")
@@ -319,7 +320,7 @@ class Engine:
                 (i for i, (a, b) in enumerate(pairs) if a != b),
                 min(len(base), len(ids) - 1),
             )
-        context = self.model.config.context
+        context = self.model.config.max_position_embeddings
         if not ids or len(ids) >= context:
             raise ValueError(
                 f"query {request.query.id!r}: its prompt has {len(ids)} "
