@@ -178,5 +178,10 @@ def _weights(model: Model) -> int:
 def _token_bytes(model: Model) -> int:
     """Of one token's keys and values."""
     config: ModelConfig = model.config
-    each = 2 * config.layers * config.kv_heads * config.head_dim
+    each = (
+        2
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * config.head_dim
+    )
     return each * model.params["norm"].dtype.itemsize

@@ -24,7 +24,7 @@ def step_seconds(
 ) -> tuple[float, float]:
     """Seconds of (all linears, the head) for so many rows."""
     random = np.random.default_rng(0)
-    shape = (rows, model.config.width)
+    shape = (rows, model.config.hidden_size)
     dtype = model.params["norm"].dtype
     x = jnp.asarray(random.standard_normal(shape, np.float32), dtype)
     layers = model.params["layers"]

@@ -54,7 +54,7 @@ def load(config: Config) -> Model:
 
 def endless(model: Model) -> Model:
     """Without ids that end a sample: all samples are as long."""
-    config = dataclasses.replace(model.config, eos_ids=())
+    config = dataclasses.replace(model.config, eos_token_id=())
     copy = Model(config, model.params, lambda: model.tokenizer)
     copy.eos_ids = ()
     return copy

@@ -53,7 +53,12 @@ def _layers(model: Model, rows: int, repeats: int) -> float:
     @jax.jit
     def run(params, tokens):
         return transformer.hidden_states(
-            params, config, tokens, tokens, attend, [None] * config.layers
+            params,
+            config,
+            tokens,
+            tokens,
+            attend,
+            [None] * config.num_hidden_layers,
         )
 
     once = functools.partial(run, model.params, tokens)

@@ -39,7 +39,12 @@ def memory_line(work: ours.Work, setting: ours.Setting) -> dict:
     next(samples)
     held = alive() - before
     del samples, engine
-    token = 2 * config.layers * config.kv_heads * config.head_dim
+    token = (
+        2
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * config.head_dim
+    )
     token *= work.model.params["norm"].dtype.itemsize
     length = max(
         len(work.model.tokenizer.encode_chat(query.messages))

@@ -33,11 +33,11 @@ def get_config() -> Any:
 
     config.shape = ml_collections.ConfigDict()  # of a new model
     config.shape.vocab_size = 640  # ids of a byte-level BPE, learnt first
-    config.shape.width = 160
-    config.shape.layers = 5
-    config.shape.heads = 4
-    config.shape.kv_heads = 2
+    config.shape.hidden_size = 160
+    config.shape.num_hidden_layers = 5
+    config.shape.num_attention_heads = 4
+    config.shape.num_key_value_heads = 2
     config.shape.head_dim = 32
-    config.shape.ffn = 448
-    config.shape.context = 1024
+    config.shape.intermediate_size = 448
+    config.shape.max_position_embeddings = 1024
     return config

@@ -40,14 +40,14 @@ def tiny_model(tmp_path_factory):
     config = configs.ModelConfig(
         family="llama",
         vocab_size=258,
-        width=32,
-        layers=2,
-        heads=4,
-        kv_heads=2,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
         head_dim=16,
-        ffn=48,
-        context=1024,
-        eos_ids=(257,),
+        intermediate_size=48,
+        max_position_embeddings=1024,
+        eos_token_id=(257,),
     )
     params = init_params(jax.random.key(0), config)
     tensors = {

@@ -106,13 +106,13 @@ def tiny(byte_tokenizer) -> Callable[..., Model]:
         defaults = {
             "family": "llama",
             "vocab_size": 261,
-            "width": 32,
-            "layers": 2,
-            "heads": 4,
-            "kv_heads": 2,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
             "head_dim": 16,
-            "ffn": 48,
-            "context": 512,
+            "intermediate_size": 48,
+            "max_position_embeddings": 512,
         }
         config = ModelConfig(**{**defaults, **fields})
         random = np.random.RandomState(seed)  # compiles nothing

@@ -67,6 +67,6 @@ def test_greedy_text_equals_that_of_transformers(
         assert draws.token.tolist() == ids
         assert sample.text == smollm2.tokenizer.decode(ids)
         assert sample.new_tokens == len(ids)
-        ended = ids[-1] in smollm2.config.eos_ids
+        ended = ids[-1] in smollm2.config.eos_token_id
         assert sample.finish_reason == ("stop" if ended else "length")
         assert ended or len(ids) == 64

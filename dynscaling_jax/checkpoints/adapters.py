@@ -114,7 +114,11 @@ def _changes(directory: Path, config: ModelConfig) -> tuple[Tensors, Tensors]:
             )
     embed = "model.embed_tokens.weight"
     tying = embed in placed and raw.get("ensure_weight_tying")
-    if config.tied and embed in {**added, **placed} and not tying:
+    if (
+        config.tie_word_embeddings
+        and embed in {**added, **placed}
+        and not tying
+    ):
         raise ValueError(
             f"{directory}: the adapter changes {embed} and not the head, "
             "which the model has tied to it; it cannot be merged"

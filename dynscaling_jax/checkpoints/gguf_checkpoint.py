@@ -67,10 +67,10 @@ def _as_held(config: ModelConfig, source: Mapping[str, Stored]) -> ModelConfig:
     qkv_bias = {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}
     return dataclasses.replace(
         config,
-        tied="output.weight" not in source,
+        tie_word_embeddings="output.weight" not in source,
         qkv_bias=config.qkv_bias or not qkv_bias.isdisjoint(source),
         o_bias="blk.0.attn_output.bias" in source,
-        ffn_bias="blk.0.ffn_down.bias" in source,
+        mlp_bias="blk.0.ffn_down.bias" in source,
     )
 
 

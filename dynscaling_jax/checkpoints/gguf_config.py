@@ -71,19 +71,20 @@ def _shared(metadata: Raw, get: Get, factors: Factors) -> Fields:
     ]
     return {
         "vocab_size": get("vocab_size", len(tokens)),
-        "width": width,
-        "layers": get("block_count"),
-        "heads": heads,
-        "kv_heads": get("attention.head_count_kv", heads),
+        "hidden_size": width,
+        "num_hidden_layers": get("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": get("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "ffn": get("feed_forward_length"),
-        "context": _context(get, factors),
-        "norm_eps": float(get("attention.layer_norm_rms_epsilon")),
+        "intermediate_size": get("feed_forward_length"),
+        "max_position_embeddings": _context(get, factors),
+        "rms_norm_eps": float(get("attention.layer_norm_rms_epsilon")),
         "rope_theta": float(get("rope.freq_base", 10_000.0)),
         "rope_scaling": _rope_scaling(get, factors),
-        "rope_share": get("rope.dimension_count", head_dim) / head_dim,
-        "bos_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_ids": tuple(dict.fromkeys(i for i in ends if i is not None)),
+        "partial_rotary_factor": get("rope.dimension_count", head_dim)
+        / head_dim,
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": tuple(dict.fromkeys(i for i in ends if i is not None)),
     }
 
 
@@ -105,17 +106,17 @@ def _rope_scaling(get: Get, factors: Factors) -> RopeScaling | None:
         return RopeScaling(
             "factors",
             factors=factors["short"],
-            attention=attention,
+            attention_factor=attention,
             long_factors=factors["long"],
             long_context=get("context_length"),
         )
     if kind == "linear" and "all" in factors:
         every = tuple(factor * f for f in factors["all"])
-        return RopeScaling("factors", factors=every, attention=attention)
+        return RopeScaling("factors", factors=every, attention_factor=attention)
     if kind == "none" or (kind == "linear" and factor == attention == 1):
         return None
     if kind == "linear":
-        return RopeScaling("linear", factor, attention=attention)
+        return RopeScaling("linear", factor, attention_factor=attention)
     if kind == "yarn" and not factors:
         attention *= 1 + 0.1 * math.log(factor)
         return RopeScaling(
@@ -124,7 +125,9 @@ def _rope_scaling(get: Get, factors: Factors) -> RopeScaling | None:
             float(get("rope.scaling.yarn_beta_slow", 1)),
             float(get("rope.scaling.yarn_beta_fast", 32)),
             get("rope.scaling.original_context_length", get("context_length")),
-            attention=float(get("rope.scaling.yarn_attn_factor", attention)),
+            attention_factor=float(
+                get("rope.scaling.yarn_attn_factor", attention)
+            ),
         )
     raise ValueError(
         f"GGUF: rope scaling {kind!r} with factors {sorted(factors)} is not "

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from dynscaling_jax.models.config import FULL, SLIDING
+
 Fields = dict[str, Any]
 Get = Callable[..., Any]
 """(key without the architecture, default) -> value; without a default the
@@ -32,12 +34,12 @@ class Gguf(NamedTuple):
 def _llama(get: Get, fields: Fields) -> Fields:
     """Mistral's files have the name of Llama's."""
     window = int(get("attention.sliding_window", 0))
-    return {"family": "mistral", "window": window} if window else {}
+    return {"family": "mistral", "sliding_window": window} if window else {}
 
 
 def _smollm3(get: Get, fields: Fields) -> Fields:
-    layers = range(fields["layers"])
-    return {"rotates": tuple((i + 1) % 4 > 0 for i in layers)}
+    layers = range(fields["num_hidden_layers"])
+    return {"no_rope_layers": tuple(int((i + 1) % 4 > 0) for i in layers)}
 
 
 def _qwen2(get: Get, fields: Fields) -> Fields:
@@ -49,33 +51,34 @@ def _qwen3(get: Get, fields: Fields) -> Fields:
 
 
 def _qwen3_moe(get: Get, fields: Fields) -> Fields:
-    width = fields["ffn"] // get("expert_used_count")
+    width = fields["intermediate_size"] // get("expert_used_count")
     width = get("expert_feed_forward_length", width)
     return {**_qwen3(get, fields), **_experts(get, width)}
 
 
 def _experts(get: Get, width: int) -> Fields:
     return {
-        "experts": get("expert_count"),
-        "experts_per_token": get("expert_used_count"),
-        "expert_ffn": width,
-        "expert_renormalise": True,
+        "num_experts": get("expert_count"),
+        "num_experts_per_tok": get("expert_used_count"),
+        "moe_intermediate_size": width,
+        "norm_topk_prob": True,
     }
 
 
 def _gemma(get: Get, fields: Fields, every: int, largest: int) -> Fields:
     """every: one of so many layers, the last, sees everything; largest: how
     many layers the 27B model has, whose queries are scaled in its own way."""
-    scaled = {}
-    if fields["layers"] == largest:
-        scaled = {"query_scale": (fields["width"] // fields["heads"]) ** -0.5}
+    scaled, width = {}, fields["hidden_size"]
+    if fields["num_hidden_layers"] == largest:
+        scale = width // fields["num_attention_heads"]
+        scaled = {"query_pre_attn_scalar": scale}
     return {
         "post_norm": True,
         "norm_offset": 1.0,
-        "activation": "gelu",
-        "embed_scale": fields["width"] ** 0.5,
+        "hidden_act": "gelu_pytorch_tanh",
+        "embed_scale": width**0.5,
         **scaled,
-        **_windows(get, fields["layers"], every),
+        **_windows(get, fields["num_hidden_layers"], every),
     }
 
 
@@ -85,16 +88,18 @@ def _windows(get: Get, layers: int, every: int) -> Fields:
         pattern = [
             (i + 1) % pattern > 0 if pattern else 1 for i in range(layers)
         ]
-    return {"local": tuple(map(bool, pattern[:layers]))}
+    return {
+        "layer_types": tuple(SLIDING if s else FULL for s in pattern[:layers])
+    }
 
 
 def _gemma2(get: Get, fields: Fields) -> Fields:
     return {
         **_gemma(get, fields, every=2, largest=46),
-        "window": int(get("attention.sliding_window", 4096)),
-        "local_rope_theta": float(get("rope.freq_base_swa", 0.0)),
-        "softcap": float(get("attn_logit_softcapping", 50.0)),
-        "final_softcap": float(get("final_logit_softcapping", 30.0)),
+        "sliding_window": int(get("attention.sliding_window", 4096)),
+        "rope_local_base_freq": float(get("rope.freq_base_swa", 0.0)),
+        "attn_logit_softcapping": float(get("attn_logit_softcapping", 50.0)),
+        "final_logit_softcapping": float(get("final_logit_softcapping", 30.0)),
     }
 
 
@@ -102,20 +107,20 @@ def _gemma3(get: Get, fields: Fields) -> Fields:
     fields = {
         **_gemma(get, fields, every=6, largest=62),
         "qk_norm": "head",
-        "window": int(get("attention.sliding_window", 0)),
-        "local_rope_theta": float(get("rope.freq_base_swa", 10_000.0)),
-        "final_softcap": float(get("final_logit_softcapping", 0.0)),
+        "sliding_window": int(get("attention.sliding_window", 0)),
+        "rope_local_base_freq": float(get("rope.freq_base_swa", 10_000.0)),
+        "final_logit_softcapping": float(get("final_logit_softcapping", 0.0)),
     }
-    if not fields["window"]:
-        fields |= {"local": (), "local_rope_theta": 0.0}
+    if not fields["sliding_window"]:
+        fields |= {"layer_types": (), "rope_local_base_freq": 0.0}
     return fields
 
 
 def _phi3(get: Get, fields: Fields) -> Fields:
     # Files from before August 2024 do not say the window of the models with
     # a context of 4096.
-    silent = 2047 if fields["context"] == 4096 else 0
-    return {"window": int(get("attention.sliding_window", silent))}
+    silent = 2047 if fields["max_position_embeddings"] == 4096 else 0
+    return {"sliding_window": int(get("attention.sliding_window", silent))}
 
 
 def _olmo2(get: Get, fields: Fields) -> Fields:
@@ -130,17 +135,16 @@ def _olmo2(get: Get, fields: Fields) -> Fields:
 def _gpt_oss(get: Get, fields: Fields) -> Fields:
     scaling = fields["rope_scaling"]
     if scaling:
-        scaling = dataclasses.replace(scaling, whole=False)
+        scaling = dataclasses.replace(scaling, truncate=False)
     return {
         "rope_scaling": scaling,
-        "window": int(get("attention.sliding_window")),
-        **_windows(get, fields["layers"], every=2),
+        "sliding_window": int(get("attention.sliding_window")),
+        **_windows(get, fields["num_hidden_layers"], every=2),
         **_experts(get, get("expert_feed_forward_length")),
         "expert_bias": True,
         "sinks": True,
-        "activation": "clamped",
-        "unit_limit": 7.0,
-        "unit_slope": 1.702,
+        "swiglu_limit": 7.0,
+        "swiglu_alpha": 1.702,
     }
 
 

@@ -118,6 +118,10 @@ def as_ours(
         return value - config.norm_offset
     if part not in ("q", "k") or not neighbours:
         return value
-    heads = config.heads if part == "q" else config.kv_heads
+    heads = (
+        config.num_attention_heads
+        if part == "q"
+        else config.num_key_value_heads
+    )
     paired = value.reshape(heads, config.head_dim // 2, 2, -1)
     return paired.swapaxes(1, 2).reshape(value.shape)

@@ -45,7 +45,7 @@ def load(
     # buffers that early files carry; the decoder computes them
     source = {k: v for k, v in source.items() if "rotary_emb.inv_freq" not in k}
     source = hf_layout.unpack(source, config)
-    if config.tied:
+    if config.tie_word_embeddings:
         # The config decides (as in transformers): some files of tied models
         # repeat the embedding as the head, and it must then be the same.
         extra = source.pop("lm_head.weight", None)

@@ -9,6 +9,30 @@ from dynscaling_jax.models.config import (
 )
 from dynscaling_jax.models.families import FAMILIES, Fields, Raw
 
+# fields that every family's file has under the name of ours
+SHARED = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "rope_theta",
+    "bos_token_id",
+)
+NEEDED = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+
 
 def read(raw: Raw, generation: Raw | None = None) -> ModelConfig:
     """Reads config.json and, for the ids that end a turn, generation_config.
@@ -26,28 +50,20 @@ def read(raw: Raw, generation: Raw | None = None) -> ModelConfig:
     raw = {**family.defaults, **raw}
     check_layers(raw.get("num_hidden_layers", 1))
     try:
-        width, heads = raw["hidden_size"], raw["num_attention_heads"]
+        heads = raw["num_attention_heads"]
         fields = {
-            "kv_heads": raw.get("num_key_value_heads") or heads,
-            "head_dim": raw.get("head_dim") or width // heads,
-            "context": raw["max_position_embeddings"],
-            "tied": bool(raw.get("tie_word_embeddings", False)),
-            **_activation(raw),
+            **{field: raw[field] for field in NEEDED},
+            "num_key_value_heads": raw.get("num_key_value_heads") or heads,
+            "head_dim": raw.get("head_dim") or raw["hidden_size"] // heads,
+            "rms_norm_eps": float(raw.get("rms_norm_eps", 1e-6)),
+            "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
+            "bos_token_id": next(iter(_ids(raw, "bos_token_id")), None),
+            "eos_token_id": _ids({**raw, **(generation or {})}, "eos_token_id"),
+            "hidden_act": _activation(raw),
             **_rope(raw),
             **family.read(raw),
         }
-        return ModelConfig(
-            family=name,
-            vocab_size=raw["vocab_size"],
-            width=width,
-            layers=raw["num_hidden_layers"],
-            heads=heads,
-            ffn=raw["intermediate_size"],
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            bos_id=next(iter(_ids(raw, "bos_token_id")), None),
-            eos_ids=_ids({**raw, **(generation or {})}, "eos_token_id"),
-            **fields,
-        )
+        return ModelConfig(family=name, **fields)
     except KeyError as error:
         raise ValueError(f"config.json: field {error} is missing") from None
     except (ArithmeticError, AttributeError, TypeError) as error:
@@ -70,51 +86,41 @@ def write(config: ModelConfig) -> Fields:
     raw = {
         "architectures": [family.architecture],
         "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.ffn,
-        "max_position_embeddings": config.context,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied,
-        "rope_theta": config.rope_theta,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": list(config.eos_ids) or None,
+        **{field: getattr(config, field) for field in SHARED},
+        "eos_token_id": list(config.eos_token_id) or None,
     }
+    original = "original_max_position_embeddings"
     if scaling:
         raw["rope_scaling"] = {
-            "rope_type": scaling.kind,
+            "rope_type": scaling.rope_type,
             "factor": scaling.factor,
         }
-        if scaling.kind == "llama3":
+        if scaling.rope_type == "llama3":
             raw["rope_scaling"] |= {
                 "low_freq_factor": scaling.low_freq_factor,
                 "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_context,
+                original: getattr(scaling, original),
             }
-        if scaling.kind == "yarn":
+        if scaling.rope_type == "yarn":
             raw["rope_scaling"] |= {
                 "beta_slow": scaling.low_freq_factor,
                 "beta_fast": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_context,
-                "attention_factor": scaling.attention,
-                "truncate": scaling.whole,
+                original: getattr(scaling, original),
+                "attention_factor": scaling.attention_factor,
+                "truncate": scaling.truncate,
             }
     return raw | family.write(config)
 
 
-def _activation(raw: Raw) -> Fields:
+def _activation(raw: Raw) -> str:
     name = raw.get("hidden_activation") or raw.get("hidden_act", "silu")
-    known = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
+    known = ("silu", "gelu_pytorch_tanh")
     if name not in known:
         raise ValueError(
             f"config.json: activation {name!r} is not supported; known: "
             f"{', '.join(known)}"
         )
-    return {"activation": known[name]}
+    return name
 
 
 def _rope(raw: Raw) -> Fields:
@@ -136,10 +142,10 @@ def _rope(raw: Raw) -> Fields:
         )
     local = own.get("rope_theta") or raw.get("rope_local_base_freq")
     if local:
-        fields["local_rope_theta"] = float(local)
+        fields["rope_local_base_freq"] = float(local)
     share = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
     if share is not None:
-        fields["rope_share"] = float(share)
+        fields["partial_rotary_factor"] = float(share)
     kind = rope.get("rope_type", rope.get("type", "default"))
     return fields | _rope_scaling(raw, rope, kind)
 
@@ -172,11 +178,14 @@ def _rope_scaling(raw: Raw, rope: Raw, kind: str) -> Fields:
         scaling = RopeScaling(
             "factors",
             factors=tuple(map(float, rope["short_factor"])),
-            attention=float(attention),
+            attention_factor=float(attention),
             long_factors=tuple(map(float, rope["long_factor"])),
             long_context=int(context),
         )
-        return {"rope_scaling": scaling, "context": int(original)}
+        return {
+            "rope_scaling": scaling,
+            "max_position_embeddings": int(original),
+        }
     if kind == "yarn":
         factor = float(rope.get("factor") or context / original)
         attention = rope.get("attention_factor")
@@ -192,8 +201,8 @@ def _rope_scaling(raw: Raw, rope: Raw, kind: str) -> Fields:
             float(rope.get("beta_slow") or 1),
             float(rope.get("beta_fast") or 32),
             int(original),
-            attention=float(attention),
-            whole=bool(rope.get("truncate", True)),
+            attention_factor=float(attention),
+            truncate=bool(rope.get("truncate", True)),
         )
         return {"rope_scaling": scaling}
     raise ValueError(

@@ -111,7 +111,7 @@ def _joins(config: ModelConfig) -> Iterator[Join]:
         for path, shape in leaves(param_shapes(config))
         if path[0] == "layers"
     }
-    for layer in range(config.layers):
+    for layer in range(config.num_hidden_layers):
         here = f"model.layers.{layer}"
 
         def ours(*parts: str, layer=layer) -> dict[str, tuple[int, ...]]:
@@ -129,7 +129,7 @@ def _joins(config: ModelConfig) -> Iterator[Join]:
         for part, pattern in family.stacked.items():
             names = [
                 f"{here}.{pattern.format(one)}.weight"
-                for one in range(config.experts)
+                for one in range(config.num_experts)
             ]
             yield _stacked(ours(part), names)
         for turned, parts in family.turned.items():

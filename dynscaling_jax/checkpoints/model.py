@@ -79,7 +79,7 @@ class Model:
             ValueError: its ids do not fit the vocabulary of the model.
         """
         loaded = self._load_tokenizer()
-        for i in self.config.eos_ids:
+        for i in self.config.eos_token_id:
             if i >= loaded.size:
                 raise ValueError(
                     f"in the model {i} ends a turn, the tokenizer has ids up "
@@ -94,7 +94,7 @@ class Model:
         """The ids that end a turn: those of the config, and those that the
         tokenizer knows. A directory need not say again in its config that
         its template ends turns with <|im_end|>."""
-        ids = (*self.config.eos_ids, *self.tokenizer.end_ids)
+        ids = (*self.config.eos_token_id, *self.tokenizer.end_ids)
         return tuple(dict.fromkeys(ids))
 
     def logits(self, token_ids: ArrayLike) -> jax.Array:
@@ -109,10 +109,10 @@ class Model:
         ids = np.asarray(token_ids)
         if ids.ndim != 2:
             raise ValueError(f"token_ids must be [B, L], got {ids.shape}")
-        if ids.shape[1] > self.config.context:
+        if ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
                 f"token_ids are {ids.shape[1]} long, the context of the model "
-                f"has {self.config.context} tokens"
+                f"has {self.config.max_position_embeddings} tokens"
             )
         high = self.config.vocab_size
         known = ids.dtype.kind in "iu" and ((ids >= 0) & (ids < high)).all()

@@ -49,7 +49,7 @@ def place(
         {n: shape for n, (_, shape) in wanted.items()},
         {n: tensor.shape for n, tensor in source.items()},
     )
-    params: Params = {"layers": [{} for _ in range(config.layers)]}
+    params: Params = {"layers": [{} for _ in range(config.num_hidden_layers)]}
     for file_name, (path, _) in wanted.items():
         value = convert(path, source[file_name].read())
         node = params

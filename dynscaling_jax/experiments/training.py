@@ -170,7 +170,10 @@ def open_model(config: Config, side: Path, lessons: list[Lesson]) -> Model:
         save_tokenizer(side, texts, config.shape.vocab_size)
     tokenizer = tokenizers.from_directory(side)
     shape = ModelConfig(
-        "llama", tied=True, eos_ids=tokenizer.end_ids, **config.shape
+        "llama",
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.end_ids,
+        **config.shape,
     )
     key = jax.random.key(config.seed)
     params = fresh_params(key, shape, config.dtype)
@@ -181,7 +184,7 @@ def encoded(
     lessons: list[Lesson], model: Model, longest: int, name: str
 ) -> Lessons:
     """Lessons as ids; says how many were left out."""
-    longest = min(longest, model.config.context)
+    longest = min(longest, model.config.max_position_embeddings)
     # the template's own end of a turn comes last; a config may name others
     ends = model.tokenizer.end_ids or model.eos_ids
     if not ends:

@@ -72,11 +72,23 @@ def empty(
 
     def layers(number: int, slots: int) -> Layers:
         blocks, size = in_blocks(slots)
-        keys = (number, config.kv_heads, blocks, config.head_dim, size)
-        values = (number, config.kv_heads, blocks, size, config.head_dim)
+        keys = (
+            number,
+            config.num_key_value_heads,
+            blocks,
+            config.head_dim,
+            size,
+        )
+        values = (
+            number,
+            config.num_key_value_heads,
+            blocks,
+            size,
+            config.head_dim,
+        )
         return tuple(
             (zeros(keys, dtype, *AXES), zeros(values, dtype, *AXES))
-            for _ in range(config.layers)
+            for _ in range(config.num_hidden_layers)
         )
 
     return State(

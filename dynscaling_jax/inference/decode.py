@@ -230,11 +230,11 @@ def _grouped(config: ModelConfig, groups: int, ahead, slot):
     """
     sizes = ambient()
     rows = fitting(sizes, (groups,), AXES)
-    along = fitting(sizes, (groups, config.kv_heads), AXES)
+    along = fitting(sizes, (groups, config.num_key_value_heads), AXES)
 
     def attend(kind, kept, q, k, v):
         own = on_shards(
-            functools.partial(_attend, kind, config.softcap),
+            functools.partial(_attend, kind, config.attn_logit_softcapping),
             (rows, rows, along, along, along, along),
             along,
         )

@@ -105,10 +105,11 @@ class Engine:
                 f"rows ({rows}) must be a multiple of rows_per_group "
                 f"({rows_per_group}){times}"
             )
-        if max_new_tokens >= model.config.context:
+        if max_new_tokens >= model.config.max_position_embeddings:
             raise ValueError(
                 f"max_new_tokens ({max_new_tokens}) leaves no room for a "
-                f"prompt in a context of {model.config.context} tokens"
+                "prompt in a context of "
+                f"{model.config.max_position_embeddings} tokens"
             )
         if any(not s for s in stop):
             raise ValueError("stop strings must not be empty")
@@ -220,7 +221,7 @@ class Engine:
     def max_prompt_tokens(self) -> int:
         """The longest prompt that leaves room for max_new_tokens."""
         config = self.model.config
-        return config.context - self._draws.max_new_tokens
+        return config.max_position_embeddings - self._draws.max_new_tokens
 
     @property
     def max_cost(self) -> Budget:
@@ -228,7 +229,7 @@ class Engine:
         config, new = self.model.config, self._draws.max_new_tokens
         return Budget(
             new_tokens=new,
-            total_tokens=config.context,
+            total_tokens=config.max_position_embeddings,
             flops=sample_flops(config, self.max_prompt_tokens, 0, new),
         )
 
@@ -342,7 +343,7 @@ class Engine:
                 (i for i, (a, b) in enumerate(pairs) if a != b),
                 min(len(base), len(ids) - 1),
             )
-        context = self.model.config.context
+        context = self.model.config.max_position_embeddings
         if not ids or len(ids) >= context:
             raise ValueError(
                 f"query {request.query.id!r}: its prompt has {len(ids)} "

@@ -68,20 +68,34 @@ def predicted(
 
 def token_bytes(config: ModelConfig, itemsize: int) -> int:
     """Of the keys and values of one token."""
-    return 2 * config.layers * config.kv_heads * config.head_dim * itemsize
+    return (
+        2
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * config.head_dim
+        * itemsize
+    )
 
 
 def working(config: ModelConfig, size: Size) -> int:
     """Of a layer's step, of the head with its draw, and of a layer that reads
     a prompt, the greatest."""
     rows = size.groups * size.per
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    inner = max(config.ffn, config.experts_per_token * config.expert_ffn)
-    features = 4 * config.width + 4 * q + 2 * kv + 3 * inner
+    q, kv = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    )
+    inner = max(
+        config.intermediate_size,
+        config.num_experts_per_tok * config.moe_intermediate_size,
+    )
+    features = 4 * config.hidden_size + 4 * q + 2 * kv + 3 * inner
     keys = size.prompt + size.new
-    step = rows * (features + 3 * config.heads * keys)
+    step = rows * (features + 3 * config.num_attention_heads * keys)
     draw = 7 * rows * config.vocab_size
-    read = size.prompt * (features + 3 * config.heads * size.prompt)
+    read = size.prompt * (
+        features + 3 * config.num_attention_heads * size.prompt
+    )
     return FLOAT * max(step, draw, read)
 
 

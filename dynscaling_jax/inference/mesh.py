@@ -70,14 +70,16 @@ def data_size(mesh: Mesh | None) -> int:
 def share(config: ModelConfig, mesh: Mesh | None) -> ModelConfig:
     """What a device has of a model's heads and units, for inference.memory."""
     parts = mesh.shape[MODEL] if mesh else 1
-    if config.kv_heads % parts == 0:
+    if config.num_key_value_heads % parts == 0:
         config = dataclasses.replace(
             config,
-            heads=config.heads // parts,
-            kv_heads=config.kv_heads // parts,
+            num_attention_heads=config.num_attention_heads // parts,
+            num_key_value_heads=config.num_key_value_heads // parts,
         )
-    if config.ffn % parts == 0:
-        config = dataclasses.replace(config, ffn=config.ffn // parts)
+    if config.intermediate_size % parts == 0:
+        config = dataclasses.replace(
+            config, intermediate_size=config.intermediate_size // parts
+        )
     return config
 
 

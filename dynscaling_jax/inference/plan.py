@@ -101,34 +101,34 @@ SHAPES = {
     # config.json of Qwen/Qwen2.5-7B, Qwen/Qwen2.5-32B, Llama-3.1-70B
     "qwen2.5-7b": ModelConfig(
         vocab_size=152_064,
-        width=3584,
-        layers=28,
-        heads=28,
-        kv_heads=4,
-        ffn=18_944,
-        context=131_072,
+        hidden_size=3584,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        intermediate_size=18_944,
+        max_position_embeddings=131_072,
         **_QWEN,
     ),
     "qwen2.5-32b": ModelConfig(
         vocab_size=152_064,
-        width=5120,
-        layers=64,
-        heads=40,
-        kv_heads=8,
-        ffn=27_648,
-        context=131_072,
+        hidden_size=5120,
+        num_hidden_layers=64,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+        intermediate_size=27_648,
+        max_position_embeddings=131_072,
         **_QWEN,
     ),
     "llama-3.1-70b": ModelConfig(
         "llama",
         vocab_size=128_256,
-        width=8192,
-        layers=80,
-        heads=64,
-        kv_heads=8,
+        hidden_size=8192,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
         head_dim=128,
-        ffn=28_672,
-        context=131_072,
+        intermediate_size=28_672,
+        max_position_embeddings=131_072,
     ),
 }
 
@@ -172,7 +172,9 @@ def read_bytes(config: ModelConfig, int8: bool = False) -> int:
     """Of the parameters that a step reads. Of a table of embeddings that is
     not the head as well it takes single rows, which are not counted; of a
     mixture all experts are."""
-    return parameter_bytes(dataclasses.replace(config, tied=True), int8)
+    return parameter_bytes(
+        dataclasses.replace(config, tie_word_embeddings=True), int8
+    )
 
 
 def shard(config: ModelConfig, model: int) -> ModelConfig:
@@ -184,16 +186,17 @@ def shard(config: ModelConfig, model: int) -> ModelConfig:
     """
     if _common(config) % model:
         raise ValueError(
-            f"{config.heads} heads, {config.kv_heads} key heads, {config.ffn} "
-            f"units and {config.vocab_size} tokens cannot all be split over "
-            f"{model} chips"
+            f"{config.num_attention_heads} heads, "
+            f"{config.num_key_value_heads} key heads, "
+            f"{config.intermediate_size} units and {config.vocab_size} "
+            f"tokens cannot all be split over {model} chips"
         )
     return dataclasses.replace(
         config,
-        heads=config.heads // model,
-        kv_heads=config.kv_heads // model,
-        ffn=config.ffn // model,
-        expert_ffn=config.expert_ffn // model,
+        num_attention_heads=config.num_attention_heads // model,
+        num_key_value_heads=config.num_key_value_heads // model,
+        intermediate_size=config.intermediate_size // model,
+        moe_intermediate_size=config.moe_intermediate_size // model,
         vocab_size=config.vocab_size // model,
     )
 
@@ -222,11 +225,14 @@ def propose(
         ValueError: no mesh of this device holds one group, with what the
             widest split would take; or lengths past the model's context.
     """
-    if min(prompt, new, per) < 1 or prompt + new > config.context:
+    if (
+        min(prompt, new, per) < 1
+        or prompt + new > config.max_position_embeddings
+    ):
         raise ValueError(
             f"a prompt of {prompt} tokens, {new} new ones and {per} rows a "
             "group: each must be at least 1, and the tokens at most the "
-            f"context, {config.context}"
+            f"context, {config.max_position_embeddings}"
         )
     half = on.chip.available / 2
 
@@ -346,10 +352,10 @@ def _parameters(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
 def _common(config: ModelConfig) -> int:
     """What divides all that is split."""
     return math.gcd(
-        config.heads,
-        config.kv_heads,
-        config.ffn,
-        config.experts,
-        config.expert_ffn,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.intermediate_size,
+        config.num_experts,
+        config.moe_intermediate_size,
         config.vocab_size,
     )

@@ -75,19 +75,21 @@ def _read(layer, config, kind, x):
 @functools.partial(jax.jit, static_argnums=(1, 2, 6))
 def _read_on(layer, config, kind, x, old, kept, size):
     positions = kept + jnp.arange(x.shape[0])
-    rep = config.heads // config.kv_heads
+    rep = config.num_attention_heads // config.num_key_value_heads
     where = jnp.repeat(positions, rep)
 
     def attend(kind, old, q, k, v):
-        q = transformer.group_heads(q, config.kv_heads)
+        q = transformer.group_heads(q, config.num_key_value_heads)
         k, v = transformer.heads_first(k, v)
         at = jnp.arange(old[1].shape[1])
         before = attention.visible(where, at, kind.window)
         before &= (at < kept)[None]
         seen = attention.merge(
-            attention.attend(q, old[0], old[1], before, config.softcap),
+            attention.attend(
+                q, old[0], old[1], before, config.attn_logit_softcapping
+            ),
             attention.attend_causal(
-                q, k, v, positions, kind.window, config.softcap
+                q, k, v, positions, kind.window, config.attn_logit_softcapping
             ),
         )
         kv = _join(old[0], k, kept, size, 2), _join(old[1], v, kept, size, 1)

@@ -261,6 +261,8 @@ class Stream:
         return max(known, key=lambda p: len(pending[p]), default=None)
 
     def _row(self, asked: Asked, prompt: Prompt) -> Row:
-        room = self._draws.model.config.context - len(prompt.ids)
+        room = self._draws.model.config.max_position_embeddings - len(
+            prompt.ids
+        )
         limit = min(self._draws.max_new_tokens, room)
         return Row(*asked, prompt, limit)

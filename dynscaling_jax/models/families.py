@@ -8,7 +8,7 @@ what is their own in GGUF files.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.config import FULL, SLIDING, ModelConfig
 
 Raw = Mapping[str, Any]
 Fields = dict[str, Any]
@@ -37,23 +37,22 @@ class Family(NamedTuple):
 def _windows(
     raw: Raw, window: int | None, local: Callable[[int], bool]
 ) -> Fields:
-    """window, and the layers that have it, which layer_types says or, where
-    the file has none, local(layer)."""
+    """sliding_window, and the layers that have it, which layer_types says or,
+    where the file has none, local(layer)."""
     layers = raw["num_hidden_layers"]
     kinds = raw.get("layer_types") or [
-        "sliding_attention" if local(layer) else "full_attention"
-        for layer in range(layers)
+        SLIDING if local(layer) else FULL for layer in range(layers)
     ]
-    known = {"sliding_attention", "full_attention"}
+    known = {SLIDING, FULL}
     if not set(kinds) <= known or len(kinds) != layers:
         raise ValueError(
             f"config.json: layer_types must be {layers} times one of "
             f"{', '.join(sorted(known))}, got {kinds}"
         )
-    flags = tuple(kind == "sliding_attention" for kind in kinds)
-    if not window or not any(flags):
+    if not window or SLIDING not in kinds:
         return {}
-    return {"window": window, "local": () if all(flags) else flags}
+    one = FULL not in kinds
+    return {"sliding_window": window, "layer_types": () if one else (*kinds,)}
 
 
 def _biases(raw: Raw) -> Fields:
@@ -63,17 +62,17 @@ def _biases(raw: Raw) -> Fields:
 
 def _layer_types(config: ModelConfig) -> list[str]:
     return [
-        "sliding_attention" if config.kind(i).window else "full_attention"
-        for i in range(config.layers)
+        SLIDING if config.kind(i).window else FULL
+        for i in range(config.num_hidden_layers)
     ]
 
 
 def _llama(raw: Raw) -> Fields:
-    return {**_biases(raw), "ffn_bias": bool(raw.get("mlp_bias"))}
+    return {**_biases(raw), "mlp_bias": bool(raw.get("mlp_bias"))}
 
 
 def _write_llama(config: ModelConfig) -> Fields:
-    bias = {"mlp_bias": True} if config.ffn_bias else {}
+    bias = {"mlp_bias": True} if config.mlp_bias else {}
     return {
         "hidden_act": "silu",
         "attention_bias": config.qkv_bias,
@@ -86,14 +85,17 @@ def _mistral(raw: Raw) -> Fields:
 
 
 def _write_window(config: ModelConfig) -> Fields:
-    return {"hidden_act": "silu", "sliding_window": config.window or None}
+    return {
+        "hidden_act": "silu",
+        "sliding_window": config.sliding_window or None,
+    }
 
 
 def _smollm3(raw: Raw) -> Fields:
     every = raw.get("no_rope_layer_interval", 4)
     layers = range(raw["num_hidden_layers"])
     rotates = raw.get("no_rope_layers") or [(i + 1) % every for i in layers]
-    rotates = tuple(map(bool, rotates))
+    rotates = tuple(int(bool(r)) for r in rotates)
     if len(rotates) != len(layers):
         raise ValueError(
             f"config.json: no_rope_layers must have {len(layers)} entries, "
@@ -104,18 +106,18 @@ def _smollm3(raw: Raw) -> Fields:
     window = windows and raw.get("sliding_window")
     return {
         **_llama(raw),
-        "rotates": () if all(rotates) else rotates,
+        "no_rope_layers": () if all(rotates) else rotates,
         **_windows(raw, window, lambda layer: not rotates[layer]),
     }
 
 
 def _write_smollm3(config: ModelConfig) -> Fields:
-    rotates = config.rotates or (True,) * config.layers
+    rotates = config.no_rope_layers or (1,) * config.num_hidden_layers
     return {
         **_write_llama(config),
-        "no_rope_layers": [int(r) for r in rotates],
-        "use_sliding_window": bool(config.window),
-        "sliding_window": config.window or None,
+        "no_rope_layers": list(rotates),
+        "use_sliding_window": bool(config.sliding_window),
+        "sliding_window": config.sliding_window or None,
         "layer_types": _layer_types(config),
     }
 
@@ -138,28 +140,28 @@ def _qwen3_moe(raw: Raw) -> Fields:
     every = raw.get("decoder_sparse_step", 1)
     only = raw.get("mlp_only_layers") or ()
     layers = range(raw["num_hidden_layers"])
-    dense = tuple(i in only or (i + 1) % every > 0 for i in layers)
+    dense = tuple(i for i in layers if i in only or (i + 1) % every)
     # a window is of all layers, whatever max_window_layers says
     everywhere = {**raw, "layer_types": None, "max_window_layers": 0}
     return {
         **_qwen3(everywhere),
-        "experts": raw.get("num_experts") or raw["num_local_experts"],
-        "experts_per_token": raw["num_experts_per_tok"],
-        "expert_ffn": raw["moe_intermediate_size"],
-        "expert_renormalise": bool(raw.get("norm_topk_prob", False)),
-        "dense": dense if any(dense) else (),
+        "num_experts": raw.get("num_experts") or raw["num_local_experts"],
+        "num_experts_per_tok": raw["num_experts_per_tok"],
+        "moe_intermediate_size": raw["moe_intermediate_size"],
+        "norm_topk_prob": bool(raw.get("norm_topk_prob", False)),
+        "mlp_only_layers": dense,
     }
 
 
 def _write_qwen3_moe(config: ModelConfig) -> Fields:
     return {
         **_write_qwen(config),
-        "num_experts": config.experts,
-        "num_experts_per_tok": config.experts_per_token,
-        "moe_intermediate_size": config.expert_ffn,
-        "norm_topk_prob": config.expert_renormalise,
+        "num_experts": config.num_experts,
+        "num_experts_per_tok": config.num_experts_per_tok,
+        "moe_intermediate_size": config.moe_intermediate_size,
+        "norm_topk_prob": config.norm_topk_prob,
         "decoder_sparse_step": 1,
-        "mlp_only_layers": [i for i, d in enumerate(config.dense) if d],
+        "mlp_only_layers": list(config.mlp_only_layers),
     }
 
 
@@ -167,14 +169,14 @@ def _write_qwen(config: ModelConfig) -> Fields:
     return {
         "hidden_act": "silu",
         "attention_bias": config.o_bias,
-        "use_sliding_window": bool(config.window),
-        "sliding_window": config.window or None,
+        "use_sliding_window": bool(config.sliding_window),
+        "sliding_window": config.sliding_window or None,
         "layer_types": _layer_types(config),
     }
 
 
 def _gemma(raw: Raw) -> Fields:
-    if raw["query_pre_attn_scalar"] <= 0:  # or its root is a complex number
+    if raw["query_pre_attn_scalar"] <= 0:  # 0 is none of a file's
         raise ValueError(
             "config.json: query_pre_attn_scalar must be positive, got "
             f"{raw['query_pre_attn_scalar']}"
@@ -184,8 +186,8 @@ def _gemma(raw: Raw) -> Fields:
         "post_norm": True,
         "norm_offset": 1.0,
         "embed_scale": raw["hidden_size"] ** 0.5,
-        "query_scale": raw["query_pre_attn_scalar"] ** -0.5,
-        "final_softcap": raw.get("final_logit_softcapping") or 0.0,
+        "query_pre_attn_scalar": raw["query_pre_attn_scalar"],
+        "final_logit_softcapping": raw.get("final_logit_softcapping") or 0.0,
     }
 
 
@@ -193,7 +195,7 @@ def _gemma2(raw: Raw) -> Fields:
     return {
         **_gemma(raw),
         **_windows(raw, raw["sliding_window"], lambda layer: layer % 2 == 0),
-        "softcap": raw.get("attn_logit_softcapping") or 0.0,
+        "attn_logit_softcapping": raw.get("attn_logit_softcapping") or 0.0,
     }
 
 
@@ -211,18 +213,19 @@ def _gemma3(raw: Raw) -> Fields:
 
 
 def _write_gemma(config: ModelConfig) -> Fields:
-    scale = config.query_scale or config.head_dim**-0.5
     raw = {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": config.qkv_bias,
-        "sliding_window": config.window or config.context,
+        "sliding_window": config.sliding_window
+        or config.max_position_embeddings,
         "layer_types": _layer_types(config),
-        "query_pre_attn_scalar": round(scale**-2),
-        "attn_logit_softcapping": config.softcap or None,
-        "final_logit_softcapping": config.final_softcap or None,
+        "query_pre_attn_scalar": config.query_pre_attn_scalar
+        or config.head_dim,
+        "attn_logit_softcapping": config.attn_logit_softcapping or None,
+        "final_logit_softcapping": config.final_logit_softcapping or None,
     }
-    if config.local_rope_theta:
-        raw["rope_local_base_freq"] = config.local_rope_theta
+    if config.rope_local_base_freq:
+        raw["rope_local_base_freq"] = config.rope_local_base_freq
     return raw
 
 
@@ -233,8 +236,8 @@ def _phi3(raw: Raw) -> Fields:
 def _write_phi3(config: ModelConfig) -> Fields:
     return {
         **_write_window(config),
-        "partial_rotary_factor": config.rope_share,
-        "original_max_position_embeddings": config.context,
+        "partial_rotary_factor": config.partial_rotary_factor,
+        "original_max_position_embeddings": config.max_position_embeddings,
     }
 
 
@@ -242,27 +245,26 @@ def _gpt_oss(raw: Raw) -> Fields:
     return {
         **_biases(raw),
         **_windows(raw, raw["sliding_window"], lambda layer: layer % 2 == 0),
-        "experts": raw["num_local_experts"],
-        "experts_per_token": raw["num_experts_per_tok"],
-        "expert_ffn": raw["intermediate_size"],
-        "expert_renormalise": True,
+        "num_experts": raw["num_local_experts"],
+        "num_experts_per_tok": raw["num_experts_per_tok"],
+        "moe_intermediate_size": raw["intermediate_size"],
+        "norm_topk_prob": True,
         "expert_bias": True,
         "sinks": True,
-        "activation": "clamped",
-        "unit_limit": float(raw["swiglu_limit"]),
-        "unit_slope": float(raw["swiglu_alpha"]),
+        "swiglu_limit": float(raw["swiglu_limit"]),
+        "swiglu_alpha": float(raw["swiglu_alpha"]),
     }
 
 
 def _write_gpt_oss(config: ModelConfig) -> Fields:
     return {
         **_write_llama(config),
-        "sliding_window": config.window or None,
+        "sliding_window": config.sliding_window or None,
         "layer_types": _layer_types(config),
-        "num_local_experts": config.experts,
-        "num_experts_per_tok": config.experts_per_token,
-        "swiglu_limit": config.unit_limit,
-        "swiglu_alpha": config.unit_slope,
+        "num_local_experts": config.num_experts,
+        "num_experts_per_tok": config.num_experts_per_tok,
+        "swiglu_limit": config.swiglu_limit,
+        "swiglu_alpha": config.swiglu_alpha,
     }
 
 

@@ -9,20 +9,23 @@ from dynscaling_jax.models.config import ModelConfig
 
 def linear_flops(config: ModelConfig) -> float:
     """Of all projections of all layers, for one token."""
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    attention = config.width * (q + kv + kv) + q * config.width
-    dense = 3 * config.width * config.ffn
-    chosen = config.experts_per_token * config.expert_ffn
-    sparse = config.width * (config.experts + 3 * chosen)
+    q, kv = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    )
+    attention = config.hidden_size * (q + kv + kv) + q * config.hidden_size
+    dense = 3 * config.hidden_size * config.intermediate_size
+    chosen = config.num_experts_per_tok * config.moe_intermediate_size
+    sparse = config.hidden_size * (config.num_experts + 3 * chosen)
     return 2.0 * sum(
         attention + (sparse if config.sparse(layer) else dense)
-        for layer in range(config.layers)
+        for layer in range(config.num_hidden_layers)
     )
 
 
 def head_flops(config: ModelConfig) -> float:
     """Of the projection to the vocabulary, for one token."""
-    return 2.0 * config.width * config.vocab_size
+    return 2.0 * config.hidden_size * config.vocab_size
 
 
 def attention_flops(config: ModelConfig, first: int, last: int) -> float:
@@ -31,9 +34,9 @@ def attention_flops(config: ModelConfig, first: int, last: int) -> float:
     """
     keys = sum(
         _visible(config.kind(layer).window or last, first, last)
-        for layer in range(config.layers)
+        for layer in range(config.num_hidden_layers)
     )
-    return 4.0 * config.heads * config.head_dim * keys
+    return 4.0 * config.num_attention_heads * config.head_dim * keys
 
 
 def _visible(window: int, first: int, last: int) -> float:

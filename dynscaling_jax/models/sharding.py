@@ -39,8 +39,8 @@ def _axes(config: ModelConfig, path: tuple, parts: int) -> tuple[Axis, ...]:
     if path[0] == "layers" and config.sparse(path[1]):
         if weight in ("gate", "up", "down"):
             return (MODEL,)  # whole experts
-    heads = None if config.heads % parts else MODEL
-    keys = None if config.kv_heads % parts else MODEL
+    heads = None if config.num_attention_heads % parts else MODEL
+    keys = None if config.num_key_value_heads % parts else MODEL
     outer = {
         "q": heads,
         "k": keys,

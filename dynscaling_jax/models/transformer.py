@@ -34,72 +34,78 @@ def gate_units(
     config: ModelConfig, gate: jax.Array, up: jax.Array
 ) -> jax.Array:
     """What a gated feed-forward passes on to `down`."""
-    if config.activation == "silu":
-        return jax.nn.silu(gate) * up
-    if config.activation == "gelu":
+    if config.hidden_act == "gelu_pytorch_tanh":
         return jax.nn.gelu(gate, approximate=True) * up
-    # clamped: gpt-oss (arXiv 2508.10925)
-    gate = jnp.minimum(gate, config.unit_limit)
-    up = jnp.clip(up, -config.unit_limit, config.unit_limit)
-    return gate * jax.nn.sigmoid(config.unit_slope * gate) * (up + 1)
+    if not config.swiglu_limit:
+        return jax.nn.silu(gate) * up
+    # gpt-oss (arXiv 2508.10925)
+    gate = jnp.minimum(gate, config.swiglu_limit)
+    up = jnp.clip(up, -config.swiglu_limit, config.swiglu_limit)
+    return gate * jax.nn.sigmoid(config.swiglu_alpha * gate) * (up + 1)
 
 
 def param_shapes(config: ModelConfig) -> Params:
     """The tree of parameters, as shapes."""
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    q, kv = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    )
     layer: dict[str, tuple[int, ...]] = {
-        "q": (q, config.width),
-        "k": (kv, config.width),
-        "v": (kv, config.width),
-        "o": (config.width, q),
-        "gate": (config.ffn, config.width),
-        "up": (config.ffn, config.width),
-        "down": (config.width, config.ffn),
+        "q": (q, config.hidden_size),
+        "k": (kv, config.hidden_size),
+        "v": (kv, config.hidden_size),
+        "o": (config.hidden_size, q),
+        "gate": (config.intermediate_size, config.hidden_size),
+        "up": (config.intermediate_size, config.hidden_size),
+        "down": (config.hidden_size, config.intermediate_size),
     }
     if config.pre_norm:
-        layer |= {"attn_norm": (config.width,), "ffn_norm": (config.width,)}
+        layer |= {
+            "attn_norm": (config.hidden_size,),
+            "ffn_norm": (config.hidden_size,),
+        }
     if config.post_norm:
-        layer["attn_post_norm"] = layer["ffn_post_norm"] = (config.width,)
+        layer["attn_post_norm"] = layer["ffn_post_norm"] = (config.hidden_size,)
     if config.qkv_bias:
         layer |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)}
     if config.o_bias:
-        layer["o_bias"] = (config.width,)
-    if config.ffn_bias:
+        layer["o_bias"] = (config.hidden_size,)
+    if config.mlp_bias:
         layer |= {
-            "gate_bias": (config.ffn,),
-            "up_bias": (config.ffn,),
-            "down_bias": (config.width,),
+            "gate_bias": (config.intermediate_size,),
+            "up_bias": (config.intermediate_size,),
+            "down_bias": (config.hidden_size,),
         }
     if config.qk_norm == "head":
         layer["q_norm"] = layer["k_norm"] = (config.head_dim,)
     elif config.qk_norm:
         layer |= {"q_norm": (q,), "k_norm": (kv,)}
     if config.sinks:
-        layer["sinks"] = (config.heads,)
-    many, inner = config.experts, config.expert_ffn
+        layer["sinks"] = (config.num_attention_heads,)
+    many, inner = config.num_experts, config.moe_intermediate_size
     sparse = layer | {
-        "router": (many, config.width),
-        "gate": (many, inner, config.width),
-        "up": (many, inner, config.width),
-        "down": (many, config.width, inner),
+        "router": (many, config.hidden_size),
+        "gate": (many, inner, config.hidden_size),
+        "up": (many, inner, config.hidden_size),
+        "down": (many, config.hidden_size, inner),
     }
     if config.expert_bias:
         sparse |= {
             "router_bias": (many,),
             "gate_bias": (many, inner),
             "up_bias": (many, inner),
-            "down_bias": (many, config.width),
+            "down_bias": (many, config.hidden_size),
         }
     shapes: Params = {
-        "embed": (config.vocab_size, config.width),
+        "embed": (config.vocab_size, config.hidden_size),
         "layers": [
             dict(sparse if config.sparse(at) else layer)
-            for at in range(config.layers)
+            for at in range(config.num_hidden_layers)
         ],
-        "norm": (config.width,),
+        "norm": (config.hidden_size,),
     }
-    if not config.tied:
-        shapes["head"] = (config.vocab_size, config.width)
+    if not config.tie_word_embeddings:
+        shapes["head"] = (config.vocab_size, config.hidden_size)
     return shapes
 
 
@@ -146,7 +152,7 @@ def rms_norm(
         return x
     wide = x.astype(jnp.float32)
     mean = attention.row_sums(wide * wide) / wide.shape[-1]
-    wide *= jax.lax.rsqrt(mean + config.norm_eps)
+    wide *= jax.lax.rsqrt(mean + config.rms_norm_eps)
     if config.norm_offset:  # Gemma rounds after the product, Llama before
         weight = weight.astype(jnp.float32) + config.norm_offset
         return (wide * _last(weight, wide)).astype(x.dtype)
@@ -162,7 +168,7 @@ def rotate(
         return x
     freqs = jnp.asarray(rope_frequencies(config, kind))
     angles = jnp.outer(positions.astype(jnp.float32), freqs)
-    size = kind.rope_scaling.attention if kind.rope_scaling else 1.0
+    size = kind.rope_scaling.attention_factor if kind.rope_scaling else 1.0
     cos, sin = (f(angles)[:, None] * size for f in (jnp.cos, jnp.sin))
     turned, rest = x[..., : config.rope_dim], x[..., config.rope_dim :]
     a, b = jnp.split(turned.astype(jnp.float32), 2, -1)
@@ -217,7 +223,7 @@ def head(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     weight = params.get("head", params["embed"])
     logits = constrained(linear(hidden, weight), DATA, MODEL)
     logits = logits.astype(jnp.float32)
-    return attention.capped(logits, config.final_softcap)
+    return attention.capped(logits, config.final_logit_softcapping)
 
 
 def block(
@@ -239,9 +245,9 @@ def block(
         for y, p in ((q, "q"), (k, "k"))
     )
     q, k = (rotate(y, positions, config, kind) for y in (q, k))
-    scale = config.query_scale or dim**-0.5
+    scale = (config.query_pre_attn_scalar or dim) ** -0.5
     q *= np.float32(scale * attention.LOG2_E).astype(x.dtype)
-    v = v.reshape(count, config.kv_heads, dim)
+    v = v.reshape(count, config.num_key_value_heads, dim)
     seen, cache = attend(kind, cache, q, k, v)
     seen = attention.output(seen, layer.get("sinks"))
     seen = seen.reshape(count, -1).astype(x.dtype)
@@ -277,7 +283,7 @@ def feed_forward(layer: Params, config: ModelConfig, h: jax.Array) -> jax.Array:
         h,
         linear(h, layer["router"], layer.get("router_bias")),
         lambda logits: experts.route(
-            logits, config.experts_per_token, config.expert_renormalise
+            logits, config.num_experts_per_tok, config.norm_topk_prob
         ),
         stacks,
         lambda rows, held, one: gated(
@@ -307,12 +313,14 @@ def causal(config: ModelConfig, positions: jax.Array) -> Attend:
     [K, T, D]."""
 
     def attend(kind, _, q, k, v):
-        q = group_heads(q, config.kv_heads)
+        q = group_heads(q, config.num_key_value_heads)
         k, v = heads_first(k, v)
         seen = attention.attend_causal(
-            q, k, v, positions, kind.window, config.softcap
+            q, k, v, positions, kind.window, config.attn_logit_softcapping
         )
-        return ungroup_heads(seen, config.heads // config.kv_heads), (k, v)
+        return ungroup_heads(
+            seen, config.num_attention_heads // config.num_key_value_heads
+        ), (k, v)
 
     return attend
 
@@ -352,6 +360,6 @@ def forward(
         tokens,
         positions,
         causal(config, positions),
-        [None] * config.layers,
+        [None] * config.num_hidden_layers,
     )
     return head(params, config, hidden)

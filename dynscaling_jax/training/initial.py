@@ -33,7 +33,7 @@ def fresh_params(key: jax.Array, config: ModelConfig, dtype: Any) -> Params:
         if name == "embed":
             size = EMBED
         elif name in WRITES:
-            size /= (2 * config.layers) ** 0.5
+            size /= (2 * config.num_hidden_layers) ** 0.5
         return (p * (size / DEVIATION)).astype(dtype)
 
     return jax.tree_util.tree_map_with_path(sized, drawn)

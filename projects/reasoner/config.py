@@ -28,7 +28,7 @@ def get_config():
     )
     config.held_out = "runs/reasoner/held_out.jsonl"
     config.shape.vocab_size = 512
-    config.shape.layers = 4
+    config.shape.num_hidden_layers = 4
     config.steps = 6500
     config.batch = 16
     config.parts = 4

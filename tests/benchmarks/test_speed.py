@@ -59,12 +59,12 @@ TINY = {
     "accelerator.copy_bytes": 4000,
     "accelerator.product": 16,
     "accelerator.shape.vocab_size": 300,
-    "accelerator.shape.width": 32,
-    "accelerator.shape.layers": 2,
-    "accelerator.shape.heads": 4,
-    "accelerator.shape.kv_heads": 2,
+    "accelerator.shape.hidden_size": 32,
+    "accelerator.shape.num_hidden_layers": 2,
+    "accelerator.shape.num_attention_heads": 4,
+    "accelerator.shape.num_key_value_heads": 2,
     "accelerator.shape.head_dim": 16,
-    "accelerator.shape.ffn": 48,
+    "accelerator.shape.intermediate_size": 48,
 }
 # bench -> (name of a line, its numbers)
 WANTED = {

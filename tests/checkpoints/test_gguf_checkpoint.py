@@ -226,7 +226,7 @@ def test_longrope_serves_the_context_of_its_short_factors(
 ):
     file = write_gguf(tmp_path / "a.gguf", goldens / "phi3_longrope")
     config = load_model(file).config
-    assert config.context == 32
+    assert config.max_position_embeddings == 32
     assert config.rope_scaling.factors == (1.0, 1.5)
 
 

@@ -46,8 +46,8 @@ def test_what_all_architectures_share():
         24,
         64,
         rope_theta=5e5,
-        bos_id=1,
-        eos_ids=(2, 5),
+        bos_token_id=1,
+        eos_token_id=(2, 5),
     )
 
 
@@ -59,7 +59,7 @@ def test_the_vocabulary_may_be_that_of_the_tokens():
 
 def test_llama_with_a_window_is_mistral():
     config = gguf_config.read(metadata("llama", attention__sliding_window=9))
-    assert (config.family, config.window) == ("mistral", 9)
+    assert (config.family, config.sliding_window) == ("mistral", 9)
 
 
 def test_part_of_a_head_may_be_rotated():
@@ -100,7 +100,11 @@ def test_windows_of_gemma():
 
 def test_gemma2_has_a_window_and_caps_by_default():
     config = gguf_config.read(metadata("gemma2"))
-    assert (config.window, config.softcap, config.final_softcap) == (
+    assert (
+        config.sliding_window,
+        config.attn_logit_softcapping,
+        config.final_logit_softcapping,
+    ) == (
         4096,
         50.0,
         30.0,
@@ -112,7 +116,11 @@ def test_gemma2_has_a_window_and_caps_by_default():
         final_logit_softcapping=5.0,
     )
     config = gguf_config.read(raw)
-    assert (config.window, config.softcap, config.final_softcap) == (7, 3, 5)
+    assert (
+        config.sliding_window,
+        config.attn_logit_softcapping,
+        config.final_logit_softcapping,
+    ) == (7, 3, 5)
 
 
 def test_gemma3_without_a_window_is_global():
@@ -125,15 +133,15 @@ def test_queries_of_the_largest_gemma_are_scaled_otherwise(arch, layers):
     """By the width over the number of heads, not the width of a head."""
     wide = {"attention__key_length": 8}
     config = gguf_config.read(metadata(arch, block_count=layers, **wide))
-    assert config.query_scale == 4**-0.5
-    assert not gguf_config.read(metadata(arch, **wide)).query_scale
+    assert config.query_pre_attn_scalar == 4
+    assert not gguf_config.read(metadata(arch, **wide)).query_pre_attn_scalar
 
 
 def test_the_window_of_phi3_with_a_context_of_4096():
     """Files from before August 2024 are silent."""
 
     def window(**changes):
-        return gguf_config.read(metadata("phi3", **changes)).window
+        return gguf_config.read(metadata("phi3", **changes)).sliding_window
 
     assert window(context_length=4096) == 2047
     assert window(context_length=4096, attention__sliding_window=0) == 0
@@ -143,8 +151,8 @@ def test_the_window_of_phi3_with_a_context_of_4096():
 def test_experts_of_qwen3():
     raw = metadata("qwen3moe", expert_count=6, expert_used_count=2)
     config = gguf_config.read(raw)
-    assert (config.experts, config.experts_per_token) == (6, 2)
-    assert (config.expert_ffn, config.expert_renormalise) == (12, True)
+    assert (config.num_experts, config.num_experts_per_tok) == (6, 2)
+    assert (config.moe_intermediate_size, config.norm_topk_prob) == (12, True)
 
 
 # How frequencies are stretched
@@ -175,7 +183,7 @@ def test_yarn_by_default_and_as_the_file_says():
         1.0,
         32.0,
         64,
-        attention=1 + 0.1 * np.log(4),
+        attention_factor=1 + 0.1 * np.log(4),
     )
     assert scaling(
         **yarn,
@@ -183,7 +191,7 @@ def test_yarn_by_default_and_as_the_file_says():
         scaling__yarn_beta_fast=5.0,
         scaling__yarn_beta_slow=2.0,
         scaling__yarn_attn_factor=1.3,
-    ) == RopeScaling("yarn", 4.0, 2.0, 5.0, 16, attention=1.3)
+    ) == RopeScaling("yarn", 4.0, 2.0, 5.0, 16, attention_factor=1.3)
 
 
 def test_yarn_of_gpt_oss_blends_within_features():
@@ -199,9 +207,9 @@ def test_yarn_of_gpt_oss_blends_within_features():
             **experts,
         )
     )
-    assert config.rope_scaling and not config.rope_scaling.whole
+    assert config.rope_scaling and not config.rope_scaling.truncate
     assert (config.kind(0).window, config.kind(1).window) == (5, 0)
-    assert (config.unit_limit, config.unit_slope) == (7.0, 1.702)
+    assert (config.swiglu_limit, config.swiglu_alpha) == (7.0, 1.702)
 
 
 def test_longrope_has_two_contexts():
@@ -213,11 +221,11 @@ def test_longrope_has_two_contexts():
     )
     factors = {"short": (1.0, 1.5), "long": (2.0, 3.0)}
     config = gguf_config.read(raw, factors)
-    assert config.context == 16
+    assert config.max_position_embeddings == 16
     assert config.rope_scaling == RopeScaling(
         "factors",
         factors=(1.0, 1.5),
-        attention=1.2,
+        attention_factor=1.2,
         long_factors=(2.0, 3.0),
         long_context=64,
     )

@@ -62,17 +62,17 @@ def test_ids_that_the_model_lacks_matter_where_a_prompt_has_them(
 
 
 def test_a_tokenizer_must_know_the_ids_that_end_a_turn(tiny):
-    loaded = tiny(eos_ids=(258,))
+    loaded = tiny(eos_token_id=(258,))
     assert loaded.tokenizer.size == 259
     with pytest.raises(ValueError, match="260 ends a turn"):
-        _ = tiny(eos_ids=(258, 260)).tokenizer
+        _ = tiny(eos_token_id=(258, 260)).tokenizer
 
 
 def test_a_turn_ends_where_config_or_tokenizer_says(tiny):
     """A fine-tuned model whose config.json kept the base model's eos, and
     that has no generation_config.json: its template ends turns with 258."""
-    assert tiny(eos_ids=(7,)).eos_ids == (7, 258)
-    assert tiny(eos_ids=(258, 7)).eos_ids == (258, 7)
+    assert tiny(eos_token_id=(7,)).eos_ids == (7, 258)
+    assert tiny(eos_token_id=(258, 7)).eos_ids == (258, 7)
 
 
 def test_template_variables(goldens, tmp_path):

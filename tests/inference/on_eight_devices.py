@@ -27,14 +27,17 @@ from dynscaling_jax.types import Message, Query, Request
 MESHES = ("8x1", "1x8", "2x4")
 BOUND = 2e-5  # of what is measured of a token, in nats, on any mesh
 SHAPES = {
-    "llama": {"heads": 8, "kv_heads": 8},
-    "grouped": {"heads": 8, "kv_heads": 2},  # held whole by 4 and by 8
-    "experts": {
-        "heads": 4,
-        "kv_heads": 4,
-        "experts": 8,
-        "experts_per_token": 2,
-        "expert_ffn": 24,
+    "llama": {"num_attention_heads": 8, "num_key_value_heads": 8},
+    "grouped": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    },  # held whole by 4 and by 8
+    "num_experts": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
     },
 }
 SETTINGS = {"rows": 16, "rows_per_group": 2, "max_new_tokens": 9}
@@ -84,7 +87,7 @@ def test_samples_are_those_of_one_device(tiny, recording_engine, name):
     is compiled twice: rows once came back from `start` spread over devices,
     where they had gone in known to all."""
     assert mesh.build("1x1") is None
-    model = tiny(vocab_size=264, eos_ids=(258, 11, 50), **SHAPES[name])
+    model = tiny(vocab_size=264, eos_token_id=(258, 11, 50), **SHAPES[name])
     work = [Request(q, q.messages, i) for q in queries() for i in range(7)]
     functions = (decode.start, decode.place, decode._layer, decode._turn)
     expected = {}
@@ -103,7 +106,7 @@ def test_samples_are_those_of_one_device(tiny, recording_engine, name):
 
 
 def test_chains_read_on_and_rooms_grow(tiny, recording_engine):
-    model = tiny(layers=1, vocab_size=264, **SHAPES["grouped"])
+    model = tiny(num_hidden_layers=1, vocab_size=264, **SHAPES["grouped"])
     said = Message("assistant", "First, I add.")
     work = [
         request
@@ -190,11 +193,11 @@ def test_no_weight_is_sent(name, text):
     config = ModelConfig(
         family="llama",
         vocab_size=1024,
-        width=256,
-        layers=1,
-        ffn=512,
-        context=512,
-        **{"head_dim": 256 // SHAPES[name]["heads"], **SHAPES[name]},
+        hidden_size=256,
+        num_hidden_layers=1,
+        intermediate_size=512,
+        max_position_embeddings=512,
+        **{"head_dim": 256 // SHAPES[name]["num_attention_heads"], **SHAPES[name]},
     )
     groups, per = 8, 2
     largest = groups * per * config.vocab_size
@@ -214,7 +217,7 @@ def test_no_weight_is_sent(name, text):
     rows, settings = state.rows, sampling.settings()
     stops = np.full(8, -1, np.int32)
     hidden = jax.ShapeDtypeStruct(
-        (groups * per, config.width),
+        (groups * per, config.hidden_size),
         jnp.float32,
         sharding=NamedSharding(on, P("data")),
     )
@@ -242,7 +245,7 @@ def test_no_weight_is_sent(name, text):
 
 
 def test_rows_must_divide(tiny):
-    model = placed(tiny(layers=1), "8x1")
+    model = placed(tiny(num_hidden_layers=1), "8x1")
     message = r"rows \(24\) .* rows_per_group \(2\) x data \(8\) of the mesh"
     with pytest.raises(ValueError, match=message):
         Engine(model, rows=24, rows_per_group=2)
@@ -252,7 +255,7 @@ def test_rows_must_divide(tiny):
 
 def test_rows_that_the_memory_of_all_devices_holds(tiny, monkeypatch):
     """Parameters and key heads are split by four, groups by two."""
-    model = tiny(layers=1, vocab_size=264, **SHAPES["llama"])
+    model = tiny(num_hidden_layers=1, vocab_size=264, **SHAPES["llama"])
     settings = {"rows": None, "max_new_tokens": 12, "prefix_bytes": 1e5}
     rows = {}
     for text, one in {"": model, "2x4": placed(model, "2x4")}.items():

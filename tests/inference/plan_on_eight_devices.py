@@ -15,13 +15,13 @@ from dynscaling_jax.models.transformer import init_params
 CONFIG = ModelConfig(
     "qwen2",
     vocab_size=1024,
-    width=64,
-    layers=2,
-    heads=8,
-    kv_heads=4,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
     head_dim=16,
-    ffn=256,
-    context=512,
+    intermediate_size=256,
+    max_position_embeddings=512,
     qkv_bias=True,
 )
 CHIP = plan.Chip(2.5e9, 1e9, 1e9)

@@ -10,6 +10,7 @@ import pytest
 from dynscaling_jax.checkpoints.tokenizer import from_json
 from dynscaling_jax.inference import cache, decode, prefill
 from dynscaling_jax.models import attention, transformer
+from dynscaling_jax.models.config import FULL, SLIDING
 from dynscaling_jax.types import Message, Query, Request
 
 LONGEST = 320  # tokens of the longest prompt and sample here
@@ -49,49 +50,52 @@ def requests(queries, count):
 
 
 MODELS = {
-    "grouped": {"layers": 2},
-    "full heads, tied": {"kv_heads": 4, "tied": True, "head_dim": 6},
-    # shorter than a sample, so that it passes from the prompt into the suffix
-    "multi-query, window": {"kv_heads": 1, "window": 12},
-    "as gemma 3": {
-        "layers": 2,
+    "grouped": {"num_hidden_layers": 2},
+    "full heads, tied": {
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
         "head_dim": 6,
-        "window": 12,
-        "local": (True, False),
-        "local_rope_theta": 50.0,
+    },
+    # shorter than a sample, so that it passes from the prompt into the suffix
+    "multi-query, window": {"num_key_value_heads": 1, "sliding_window": 12},
+    "as gemma 3": {
+        "num_hidden_layers": 2,
+        "head_dim": 6,
+        "sliding_window": 12,
+        "layer_types": (SLIDING, FULL),
+        "rope_local_base_freq": 50.0,
         "post_norm": True,
         "qk_norm": "head",
         "norm_offset": 1.0,
-        "softcap": 4.0,
-        "final_softcap": 6.0,
+        "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 6.0,
     },
     "with experts": {
-        "layers": 2,
-        "experts": 4,
-        "experts_per_token": 2,
-        "expert_ffn": 8,
-        "dense": (True, False),
+        "num_hidden_layers": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "mlp_only_layers": (0,),
     },
     "as gpt-oss": {
-        "layers": 2,
-        "window": 12,
-        "local": (True, False),
+        "num_hidden_layers": 2,
+        "sliding_window": 12,
+        "layer_types": (SLIDING, FULL),
         "sinks": True,
-        "experts": 4,
-        "experts_per_token": 2,
-        "expert_ffn": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
         "expert_bias": True,
-        "activation": "clamped",
-        "unit_limit": 1.0,
-        "unit_slope": 1.7,
+        "swiglu_limit": 1.0,
+        "swiglu_alpha": 1.7,
         "qkv_bias": True,
         "o_bias": True,
     },
     "as smollm 3, olmo 2, phi 3": {
-        "layers": 2,
-        "kv_heads": 4,
-        "rotates": (False, True),
-        "rope_share": 0.5,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 4,
+        "no_rope_layers": (0, 1),
+        "partial_rotary_factor": 0.5,
         "qkv_bias": True,
         "o_bias": True,
         "pre_norm": False,
@@ -110,7 +114,7 @@ def test_drawn_tokens_have_their_plain_probabilities(
     read on from their query."""
     family = "mistral" if fields.get("window") else "llama"
     # some ordinary ids end a sample, so that lengths differ
-    fields = {"layers": 1, "eos_ids": (258, 11, 50), **fields}
+    fields = {"num_hidden_layers": 1, "eos_token_id": (258, 11, 50), **fields}
     model = tiny(family=family, **fields)
     engine = recording_engine(
         model, rows=8, rows_per_group=4, max_new_tokens=40
@@ -135,7 +139,7 @@ def test_prompts_and_chains_of_several_sizes(
     """Prompts padded to 128 and 256; chains that begin with their query's
     ids and are read on from there, and one that shares none and is not."""
     engine = recording_engine(
-        tiny(layers=1), rows=4, rows_per_group=1, max_new_tokens=17
+        tiny(num_hidden_layers=1), rows=4, rows_per_group=1, max_new_tokens=17
     )
     queries = [query("a", 10), query("b", 80), query("c", 82), query("d", 200)]
     work = requests(queries, 1)
@@ -163,7 +167,7 @@ def test_prompts_and_chains_of_several_sizes(
 
 def test_one_token_prompts(tiny, recording_engine, byte_tokenizer):
     """The shortest prompt there is; also chains too short to read on."""
-    model = tiny(layers=1)
+    model = tiny(num_hidden_layers=1)
     bare = "{% for m in messages %}{{ m.content }}{% endfor %}"
     model.tokenizer = from_json(byte_tokenizer.as_json(), bare)
     engine = recording_engine(
@@ -187,7 +191,7 @@ def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
     """With full heads and one row a group, a lone query was multiplied as a
     vector, which rounds otherwise than a matrix: a sample depended on how
     many others of its query were asked for beside it."""
-    config = tiny(layers=1, kv_heads=kv_heads).config
+    config = tiny(num_hidden_layers=1, num_key_value_heads=kv_heads).config
     random = np.random.RandomState(0)
 
     def normal(*shape):
@@ -215,7 +219,7 @@ def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
 
 
 def test_place_fills_one_group_alone(tiny):
-    model = tiny(layers=1)
+    model = tiny(num_hidden_layers=1)
     state = cache.empty(model.config, 3, 2, 16, 16, jnp.float32)
     ids = np.arange(16, dtype=np.int32)
     prefix = prefill.prefill(model.params, model.config, ids, np.int32(11))

@@ -20,7 +20,7 @@ SHAPE = {"rows": 8, "rows_per_group": 4, "max_new_tokens": 32}
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return tiny(layers=1, eos_ids=STOPS)
+    return tiny(num_hidden_layers=1, eos_token_id=STOPS)
 
 
 def query(name: str, text: str) -> Query:
@@ -81,7 +81,7 @@ def assert_same(drawn, whole):
 def test_a_run_stops_where_the_template_ends_turns(tiny, recording_engine):
     """The config names no id that ends a turn; the template does, 258."""
     engine = recording_engine(
-        tiny(layers=1), temperature=1.0, max_new_tokens=64, rows=16
+        tiny(num_hidden_layers=1), temperature=1.0, max_new_tokens=64, rows=16
     )
     samples = list(engine.sample(ask(QUERIES[:1], range(32))))
     tokens = [draws.token.tolist() for _, draws in engine.drawn.values()]
@@ -373,7 +373,7 @@ def test_a_shorter_limit_is_a_beginning(model, recording_engine, limits):
 
 
 def test_the_context_is_filled_and_not_passed(tiny):
-    model = tiny(layers=1, context=90)
+    model = tiny(num_hidden_layers=1, max_position_embeddings=90)
     template = Engine(model, **SHAPE).count_tokens([Message("user", "")])
     engine = Engine(model, **SHAPE)
     lengths = {

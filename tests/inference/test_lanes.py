@@ -21,7 +21,7 @@ COUNTS = st.lists(st.integers(1, 70), min_size=1, max_size=20)
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return tiny(layers=1, eos_ids=(258, 11, 50))
+    return tiny(num_hidden_layers=1, eos_token_id=(258, 11, 50))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ QUERIES = [
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return tiny(layers=1, eos_ids=(258, 11, 50))
+    return tiny(num_hidden_layers=1, eos_token_id=(258, 11, 50))
 
 
 @pytest.fixture

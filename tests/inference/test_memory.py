@@ -13,17 +13,31 @@ from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 
 SHAPES = {
-    "large vocabulary": {"vocab_size": 9_000, "ffn": 96},
-    "wide": {"vocab_size": 300, "ffn": 2_000},
-    "one key head": {"vocab_size": 500, "ffn": 200, "kv_heads": 1},
+    "large vocabulary": {"vocab_size": 9_000, "intermediate_size": 96},
+    "wide": {"vocab_size": 300, "intermediate_size": 2_000},
+    "one key head": {
+        "vocab_size": 500,
+        "intermediate_size": 200,
+        "num_key_value_heads": 1,
+    },
 }
 SIZES = (Size(4, 8, 128, 64), Size(16, 1, 512, 32))
 
 
-def config_of(vocab_size, ffn, kv_heads=2):
-    shape = {"width": 64, "heads": 4, "kv_heads": kv_heads, "head_dim": 16}
+def config_of(vocab_size, intermediate_size, num_key_value_heads=2):
+    shape = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": num_key_value_heads,
+        "head_dim": 16,
+    }
     return ModelConfig(
-        "llama", vocab_size, layers=2, ffn=ffn, context=1024, **shape
+        "llama",
+        vocab_size,
+        num_hidden_layers=2,
+        intermediate_size=intermediate_size,
+        max_position_embeddings=1024,
+        **shape,
     )
 
 
@@ -100,7 +114,7 @@ def test_the_most_groups_by_hand():
 def test_an_engine_takes_the_rows_that_memory_holds(tiny, monkeypatch):
     """The samples are those of any other number of rows."""
     prompts = ["one", "two", "three"]
-    model = tiny(layers=1)
+    model = tiny(num_hidden_layers=1)
     settings = {"max_new_tokens": 12, "rows_per_group": 8}
     expected = Engine(model, rows=16, **settings).generate(prompts, n=16)
     widths = []

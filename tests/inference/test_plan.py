@@ -22,13 +22,13 @@ from dynscaling_jax.models.config import ModelConfig
 SMALL = ModelConfig(
     "llama",
     vocab_size=32,
-    width=8,
-    layers=2,
-    heads=4,
-    kv_heads=2,
+    hidden_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
     head_dim=2,
-    ffn=16,
-    context=4096,
+    intermediate_size=16,
+    max_position_embeddings=4096,
 )
 MATRICES, VECTORS = 2 * 576 + 2 * 32 * 8, 2 * 16 + 8
 TOKEN = 2 * 2 * 2 * 2 * 2  # keys and values, layers, heads, width, bytes
@@ -88,7 +88,7 @@ def test_parameters_by_hand():
     )
     # a step takes single rows of a table that is no head
     assert plan.read_bytes(SMALL) == 2 * (MATRICES + VECTORS - 32 * 8)
-    tied = dataclasses.replace(SMALL, tied=True)
+    tied = dataclasses.replace(SMALL, tie_word_embeddings=True)
     assert plan.read_bytes(tied) == plan.parameter_bytes(tied)
 
 
@@ -97,11 +97,11 @@ def test_parameters_are_as_large_as_their_arrays(int8):
     config = dataclasses.replace(
         SMALL,
         qkv_bias=True,
-        experts=3,
-        experts_per_token=2,
-        expert_ffn=6,
+        num_experts=3,
+        num_experts_per_tok=2,
+        moe_intermediate_size=6,
         expert_bias=True,
-        dense=(True, False),
+        mlp_only_layers=(0,),
     )
     params = transformer.init_params(jax.random.key(0), config, jnp.bfloat16)
     if int8:

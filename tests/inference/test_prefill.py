@@ -9,7 +9,7 @@ from dynscaling_jax.inference import prefill
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return tiny(layers=1)
+    return tiny(num_hidden_layers=1)
 
 
 @pytest.mark.parametrize("length", [1, 5, 32])

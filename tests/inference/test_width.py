@@ -14,26 +14,46 @@ from dynscaling_jax.types import Message, Query, Request
 
 WIDTHS = (8, 16, 32, 64)
 SHAPES = {
-    "narrow": {"width": 32, "heads": 4, "kv_heads": 2, "head_dim": 16},
-    "one key head": {"width": 48, "heads": 6, "kv_heads": 1, "head_dim": 16},
-    "odd": {"width": 100, "heads": 5, "kv_heads": 5, "head_dim": 20},
-    "as smollm2": {"width": 576, "heads": 9, "kv_heads": 3, "head_dim": 64},
-    "soft caps": {
-        "width": 64,
-        "heads": 4,
-        "kv_heads": 4,
+    "narrow": {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "head_dim": 16,
-        "softcap": 50.0,
-        "final_softcap": 30.0,
     },
-    "experts": {
-        "width": 64,
-        "heads": 4,
-        "kv_heads": 2,
+    "one key head": {
+        "hidden_size": 48,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 1,
         "head_dim": 16,
-        "experts": 4,
-        "experts_per_token": 2,
-        "expert_ffn": 24,
+    },
+    "odd": {
+        "hidden_size": 100,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "head_dim": 20,
+    },
+    "as smollm2": {
+        "hidden_size": 576,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+    },
+    "soft caps": {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "num_experts": {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
     },
 }
 
@@ -45,7 +65,12 @@ def test_a_layer_rounds_by_the_row(fields, length, least):
     the number of rows, made samples depend on what ran beside them. Prompts
     of one block of keys and of two, with room for more."""
     config = ModelConfig(
-        "llama", vocab_size=999, layers=1, ffn=136, context=512, **fields
+        "llama",
+        vocab_size=999,
+        num_hidden_layers=1,
+        intermediate_size=136,
+        max_position_embeddings=512,
+        **fields,
     )
     params = transformer.init_params(jax.random.key(0), config)
     random = np.random.RandomState(0)
@@ -53,8 +78,8 @@ def test_a_layer_rounds_by_the_row(fields, length, least):
     def normal(*shape):
         return random.standard_normal(shape).astype("f")
 
-    most, kv, dim = WIDTHS[-1], config.kv_heads, config.head_dim
-    x = normal(most, config.width)
+    most, kv, dim = WIDTHS[-1], config.num_key_value_heads, config.head_dim
+    x = normal(most, config.hidden_size)
     k, v = normal(most, kv, 32, dim), normal(most, kv, 32, dim)
     prompt = normal(2, 1, kv, least, dim)
     drawn = np.arange(most, dtype=np.int32) % 30 + 1
@@ -104,7 +129,7 @@ def test_rows_become_fewer_and_samples_stay(tiny, monkeypatch):
     """40 samples in 64 rows, then in 32, 16 and 8 as they end; and each
     query alone, in 8 rows, and all with one number of rows throughout."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one lane
-    model = tiny(layers=1, eos_ids=(258, *range(12)))
+    model = tiny(num_hidden_layers=1, eos_token_id=(258, *range(12)))
     queries = [Query(str(i), (Message("user", "x" * i),)) for i in range(8)]
     work = [Request(q, q.messages, i) for q in queries for i in range(5)]
     settings = {"rows": 64, "rows_per_group": 8, "max_new_tokens": 112}
@@ -135,7 +160,11 @@ def test_rows_become_fewer_and_samples_stay(tiny, monkeypatch):
 def test_short_prompts_fill_the_rows_of_long_ones(tiny, monkeypatch):
     """Prompts of three lengths were drawn apart, each to its last sample,
     and rows idled at three ends in place of one."""
-    model = tiny(layers=1, context=2048, eos_ids=(258, *range(12)))
+    model = tiny(
+        num_hidden_layers=1,
+        max_position_embeddings=2048,
+        eos_token_id=(258, *range(12)),
+    )
     lengths = (1100, 300, *(10 + i for i in range(20)))
     queries = [Query(str(n), (Message("user", "x" * n),)) for n in lengths]
     work = [Request(q, q.messages, 0) for q in queries]

@@ -26,11 +26,11 @@ from dynscaling_jax.types import Message
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
-    "--config.shape.width=32",
-    "--config.shape.layers=1",
+    "--config.shape.hidden_size=32",
+    "--config.shape.num_hidden_layers=1",
     "--config.shape.head_dim=16",
-    "--config.shape.ffn=48",
-    "--config.shape.context=256",
+    "--config.shape.intermediate_size=48",
+    "--config.shape.max_position_embeddings=256",
     "--config.shape.vocab_size=300",
 )
 
@@ -231,7 +231,7 @@ def test_a_config_that_failed_can_be_mended(lessons, tmp_path):
         in_process(flags)
     flags = training(lessons, tmp_path, *SMALL, "--config.steps=3")
     in_process(flags)
-    assert load_model(tmp_path / "model").config.width == 32
+    assert load_model(tmp_path / "model").config.hidden_size == 32
 
 
 def test_a_directory_of_something_else_is_left_alone(lessons, tmp_path):
@@ -304,7 +304,7 @@ def test_a_lesson_ends_as_the_template_ends_a_turn(trained, lessons):
     the last of those was taken, and the model learnt not to end its turn."""
     model = load_model(trained / "model")
     (end,) = model.tokenizer.end_ids
-    config = dataclasses.replace(model.config, eos_ids=(end, 5))
+    config = dataclasses.replace(model.config, eos_token_id=(end, 5))
     other = Model(config, model.params, lambda: model.tokenizer)
     assert other.eos_ids[-1] == 5
     data = encoded(list(read_lessons(lessons))[:3], other, 256, "lessons")

@@ -29,7 +29,7 @@ HF = {
 def test_defaults_are_those_of_transformers():
     config = hf_config.read(HF)
     assert config == ModelConfig(
-        "llama", 48, 16, 2, 4, 4, 4, 24, 64, norm_eps=1e-6
+        "llama", 48, 16, 2, 4, 4, 4, 24, 64, rms_norm_eps=1e-6
     )
 
 
@@ -39,14 +39,14 @@ def test_mistral_has_a_window_and_grouped_heads_unless_told_otherwise():
     wide = {"hidden_size": 32, "num_attention_heads": 16}
     raw = {**HF, **wide, "model_type": "mistral"}
     config = hf_config.read(raw)
-    assert (config.window, config.kv_heads) == (4096, 8)
-    assert hf_config.read({**raw, "sliding_window": None}).window == 0
-    assert hf_config.read({**raw, "sliding_window": 7}).window == 7
+    assert (config.sliding_window, config.num_key_value_heads) == (4096, 8)
+    assert hf_config.read({**raw, "sliding_window": None}).sliding_window == 0
+    assert hf_config.read({**raw, "sliding_window": 7}).sliding_window == 7
 
 
 def test_llama_has_no_window():
     """transformers ignores the field in a Llama file, and so do we."""
-    assert hf_config.read({**HF, "sliding_window": 7}).window == 0
+    assert hf_config.read({**HF, "sliding_window": 7}).sliding_window == 0
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_rope_is_read_in_both_layouts(rope):
 
 def test_stop_ids_come_from_the_generation_config_where_it_has_them():
     raw = {**HF, "eos_token_id": 2, "bos_token_id": 1}
-    assert hf_config.read(raw).eos_ids == (2,)
-    assert hf_config.read(raw, {}).eos_ids == (2,)
-    assert hf_config.read(raw, {"eos_token_id": [2, 7]}).eos_ids == (2, 7)
-    assert hf_config.read(raw).bos_id == 1
+    assert hf_config.read(raw).eos_token_id == (2,)
+    assert hf_config.read(raw, {}).eos_token_id == (2,)
+    assert hf_config.read(raw, {"eos_token_id": [2, 7]}).eos_token_id == (2, 7)
+    assert hf_config.read(raw).bos_token_id == 1
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_stop_ids_come_from_the_generation_config_where_it_has_them():
         ({"model_type": None}, "model_type None is not supported"),
         ({"model_type": []}, r"model_type \[\] is not supported"),
         ({"hidden_act": "gelu"}, "activation 'gelu' is not supported"),
-        ({"num_key_value_heads": 3}, "multiple of kv_heads"),
+        ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
         ({"head_dim": 5}, "head_dim must be even"),
         ({"vocab_size": 0}, "vocab_size must be a positive"),
         ({"vocab_size": "48"}, "vocab_size must be a positive"),
@@ -108,8 +108,16 @@ NAN = float("nan")  # which json reads
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("llama", {"rms_norm_eps": NAN}, "norm_eps must be finite .*got nan"),
-        ("llama", {"rms_norm_eps": -1}, "norm_eps must be finite and not neg"),
+        (
+            "llama",
+            {"rms_norm_eps": NAN},
+            "rms_norm_eps must be finite .*got nan",
+        ),
+        (
+            "llama",
+            {"rms_norm_eps": -1},
+            "rms_norm_eps must be finite and not neg",
+        ),
         ("llama", {"rope_theta": -5.0}, "rope_theta must be positive"),
         ("llama", {"partial_rotary_factor": 2}, "must be even, .* a part"),
         # a token's text, whose first letter was told as if it were an id
@@ -128,15 +136,23 @@ NAN = float("nan")  # which json reads
             "each factor must be positive",
         ),
         ("mistral", {"sliding_window": "5"}, "window must be a whole .*'5'"),
-        ("gemma2", {"query_pre_attn_scalar": NAN}, "query_scale must be"),
+        (
+            "gemma2",
+            {"query_pre_attn_scalar": NAN},
+            "query_pre_attn_scalar must be",
+        ),
         ("gemma2", {"query_pre_attn_scalar": -1}, "query_pre_attn_scalar must"),
-        ("gemma2", {"final_logit_softcapping": "5"}, "softcap must be"),
+        (
+            "gemma2",
+            {"final_logit_softcapping": "5"},
+            "final_logit_softcapping must be",
+        ),
         ("gemma2", {"layer_types": ["full_attention"]}, "2 times one of"),
         ("gemma2", {"layer_types": ["chunked_attention"] * 2}, "'chunked_"),
         ("smollm3", {"no_rope_layers": [1]}, "must have 2 entries, got 1"),
         ("qwen3_moe", {"num_experts": 10**9}, "experts must be at most 1000"),
         ("qwen3_moe", {"num_experts": 2.0}, "experts must be a whole .*2.0"),
-        ("gpt_oss", {"swiglu_limit": NAN}, "unit_limit must be"),
+        ("gpt_oss", {"swiglu_limit": NAN}, "swiglu_limit must be"),
         (
             "gemma3_text",
             {
@@ -211,9 +227,11 @@ def test_every_golden_config_is_written_back(goldens):
     "config",
     [
         BASE,
-        dataclasses.replace(BASE, family="mistral", window=5),
-        dataclasses.replace(BASE, family="mistral", kv_heads=1),
-        dataclasses.replace(BASE, tied=True, head_dim=6, eos_ids=()),
+        dataclasses.replace(BASE, family="mistral", sliding_window=5),
+        dataclasses.replace(BASE, family="mistral", num_key_value_heads=1),
+        dataclasses.replace(
+            BASE, tie_word_embeddings=True, head_dim=6, eos_token_id=()
+        ),
         dataclasses.replace(BASE, rope_scaling=RopeScaling("linear", 2.0)),
         dataclasses.replace(
             BASE, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
@@ -264,20 +282,20 @@ def test_frequencies_by_hand():
 
 def test_a_context_of_ones_own():
     plain = BASE
-    assert with_context(plain, 20).context == 20
+    assert with_context(plain, 20).max_position_embeddings == 20
     scaling = RopeScaling(
         "factors", factors=(1.0,) * 4, long_factors=(2.0,) * 4, long_context=900
     )
     phi = dataclasses.replace(
-        BASE, context=100, head_dim=8, rope_scaling=scaling
+        BASE, max_position_embeddings=100, head_dim=8, rope_scaling=scaling
     )
     assert with_context(phi, 100).rope_scaling == scaling
     longer = with_context(phi, 101)
-    assert longer.context == 101
+    assert longer.max_position_embeddings == 101
     assert longer.rope_scaling.factors == scaling.long_factors
     for config, tokens, most in (
-        (plain, 0, plain.context),
-        (plain, "8", plain.context),
+        (plain, 0, plain.max_position_embeddings),
+        (plain, "8", plain.max_position_embeddings),
         (phi, 901, 900),
     ):
         with pytest.raises(ValueError, match=f"2 and {most} tokens"):

@@ -12,17 +12,17 @@ from dynscaling_jax.models.config import ModelConfig
 # sampling) weighs as little as in a real model
 FIELDS = {
     "vocab_size": 2_000,
-    "width": 256,
-    "layers": 2,
-    "heads": 8,
-    "kv_heads": 2,
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
     "head_dim": 32,
-    "ffn": 768,
-    "context": 1_024,
+    "intermediate_size": 768,
+    "max_position_embeddings": 1_024,
 }
 CONFIGS = {
     "llama": ModelConfig("llama", **FIELDS),
-    "mistral": ModelConfig("mistral", **FIELDS, window=64),
+    "mistral": ModelConfig("mistral", **FIELDS, sliding_window=64),
 }
 ROWS, PER, PROMPT, NEW = 8, 4, 256, 32
 
@@ -106,8 +106,13 @@ def test_a_sample_is_the_sum_of_its_tokens():
 @pytest.mark.parametrize("window", [0, 1, 3, 5, 100])
 @pytest.mark.parametrize(("first", "last"), [(0, 9), (2, 4), (4, 9), (3, 3)])
 def test_visible_keys_are_counted(window, first, last):
-    fields = {**FIELDS, "layers": 1, "heads": 2, "head_dim": 2}
-    config = ModelConfig("mistral", **fields, window=window)
+    fields = {
+        **FIELDS,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 2,
+    }
+    config = ModelConfig("mistral", **fields, sliding_window=window)
     pairs = sum(min(p + 1, window or p + 1) for p in range(first, last))
     counted = flops.attention_flops(config, first, last)
     assert counted == 4 * 2 * 2 * pairs

@@ -81,7 +81,7 @@ def test_bfloat16_activations(goldens):
 
 
 def test_the_engine_draws_with_it(tiny):
-    model = tiny(layers=2)
+    model = tiny(num_hidden_layers=2)
     model.params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: quantize((getattr(path[-1], "key", None),), leaf),
         model.params,
@@ -89,7 +89,7 @@ def test_the_engine_draws_with_it(tiny):
     engine = Engine(model, rows=4, rows_per_group=2, max_new_tokens=8)
     (samples,) = engine.generate(["What is 2 + 2?"], n=4)
     assert [s.new_tokens for s in samples] == [8] * 4
-    written = tiny(layers=2)
+    written = tiny(num_hidden_layers=2)
     written.params = dequantized(model.params)
     engine = Engine(written, rows=4, rows_per_group=2, max_new_tokens=8)
     assert [s.text for s in engine.generate(["What is 2 + 2?"], n=4)[0]] == [

@@ -10,7 +10,7 @@ import pytest
 from dynscaling_jax.checkpoints import load_model
 from dynscaling_jax.inference import cache, decode, prefill
 from dynscaling_jax.models import transformer
-from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.config import FULL, SLIDING, ModelConfig
 
 CASES = (
     "llama_grouped",
@@ -97,36 +97,36 @@ def test_steps_through_the_grouped_cache_equal_transformers(
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("mistral_window", {"window": 0}),
-        ("mistral_window", {"window": 4}),
-        ("mistral_window", {"window": 6}),
-        ("mistral_no_window", {"window": 5}),
+        ("mistral_window", {"sliding_window": 0}),
+        ("mistral_window", {"sliding_window": 4}),
+        ("mistral_window", {"sliding_window": 6}),
+        ("mistral_no_window", {"sliding_window": 5}),
         ("llama_rope_llama3", {"rope_scaling": None}),
         ("llama_rope_linear", {"rope_scaling": None}),
         ("llama_grouped", {"rope_theta": 9_000.0}),
-        ("llama_grouped", {"norm_eps": 1e-2}),
-        ("smollm3_without_rope", {"rotates": ()}),
-        ("qwen2_window_tied", {"local": ()}),
-        ("qwen2_window_tied", {"window": 0}),
+        ("llama_grouped", {"rms_norm_eps": 1e-2}),
+        ("smollm3_without_rope", {"no_rope_layers": ()}),
+        ("qwen2_window_tied", {"layer_types": ()}),
+        ("qwen2_window_tied", {"sliding_window": 0}),
         ("qwen2_yarn", {"rope_scaling": None}),
         ("qwen3_yarn_not_whole", {"rope_scaling": None}),
-        ("qwen3_moe", {"experts_per_token": 1}),
-        ("qwen3_moe", {"expert_renormalise": True}),
-        ("gemma2_multi_query", {"softcap": 0.0}),
-        ("gemma2_multi_query", {"final_softcap": 0.0}),
-        ("gemma2_multi_query", {"query_scale": 0.0}),
-        ("gemma2_multi_query", {"local": (False, True)}),
+        ("qwen3_moe", {"num_experts_per_tok": 1}),
+        ("qwen3_moe", {"norm_topk_prob": True}),
+        ("gemma2_multi_query", {"attn_logit_softcapping": 0.0}),
+        ("gemma2_multi_query", {"final_logit_softcapping": 0.0}),
+        ("gemma2_multi_query", {"query_pre_attn_scalar": 0.0}),
+        ("gemma2_multi_query", {"layer_types": (FULL, SLIDING)}),
         ("gemma3_grouped", {"norm_offset": 0.0}),
-        ("gemma3_grouped", {"activation": "silu"}),
+        ("gemma3_grouped", {"hidden_act": "silu"}),
         ("gemma3_grouped", {"embed_scale": 1.0}),
-        ("gemma3_scaled", {"local_rope_theta": 0.0}),
+        ("gemma3_scaled", {"rope_local_base_freq": 0.0}),
         ("gemma3_scaled", {"rope_scaling": None}),
-        ("phi3_partial_window_tied", {"rope_share": 1.0}),
+        ("phi3_partial_window_tied", {"partial_rotary_factor": 1.0}),
         ("phi3_longrope", {"rope_scaling": None}),
-        ("gpt_oss_grouped", {"unit_limit": 7.0}),
-        ("gpt_oss_grouped", {"unit_slope": 1.0}),
-        ("gpt_oss_grouped", {"window": 0}),
-        ("gpt_oss_grouped", {"expert_renormalise": False}),
+        ("gpt_oss_grouped", {"swiglu_limit": 7.0}),
+        ("gpt_oss_grouped", {"swiglu_alpha": 1.0}),
+        ("gpt_oss_grouped", {"sliding_window": 0}),
+        ("gpt_oss_grouped", {"norm_topk_prob": False}),
         ("gpt_oss_multi_query_mxfp4", {"rope_scaling": None}),
     ],
 )
@@ -162,7 +162,7 @@ def test_later_tokens_do_not_change_earlier_logits(tiny):
 
 def test_a_window_forgets_what_lies_before_it(tiny):
     """Each layer sees 3 tokens, so two layers see 5."""
-    model = tiny(family="mistral", window=3)
+    model = tiny(family="mistral", sliding_window=3)
     ids = np.arange(20, dtype=np.int32)
     changed = np.where(ids == 4, 99, ids)
     a, b = model.logits(np.stack([ids, changed]))
@@ -186,5 +186,5 @@ def test_random_parameters_have_the_shapes_of_the_config():
     shapes = jax.tree.map(lambda w: w.shape, params)
     assert shapes == transformer.param_shapes(config)
     assert float(params["head"].std()) == pytest.approx(0.02, rel=0.1)
-    tied = dataclasses.replace(config, tied=True)
+    tied = dataclasses.replace(config, tie_word_embeddings=True)
     assert "head" not in transformer.param_shapes(tied)

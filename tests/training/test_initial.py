@@ -11,7 +11,9 @@ from dynscaling_jax.training.initial import fresh_params
 
 @pytest.fixture(scope="module")
 def config():
-    return ModelConfig("llama", 64, 128, 4, 4, 2, 32, 256, 64, tied=True)
+    return ModelConfig(
+        "llama", 64, 128, 4, 4, 2, 32, 256, 64, tie_word_embeddings=True
+    )
 
 
 def test_products_keep_their_size(config):

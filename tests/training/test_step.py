@@ -15,7 +15,7 @@ HYPER = Hyper(steps=20, warmup=2, learning_rate=1e-2)
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return tiny(layers=1, scale=0.1)
+    return tiny(num_hidden_layers=1, scale=0.1)
 
 
 def batch(rows=4, size=32, seed=0):
