@@ -47,32 +47,31 @@ def lines(config: Config) -> Lines:
     yield {"bench": "accelerator", **card, "weights_gb": _weights(model) / 1e9}
     work = made_work(size, model)
     yield {**prefill_line(work, peak, config.repeats), **card}
-    for rows, per in size.settings:
-        setting = ours.Setting(rows, per)
+    for setting in map(ours.Setting._make, size.settings):
         yield {**decode_line(work, setting, bandwidth, peak), **card}
 
 
 def decode_line(
     work: ours.Work, setting: ours.Setting, bandwidth: float, peak: float
 ) -> dict:
-    """Steps of rows that are all busy. The limit is the longer of moving
-    all bytes and doing all operations: with many rows it is the latter."""
+    """Steps of slots that are all active. The limit is the longer of moving
+    all bytes and doing all operations: with many slots it is the latter."""
     config = work.model.config
     engine = ours.engine(work, setting)
-    ours.wave(work, setting, engine)  # reads the prompts, compiles
+    ours.wave(work, setting, engine)  # prefills, compiles
     wave = ours.wave(work, setting, engine)
     step = wave.seconds / wave.steps
     prompt = _length(work)
-    middle = work.new_tokens // 2  # keys that a row wrote, on average
-    groups = setting.rows // setting.rows_per_group
-    keys = groups * prompt + setting.rows * middle
+    middle = work.new_tokens // 2  # keys that a slot wrote, on average
+    groups = setting.slots // setting.slots_per_group
+    keys = groups * prompt + setting.slots * middle
     moved = _weights(work.model) + keys * _token_bytes(work.model)
-    done = setting.rows * (
+    operations = setting.slots * (
         linear_flops(config)
         + head_flops(config)
         + attention_flops(config, prompt + middle - 1, prompt + middle)
     )
-    limit = max(moved / bandwidth, done / peak)
+    limit = max(moved / bandwidth, operations / peak)
     return {
         "bench": "accelerator, decode",
         **setting._asdict(),
@@ -83,7 +82,7 @@ def decode_line(
         "step_ms": round(1e3 * step, 3),
         "device_step_ms": round(1e3 * wave.step, 3),
         "step_gb": round(moved / 1e9, 3),
-        "step_tflop": round(done / 1e12, 4),
+        "step_tflop": round(operations / 1e12, 4),
         "share_of_bandwidth": round(moved / bandwidth / step, 3),
         "goal": 0.7,
         "share_of_limit": round(limit / step, 3),
@@ -92,7 +91,7 @@ def decode_line(
 
 
 def prefill_line(work: ours.Work, peak: float, repeats: int) -> dict:
-    """Reading all prompts."""
+    """Prefill of all prompts."""
     config, params = work.model.config, work.model.params
     prompt = _length(work)
     ids = [
@@ -100,14 +99,14 @@ def prefill_line(work: ours.Work, peak: float, repeats: int) -> dict:
         for q in work.queries
     ]
 
-    def read():
+    def prefill_all():
         for one in ids:
             last = prefill.prefill(params, config, one, np.int32(len(one)))
         jax.block_until_ready(last.logits)
 
-    read()  # compiles
-    seconds = median_seconds(read, repeats)
-    done = len(ids) * (
+    prefill_all()  # compiles
+    seconds = median_seconds(prefill_all, repeats)
+    operations = len(ids) * (
         prompt * linear_flops(config)
         + head_flops(config)
         + attention_flops(config, 0, prompt)
@@ -117,8 +116,8 @@ def prefill_line(work: ours.Work, peak: float, repeats: int) -> dict:
         "queries": len(ids),
         "prompt_tokens": prompt,
         "tokens_per_second": rate(len(ids) * prompt, seconds),
-        "tflop": round(done / 1e12, 4),
-        "share_of_product": round(done / seconds / peak, 3),
+        "tflop": round(operations / 1e12, 4),
+        "share_of_product": round(operations / seconds / peak, 3),
         "goal": 0.5,
     }
 

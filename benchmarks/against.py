@@ -23,7 +23,7 @@ def ratios(
     size: Config,
     work: Work,
     setting: Setting,
-    first: ours.Whole,
+    first: ours.Full,
 ) -> Lines:
     """A line for each peer. Our side runs before and after it, so that a
     change of the machine's load in between meets both."""
@@ -37,7 +37,7 @@ def ratios(
         if "missing" in theirs:
             yield {**bench, "install": INSTALL, **theirs}
             continue
-        after, _ = ours.whole(work, setting)
+        after, _ = ours.full(work, setting)
         mine = rate(
             before.tokens + after.tokens, before.seconds + after.seconds
         )

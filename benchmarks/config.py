@@ -70,7 +70,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "prompt_tokens": 128,
         "new_tokens": 128,
         "temperature": 0.7,
-        "settings": ((64, 16), (128, 16), (256, 16)),  # rows, rows per group
+        "settings": ((64, 16), (128, 16), (256, 16)),  # slots, slots per group
         "gemm_rows": (16, 32, 64, 128, 256),
         "gemm_libraries": ("xla", "numpy"),
         "transformers": {**_TRANSFORMERS, "goal": 2.5},
@@ -91,32 +91,32 @@ SIZES: dict[str, dict[str, Any]] = {
     # a run of launch.run's kind
     "dynscaling": {
         "method": "dynscaling",
-        "queries": 64,  # two samples a row and round
+        "queries": 64,  # two samples a slot and round
         "samples_per_query": 8,
         "stale_rounds": 0,  # as config.budget.stale_rounds
         "new_tokens": 128,
         "temperature": 0.7,
-        "rows": 32,
-        "rows_per_group": 8,
+        "slots": 32,
+        "slots_per_group": 8,
         # of the plain decoding that it is held against
         "candidates": 16,
         "prompt_tokens": 128,
-        # a chain of so many tokens behind a prompt that was read
+        # a chain of so many tokens behind a cached prefix
         "chains": 4,
         "chain_prompt": 880,
         "chain_tokens": 100,
     },
     # the bundled reasoner on its own problems
-    "lanes": {"queries": 100, "candidates": 8, "rows": 128},
-    # processes that load, compile and draw
-    "startup": {"rows": 32, "new_tokens": 16},
+    "workers": {"queries": 100, "candidates": 8, "slots": 128},
+    # processes that load, compile and sample
+    "startup": {"slots": 32, "new_tokens": 16},
     # samples without a model, and by a model that hardly computes
     "memory": {
         "queries": 10_000,
         "candidates": 16,
         "characters": 400,  # of a sample of the stub
         "new_tokens": 2,
-        "rows": 512,
+        "slots": 512,
         "prefix_bytes": 2e6,
         "shape": {
             "family": "llama",

@@ -10,14 +10,14 @@ def lines(config: Config) -> Lines:
     model = ours.load(config)
     work = ours.make_work(config, size, model)
     setting, tried = ours.best_setting(work, size.settings)
-    first, engine = ours.whole(work, setting)
+    first, engine = ours.full(work, setting)
     wave = ours.wave(work, setting, engine)
     yield ours.line(size, setting, tried, first, wave)
     yield {
         "bench": "breakdown of a decode step",
-        "rows": setting.rows,
+        "slots": setting.slots,
         **pieces.breakdown(
-            model, setting.rows, size.temperature, wave, config.repeats
+            model, setting.slots, size.temperature, wave, config.repeats
         ),
     }
     yield limit_line(config, size, wave, model)

@@ -1,4 +1,4 @@
-"""A whole DynScaling run: rounds, chains, rows that are filled again."""
+"""A whole DynScaling run: rounds, chains, slots that are filled again."""
 
 import functools
 import statistics
@@ -32,14 +32,14 @@ def lines(config: Config) -> Lines:
     model = load_model(config.model, config.dtype)
     run(size, model, task)  # the same run, compiling
     with compilations() as compiled, timed_calls(prefill) as times:
-        engine, result, seconds, sampling, asked = run(size, model, task)
+        engine, result, seconds, sampling, requests = run(size, model, task)
     chains = sum(bool(s.parents) for many in result.samples for s in many)
-    # on a CPU a token that is read costs as much as one that is drawn
+    # on a CPU a prompt token costs as much as a completion token
     reading = sum(map(sum, times.values()))
     sampled = rate(result.ledger.new_tokens, sampling - reading)
-    at_once = at_once_rate(size, model, asked, result.ledger.new_tokens)
+    at_once = at_once_rate(size, model, requests, result.ledger.new_tokens)
     plain = plain_rate(config, size, model)
-    idle = 1 - engine.live_steps / max(1, engine.row_steps)
+    idle = 1 - engine.active_steps / max(1, engine.slot_steps)
     yield {
         "bench": "dynscaling",
         "queries": size.queries,
@@ -63,9 +63,9 @@ def lines(config: Config) -> Lines:
         "share_of_at_once": round(sampled / at_once, 3),
     }
     yield {
-        "bench": "dynscaling, idle rows",
-        "row_steps": int(engine.row_steps),
-        "live_steps": int(engine.live_steps),
+        "bench": "dynscaling, idle slots",
+        "slot_steps": int(engine.slot_steps),
+        "active_steps": int(engine.active_steps),
         "idle": round(float(idle), 4),
         "goal": 0.15,
     }
@@ -75,67 +75,70 @@ def lines(config: Config) -> Lines:
 def run(
     size: Config, model: Model, task: Task
 ) -> tuple[Engine, Result, float, float, list[Request]]:
-    """(engine, result, seconds, of these within the engine, what it was asked
-    for)."""
+    """(engine, result, seconds, of these within the engine, its requests)."""
     engine = _engine(size, model, size.new_tokens)
     method = METHODS[size.method]()
     schedule = method.schedule._replace(stale=size.stale_rounds)
-    spent, asked = [0.0], list[Request]()
+    spent, requests = [0.0], list[Request]()
     reading = functools.partial(
         answered, kind=task.kind, thinking=engine.thinking
     )
     begin = time.perf_counter()
     result = run_rounds(
         [problem.query for problem in task.problems[: size.queries]],
-        tap(engine, lambda sample: _watched(sample, spent, asked), reading),
+        tap(engine, lambda sample: _metered(sample, spent, requests), reading),
         method._replace(schedule=schedule),
         Budget(samples_per_query=size.samples_per_query),
         jax.random.key(0),
     )
-    return engine, result, time.perf_counter() - begin, spent[0], asked
+    return engine, result, time.perf_counter() - begin, spent[0], requests
 
 
 def at_once_rate(
-    size: Config, model: Model, asked: Sequence[Request], tokens: int
+    size: Config, model: Model, requests: Sequence[Request], tokens: int
 ) -> float:
-    """Tokens a second of the same samples without rounds: no row waits for an
-    answer, so that what a run has less is what rounds cost, and what this
+    """Tokens a second of the same samples without rounds: no slot waits for
+    an answer, so that what a run has less is what rounds cost, and what this
     rate has less than the plain one is what chains cost, and its tail."""
     for engine in (_engine(size, model, size.new_tokens) for _ in range(2)):
         begin = time.perf_counter()  # of the second; the first one compiles
         with timed_calls(prefill) as times:
-            drawn = sum(sample.new_tokens for sample in engine.sample(asked))
+            generated = sum(
+                sample.new_tokens for sample in engine.sample(requests)
+            )
         seconds = time.perf_counter() - begin - sum(map(sum, times.values()))
-    if drawn != tokens:
-        raise RuntimeError(f"{drawn} tokens were drawn at once, not {tokens}")
+    if generated != tokens:
+        raise RuntimeError(
+            f"{generated} tokens were generated at once, not {tokens}"
+        )
     return rate(tokens, seconds)
 
 
 def plain_rate(config: Config, size: Config, model: Model) -> float:
-    """Tokens a second of rows that are all busy and read no prompt."""
+    """Tokens a second of slots that are all active, prefill aside."""
     work = ours.make_work(config, size, ours.endless(model))
-    setting = ours.Setting(size.rows, size.rows_per_group)
+    setting = ours.Setting(size.slots, size.slots_per_group)
     engine = ours.engine(work, setting)
-    ours.wave(work, setting, engine)  # reads the prompts
+    ours.wave(work, setting, engine)  # caches the prefixes
     wave = ours.wave(work, setting, engine)
     return rate(wave.tokens, wave.seconds)
 
 
 def extension_line(size: Config, model: Model, task: Task) -> dict[str, Any]:
-    """Reading a chain behind a prompt that was read, against reading it
-    whole: seconds within the functions of prefill."""
+    """Prefill of a chain from a cached prefix, against all of it: seconds
+    within the functions of prefill."""
     texts = prompts.queries(task, model, size.chains + 1, size.chain_prompt)
     engine = _engine(size, model, 2)
     fresh, extended = [], []
     for query in texts:
         chain = (*query.messages, Message("assistant", _attempt(size, model)))
-        alone = Query(f"{query.id}/whole", chain)
-        _draw(engine, query, query.messages)
+        alone = Query(f"{query.id}/alone", chain)
+        _sample(engine, query, query.messages)
         with timed_calls(prefill, decode) as times:
-            _draw(engine, query, chain)
+            _sample(engine, query, chain)
         extended.append(_reading(times))
         with timed_calls(prefill, decode) as times:
-            _draw(engine, alone, chain)
+            _sample(engine, alone, chain)
         fresh.append(_reading(times))
     # the first ones compiled
     share = statistics.median(extended[1:]) / statistics.median(fresh[1:])
@@ -159,11 +162,13 @@ def _attempt(size: Config, model: Model) -> str:
 
 def _reading(times: dict[str, list[float]]) -> float:
     """Seconds of all that is not decoding."""
-    parts = {"decode", "start", "place", "select"}
+    parts = {"decode", "start", "insert", "select"}
     return sum(sum(t) for name, t in times.items() if name not in parts)
 
 
-def _draw(engine: Engine, query: Query, messages: tuple[Message, ...]) -> None:
+def _sample(
+    engine: Engine, query: Query, messages: tuple[Message, ...]
+) -> None:
     for _ in engine.sample([Request(query, messages, 0)]):
         pass
 
@@ -173,20 +178,20 @@ def _engine(size: Config, model: Model, new_tokens: int) -> Engine:
         model,
         max_new_tokens=new_tokens,
         temperature=size.temperature,
-        rows=size.rows,
-        rows_per_group=size.rows_per_group,
+        slots=size.slots,
+        slots_per_group=size.slots_per_group,
     )
 
 
-def _watched(
-    sample_fn: Callable, spent: list[float], asked: list[Request]
+def _metered(
+    sample_fn: Callable, spent: list[float], requests: list[Request]
 ) -> SampleFn:
     """Adds the seconds within sample_fn up, and keeps its requests."""
 
-    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-        asked.extend(requests)
+    def sample(wanted: Sequence[Request]) -> Iterator[Sample]:
+        requests.extend(wanted)
         begin = time.perf_counter()
-        samples = iter(sample_fn(requests))
+        samples = iter(sample_fn(wanted))
         spent[0] += time.perf_counter() - begin
         return timed(samples)
 
@@ -199,4 +204,4 @@ def _watched(
                 return
             yield sample
 
-    return draw
+    return sample

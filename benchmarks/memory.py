@@ -1,7 +1,7 @@
-"""Memory of the host while samples of very many queries are drawn.
+"""Memory of the host while samples of very many queries are generated.
 
 Each part runs in a process of its own. What the process holds more at the end
-than when a tenth was drawn is the growth; the queries and the requests, which
+than when a tenth was there is the growth; the queries and the requests, which
 are there from the start, are in neither.
 """
 
@@ -26,7 +26,7 @@ def lines(config: Config) -> Lines:
             "the process",
             cwd=ROOT,
         )
-        drawn = 0.9 * size.queries * size.candidates
+        samples = 0.9 * size.queries * size.candidates
         yield {
             "bench": f"memory, {part}",
             "queries": size.queries,
@@ -34,7 +34,7 @@ def lines(config: Config) -> Lines:
             "mb_after_a_tenth": round(few / 1e6, 1),
             "mb_at_the_end": round(many / 1e6, 1),
             "growth_mb": round((many - few) / 1e6, 1),
-            "growth_bytes_per_sample": round((many - few) / drawn, 1),
+            "growth_bytes_per_sample": round((many - few) / samples, 1),
         }
 
 
@@ -49,8 +49,8 @@ def resident() -> int:
 
 
 class Marks:
-    """Notes what is resident when a tenth of the samples has been drawn and
-    when all have."""
+    """Notes what is resident when a tenth of the samples is there and when
+    all are."""
 
     def __init__(self, samples: int):
         self.at = (samples // 10, samples)
@@ -94,7 +94,7 @@ def through_loop(job: dict, marks: Marks) -> None:
 
 
 def through_engine(job: dict, marks: Marks) -> None:
-    """The engine, which is asked for all samples at once."""
+    """The engine, which gets all requests at once."""
     from benchmarks.stubs import random_model
     from dynscaling_jax.inference import Engine
     from dynscaling_jax.types import Request
@@ -102,7 +102,7 @@ def through_engine(job: dict, marks: Marks) -> None:
     engine = Engine(
         random_model(job["shape"]),
         max_new_tokens=job["new_tokens"],
-        rows=job["rows"],
+        slots=job["slots"],
         prefix_bytes=job["prefix_bytes"],
     )
     requests = [

@@ -26,20 +26,20 @@ class Work(NamedTuple):
 
 
 class Setting(NamedTuple):
-    rows: int
-    rows_per_group: int
+    slots: int
+    slots_per_group: int
 
 
-class Whole(NamedTuple):
+class Full(NamedTuple):
     """A run over all the work."""
 
     tokens: int
     seconds: float
-    idle: float  # share of row-steps that drew nothing
+    idle: float  # share of slot-steps without a token
 
 
 class Wave(NamedTuple):
-    """One filling of the rows, its prompts having been read before."""
+    """One filling of the slots, its prefixes being cached."""
 
     tokens: int  # without the first ones, which belong to the prompts
     seconds: float
@@ -79,8 +79,8 @@ def engine(work: Work, setting: Setting) -> Engine:
         work.model,
         max_new_tokens=work.new_tokens,
         temperature=work.temperature,
-        rows=setting.rows,
-        rows_per_group=setting.rows_per_group,
+        slots=setting.slots,
+        slots_per_group=setting.slots_per_group,
     )
 
 
@@ -89,42 +89,43 @@ def best_setting(
 ) -> tuple[Setting, list[dict[str, Any]]]:
     """The fastest in a probe, which also compiles all that it needs."""
     tried = []
-    for rows, per in settings:
-        setting = Setting(rows, per)
-        first = rate(rows, _wave(work, setting, engine(work, setting)).step)
+    for setting in map(Setting._make, settings):
+        first = rate(
+            setting.slots, _wave(work, setting, engine(work, setting)).step
+        )
         tried.append({**setting._asdict(), "tokens_per_second": first})
     best = max(tried, key=lambda one: one["tokens_per_second"])
-    return Setting(best["rows"], best["rows_per_group"]), tried
+    return Setting(best["slots"], best["slots_per_group"]), tried
 
 
-def whole(work: Work, setting: Setting) -> tuple[Whole, Engine]:
-    """All the work by a fresh engine, which keeps the prompts it read."""
+def full(work: Work, setting: Setting) -> tuple[Full, Engine]:
+    """All the work by a fresh engine, which keeps the prefixes."""
     fresh = engine(work, setting)
     begin = time.perf_counter()
-    tokens = draw(fresh, work.queries, work.candidates)
+    tokens = generate(fresh, work.queries, work.candidates)
     seconds = time.perf_counter() - begin
-    idle = 1 - fresh.live_steps / max(1, fresh.row_steps)
+    idle = 1 - fresh.active_steps / max(1, fresh.slot_steps)
     expected = len(work.queries) * work.candidates * work.new_tokens
     if tokens != expected:
-        raise RuntimeError(f"{tokens} tokens were drawn, not {expected}")
-    return Whole(tokens, seconds, round(float(idle), 4)), fresh
+        raise RuntimeError(f"{tokens} tokens were generated, not {expected}")
+    return Full(tokens, seconds, round(float(idle), 4)), fresh
 
 
 def wave(work: Work, setting: Setting, used: Engine) -> Wave:
-    """Decoding alone, by an engine that has read the prompts."""
+    """Decoding alone, by an engine that has cached the prefixes."""
     return _wave(work._replace(warm_up=work.queries), setting, used)
 
 
 def _wave(work: Work, setting: Setting, used: Engine) -> Wave:
-    count = max(1, setting.rows // work.candidates)
-    each = min(setting.rows, work.candidates)
+    count = max(1, setting.slots // work.candidates)
+    each = min(setting.slots, work.candidates)
     some = work.warm_up[:count]
-    before = used.row_steps
+    before = used.slot_steps
     with timed_calls(decode, prefill) as times:
         begin = time.perf_counter()
-        tokens = draw(used, some, each)
+        tokens = generate(used, some, each)
         seconds = time.perf_counter() - begin
-    steps = int(used.row_steps - before) // setting.rows
+    steps = int(used.slot_steps - before) // setting.slots
     chunks = sorted(times["decode"])
     usual = chunks[(len(chunks) - 1) // 2]  # one of them may have compiled
     return Wave(
@@ -136,8 +137,8 @@ def _wave(work: Work, setting: Setting, used: Engine) -> Wave:
     )
 
 
-def draw(used: Engine, some: Sequence[Query], candidates: int) -> int:
-    """Draws samples and returns the count of their tokens."""
+def generate(used: Engine, some: Sequence[Query], candidates: int) -> int:
+    """Samples, and returns the count of completion tokens."""
     requests = [
         Request(query, query.messages, index)
         for query in some
@@ -150,7 +151,7 @@ def line(
     size: Config,
     setting: Setting,
     tried: list[dict[str, Any]],
-    done: Whole,
+    done: Full,
     decoding: Wave,
 ) -> dict[str, Any]:
     return {

@@ -14,18 +14,18 @@ from dynscaling_jax.models import attention, transformer
 
 
 def breakdown(
-    model: Model, rows: int, temperature: float, wave: Wave, repeats: int
+    model: Model, slots: int, temperature: float, wave: Wave, repeats: int
 ) -> dict[str, float]:
     """Milliseconds of a step of the engine, by part.
 
-    Linears, head and sampler are products and draws on their own. The layers
+    Linears, head and sampler are products and sampling on their own. The layers
     without attention, less their linears, are the norms, rotations and sums.
     Attention, with the writing of keys, is what the engine's step took
     beyond all these; the host is what a step took outside of the device.
     """
-    linears, head = gemm.step_seconds(model, rows, repeats)
-    around = max(0.0, _layers(model, rows, repeats) - linears)
-    sampler = _sampler(model, rows, temperature, repeats)
+    linears, head = gemm.step_seconds(model, slots, repeats)
+    around = max(0.0, _layers(model, slots, repeats) - linears)
+    sampler = _sampler(model, slots, temperature, repeats)
     parts = {
         "linears_ms": linears,
         "head_ms": head,
@@ -40,10 +40,10 @@ def breakdown(
     }
 
 
-def _layers(model: Model, rows: int, repeats: int) -> float:
+def _layers(model: Model, slots: int, repeats: int) -> float:
     """Seconds of all layers where attention looks at nothing."""
     config = model.config
-    tokens = jnp.arange(rows, dtype=jnp.int32) % config.vocab_size
+    tokens = jnp.arange(slots, dtype=jnp.int32) % config.vocab_size
 
     def attend(kind, cache, q, k, v):
         one = jnp.ones((*q.shape[:-1], 1), jnp.float32)
@@ -67,32 +67,34 @@ def _layers(model: Model, rows: int, repeats: int) -> float:
 
 
 def _sampler(
-    model: Model, rows: int, temperature: float, repeats: int
+    model: Model, slots: int, temperature: float, repeats: int
 ) -> float:
-    """Seconds of one draw of each row; several in a loop, each of which
-    shifts the logits of the next."""
+    """Seconds of sampling a token for each slot; several in a loop, each of
+    which shifts the logits of the next."""
     steps = 8
     settings = sampling.settings(temperature)
-    shape = (rows, model.config.vocab_size)
+    shape = (slots, model.config.vocab_size)
     logits = 3 * jax.random.normal(jax.random.key(0), shape)
-    names = jnp.arange(rows, dtype=jnp.uint32)
+    names = jnp.arange(slots, dtype=jnp.uint32)
 
     @jax.jit
     def run(logits):
-        def draw(step, carry):
+        def sample(step, carry):
             logits, total = carry
 
             def one(name, logits):
                 key = jax.random.fold_in(jax.random.key(step), name)
-                return sampling.draw(key, logits, settings)
+                return sampling.score(
+                    sampling.choose(key, logits, settings), len(logits)
+                )
 
-            drawn = jax.vmap(one)(names, logits)
-            # one number a row changes, and the loop has to go on in order
-            logits = logits.at[:, 0].set(drawn.logprob)
-            return logits, total + drawn.confidence + drawn.certainty
+            tokens = jax.vmap(one)(names, logits)
+            # one number a slot changes, and the loop has to go on in order
+            logits = logits.at[:, 0].set(tokens.logprob)
+            return logits, total + tokens.confidence + tokens.certainty
 
         return jax.lax.fori_loop(
-            0, steps, draw, (logits, jnp.zeros(rows, jnp.float32))
+            0, steps, sample, (logits, jnp.zeros(slots, jnp.float32))
         )
 
     jax.block_until_ready(run(logits))

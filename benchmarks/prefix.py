@@ -11,7 +11,7 @@ def lines(config: Config) -> Lines:
     size = config.prefix
     work = ours.make_work(config, size, ours.load(config))
     setting, tried = ours.best_setting(work, size.settings)
-    first, engine = ours.whole(work, setting)
+    first, engine = ours.full(work, setting)
     wave = ours.wave(work, setting, engine)
     yield ours.line(size, setting, tried, first, wave)
     yield memory_line(work, setting)
@@ -19,12 +19,12 @@ def lines(config: Config) -> Lines:
 
 
 def memory_line(work: ours.Work, setting: ours.Setting) -> dict:
-    """Keys and values that the engine holds while it draws, and those of as
-    many rows that each hold their prompt.
+    """Keys and values that the engine holds while it decodes, and those of
+    as many slots that each hold their prompt.
 
-    What is held is what JAX says is alive when the first samples are whole,
+    What is held is what JAX says is alive when the first samples are finished,
     less what was before; the logits of the prompts are among it. As many
-    samples wait for the rows, which are freed with the last one.
+    samples wait for the slots, which are freed with the last one.
     """
     config = work.model.config
     before = alive()
@@ -50,17 +50,17 @@ def memory_line(work: ours.Work, setting: ours.Setting) -> dict:
         len(work.model.tokenizer.encode_chat(query.messages))
         for query in work.queries
     )
-    own = setting.rows * work.new_tokens * token
-    prompts = setting.rows * length * token
+    suffixes = setting.slots * work.new_tokens * token
+    prompts = setting.slots * length * token
     return {
         "bench": "prefix, memory of keys and values",
-        "rows": setting.rows,
+        "slots": setting.slots,
         "held_bytes": held,
-        "replicated_bytes": prompts + own,
-        "share": round(held / (prompts + own), 4),
-        "prompts_bytes": held - own,
+        "replicated_bytes": prompts + suffixes,
+        "share": round(held / (prompts + suffixes), 4),
+        "prompts_bytes": held - suffixes,
         "replicated_prompts_bytes": prompts,
-        "share_of_prompts": round((held - own) / prompts, 4),
+        "share_of_prompts": round((held - suffixes) / prompts, 4),
         "goal": 0.125,
     }
 

@@ -29,7 +29,7 @@ BENCHES = (
     "decode",
     "prefix",
     "dynscaling",
-    "lanes",
+    "workers",
     "startup",
     "memory",
     "accelerator",

@@ -17,11 +17,11 @@ def lines(config: Config) -> Lines:
     with tempfile.TemporaryDirectory() as folder:
         for name, goal in GOALS.items():
             parts = _child(config, folder)
-            drawing = parts["draw"]
+            sampling = parts["sample"]
             yield {
                 "bench": f"startup, {name}",
                 **parts,
-                "seconds": round(sum(parts.values()) - drawing, 2),
+                "seconds": round(sum(parts.values()) - sampling, 2),
                 "goal": goal,
             }
 
@@ -41,8 +41,8 @@ def _child(config: Config, folder: str) -> dict[str, float]:
 
 
 def start(job: dict) -> dict[str, float]:
-    """Seconds of what a process does until it could draw at full speed, and
-    of a draw then."""
+    """Seconds of what a process does until it could sample at full speed, and
+    of sampling then."""
     marks = [time.perf_counter()]
 
     def mark() -> None:
@@ -55,14 +55,14 @@ def start(job: dict) -> dict[str, float]:
     use_compilation_cache()
     mark()
     model = load_model(job["model"], job["dtype"])
-    engine = Engine(model, max_new_tokens=job["new_tokens"], rows=job["rows"])
+    engine = Engine(model, max_new_tokens=job["new_tokens"], slots=job["slots"])
     mark()
     for question in ("What is 6 times 7?", "What is 7 times 8?"):
-        engine.generate([question], n=job["rows"])
+        engine.generate([question], n=job["slots"])
         mark()
-    names = ("imports", "load", "compile", "draw")
+    names = ("imports", "load", "compile", "sample")
     spent = [after - before for before, after in itertools.pairwise(marks)]
-    spent[2] -= spent[3]  # the first draw is not compilation
+    spent[2] -= spent[3]  # the first sampling is not compilation
     return dict(zip(names, (round(s, 2) for s in spent), strict=True))
 
 

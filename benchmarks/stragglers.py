@@ -1,10 +1,10 @@
 """What hosts lose by meeting at the ends of rounds: simulated, unmeasured.
 
     python -m benchmarks.stragglers
-    python -m benchmarks.stragglers --hosts=1,8,64 --rows=256 --between=0.9
+    python -m benchmarks.stragglers --hosts=1,8,64 --slots=256 --between=0.9
 
-Each line is a size of rounds, in samples for each row of a host, in a run of
-64 samples a row. See benchmarks/straggler_model.py for what is played
+Each line is a size of rounds, in samples for each slot of a host, in a run of
+64 samples a slot. See benchmarks/straggler_model.py for what is played
 and docs/allocation.md for what came of it.
 """
 
@@ -22,7 +22,7 @@ COMMAND = Command(
     "python -m benchmarks.stragglers --hosts=1,8,64",
 )
 HOSTS = flags.DEFINE_list("hosts", "1,4,16,64,256", "Numbers of hosts.")
-ROWS = flags.DEFINE_integer("rows", 64, "Rows of a host.", lower_bound=1)
+SLOTS = flags.DEFINE_integer("slots", 64, "Slots of a host.", lower_bound=1)
 WITHIN = flags.DEFINE_float(
     "within",
     0.35,
@@ -36,13 +36,13 @@ BETWEEN = flags.DEFINE_float(
     lower_bound=0,
 )
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs averaged.", lower_bound=1)
-RUN = 64  # samples a row, and questions a row where hosts keep theirs
-ROUNDS = (1, 4, 16)  # samples a row
+RUN = 64  # samples a slot, and questions a slot where hosts keep theirs
+ROUNDS = (1, 4, 16)  # samples a slot
 LEGEND = """
-Simulated, not measured. Time in which a host waits for others, all its rows
-idle; in brackets the time of idle rows, waiting hosts included. Mean of {seeds}
-runs of 64 samples a row with {rows} rows a host; lengths vary by {within:g}
-within a question and by {between:g} between questions."""
+Simulated, not measured. Time in which a host waits for others, all its slots
+idle; in brackets the time of idle slots, waiting hosts included. Mean of
+{seeds} runs of 64 samples a slot with {slots} slots a host; lengths vary by
+{within:g} within a question and by {between:g} between questions."""
 
 
 def main(_) -> None:
@@ -69,13 +69,13 @@ def report(hosts: list[int]) -> str:
     spread = stragglers.Lengths(WITHIN.value, BETWEEN.value)
 
     def cell(deal: stragglers.Deal, size: int, count: int, stale: int) -> str:
-        shape = RUN // size, count, size * ROWS.value
+        shape = RUN // size, count, size * SLOTS.value
         lost = [
             stragglers.simulate(
                 stragglers.lengths(
-                    *shape, spread, seed, ROWS.value, deal, stale
+                    *shape, spread, seed, SLOTS.value, deal, stale
                 ),
-                ROWS.value,
+                SLOTS.value,
                 stale,
             )
             for seed in range(SEEDS.value)
@@ -98,14 +98,14 @@ def report(hosts: list[int]) -> str:
             for size, stale in (*options, (RUN, 0))
         ]
         head = (
-            "samples a row",
+            "samples a slot",
             "counts",
             *(f"{n} host{'s' * (n > 1)}" for n in hosts),
         )
         parts += [title, "", markdown(head, lines), ""]
     legend = LEGEND.lstrip("\n").format(
         seeds=SEEDS.value,
-        rows=ROWS.value,
+        slots=SLOTS.value,
         within=WITHIN.value,
         between=BETWEEN.value,
     )

@@ -1,8 +1,18 @@
-"""The words that all parts share.
+"""The types that all parts share, and the key of dimension letters.
 
-Dimension letters mean the same everywhere: Q queries, N sample slots of a
-query, G prompt groups, R sequence slots of a group, L sequence, P prefix,
-S suffix, H heads, K key/value heads, D head width, V vocabulary.
+A suffix names the axes of an array: answer_QN is [Q, N]. The letters keep
+their meaning in the whole library; a module that has others opens with them.
+
+    Q queries                        N sample slots of a query
+    A distinct answers of a query    V vocabulary
+    G groups                         R sequence slots of a group
+    GR sequence slots, as one axis   C steps of a chunk
+    P positions of a prefix          S positions of a suffix, or keys
+    T tokens of one sequence         L sequence
+    B blocks of keys or logits,      W keys of a block
+      or sequences of a batch        E experts
+    H attention heads                K key/value heads
+    D width of a head
 """
 
 from __future__ import annotations

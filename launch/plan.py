@@ -40,8 +40,8 @@ DEVICE = flags.DEFINE_list(
     "H100x8 is eight).",
 )
 PROMPT = flags.DEFINE_integer("prompt", 512, "Tokens of a prompt.")
-NEW = flags.DEFINE_integer("new", 1000, "Tokens that a sample draws.")
-PER = flags.DEFINE_integer("rows_per_group", 8, "Rows that share a prompt.")
+NEW = flags.DEFINE_integer("new", 1000, "Completion tokens of a sample.")
+PER = flags.DEFINE_integer("rows_per_group", 8, "Slots that share a prompt.")
 QUANTIZE = flags.DEFINE_enum("quantize", "", ["", "int8"], "Of the weights.")
 HEAD = (
     "shape",
@@ -49,11 +49,11 @@ HEAD = (
     "processes",
     "mesh",
     "parameters",
-    "prompt keys",
-    "drawn keys",
+    "prefix keys",
+    "decode keys",
     "working",
     "groups",
-    "rows",
+    "slots",
     "decode tokens/s",
     "prefill tokens/s",
 )
@@ -61,10 +61,10 @@ LEGEND = """\
 Predicted from published peaks; unmeasured, and real rates are lower.
 processes: one a host, each with --config.mesh=DATAxMODEL; in lockstep, where
 one such mesh is of the chips of all (--lockstep). parameters to working: GB of
-one chip; prompt keys with {kept:.0f} GB of kept prompts a copy, working with
-logits. groups and rows: drawn at a time on all chips. decode: all rows busy,
-samples half drawn; prefill: reading prompts. Both of all chips, in brackets
-what bounds them. Prompts of {prompt} tokens, {new} drawn, {per} rows a group,
+one chip; prefix keys with {kept:.0f} GB of kept prefixes a copy, working with
+logits. groups and slots: at a time on all chips. decode: all slots active,
+samples half done. decode and prefill: of all chips, in brackets what bounds
+them. Prompts of {prompt} tokens, {new} generated, {per} slots a group,
 bfloat16{int8}."""
 
 
@@ -130,15 +130,15 @@ def shape(name: str) -> "ModelConfig":
 
 def cells(found: "Plan") -> tuple[str, ...]:
     rest = found.memory.total - sum(
-        (found.memory.weights, found.prompt_keys, found.drawn_keys)
+        (found.memory.weights, found.prefix_keys, found.decode_keys)
     )
-    held = found.memory.weights, found.prompt_keys, found.drawn_keys, rest
+    held = found.memory.weights, found.prefix_keys, found.decode_keys, rest
     return (
         f"{found.processes}{' in lockstep' * found.lockstep}",
         f"{found.data}x{found.model}",
         *(f"{part / 1e9:.2f}" for part in held),
         f"{found.groups:,}",
-        f"{found.rows:,}",
+        f"{found.slots:,}",
         *(
             f"{rate.tokens_per_second:,.0f} ({rate.bound})"
             for rate in (found.decode, found.prefill)

@@ -132,18 +132,20 @@ def tiny(byte_tokenizer) -> Callable[..., Model]:
 
 
 class RecordingEngine(Engine):
-    """Keeps what it drew: (query id, index) -> (prompt ids, Draw [T])."""
+    """Keeps (query id, index) -> (prompt ids, ScoredToken of arrays [T])."""
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
-        self.drawn = {}
+        self.recorded = {}
 
-    def _finished(self, row):
-        sample = super()._finished(row)
+    def _finished(self, slot):
+        sample = super()._finished(slot)
         if sample:
-            draws = jax.tree.map(lambda x: x[: sample.new_tokens], row.draws[0])
+            tokens = jax.tree.map(
+                lambda x: x[: sample.new_tokens], slot.tokens[0]
+            )
             key = sample.query_id, sample.index
-            self.drawn[key] = (row.prompt.ids, draws)
+            self.recorded[key] = (slot.prompt.ids, tokens)
         return sample
 
 

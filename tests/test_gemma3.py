@@ -43,7 +43,7 @@ def test_greedy_text_equals_that_of_transformers(
     bare = "<bos>{{ messages[0].content }}"
     gemma3.tokenizer = from_json(gemma3.tokenizer.as_json(), bare)
     engine = recording_engine(
-        gemma3, temperature=0, max_new_tokens=48, rows=4, rows_per_group=1
+        gemma3, temperature=0, max_new_tokens=48, slots=4, slots_per_group=1
     )
     requests = []
     for at, case in enumerate(cases):
@@ -51,5 +51,5 @@ def test_greedy_text_equals_that_of_transformers(
         requests.append(Request(Query(str(at), messages), messages, 0))
     assert len(list(engine.sample(requests))) == len(cases) == 4
     for at, case in enumerate(cases):
-        _, draws = engine.drawn[str(at), 0]
-        assert draws.token.tolist() == case["ids"]
+        _, tokens = engine.recorded[str(at), 0]
+        assert tokens.token.tolist() == case["ids"]

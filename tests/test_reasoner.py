@@ -21,7 +21,7 @@ HOME = Path(dynscaling_jax.__file__).parent / "bundled" / "reasoner"
 @pytest.fixture(scope="module")
 def engine():
     model = load_model("reasoner")
-    return Engine(model, max_new_tokens=200, rows=32, rows_per_group=4)
+    return Engine(model, max_new_tokens=200, slots=32, slots_per_group=4)
 
 
 @pytest.fixture(scope="module")

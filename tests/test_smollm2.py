@@ -53,8 +53,8 @@ def test_greedy_text_equals_that_of_transformers(
         smollm2,
         temperature=0,
         max_new_tokens=64,
-        rows=len(cases),
-        rows_per_group=1,
+        slots=len(cases),
+        slots_per_group=1,
     )
     requests = []
     for at, case in enumerate(cases):
@@ -62,9 +62,9 @@ def test_greedy_text_equals_that_of_transformers(
         requests.append(Request(Query(str(at), messages), messages, 0))
     samples = {int(s.query_id): s for s in engine.sample(requests)}
     for at, case in enumerate(cases):
-        _, draws = engine.drawn[str(at), 0]
+        _, tokens = engine.recorded[str(at), 0]
         ids, sample = case["ids"], samples[at]
-        assert draws.token.tolist() == ids
+        assert tokens.token.tolist() == ids
         assert sample.text == smollm2.tokenizer.decode(ids)
         assert sample.new_tokens == len(ids)
         ended = ids[-1] in smollm2.config.eos_token_id

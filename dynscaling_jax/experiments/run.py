@@ -456,7 +456,12 @@ def engine_fields(engine: EngineConfig) -> dict[str, Any]:
             f"config.engine.groups={groups!r}: expected auto, or nothing for "
             "config.engine.rows"
         )
-    return {**fields, "rows": None} if groups else fields
+    rows, per_group = fields.pop("rows"), fields.pop("rows_per_group")
+    return {
+        **fields,
+        "slots": None if groups else rows,
+        "slots_per_group": per_group,
+    }
 
 
 def json_object(config: RunConfig, name: str) -> dict[str, Any]:

@@ -1,11 +1,21 @@
-"""The state of decoding: keys and values of prefixes, suffixes and rows.
+"""The KV cache: a prefix for each group, a suffix for each sequence slot.
 
-A group is one prompt with R rows that continue it. Its keys and values are
-held once, each row's own apart. A drawn token's key lies at the slot of its
-number in the sample, whatever the others do:
+A group is one prompt and the R sequence slots that continue it. The keys and
+values of the prompt are its prefix, held once for the group. Those of
+completion tokens are a suffix, held for each slot. Completion token t lies at
+position t of its suffix, whatever other slots do. Two groups of two slots,
+P = 8 and S = 4:
 
-    prefix [pppppp..]   row that drew 6   suffix [aaaaaa..]
-                        row that drew 2   suffix [aa......]
+    prefix [G, P]          suffix [GR, S]    count  active
+    0  p p p p p p . .     0  a a a .        4      yes
+                           1  b . . .        2      yes
+    1  q q q q . . . .     2  . . . .        1      yes
+                           3  c c . .        5      no, and never read again
+
+count is the number of completion tokens. The newest of them, which the next
+step reads, has no key yet: the step writes it to position count - 1 of the
+suffix, and its position in the sequence is length + count - 1. Slot 0 reads
+token 3 at position 6 + 3.
 """
 
 from typing import Any, NamedTuple
@@ -18,85 +28,77 @@ from dynscaling_jax.models import attention
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.sharding import AXES, DATA, fitting
 
-Layers = tuple[tuple[jax.Array, jax.Array], ...]
-"""(keys, values) of each layer. Of a prompt that was read: [K, D, slots] and
-[K, slots, D]. Of a State: in N blocks of B slots each, attention.AT_ONCE at
-most, [..., K, N, D, B] and [..., K, N, B, D]."""
+KV = tuple[jax.Array, jax.Array]
+Layers = tuple[KV, ...]
+"""(keys, values) of each layer. Of a Prefix: [K, D, P] and [K, P, D]. Of a
+State, in B blocks of W positions: [..., K, B, D, W] and [..., K, B, W, D].
+W is attention.AT_ONCE, or P or S where that is less."""
 
 
 class Prefix(NamedTuple):
-    """A prompt, read: what rows that continue it need."""
+    """A prompt after prefill: what the slots that continue it need."""
 
-    layers: Layers  # P slots
+    layers: Layers
     length: jax.Array  # int32, tokens that are not padding
     logits: jax.Array  # float32 [V], of the token after the last
 
 
-class Rows(NamedTuple):
-    """What each row is doing. Ghost rows are computed and ignored."""
+class Slots(NamedTuple):
+    """The sample of each sequence slot; inactive ones compute for nothing."""
 
-    token: jax.Array  # int32 [GR], drawn last, not yet read
-    drawn: jax.Array  # int32 [GR], tokens drawn so far
-    live: jax.Array  # bool [GR]
-    limit: jax.Array  # int32 [GR], tokens to draw at most
+    token: jax.Array  # int32 [GR], the newest, not yet read
+    count: jax.Array  # int32 [GR], completion tokens
+    active: jax.Array  # bool [GR]
+    limit: jax.Array  # int32 [GR], of count
     key: jax.Array  # uint32 [GR, 2], key data of the sample
 
 
 class State(NamedTuple):
     """All that a decode step changes; donated from chunk to chunk."""
 
-    prefix: Layers  # [G], P slots
+    prefix: Layers  # [G, ...]
     length: jax.Array  # int32 [G]
     logits: jax.Array  # float32 [G, V]
-    suffix: Layers  # [GR], S slots
-    rows: Rows
+    suffix: Layers  # [GR, ...]
+    slots: Slots
 
 
 def empty(
     config: ModelConfig,
     groups: int,
-    rows: int,
-    prompt: int,
-    new: int,
+    per_group: int,
+    prefix: int,
+    suffix: int,
     dtype: Any,
     mesh: Mesh | None = None,
 ) -> State:
-    """A state of ghosts. Zeros, since 0 x NaN would leak through a mask. On a
-    mesh groups and rows lie along `data`, key heads along `model`; what each
-    row is doing is known to all."""
-    batch = groups * rows
+    """Makes a state of G groups of R inactive slots, with P and S positions.
+
+    It is zeros, since 0 x NaN would leak through a mask. On a mesh groups and
+    slots lie along `data`, key heads along `model`; all devices know Slots.
+    """
+    batch = groups * per_group
 
     def zeros(shape: tuple[int, ...], dtype: Any, *axes: str) -> jax.Array:
         where = mesh and NamedSharding(mesh, fitting(mesh.shape, shape, axes))
         return jnp.zeros(shape, dtype, device=where)
 
-    def layers(number: int, slots: int) -> Layers:
-        blocks, size = in_blocks(slots)
-        keys = (
-            number,
-            config.num_key_value_heads,
-            blocks,
-            config.head_dim,
-            size,
-        )
-        values = (
-            number,
-            config.num_key_value_heads,
-            blocks,
-            size,
-            config.head_dim,
-        )
+    def layers(number: int, positions: int) -> Layers:
+        blocks, width = block_shape(positions)
+        heads, dim = config.num_key_value_heads, config.head_dim
+        keys = (number, heads, blocks, dim, width)
+        values = (number, heads, blocks, width, dim)
         return tuple(
             (zeros(keys, dtype, *AXES), zeros(values, dtype, *AXES))
             for _ in range(config.num_hidden_layers)
         )
 
     return State(
-        layers(groups, prompt),
+        layers(groups, prefix),
         zeros((groups,), jnp.int32) + 1,
         zeros((groups, config.vocab_size), jnp.float32, DATA),
-        layers(batch, new),
-        Rows(
+        layers(batch, suffix),
+        Slots(
             zeros((batch,), jnp.int32),
             zeros((batch,), jnp.int32) + 1,
             zeros((batch,), bool),
@@ -106,13 +108,13 @@ def empty(
     )
 
 
-def place(state: State, prefix: Prefix, group: jax.Array) -> State:
-    """Puts a prompt into a group's slot; its rows must be ghosts."""
+def insert(state: State, prefix: Prefix, group: jax.Array) -> State:
+    """Puts a prompt into a group, whose slots must be inactive."""
 
-    def put(whole: jax.Array, part: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(whole, part, group, 0)
+    def put(all_groups: jax.Array, one: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(all_groups, one, group, 0)
 
-    layers = tuple(map(blocked, prefix.layers))
+    layers = tuple(map(to_blocks, prefix.layers))
     return state._replace(
         prefix=jax.tree.map(put, state.prefix, layers),
         length=put(state.length, prefix.length),
@@ -121,60 +123,57 @@ def place(state: State, prefix: Prefix, group: jax.Array) -> State:
 
 
 def write(
-    suffix: tuple[jax.Array, jax.Array],
-    key: jax.Array,
-    value: jax.Array,
-    slot: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Puts a layer's key and value [GR, K, D] of each row at its own slot
-    [GR]; those of rows without room, which are ghosts, go nowhere."""
-    row = jnp.arange(len(slot))
+    suffix: KV, key: jax.Array, value: jax.Array, position: jax.Array
+) -> KV:
+    """Puts a layer's key and value [GR, K, D] of each slot at position [GR].
+
+    With W = 256, position 300 is place 44 of block 1. Inactive slots may have
+    positions past the last block; these are dropped.
+    """
+    slot = jnp.arange(len(position))
     keys, values = suffix
-    block, at = jnp.divmod(slot, keys.shape[-1])
+    block, place = jnp.divmod(position, keys.shape[-1])
     return (
-        keys.at[row, :, block, :, at].set(key, mode="drop"),
-        values.at[row, :, block, at].set(value, mode="drop"),
+        keys.at[slot, :, block, :, place].set(key, mode="drop"),
+        values.at[slot, :, block, place].set(value, mode="drop"),
     )
 
 
-def in_blocks(slots: int) -> tuple[int, int]:
-    """(N, B) of so many slots, a multiple of AT_ONCE where they are more."""
-    size = min(slots, attention.AT_ONCE)
-    return slots // size, size
+def block_shape(positions: int) -> tuple[int, int]:
+    """Returns (B, W); positions beyond AT_ONCE are a multiple of it."""
+    width = min(positions, attention.AT_ONCE)
+    return positions // width, width
 
 
-def blocked(
-    kv: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """[..., D, slots] and [..., slots, D] in blocks."""
+def to_blocks(kv: KV) -> KV:
+    """Cuts [..., D, P] and [..., P, D] into blocks.
+
+    Keys of one dimension, P = 4 and W = 2: [[a b c d]] -> [[[a b]], [[c d]]].
+    """
     keys, values = kv
-    *lead, count, dim = values.shape
-    blocks, size = in_blocks(count)
+    *lead, positions, dim = values.shape
+    blocks, width = block_shape(positions)
     return (
-        keys.reshape(*lead, dim, blocks, size).swapaxes(-3, -2),
-        values.reshape(*lead, blocks, size, dim),
+        keys.reshape(*lead, dim, blocks, width).swapaxes(-3, -2),
+        values.reshape(*lead, blocks, width, dim),
     )
 
 
-def slots(layers: Layers) -> int:
-    """Tokens that a state has room for."""
-    blocks, size, _ = layers[0][1].shape[-3:]
-    return blocks * size
+def capacity(layers: Layers) -> int:
+    """Counts the positions of a state's prefix or suffix."""
+    blocks, width, _ = layers[0][1].shape[-3:]
+    return blocks * width
 
 
-def resized(
-    kv: tuple[jax.Array, jax.Array], slots: int
-) -> tuple[jax.Array, jax.Array]:
-    """A layer's keys and values with room for so many, the first ones kept."""
-    blocks, size = in_blocks(slots)
+def resize(kv: KV, positions: int) -> KV:
+    """Gives a layer other positions: the first ones stay, new ones are 0."""
+    blocks, width = block_shape(positions)
 
-    def fit(x: jax.Array, block: int, at: int) -> jax.Array:
-        for axis, want in ((block, blocks), (at, size)):
-            axis += x.ndim
-            x = jax.lax.slice_in_dim(x, 0, min(want, x.shape[axis]), axis=axis)
-            wider = [(0, 0)] * x.ndim
-            wider[axis] = (0, want - x.shape[axis])
-            x = jnp.pad(x, wider)
-        return x
+    def fit(x: jax.Array, block_axis: int, place_axis: int) -> jax.Array:
+        shape = [*x.shape]
+        shape[block_axis], shape[place_axis] = blocks, width
+        x = x[tuple(map(slice, shape))]
+        missing = zip(shape, x.shape, strict=True)
+        return jnp.pad(x, [(0, want - there) for want, there in missing])
 
     return fit(kv[0], -3, -1), fit(kv[1], -3, -2)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dynscaling_jax.inference.confidence import windowed
+from dynscaling_jax.inference.sampling import windowed
 from dynscaling_jax.types import Request, Sample
 
 WORDS = 200  # characters of a server's words that a message shows
@@ -40,13 +40,13 @@ _MALFORMED = (
 
 
 class NoCompletion(Exception):
-    """A reply is no whole completion; its text says why.
-
-    status is what the reply itself calls its HTTP status, where a gateway
-    sends an error with status 200.
-    """
+    """A reply is not a full completion; its text says why."""
 
     def __init__(self, why: str, status: int | None = None):
+        """Takes what the reply itself calls its HTTP status.
+
+        A gateway may send an error with status 200.
+        """
         super().__init__(why)
         self.status = status
 
@@ -59,7 +59,7 @@ def read(request: Request, content: bytes, limit: int | None) -> Sample:
     is no part of it.
 
     Raises:
-      NoCompletion: the reply is none.
+        NoCompletion: the reply is none.
     """
     try:
         streamed = content.lstrip()[:6].startswith((b"data:", b"event:", b":"))
@@ -67,7 +67,9 @@ def read(request: Request, content: bytes, limit: int | None) -> Sample:
         if error := reply.get("error"):
             code = error.get("code") if isinstance(error, dict) else None
             known = type(code) is int and 400 <= code < 600
-            raise NoCompletion(said(content, reply), code if known else None)
+            raise NoCompletion(
+                error_text(content, reply), code if known else None
+            )
         choice = reply["choices"][0]
         text = _text(choice["message"].get("content"))
         thought = _text(choice["message"].get("reasoning_content"))
@@ -75,7 +77,7 @@ def read(request: Request, content: bytes, limit: int | None) -> Sample:
         reason = choice.get("finish_reason")
     except _MALFORMED:
         raise NoCompletion(
-            f"the reply is not a chat completion: {said(content)}"
+            f"the reply is not a chat completion: {error_text(content)}"
         ) from None
     name = reason.lower() if isinstance(reason, str) else ""
     if name in BROKEN:
@@ -103,7 +105,7 @@ def read(request: Request, content: bytes, limit: int | None) -> Sample:
 
 
 def empty(request: Request) -> Sample:
-    """A sample of a request, of nothing."""
+    """Makes a sample of a request without text and tokens."""
     return Sample(
         query_id=request.query.id,
         index=request.index,
@@ -119,8 +121,8 @@ def empty(request: Request) -> Sample:
     )
 
 
-def said(content: bytes, reply: Any = None) -> str:
-    """What a server says in place of a completion, as one short line."""
+def error_text(content: bytes, reply: Any = None) -> str:
+    """Extracts what a server says in place of a completion, as one line."""
     text = content[: 1 << 16].decode("utf-8", "replace")
     try:
         reply = json.loads(content) if reply is None else reply
@@ -147,7 +149,7 @@ def _one_line(text: str) -> str:
 
 
 def _joined(content: bytes) -> dict[str, Any]:
-    """The chunks of a stream, which was not asked for, as one reply.
+    """The chunks of a stream, which was not requested, as one reply.
 
     Raises ValueError where the stream ends before the sample does.
     """
@@ -199,8 +201,11 @@ def _text(content: Any) -> str:
 
 
 def _logprobs(choice: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probability and confidence of each token; each empty where the
-    reply does not give it, as a number that can be one, for every token."""
+    """Log-probability and confidence of each token.
+
+    Each is empty where the reply does not give it, as a number that can be
+    one, for every token.
+    """
     empty = np.zeros(0)
     try:
         tokens = choice["logprobs"]["content"]

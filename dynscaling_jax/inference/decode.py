@@ -1,9 +1,9 @@
-"""The jitted functions of decoding: start rows, take a chunk of steps.
+"""The jitted functions of decoding: start slots, take a chunk of steps.
 
-A step is a loop of the host over the layers, one compiled function for each
-kind of them. Calling it takes some 50 microseconds, which pass while the
-layer before is computed; and a new number of rows or length of prompt
-compiles in about two seconds, where a whole decoder takes five to eight.
+A step is a host loop over the layers, with one compiled function for each kind
+of layer. A call takes some 50 microseconds, which pass while the layer before
+is computed. A new number of slots or length of prefix then compiles in about
+two seconds, where a whole decoder takes five to eight.
 """
 
 import functools
@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from dynscaling_jax.inference import cache, prefill, sampling
-from dynscaling_jax.inference.cache import Layers, Prefix, Rows, State
-from dynscaling_jax.inference.sampling import Draw, Settings, Sums
+from dynscaling_jax.inference.cache import Layers, Prefix, Slots, State
+from dynscaling_jax.inference.sampling import LogitSums, ScoredToken, Settings
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.sharding import (
@@ -33,59 +33,62 @@ CHUNK = 16  # steps between two looks of the host
 
 
 class Chunk(NamedTuple):
-    """What a chunk of C steps drew. A row's tokens count while live; finished
-    rows and ghosts go on drawing what nobody reads."""
+    """The tokens of C steps; a slot's tokens count while it is active."""
 
-    draws: Draw  # numpy, each [C, GR]
-    live: np.ndarray  # bool [C, GR]
+    tokens: ScoredToken  # numpy, each [C, GR]
+    active: np.ndarray  # bool [C, GR]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def place(state: State, prefix: Prefix, group: jax.Array) -> State:
-    """cache.place, jitted."""
-    return cache.place(state, prefix, group)
+def insert(state: State, prefix: Prefix, group: jax.Array) -> State:
+    """Jits cache.insert; the state is donated."""
+    return cache.insert(state, prefix, group)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def start(
-    rows: Rows,
+    slots: Slots,
     logits: jax.Array,
     seed: jax.Array,
     fresh: jax.Array,
     name: jax.Array,
     limit: jax.Array,
-    live: jax.Array,
+    active: jax.Array,
     stops: jax.Array,
     settings: Settings,
-) -> tuple[Rows, Sums]:
-    """Draws the first token of fresh rows from their group's logits [G, V].
+) -> tuple[Slots, LogitSums]:
+    """Samples the first token of fresh slots from the logits of their group.
 
-    It sees no keys, so that one compilation serves prompts of every length.
+    It sees no keys, so one compilation serves prompts of every length.
 
     Args:
+        slots: the slots [GR], donated.
+        logits: float32 [G, V], as State has them.
         seed: uint32, of the run.
-        fresh: bool [GR], rows that begin a sample.
-        name: uint32 [GR, 3], as sampling.row_key; limit: int32 [GR], tokens
-            to draw at most; both of fresh rows.
-        live: bool [GR], which other rows go on.
-        stops: int32 [E], token ids that end a sample, padded with -1.
+        fresh: bool [GR], slots that begin a sample.
+        name: uint32 [GR, 3] of fresh slots, as sampling.sample_key takes it.
+        limit: int32 [GR] of fresh slots, completion tokens at most.
+        active: bool [GR], which of the other slots go on.
+        stops: int32 token ids that end a sample, padded with -1.
+        settings: how to sample.
     """
-    repeat = rows.token.shape[0] // logits.shape[0]
-    key = jax.vmap(sampling.row_key, (None, 0))(seed, name)
-    drawn = _draw(
+    per_group = slots.token.shape[0] // logits.shape[0]
+    key = jax.vmap(sampling.sample_key, (None, 0))(seed, name)
+    sums = _choose(
         key,
         jnp.zeros_like(limit),
-        jnp.repeat(logits, repeat, 0, total_repeat_length=len(limit)),
+        jnp.repeat(logits, per_group, 0, total_repeat_length=len(limit)),
         settings,
     )
-    rows = Rows(
-        jnp.where(fresh, drawn.token, rows.token),
-        jnp.where(fresh, 1, rows.drawn),
-        jnp.where(fresh, ~_ends(drawn.token, stops) & (limit > 1), live),
-        jnp.where(fresh, limit, rows.limit),
-        jnp.where(fresh[:, None], key, rows.key),
+    goes_on = ~_stops(sums.token, stops) & (limit > 1)
+    slots = Slots(
+        jnp.where(fresh, sums.token, slots.token),
+        jnp.where(fresh, 1, slots.count),
+        jnp.where(fresh, goes_on, active),
+        jnp.where(fresh, limit, slots.limit),
+        jnp.where(fresh[:, None], key, slots.key),
     )
-    return _known(rows), drawn
+    return _replicated(slots), sums
 
 
 def decode(
@@ -97,120 +100,143 @@ def decode(
     steps: int = CHUNK,
     enough: int = 0,
 ) -> tuple[State, Chunk]:
-    """Takes `steps` steps, CHUNK at most, with all rows; fewer when no more
-    than `enough` rows are left live. The state is used up."""
+    """Takes up to `steps` steps, CHUNK at most, with all slots.
+
+    It stops early when no more than `enough` slots are active. The state is
+    donated. Three slots, of which slot 1 samples a stop id in step 0 and slot
+    2 was inactive before, with enough = 1:
+
+        step     0        1        2
+        token    5 2 9    7 4 1    3 8 8
+        active   1 1 0    1 0 0    1 0 0
+        sum               2        1        of the step before: <= 1 ends
+
+    active is what a slot was before its token was sampled, so the stop id
+    counts and what comes after it does not. The host looks at the step before
+    the last, so that the device always has the next one to do.
+    """
     top = transformer.without_layers(params)
     chunk = []
     for _ in range(steps):
-        x, suffix = _layers(params, config, state, state.rows.token)
-        rows, step = _turn(top, config, x, state.rows, stops, settings)
-        state = state._replace(suffix=suffix, rows=rows)
+        x, suffix = _run_layers(params, config, state, state.slots.token)
+        slots, step = _sample(top, config, x, state.slots, stops, settings)
+        state = state._replace(suffix=suffix, slots=slots)
         chunk.append(step)
-        # one step behind, so that the device always has the next to do
         if len(chunk) > 1 and np.asarray(chunk[-2][1]).sum() <= enough:
             break
-    sums, live = jax.tree.map(lambda *each: np.stack(each), *chunk)
-    draws = sampling.measures(sums, config.vocab_size)
-    return state, Chunk(draws, live)
+    sums, active = jax.tree.map(lambda *each: np.stack(each), *chunk)
+    return state, Chunk(sampling.score(sums, config.vocab_size), active)
 
 
 def read(
     params: Params, config: ModelConfig, state: State, token: jax.Array
 ) -> tuple[jax.Array, State]:
-    """Reads a token int32 [GR] of each row in place of a drawn one.
+    """Reads a token int32 [GR] for each slot in place of a sampled one.
 
     Returns:
-        Logits float32 [GR, V] of the token after it, and the state, which is
-        used up, with one more token a row.
+        Logits float32 [GR, V] of the token after it, and the state with one
+        more token a slot; the old one is donated.
     """
-    x, suffix = _layers(params, config, state, token)
+    x, suffix = _run_layers(params, config, state, token)
     x = transformer.rms_norm(x, params["norm"], config)
-    rows = state.rows._replace(drawn=state.rows.drawn + 1)
-    state = state._replace(suffix=suffix, rows=rows)
+    slots = state.slots._replace(count=state.slots.count + 1)
+    state = state._replace(suffix=suffix, slots=slots)
     return transformer.head(params, config, x), state
 
 
-def _layers(params, config, state, token) -> tuple[jax.Array, Layers]:
-    """The tokens behind all layers, [GR, width], not normalised, and the
-    suffix with their keys and values."""
+def _run_layers(params, config, state, token) -> tuple[jax.Array, Layers]:
+    """Hidden states behind all layers, not normalised, and the new suffix."""
     x = prefill.embed(transformer.without_layers(params), config, token)
-    kept = []
+    layers = []
     for number, layer in enumerate(params["layers"]):
-        x, suffix = _layer(
+        x, kv = _layer(
             layer,
             config,
             config.kind(number),
             x,
             state.length,
-            state.rows.drawn,
+            state.slots.count,
             state.prefix[number],
             state.suffix[number],
         )
-        kept.append(suffix)
-    return x, tuple(kept)
+        layers.append(kv)
+    return x, tuple(layers)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=7)
-def _layer(layer, config, kind, x, length, drawn, prefix, suffix):
+def _layer(layer, config, kind, x, length, count, prefix, suffix):
+    """One layer; positions as in the worked example of inference.cache."""
+    per_group = len(count) // len(length)
     ahead = constrained(
-        jnp.repeat(
-            length, len(drawn) // len(length), total_repeat_length=len(drawn)
-        )
+        jnp.repeat(length, per_group, total_repeat_length=len(count))
     )
-    slot = drawn - 1  # of the token that is read
-    attend = _grouped(config, len(length), ahead, slot)
+    position = count - 1  # in the suffix, of the token that is read
+    attend = _group_attention(config, len(length), ahead, position)
     return transformer.block(
-        layer, config, kind, x, ahead + slot, attend, (prefix, suffix)
+        layer, config, kind, x, ahead + position, attend, (prefix, suffix)
     )
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _turn(top, config, hidden, rows, stops, settings):
-    """Draws a token of each row; returns the rows and (sums, was live)."""
+def _sample(top, config, hidden, slots, stops, settings):
+    """Samples a token for each slot: (slots, (sums, which were active))."""
     hidden = transformer.rms_norm(hidden, top["norm"], config)
     logits = transformer.head(top, config, hidden)
-    drawn = _draw(rows.key, rows.drawn, logits, settings)
-    step = drawn, rows.live
-    rows = rows._replace(
-        token=drawn.token,
-        drawn=rows.drawn + 1,
-        live=rows.live
-        & ~_ends(drawn.token, stops)
-        & (rows.drawn + 1 < rows.limit),
+    sums = _choose(slots.key, slots.count, logits, settings)
+    step = sums, slots.active
+    slots = slots._replace(
+        token=sums.token,
+        count=slots.count + 1,
+        active=slots.active
+        & ~_stops(sums.token, stops)
+        & (slots.count + 1 < slots.limit),
     )
-    return _known(rows), step
+    return _replicated(slots), step
 
 
-def grow(state: State, slots: int) -> State:
-    """The same with room for `slots` drawn tokens a row; it is used up."""
-    suffix = tuple(_resized(kv, slots) for kv in state.suffix)
-    return state._replace(suffix=suffix)
+def grow(state: State, suffix: int) -> State:
+    """Gives suffixes so many positions; the state is not used again."""
+    layers = tuple(_resize(kv, suffix) for kv in state.suffix)
+    return state._replace(suffix=layers)
 
 
-_resized = jax.jit(cache.resized, static_argnums=1)
+_resize = jax.jit(cache.resize, static_argnums=1)
 
 
 def select(
     state: State,
     groups: np.ndarray,
-    rows: np.ndarray,
-    live: np.ndarray,
-    size: int,
+    slots: np.ndarray,
+    active: np.ndarray,
+    bucket: int,
 ) -> State:
-    """Groups [G'] and rows [G' R'] of a state, by number, with prompts of
-    `size` slots; rows stand beside the others of their group, and those not
-    live are ghosts."""
-    take = lambda pairs, index: tuple(_take(kv, index) for kv in pairs)
-    kept = _take(state.rows, rows)
+    """Rearranges a state; slots that are not active may repeat others.
+
+    Two groups of two slots, of which slots 1, 2 and 3 go on, become three
+    groups of one slot and an empty one:
+
+        groups  [0 1 1 0]    the old group of each new one
+        slots   [1 2 3 0]    the old slot of each new one
+        active  [1 1 1 0]    the last one is there for its shape alone
+
+    Args:
+        state: its arrays are copied.
+        groups: int32 [G'], old groups by number.
+        slots: int32 [G'R'], old slots by number, beside others of their group.
+        active: bool [G'R'], which may go on.
+        bucket: P', positions of a prefix.
+    """
+    take = lambda layers, index: tuple(_take(kv, index) for kv in layers)
+    taken = _take(state.slots, slots)
     prefix = state.prefix
-    if size != cache.slots(prefix):
-        prefix = tuple(_resized(kv, size) for kv in prefix)
+    if bucket != cache.capacity(prefix):
+        prefix = tuple(_resize(kv, bucket) for kv in prefix)
     return State(
         take(prefix, groups),
         _take(state.length, groups),
         _take(state.logits, groups),
-        take(state.suffix, rows),
-        kept._replace(live=kept.live & live),
+        take(state.suffix, slots),
+        taken._replace(active=taken.active & active),
     )
 
 
@@ -219,60 +245,70 @@ def _take(tree, index):
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def _grouped(config: ModelConfig, groups: int, ahead, slot):
-    """Attention of one new token a row, to its prompt and to its suffix.
+def _group_attention(config: ModelConfig, groups: int, ahead, position):
+    """Attention of one new token a slot, to its prefix and to its suffix.
 
-    On a mesh each device attends with the rows and the key heads that it has.
-
-    Args:
-        ahead: int32 [GR], tokens of the prompt; slot: int32 [GR], drawn ones
-            that were read before this one.
+    ahead int32 [GR] are the lengths of prompts, position int32 [GR] those of
+    the tokens in their suffixes. On a mesh each device attends with the slots
+    and the key heads that it has.
     """
     sizes = ambient()
-    rows = fitting(sizes, (groups,), AXES)
+    slots = fitting(sizes, (groups,), AXES)
     along = fitting(sizes, (groups, config.num_key_value_heads), AXES)
 
-    def attend(kind, kept, q, k, v):
-        own = on_shards(
+    def attend(kind, kv, q, k, v):
+        local = on_shards(
             functools.partial(_attend, kind, config.attn_logit_softcapping),
-            (rows, rows, along, along, along, along),
+            (slots, slots, along, along, along, along),
             along,
         )
-        return own(ahead, slot, kept, q, k, v)
+        return local(ahead, position, kv, q, k, v)
 
     return attend
 
 
-def _attend(kind, softcap, ahead, slot, kept, q, k, v):
-    """Queries of a group meet its prefix in one product, [R * rep, D] against
-    [D, P] for each key head."""
-    (pk, pv), suffix = kept
+def _attend(kind, softcap, ahead, position, kv, q, k, v):
+    """Attends to the prefix as a group and to the suffix as a slot.
+
+    All queries of a group meet its prefix in one product: R slots of `rep`
+    query heads each, [R * rep, D] against [D, P] for each key head. Queries
+    of slots a and b with rep = 2 lie as
+
+        [GR, H, D]            a0 a1 a2 a3 | b0 b1 b2 b3    K = 2
+        [G, K, R * rep, D]    a0 a1 b0 b1 | a2 a3 b2 b3
+
+    Masks, for a prompt of 3 tokens (ahead) and position 1 in the suffix; a
+    window of 3 lets the query at 4 see 2, 3 and 4:
+
+        prefix  x x x .   first 0    with the window  . . x .
+        suffix  x x . .   first 3                     x x . .
+    """
+    (pk, pv), suffix = kv
     groups, kv_heads, dim = *pv.shape[:2], pv.shape[-1]
     batch, heads, _ = q.shape
-    per, rep = batch // groups, heads // kv_heads
+    per_group, rep = batch // groups, heads // kv_heads
 
-    def seen(slots, first, filled):
-        """[GR, 1, 1, slots]: written, and inside the window."""
-        at = jnp.arange(slots)[None]
+    def visible(positions, first, filled):
+        """[GR, 1, 1, positions]: written, and inside the window."""
+        at = jnp.arange(positions)[None]
         mask = at < filled[:, None]
         if kind.window:
-            mask &= (ahead + slot - first)[:, None] - at < kind.window
+            mask &= (ahead + position - first)[:, None] - at < kind.window
         return mask[:, None, None]
 
-    suffix = sk, sv = cache.write(suffix, k, v, slot)
-    nothing = jnp.zeros_like(slot)
-    prefix_mask = seen(cache.slots(((pk, pv),)), nothing, ahead)
-    shared = q.reshape(groups, per, kv_heads, rep, dim).swapaxes(1, 2)
-    shared = shared.reshape(groups, kv_heads, per * rep, dim)
+    suffix = sk, sv = cache.write(suffix, k, v, position)
+    mask = visible(cache.capacity(((pk, pv),)), jnp.zeros_like(position), ahead)
+    shared = q.reshape(groups, per_group, kv_heads, rep, dim).swapaxes(1, 2)
+    shared = shared.reshape(groups, kv_heads, per_group * rep, dim)
     mask = jnp.repeat(
-        prefix_mask.reshape(groups, 1, per, -1),
+        mask.reshape(groups, 1, per_group, -1),
         rep,
         2,
-        total_repeat_length=per * rep,
+        total_repeat_length=per_group * rep,
     )
     # A lone query would be multiplied as a vector, which rounds otherwise
     # than a matrix: a sample would depend on the size of its group.
-    lone = per * rep == 1
+    lone = per_group * rep == 1
     if lone:
         shared, mask = jax.lax.optimization_barrier(
             (jnp.repeat(shared, 2, 2), jnp.repeat(mask, 2, 2))
@@ -282,45 +318,44 @@ def _attend(kind, softcap, ahead, slot, kept, q, k, v):
         prefix = jax.tree.map(lambda x: x[:, :, :1], prefix)
     prefix = jax.tree.map(
         lambda x: (
-            x.reshape(groups, kv_heads, per, rep, -1)
+            x.reshape(groups, kv_heads, per_group, rep, -1)
             .swapaxes(1, 2)
             .reshape(batch, kv_heads, rep, -1)
         ),
         prefix,
     )
-    own = attention.attend_blocks(
+    completion = attention.attend_blocks(
         q.reshape(batch, kv_heads, rep, dim),
         sk,
         sv,
-        seen(cache.slots(((sk, sv),)), ahead, slot + 1),
+        visible(cache.capacity(((sk, sv),)), ahead, position + 1),
         softcap,
     )
-    part = jax.tree.map(
-        lambda x: x.reshape(batch, heads, -1), attention.merge(prefix, own)
-    )
-    return part, suffix
+    merged = attention.merge(prefix, completion)
+    return jax.tree.map(lambda x: x.reshape(batch, heads, -1), merged), suffix
 
 
-def _draw(key, position, logits, settings) -> Sums:
-    """One token a row; the position in the sample ends the chain of keys."""
+def _choose(key, count, logits, settings) -> LogitSums:
+    """A token for each slot; its number in the sample ends the chain of keys.
 
-    def one(key, position, logits, settings):
-        key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
+    It is sampled on the device of the slot, from all of the vocabulary.
+    """
+
+    def one(key, count, logits, settings):
+        key = jax.random.fold_in(jax.random.wrap_key_data(key), count)
         return sampling.choose(key, logits, settings)
 
-    # each device draws some rows, from all of the vocabulary
-    rows = fitting(ambient(), position.shape, (BOTH,))
-    draw = on_shards(
-        jax.vmap(one, (0, 0, 0, None)), (rows, rows, rows, P()), rows
+    slots = fitting(ambient(), count.shape, (BOTH,))
+    choose = on_shards(
+        jax.vmap(one, (0, 0, 0, None)), (slots, slots, slots, P()), slots
     )
-    drawn = draw(key, position, logits, settings)
-    return _known(drawn)
+    return _replicated(choose(key, count, logits, settings))
 
 
-def _known(rows):
-    """What each row is doing, known to all devices of a mesh."""
-    return jax.tree.map(constrained, rows)
+def _replicated(tree):
+    """The same on all devices of a mesh: slots are known to each."""
+    return jax.tree.map(constrained, tree)
 
 
-def _ends(token: jax.Array, stops: jax.Array) -> jax.Array:
+def _stops(token: jax.Array, stops: jax.Array) -> jax.Array:
     return (token[:, None] == stops[None]).any(-1)

@@ -21,12 +21,17 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 
 from dynscaling_jax.inference import sampling
-from dynscaling_jax.inference.completion import NoCompletion, empty, read, said
+from dynscaling_jax.inference.completion import (
+    NoCompletion,
+    empty,
+    error_text,
+    read,
+)
 from dynscaling_jax.thinking import Thinking
 from dynscaling_jax.types import Budget, Message, Request, Sample, count_words
 
@@ -44,11 +49,15 @@ GO_ON = (
     "Your last message ends before the answer is complete. Go on from exactly "
     "where it ends, without repeating it."
 )
-LATER = "start the same command again: what was drawn before is kept"
+LATER = "start the same command again: what was sampled before is kept"
 
 
-class Settings(NamedTuple):
-    """How requests are made; see Endpoint."""
+@dataclasses.dataclass
+class Server:
+    """How requests are sent, and what they have shown of the endpoint.
+
+    The first fields are arguments of Endpoint.
+    """
 
     url: str
     key: str
@@ -58,22 +67,17 @@ class Settings(NamedTuple):
     retries: int
     backoff: float
     timeout: float
-
-
-@dataclasses.dataclass
-class Known:
-    """What requests have shown of the endpoint."""
-
     samples: int = 0  # that came
     logprobs: bool = True  # not refused
 
 
 class Failure(Exception):
-    """What failed with a request; status is None where no reply came."""
+    """What failed with a request."""
 
     def __init__(
         self, why: str, status: int | None = None, after: str | None = None
     ):
+        """Takes the HTTP status, None without a reply, and a Retry-After."""
         super().__init__(why)
         self.status, self.after = status, after
 
@@ -83,7 +87,7 @@ class Unreachable(Failure):
 
 
 class Endpoint:
-    """Samples of the model behind BASE_URL/chat/completions; a types.Sampler.
+    """Samples from a model behind BASE_URL/chat/completions; a types.Sampler.
 
     The key is OPENAI_API_KEY of the environment; none is sent where that is
     not set. The samples' flops are 0, since nothing is known of the model, and
@@ -91,27 +95,34 @@ class Endpoint:
     by its log-probabilities, or four bytes a token, with a warning.
 
     Args:
-      seed: each sample has a seed of its own from (seed, query, index); None
-        sends none.
-      top_k, min_p: sent where they are not 0, as not every server has them.
-      logprobs: asks for log-probabilities. Where the endpoint refuses them,
-        the request is repeated without, and no more are asked for.
-      continue_final_message: tells the server to go on with a last assistant
-        turn (vLLM, SGLang). Otherwise, as OpenAI's own API cannot do that, a
-        user turn follows that asks the model to go on.
-      extra_body: further fields of the body; None removes one.
-      concurrency: requests under way at once.
-      retries: further tries after a time-out, a lost connection, a reply that
-        is no completion, or status 408, 409, 425, 429 or 5xx. A rate limit
-        is waited for as long as other samples come.
-      backoff: seconds before the first retry, doubled for each further one;
-        a Retry-After of the endpoint goes before.
-      timeout: seconds for one try, from the connection to the last byte.
+        model: its name at the server.
+        base_url: http(s)://HOST:PORT/v1.
+        seed: each sample has a seed of its own from (seed, query, index);
+            None sends none.
+        max_new_tokens: of one sample.
+        temperature: sent as it is.
+        top_k: sent where it is not 0, as not every server has it.
+        top_p: sent as it is.
+        min_p: as top_k.
+        stop: strings that end a sample.
+        logprobs: requests log-probabilities. Where the endpoint refuses them,
+            the request is repeated without, and so are all others.
+        continue_final_message: has the server continue a last assistant turn
+            (vLLM, SGLang). Otherwise, as OpenAI's own API cannot do that, a
+            user turn follows that asks the model to go on.
+        extra_body: further fields of the body; None removes one.
+        concurrency: requests under way at once.
+        retries: further tries after a time-out, a lost connection, a reply
+            that is no completion, or status 408, 409, 425, 429 or 5xx. A rate
+            limit is waited for as long as other samples come.
+        backoff: seconds before the first retry, doubled for each further one;
+            a Retry-After of the endpoint goes before.
+        timeout: seconds for one try, from the connection to the last byte.
 
     Raises:
-      ValueError: a setting that cannot be.
-      ConnectionError: while drawing, with the endpoint's own words; it
-        refuses or fails all requests alike.
+        ValueError: a setting that cannot be.
+        ConnectionError: while sampling, with the endpoint's own words; it
+            refuses or fails all requests alike.
     """
 
     def __init__(
@@ -160,7 +171,7 @@ class Endpoint:
             "top_logprobs": sampling.TOP if logprobs else None,
             **(extra_body or {}),
         }
-        self._settings = Settings(
+        self._server = Server(
             _address(base_url),
             _key(),
             {name: value for name, value in body.items() if value is not None},
@@ -170,7 +181,6 @@ class Endpoint:
             backoff,
             timeout,
         )
-        self._known = Known()
         self.max_prompt_tokens = None
         self.max_cost = Budget(new_tokens=max_new_tokens)
         # Nobody here knows the prompt that the server makes of a turn, so no
@@ -180,7 +190,7 @@ class Endpoint:
     def sample(self, requests: Sequence[Request]) -> Iterator[Sample]:
         """Answers requests; yields each sample when it has arrived."""
         return _in_background(
-            lambda put: _draw(self._settings, self._known, requests, put)
+            lambda put: _sample_all(self._server, requests, put)
         )
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
@@ -192,7 +202,7 @@ def parse_url(text: str) -> tuple[str, str]:
     """Splits openai://MODEL@BASE_URL into (model, base_url).
 
     Raises:
-      ValueError: it is another text.
+        ValueError: it is another text.
     """
     found = re.fullmatch(r"openai://(.+?)@(\w+://.+)", text)
     if not found:
@@ -232,21 +242,26 @@ def _key() -> str:
 
 
 def interrupt(stop: BaseException) -> bool:
-    """Ends calls that draw, from a handler of signals: each raises stop once
-    it has handed on what has arrived. False where there are none."""
+    """Ends all calls, from a handler of signals.
+
+    Each raises stop once it has handed on what has arrived. Returns False
+    where there are none.
+    """
     for arrived in _arriving:
         arrived.put(stop)
     return bool(_arriving)
 
 
-_arriving: list[queue.SimpleQueue] = []  # of the calls that draw
+_arriving: list[queue.SimpleQueue] = []  # of all calls
 
 
 def _in_background(
     work: Callable[[Callable[[Sample], None]], Any],
 ) -> Iterator[Sample]:
     """Yields what the coroutine of work(put) puts, which runs in a thread.
-    Whoever leaves cancels it."""
+
+    Closing the iterator cancels it.
+    """
     arrived: queue.SimpleQueue = queue.SimpleQueue()
     loop = asyncio.new_event_loop()
     task = loop.create_task(work(arrived.put))
@@ -278,9 +293,8 @@ def _in_background(
         thread.join(CLOSING)
 
 
-async def _draw(
-    settings: Settings,
-    known: Known,
+async def _sample_all(
+    server: Server,
     requests: Sequence[Request],
     put: Callable[[Sample], None],
 ) -> None:
@@ -288,9 +302,10 @@ async def _draw(
 
     Failures are held back until a sample comes and shows that they were of
     their requests: then they are samples too. Where those of ALIKE queries
-    are held, nothing more is asked, and if no sample comes of what is under
-    way, the endpoint fails alike. Those of fewer queries may be all that is
-    left of a run: there a plain question decides, unless samples came before.
+    are held, no more requests are sent, and if no sample comes of what is
+    under way, the endpoint fails alike. Those of fewer queries may be all that
+    is left of a run: there a plain question decides, unless samples came
+    before.
     """
     waiting = iter(requests)
     running: dict[asyncio.Task[Sample], Request] = {}
@@ -306,26 +321,26 @@ async def _draw(
             fail(request, failure)
         held.clear()
 
-    async with _client(settings) as client:
+    async with _client(server) as client:
         try:
             while True:
                 alike = len({r.query.id for r, _ in held}) >= ALIKE
                 while not (alike or fatal) and (
-                    len(running) < settings.concurrency
+                    len(running) < server.concurrency
                 ):
                     request = next(waiting, None)
                     if request is None:
                         break
-                    one = _sample(client, settings, known, request, stopped)
+                    one = _sample(client, server, request, stopped)
                     running[asyncio.create_task(one)] = request
                 if not running:
                     if fatal or not held:
                         break
                     first, failure = held[0]
                     if alike or not (
-                        known.samples or await _works(client, settings, first)
+                        server.samples or await _works(client, server, first)
                     ):
-                        fatal = _alike(settings, failure)
+                        fatal = _alike(server, failure)
                         break
                     release()
                     continue
@@ -337,7 +352,7 @@ async def _draw(
                     try:
                         sample = task.result()
                     except Failure as failure:
-                        if known.samples and failure.status not in PASSING:
+                        if server.samples and failure.status not in PASSING:
                             fail(request, failure)
                         else:
                             held.append((request, failure))
@@ -345,7 +360,7 @@ async def _draw(
                         fatal = fatal or error
                         stopped.set()
                     else:
-                        known.samples += 1
+                        server.samples += 1
                         release()
                         put(sample)
         finally:
@@ -356,14 +371,14 @@ async def _draw(
         raise fatal
 
 
-def _client(settings: Settings) -> httpx2.AsyncClient:
+def _client(server: Server) -> httpx2.AsyncClient:
     """Follows no redirect, which could carry the key to another host."""
-    key = settings.key
+    key = server.key
     try:
         return httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(None, connect=CONNECTING),
-            limits=httpx2.Limits(max_connections=settings.concurrency),
+            limits=httpx2.Limits(max_connections=server.concurrency),
         )
     except ImportError as error:  # a proxy of a kind that needs a package
         raise ValueError(str(error)) from None
@@ -371,47 +386,46 @@ def _client(settings: Settings) -> httpx2.AsyncClient:
 
 async def _sample(
     client: httpx2.AsyncClient,
-    settings: Settings,
-    known: Known,
+    server: Server,
     request: Request,
     stopped: asyncio.Event,
 ) -> Sample:
     """One sample, after as many tries as it takes and may take.
 
     Raises:
-      Failure: of this request.
-      ConnectionError: of all requests.
+        Failure: of this request.
+        ConnectionError: of all requests.
     """
-    body = _body(settings, request)
-    if not known.logprobs:
+    body = _body(server, request)
+    if not server.logprobs:
         body = _without_logprobs(body)
-    tries, seen = 0, known.samples
+    tries, seen = 0, server.samples
     while True:
         try:
-            sample = await _once(client, settings, request, body)
-            if "logprobs" in settings.body and "logprobs" not in body:
-                known.logprobs = False
+            sample = await _once(client, server, request, body)
+            if "logprobs" in server.body and "logprobs" not in body:
+                server.logprobs = False
             return sample
         except Failure as error:
             failure = error
         refused = failure.status not in PASSING | LASTING
         if "logprobs" in body and (
             "logprob" in str(failure).lower()
-            or (refused and not known.samples)  # and does not say for what
+            or (refused and not server.samples)  # and does not say for what
         ):
             body = _without_logprobs(body)
             continue
         if failure.status in LASTING:
-            raise _lasting(settings, failure)
+            raise _lasting(server, failure)
         if refused:
             raise failure
-        if failure.status == 429 and known.samples > seen:
-            tries, seen = 0, known.samples
-        if tries == settings.retries:
+        if failure.status == 429 and server.samples > seen:
+            tries, seen = 0, server.samples
+        if tries == server.retries:
             break
         wait = _seconds(failure.after)
         if wait is None:
-            wait = min(settings.backoff * 2**tries, LONGEST_WAIT)
+            wait = min(server.backoff * 2**tries, LONGEST_WAIT)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopped.wait(), wait)
             # no failure of this request: leave no row
@@ -420,7 +434,7 @@ async def _sample(
     if failure.status == 429 or isinstance(failure, Unreachable):
         less = " with a lower config.endpoint.concurrency or"
         raise ConnectionError(
-            f"{settings.url} cannot be used: {failure} (after {tries + 1} "
+            f"{server.url} cannot be used: {failure} (after {tries + 1} "
             f"tries);{less * (failure.status == 429)} later, {LATER}"
         )
     raise failure
@@ -428,129 +442,118 @@ async def _sample(
 
 async def _once(
     client: httpx2.AsyncClient,
-    settings: Settings,
+    server: Server,
     request: Request,
     body: Mapping[str, Any],
 ) -> Sample:
     """One try. Raises Failure."""
-    hide = lambda text: _without(settings.key, text)
+    hide = lambda text: _without(server.key, text)
     try:
-        async with asyncio.timeout(settings.timeout):
-            status, headers, content = await _post(client, settings, body)
+        content = bytearray()
+        async with (
+            asyncio.timeout(server.timeout),
+            client.stream("POST", server.url, json=body) as response,
+        ):
+            status, headers = response.status_code, response.headers
+            async for part in response.aiter_bytes():
+                content += part
+                if len(content) > MOST_BYTES:
+                    raise Failure(f"a reply of more than {MOST_BYTES} bytes")
         if not 200 <= status < 300:
-            why = f"HTTP {status}: {said(content)}".rstrip()
+            why = f"HTTP {status}: {error_text(bytes(content))}".rstrip()
             if "location" in headers:
-                why += f" moved to {said(headers['location'].encode())}"
+                why += f" moved to {error_text(headers['location'].encode())}"
             raise Failure(hide(why), status, headers.get("retry-after"))
         limit = body.get("max_completion_tokens", body.get("max_tokens"))
-        sample = read(request, content, limit if type(limit) is int else None)
+        sample = read(
+            request, bytes(content), limit if type(limit) is int else None
+        )
     except NoCompletion as error:
         raise Failure(hide(str(error)), error.status) from None
     except TimeoutError:
-        raise Failure(f"no reply within {settings.timeout:g} s") from None
+        raise Failure(f"no reply within {server.timeout:g} s") from None
     except httpx2.ConnectTimeout:
         raise Unreachable(f"no connection within {CONNECTING:g} s") from None
     except httpx2.RequestError as error:
-        why = said(f"{type(error).__name__}: {error}".encode())
+        why = error_text(f"{type(error).__name__}: {error}".encode())
         lost = isinstance(error, httpx2.ConnectError)
         raise (Unreachable if lost else Failure)(hide(why)) from None
-    if len(settings.key) >= 2 * SECRET and settings.key in sample.text:
-        text = sample.text.replace(settings.key, "***")
+    if len(server.key) >= 2 * SECRET and server.key in sample.text:
+        text = sample.text.replace(server.key, "***")
         sample = sample._replace(text=text)
     return sample
 
 
 async def _works(
-    client: httpx2.AsyncClient, settings: Settings, request: Request
+    client: httpx2.AsyncClient, server: Server, request: Request
 ) -> bool:
     """Whether the endpoint answers a plain question, as a request without."""
     system = [m for m in request.messages if m.role == "system"]
     plain = request._replace(messages=(*system, Message("user", "Hello.")))
     try:
-        await _once(
-            client,
-            settings,
-            plain,
-            _without_logprobs(_body(settings, plain)),
-        )
+        body = _without_logprobs(_body(server, plain))
+        await _once(client, server, plain, body)
     except Failure:
         return False
     return True
 
 
-def _lasting(settings: Settings, failure: Failure) -> ConnectionError:
+def _lasting(server: Server, failure: Failure) -> ConnectionError:
     """What to do about a status that all requests will get."""
-    url, status = settings.url, failure.status
-    if status == 401 and not settings.key:
-        why, mend = f"{url} wants a key", "set OPENAI_API_KEY"
-    elif status == 401:
-        why = f"{url} refuses the key in OPENAI_API_KEY"
-        mend = "set the right one"
-    elif status == 404:
-        model = settings.body.get("model")
-        why = f"{url} has no model {model!r}, or is not the URL of an endpoint"
-        mend = "name the right one in config.model"
-    elif status == 402:
-        why, mend = f"{url} wants to be paid", "see to that"
-    else:
-        why = f"{url} is not the URL of an endpoint"
-        mend = "name the right one in config.model"
-    return ConnectionError(f"{why} ({failure}); {mend}, and {LATER}")
+    right = "name the right one in config.model"
+    no_model = f"has no model {server.body.get('model')!r}, or "
+    why, mend = {
+        401: ("refuses the key in OPENAI_API_KEY", "set the right one"),
+        402: ("wants to be paid", "see to that"),
+        404: (no_model + "is not the URL of an endpoint", right),
+    }.get(failure.status or 0, ("is not the URL of an endpoint", right))
+    if failure.status == 401 and not server.key:
+        why, mend = "wants a key", "set OPENAI_API_KEY"
+    return ConnectionError(
+        f"{server.url} {why} ({failure}); {mend}, and {LATER}"
+    )
 
 
-def _alike(settings: Settings, failure: Failure) -> ConnectionError:
+def _alike(server: Server, failure: Failure) -> ConnectionError:
     does = "answers" if failure.status in PASSING else "takes"
     return ConnectionError(
-        f"{settings.url} {does} none of the requests ({failure}). Nothing was "
+        f"{server.url} {does} none of the requests ({failure}). Nothing was "
         f"spent on them. When that is mended, {LATER}"
     )
 
 
-def _body(settings: Settings, request: Request) -> dict[str, Any]:
+def _body(server: Server, request: Request) -> dict[str, Any]:
     messages = list(request.messages)
     extra: dict[str, Any] = {}
     if messages[-1].role == "assistant":
-        if settings.continues:
+        if server.continues:
             extra = {
                 "continue_final_message": True,
                 "add_generation_prompt": False,
             }
         else:
             messages.append(Message("user", GO_ON))
-    if "seed" in settings.body:
-        name = [settings.body["seed"], request.query.id, request.index]
+    if "seed" in server.body:
+        name = [server.body["seed"], request.query.id, request.index]
         digest = hashlib.sha256(json.dumps(name).encode()).digest()
         # fits an int32
         extra["seed"] = int.from_bytes(digest[:4], "little") >> 1
     return {
-        **settings.body,
+        **server.body,
         **extra,
         "messages": [
-            {"role": m.role, "content": _encodable(m.content)} for m in messages
+            # lone surrogates cannot be sent
+            {
+                "role": m.role,
+                "content": m.content.encode("utf-8", "replace").decode(),
+            }
+            for m in messages
         ],
     }
 
 
 def _without_logprobs(body: Mapping[str, Any]) -> dict[str, Any]:
     return {n: v for n, v in body.items() if "logprobs" not in n}
-
-
-def _encodable(text: str) -> str:
-    """Lone surrogates cannot be sent."""
-    return text.encode("utf-8", "replace").decode()
-
-
-async def _post(
-    client: httpx2.AsyncClient, settings: Settings, body: Mapping[str, Any]
-) -> tuple[int, Mapping[str, str], bytes]:
-    """(status, headers, content)."""
-    content = bytearray()
-    async with client.stream("POST", settings.url, json=body) as response:
-        async for part in response.aiter_bytes():
-            content += part
-            if len(content) > MOST_BYTES:
-                raise Failure(f"a reply of more than {MOST_BYTES} bytes")
-        return response.status_code, response.headers, bytes(content)
 
 
 def _without(key: str, text: str) -> str:
@@ -566,8 +569,10 @@ def _without(key: str, text: str) -> str:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """A Retry-After, of seconds or of a date, as seconds from now; None for
-    what is neither."""
+    """A Retry-After, of seconds or of a date, as seconds from now.
+
+    None is for what is neither.
+    """
     try:
         seconds = float(retry_after or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Requests in, samples out: prompts, what is kept of them, and calls."""
+"""The engine: requests to prompts, cached prefixes, and calls."""
 
 import collections
 import functools
@@ -23,30 +23,31 @@ from dynscaling_jax.inference import (
     sampling,
 )
 from dynscaling_jax.inference.cache import Prefix, State
-from dynscaling_jax.inference.row import Asked, Prompt, Row, finished
-from dynscaling_jax.inference.stream import Draws, Steps, Stream
+from dynscaling_jax.inference.scheduler import Scheduler, Setup, Steps
+from dynscaling_jax.inference.slot import Numbered, Prompt, Slot, finished
 from dynscaling_jax.models.flops import sample_flops
 from dynscaling_jax.thinking import Thinking
 from dynscaling_jax.types import Budget, Message, Query, Request, Sample
 
-REUSE = 16  # a common beginning shorter than this is read anew
-TURN = 0.2  # seconds that a lane draws before the others are waited for
+REUSE = 16  # a common beginning shorter than this is computed anew
+TURN = 0.2  # seconds that a worker decodes before it waits for the others
 
 
 class Change(NamedTuple):
-    """Of what there is to draw: requests that were asked for, or the numbers
-    of some, counted from the first that ever was, that are drawn no more."""
+    """What changed: requests that came, and numbers of some that were dropped.
 
-    asked: Sequence[Request] = ()
+    Requests are numbered from the first that an engine was given.
+    """
+
+    added: Sequence[Request] = ()
     dropped: Sequence[int] = ()
 
 
 class Engine:
-    """Samples from a local model; it is a types.Sampler.
+    """Samples from a model, on the mesh that its parameters lie on.
 
-    Sample i of a query is the same however many samples are drawn, whatever
-    else runs beside it, and in whichever order. It draws on the mesh that the
-    model's parameters lie on.
+    It is a types.Sampler. Sample i of a query is the same however
+    many samples there are, whatever else runs beside it, and in any order.
     """
 
     def __init__(
@@ -60,38 +61,45 @@ class Engine:
         min_p: float = 0.0,
         stop: Sequence[str] = (),
         seed: int = 0,
-        rows: int | None = 64,
-        rows_per_group: int | None = None,
+        slots: int | None = 64,
+        slots_per_group: int | None = None,
         prefix_bytes: float = 2e9,
         available: float | None = None,
     ):
-        """Args:
+        """Checks the settings; nothing is compiled yet.
+
+        Args:
+            model: its parameters may lie on a mesh.
             max_new_tokens: of one sample, its end-of-turn token included.
-            temperature, top_k, top_p, min_p: 0, 0, 1 and 0 switch them off.
+            temperature: 0 takes the likeliest token.
+            top_k: 0 switches it off.
+            top_p: 1 switches it off.
+            min_p: 0 switches it off.
             stop: strings that end a sample and are cut from its text.
-            rows: samples that are drawn at the same time, at most; None
-                takes, for each length of prompt, as many as inference.memory
+            seed: of all samples.
+            slots: samples that are generated at the same time, at most; None
+                takes, for each bucket of prompts, as many as inference.memory
                 says that the device holds.
-            rows_per_group: of these, how many share the keys of one prompt;
+            slots_per_group: how many of them share the prefix of one prompt;
                 by default 8, or the largest power of two below that divides
-                rows, on a mesh those of one part of its data axis.
-            prefix_bytes: memory for prompts that may be read on from.
-            available: bytes of each device that drawing may take, where rows
-                is None; by default what inference.memory finds.
+                slots, on a mesh those of one part of its data axis.
+            prefix_bytes: memory for prefixes that are kept for reuse.
+            available: bytes of each device that decoding may take, where
+                slots is None; by default what inference.memory finds.
 
         Raises:
             ValueError: a value outside its range.
         """
         self._mesh = mesh.of(model.params)
         data = mesh.data_size(self._mesh)
-        if rows_per_group is None:
-            rows_per_group = math.gcd((rows or 8 * data) // data, 8)
+        if slots_per_group is None:
+            slots_per_group = math.gcd((slots or 8 * data) // data, 8)
         if isinstance(stop, str):
             raise ValueError(f"stop must be a list of strings, got {stop!r}")
         for name, value in (
             ("max_new_tokens", max_new_tokens),
-            ("rows", 1 if rows is None else rows),
-            ("rows_per_group", rows_per_group),
+            ("slots", 1 if slots is None else slots),
+            ("slots_per_group", slots_per_group),
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(
@@ -99,11 +107,11 @@ class Engine:
                 )
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
-        if rows and rows % (data * rows_per_group):
+        if slots and slots % (data * slots_per_group):
             times = f" x data ({data}) of the mesh" if data > 1 else ""
             raise ValueError(
-                f"rows ({rows}) must be a multiple of rows_per_group "
-                f"({rows_per_group}){times}"
+                f"slots ({slots}) must be a multiple of slots_per_group "
+                f"({slots_per_group}){times}"
             )
         if max_new_tokens >= model.config.max_position_embeddings:
             raise ValueError(
@@ -111,47 +119,53 @@ class Engine:
                 "prompt in a context of "
                 f"{model.config.max_position_embeddings} tokens"
             )
-        if any(not s for s in stop):
+        if not all(stop):
             raise ValueError("stop strings must not be empty")
         self.model = model
-        self.rows_per_group = rows_per_group
+        self.slots_per_group = slots_per_group
         self._stop = tuple(stop)
         self._available = available
-        self.row_steps = 0  # rows x steps computed
-        self.live_steps = 0  # of these, steps that drew a token of a sample
+        self.slot_steps = 0  # slots x steps computed
+        self.active_steps = 0  # of these, steps of active slots
         weights = mesh.bytes_held(model.params)
-        self._lanes = layout.lanes(rows or 0, weights, self._mesh)
-        own = (rows or 0) // self._lanes // rows_per_group * rows_per_group
-        self.widths = layout.widths(own, self._mesh) if rows else ()
+        self._workers = layout.workers(slots or 0, weights, self._mesh)
+        each = (slots or 0) // self._workers // slots_per_group
+        self.slot_counts = (
+            layout.slot_counts(each * slots_per_group, self._mesh)
+            if slots
+            else ()
+        )
         ids = model.eos_ids
         stop_ids = np.full(max(8, len(ids)), -1, np.int32)
         stop_ids[: len(ids)] = ids
         follows_work = layout.follows_work(self._mesh)
-        self._size = layout.stepping if follows_work else layout.doubling
-        self._draws = Draws(
+        self._bucket = (
+            layout.quarter_bucket if follows_work else layout.power_bucket
+        )
+        self._setup = Setup(
             model,
             sampling.settings(temperature, top_k, top_p, min_p),
             np.uint32(seed),
             stop_ids,
             max_new_tokens,
-            rows_per_group,
-            self._fitting,
+            slots_per_group,
+            self._slot_counts,
             follows_work,
-            self._size,
+            self._bucket,
             self._prefix,
             self._empty,
             self._finished,
         )
-        # Is told, before each chunk of steps, all that changed since the last
+        # Receives, before each chunk of steps, all that changed since the last
         # one: what else an engine does follows from that (inference.lockstep).
         self.announce: Callable[[Sequence[Change]], object] = lambda _: None
         self._changes: list[Change] = []
-        self._count = itertools.count()
-        # by lane; or, one after another, by size of prompts
-        self._streams: dict[int, Stream] = {}
-        self._each: Any = map
-        if self._lanes > 1:
-            self._each = ThreadPoolExecutor(self._lanes, "lane").map
+        self._numbers = itertools.count()
+        # by worker; or, one after another, by bucket
+        self._schedulers: dict[int, Scheduler] = {}
+        self._map: Any = map
+        if self._workers > 1:
+            self._map = ThreadPoolExecutor(self._workers, "worker").map
         self._busy = False
         self._gone: set[int] = set()  # requests of calls that were left
         self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
@@ -159,35 +173,35 @@ class Engine:
             lambda messages: tuple(model.tokenizer.encode_chat(messages))
         )
         self._prefixes: collections.OrderedDict = collections.OrderedDict()
-        self._keeping = threading.Lock()
+        self._prefixes_lock = threading.Lock()
         token = memory.token_bytes(model.config, self._dtype.itemsize)
         self._prefix_tokens = int(prefix_bytes // token)
 
     def sample(self, requests: Sequence[Request]) -> Iterator[Sample]:
-        """Draws the samples asked for; yields each when it is whole.
+        """Samples what is requested; yields each sample when it is finished.
 
-        Calls may overlap: what a later one asks for takes the rows that an
+        Calls may overlap: the requests of a later one take the slots that an
         earlier one leaves idle.
 
         Raises:
-            ValueError: a prompt that leaves no room in the context, before
-                anything is drawn.
+            ValueError: a prompt leaves no room in the context; nothing is
+                sampled then.
         """
-        call = _Call(self, self._ask(requests))
+        call = _Call(self, self._add(requests))
         self._calls.add(call)
         return call
 
     def follow(self, changes: Iterable[Change]) -> None:
-        """Does what another engine did when it announced these."""
+        """Repeats what another engine did when it announced these."""
         for change in changes:
             self._drop(change.dropped)
-            self._ask(change.asked)
+            self._add(change.added)
         self._step()
 
     def generate(
         self, prompts: Sequence[str], n: int = 1
     ) -> list[list[Sample]]:
-        """n samples of each prompt, given as user turns.
+        """Generates n samples of each prompt, a user turn.
 
         Raises:
             ValueError: one text in place of a list; a prompt too long.
@@ -195,25 +209,24 @@ class Engine:
         if isinstance(prompts, str):
             raise ValueError("prompts must be a list of texts, got one text")
         queries = [Query(text, (Message("user", text),)) for text in prompts]
-        drawn = {
-            (s.query_id, s.index): s
-            for s in self.sample(
-                [
-                    Request(q, q.messages, i)
-                    for q in dict.fromkeys(queries)
-                    for i in range(n)
-                ]
-            )
-        }
-        return [[drawn[q.id, i] for i in range(n)] for q in queries]
+        requests = [
+            Request(q, q.messages, i)
+            for q in dict.fromkeys(queries)
+            for i in range(n)
+        ]
+        samples = {(s.query_id, s.index): s for s in self.sample(requests)}
+        return [[samples[q.id, i] for i in range(n)] for q in queries]
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Length of a prompt, in tokens."""
+        """Counts the tokens of a prompt."""
         return len(self._encode(tuple(messages)))
 
     def check(self, queries: Sequence[Query]) -> None:
-        """Raises ValueError if the prompt of a query leaves no room in the
-        context; the message names the query."""
+        """Checks that the prompts of queries leave room in the context.
+
+        Raises:
+            ValueError: one does not; with the name of its query.
+        """
         for query in queries:
             self._prompt(Request(query, query.messages, 0))
 
@@ -221,12 +234,12 @@ class Engine:
     def max_prompt_tokens(self) -> int:
         """The longest prompt that leaves room for max_new_tokens."""
         config = self.model.config
-        return config.max_position_embeddings - self._draws.max_new_tokens
+        return config.max_position_embeddings - self._setup.max_new_tokens
 
     @property
     def max_cost(self) -> Budget:
         """The most that one sample can cost."""
-        config, new = self.model.config, self._draws.max_new_tokens
+        config, new = self.model.config, self._setup.max_new_tokens
         return Budget(
             new_tokens=new,
             total_tokens=config.max_position_embeddings,
@@ -243,82 +256,91 @@ class Engine:
         return self.model.params["norm"].dtype
 
     def _step(self) -> None:
-        """Takes steps with each lane that has work, or with the first size of
-        prompts."""
-        if not self._streams:
+        """Takes steps with each worker, or with the first bucket of prompts."""
+        if not self._schedulers:
             raise RuntimeError("what was under way failed in another call")
         self._busy = True
-        own = [*self._streams][: self._lanes]
+        names = [*self._schedulers][: self._workers]
         try:
             self.announce(self._changes)
             self._changes = []
-            chunks = [*self._each(self._chunk, map(self._streams.get, own))]
+            chunks = [*self._map(self._chunk, map(self._schedulers.get, names))]
         except BaseException:
-            for name in own:
-                del self._streams[name]
+            for name in names:
+                del self._schedulers[name]
             raise
         finally:
             self._busy = False
         self._drop(())
-        for whole, steps in chunks:
-            self.row_steps += steps.all
-            self.live_steps += steps.live
-            for number, sample in whole:
+        for done, steps in chunks:
+            self.slot_steps += steps.all
+            self.active_steps += steps.active
+            for number, sample in done:
                 for call in [*self._calls]:
                     call.take(number, sample)
 
-    def _chunk(self, stream: Stream) -> tuple[list[tuple[int, Sample]], Steps]:
-        """A chunk of steps; of a lane so many as fit into a TURN, so that no
-        lane waits for a slower one."""
-        until = time.monotonic() + TURN
-        with mesh.ambient(self._mesh):
-            whole, steps = stream.step()
-            while self._lanes > 1 and stream.busy and time.monotonic() < until:
-                more, taken = stream.step()
-                whole += more
-                steps = Steps(*map(sum, zip(steps, taken, strict=True)))
-        return whole, steps
+    def _chunk(
+        self, scheduler: Scheduler
+    ) -> tuple[list[tuple[int, Sample]], Steps]:
+        """A chunk of steps; with several workers as many as a TURN holds.
 
-    def _ask(self, requests: Sequence[Request]) -> list[int]:
-        """Has these wait to be drawn; their numbers."""
-        prompts = [*map(self._prompt, requests)]  # all, or none is asked for
-        asked = [
-            (prompt, Asked(next(self._count), request))
+        So none waits for a slower one.
+        """
+        until = time.monotonic() + TURN
+        done, total = [], Steps()
+        while True:
+            with mesh.ambient(self._mesh):
+                more, steps = scheduler.step()
+            done += more
+            total = Steps(*map(sum, zip(total, steps, strict=True)))
+            late = self._workers == 1 or time.monotonic() >= until
+            if late or not scheduler.busy:
+                return done, total
+
+    def _add(self, requests: Sequence[Request]) -> list[int]:
+        """Queues requests, all or none; returns their numbers."""
+        prompts = [*map(self._prompt, requests)]
+        work = [
+            (prompt, Numbered(next(self._numbers), request))
             for prompt, request in zip(prompts, requests, strict=True)
         ]
         self._busy = True
-        for name, own in self._dealt(asked).items():
-            self._streams.setdefault(name, Stream(self._draws)).add(own)
+        for name, part in self._partition(work).items():
+            scheduler = self._schedulers.setdefault(
+                name, Scheduler(self._setup)
+            )
+            scheduler.add(part)
         self._busy = False
         if requests:
-            self._changes.append(Change(asked=[*requests]))
+            self._changes.append(Change(added=[*requests]))
         self._drop(())
-        return [one.number for _, one in asked]
+        return [numbered.number for _, numbered in work]
 
-    def _dealt(
-        self, asked: Sequence[tuple[Prompt, Asked]]
-    ) -> dict[int, list[tuple[Prompt, Asked]]]:
-        """What each lane takes, or of each size of prompts what there is."""
-        dealt = collections.defaultdict(list)
-        if not self._draws.follows_work:
-            for prompt, one in asked:
-                dealt[self._size(len(prompt.ids))].append((prompt, one))
-            return dealt
-        by_prompt = collections.defaultdict(list)
-        for prompt, one in asked:
-            by_prompt[prompt].append((prompt, one))
-        work = [*by_prompt.values()]
-        loads = [0] * self._lanes
-        for lane, stream in self._streams.items():
-            loads[lane] = stream.left
-        parts = layout.dealt([*map(len, work)], loads, self.rows_per_group)
-        for lane, number, first, end in parts:
-            dealt[lane] += work[number][first:end]
-        return dealt
+    def _partition(
+        self, work: Sequence[tuple[Prompt, Numbered]]
+    ) -> dict[int, list[tuple[Prompt, Numbered]]]:
+        """The work of each worker, or of each bucket of prompts."""
+        parts = collections.defaultdict(list)
+        if not self._setup.follows_work:
+            for prompt, numbered in work:
+                bucket = self._bucket(len(prompt.ids))
+                parts[bucket].append((prompt, numbered))
+            return parts
+        by_prompt = layout.grouped(work, lambda pair: pair[0], len(work))
+        loads = [0] * self._workers
+        for worker, scheduler in self._schedulers.items():
+            loads[worker] += scheduler.left
+        for worker, number, first, end in layout.partition(
+            [*map(len, by_prompt)], loads, self.slots_per_group
+        ):
+            parts[worker] += by_prompt[number][first:end]
+        return parts
 
     def _drop(self, numbers: Iterable[int]) -> None:
-        """Draws these no more, from the end of that on which it may be called
-        in: a call can be collected at any time."""
+        """Cancels requests, at the end of the call that it may interrupt.
+
+        A call can be collected at any time.
+        """
         self._gone.update(numbers)
         if self._busy:
             return
@@ -326,11 +348,11 @@ class Engine:
         gone, self._gone = self._gone, set()
         if gone:
             self._changes.append(Change(dropped=[*gone]))
-        for size, stream in [*self._streams.items()]:
+        for name, scheduler in [*self._schedulers.items()]:
             if gone:
-                stream.drop(gone)
-            if not stream.busy:
-                del self._streams[size]
+                scheduler.drop(gone)
+            if not scheduler.busy:
+                del self._schedulers[name]
         self._busy = False
 
     def _prompt(self, request: Request) -> Prompt:
@@ -353,14 +375,20 @@ class Engine:
         return Prompt(ids, base, common if common >= REUSE else 0)
 
     def _prefix(self, prompt: Prompt) -> Prefix:
-        """Reads a prompt; its query's part is read, or kept, on its own.
+        """Computes a prefix; that of its query is cached on its own.
 
-        The split depends on the two prompts alone, never on what is in the
-        cache, and so neither does any bit of the result.
+        A chain begins like the prompt of its query, which its other samples
+        continue too. Of 40 tokens in common and a chain of 50:
+
+            base     [0 .. 39] and what ends the query's own prompt; cached
+            extend   [40 .. 49] from the first 40 positions of base
+
+        The split depends on the two prompts alone, never on what the cache
+        holds, and so neither does any bit of the result.
         """
         if prompt.ids == prompt.base or not prompt.common:
-            return self._read(prompt.ids)
-        base = self._read(prompt.base)
+            return self._cached(prompt.ids)
+        base = self._cached(prompt.base)
         rest = prompt.ids[prompt.common :]
         return prefill.extend(
             self.model.params,
@@ -369,65 +397,70 @@ class Engine:
             np.int32(prompt.common),
             _padded(rest, -(-len(rest) // layout.SHORTEST) * layout.SHORTEST),
             np.int32(len(rest)),
-            self._size(len(prompt.ids)),
+            self._bucket(len(prompt.ids)),
         )
 
-    def _read(self, ids: tuple[int, ...]) -> Prefix:
-        with self._keeping:
+    def _cached(self, ids: tuple[int, ...]) -> Prefix:
+        """The prefix of a prompt; those that were used last are kept.
+
+        Room for 400 positions, and buckets of 128 (a), 128 (b) and 256 (c):
+        a, b, a, c leave [b a c] of 512, so b goes, and [a c] stay.
+        """
+        with self._prefixes_lock:
             if ids in self._prefixes:
                 self._prefixes.move_to_end(ids)
                 return self._prefixes[ids]
         prefix = prefill.prefill(
             self.model.params,
             self.model.config,
-            _padded(ids, self._size(len(ids))),
+            _padded(ids, self._bucket(len(ids))),
             np.int32(len(ids)),
         )
-        with self._keeping:
+        with self._prefixes_lock:
             self._prefixes[ids] = prefix
-            held = sum(self._size(len(i)) for i in self._prefixes)
+            held = sum(self._bucket(len(i)) for i in self._prefixes)
             while held > self._prefix_tokens and len(self._prefixes) > 1:
                 oldest, _ = self._prefixes.popitem(last=False)
-                held -= self._size(len(oldest))
+                held -= self._bucket(len(oldest))
         return prefix
 
-    def _fitting(self, size: int, per: int) -> tuple[int, ...]:
-        """The numbers of rows that may draw from prompts of this size."""
-        known = self.widths or self._held(size, per)
-        room = self._prefix_tokens // size * (per if known[1:] else 1)
-        fit = tuple(w for w in known if w <= room and w % per == 0)
-        return fit or (per * max(1, known[0] // per),)
+    def _slot_counts(self, bucket: int, per_group: int) -> tuple[int, ...]:
+        """The numbers of slots that prompts of this bucket may have."""
+        counts = self.slot_counts or self._held(bucket, per_group)
+        room = self._prefix_tokens // bucket * (per_group if counts[1:] else 1)
+        fit = tuple(n for n in counts if n <= room and n % per_group == 0)
+        return fit or (per_group * max(1, counts[0] // per_group),)
 
-    def _held(self, size: int, per: int) -> tuple[int, ...]:
-        """The numbers of rows that the memory of the devices holds."""
+    def _held(self, bucket: int, per_group: int) -> tuple[int, ...]:
+        """The numbers of slots that the memory of the devices holds."""
         config = mesh.share(self.model.config, self._mesh)
         itemsize, data = self._dtype.itemsize, mesh.data_size(self._mesh)
         weights = mesh.bytes_held(self.model.params)
-        prompts = self._prefix_tokens * memory.token_bytes(config, itemsize)
+        prefixes = self._prefix_tokens * memory.token_bytes(config, itemsize)
+        suffix = layout.suffix_bucket(self._setup.max_new_tokens)
 
         def predict(groups: int) -> memory.Memory:
-            shape = memory.Size(
-                groups, per, size, layout.slots(self._draws.max_new_tokens)
-            )
-            return memory.predicted(config, shape, weights, itemsize, prompts)
+            size = memory.Size(groups, per_group, bucket, suffix)
+            return memory.predicted(config, size, weights, itemsize, prefixes)
 
-        there = self._available or memory.available()
-        groups = memory.most_groups(per, there, predict)
-        return layout.widths(per * groups * data, self._mesh)
+        available = self._available or memory.available()
+        groups = memory.most_groups(per_group, available, predict)
+        return layout.slot_counts(per_group * groups * data, self._mesh)
 
-    def _finished(self, row: Row) -> Sample | None:
-        return finished(row, self.model, self._stop)
+    def _finished(self, slot: Slot) -> Sample | None:
+        return finished(slot, self.model, self._stop)
 
-    def _empty(self, groups: int, per: int, size: int) -> State:
-        slots = layout.FEWEST_SLOTS
-        return cache.empty(
-            self.model.config, groups, per, size, slots, self._dtype, self._mesh
-        )
+    def _empty(self, groups: int, per_group: int, bucket: int) -> State:
+        suffix, config = layout.SHORTEST_SUFFIX, self.model.config
+        shape = groups, per_group, bucket, suffix
+        return cache.empty(config, *shape, self._dtype, self._mesh)
 
 
 class _Call:
-    """The samples of one call, as they are drawn; whoever asks for the next
-    one has the engine go on with all that is under way."""
+    """The samples of one call, as they finish.
+
+    Taking the next one has the engine go on with all that is under way.
+    """
 
     def __init__(self, engine: Engine, numbers: Iterable[int]):
         self._engine = engine
@@ -450,7 +483,7 @@ class _Call:
             self._ready.append(sample)
 
     def close(self) -> None:
-        """What is not drawn yet is drawn no more."""
+        """Cancels what is unfinished."""
         if self._left:
             self._engine._drop(self._left)
             self._left.clear()
@@ -459,6 +492,4 @@ class _Call:
 
 
 def _padded(ids: Sequence[int], size: int) -> np.ndarray:
-    out = np.zeros(size, np.int32)
-    out[: len(ids)] = ids
-    return out
+    return np.pad(np.array(ids, np.int32), (0, size - len(ids)))

@@ -1,4 +1,4 @@
-"""How long prompts are padded, and how many rows stand in how many groups."""
+"""Shapes that follow the work: buckets of prompts, slots, groups, workers."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -10,73 +10,81 @@ from jax.sharding import Mesh
 from dynscaling_jax.inference.decode import CHUNK
 from dynscaling_jax.models.attention import AT_ONCE
 
-SHORTEST = 128  # least length a prompt is padded to; doubled as needed, or,
-# of what a prompt goes on with, a multiple of it
-FEWEST_SLOTS = 2 * CHUNK  # of drawn tokens; doubled as needed
-NARROWEST = 8  # rows; fewer may round otherwise
-LANE = 32  # rows of a lane, at least
+SHORTEST = 128  # the least bucket; what extends a prefix has multiples of it
+SHORTEST_SUFFIX = 2 * CHUNK  # doubled as needed
+FEWEST_SLOTS = 8  # fewer may round otherwise
+WORKER_SLOTS = 32  # of a batch worker, at least
 SMALL = 2**25  # bytes of the weights of a small model
 
 
 def follows_work(mesh: Mesh | None) -> bool:
-    """Whether rows and lengths follow the work.
+    """Tells whether the numbers of slots and their lengths follow the work.
 
-    They do on one CPU, where each row rounds alike in products of every size
-    (tests/inference/test_width.py). Elsewhere time is that of reading the
-    weights, and a sample must not depend on what else is asked for: one
-    number of rows, and prompts of one length at a time.
+    They do on one CPU, where each slot rounds alike in products of every size
+    (tests/inference/test_width.py). Elsewhere the time of a step is that of
+    reading the weights, and a sample must not depend on other requests: there
+    is one number of slots, and prompts of one bucket at a time.
     """
     return mesh is None and jax.default_backend() == "cpu"
 
 
-def widths(rows: int, mesh: Mesh | None) -> tuple[int, ...]:
-    """So many rows, and fewer where that saves time."""
+def slot_counts(slots: int, mesh: Mesh | None) -> tuple[int, ...]:
+    """Lists the numbers of slots to choose from: `slots`, and its halves."""
     if not follows_work(mesh):
-        return (rows,)
-    halves = (rows >> n for n in range(rows.bit_length()))
-    return tuple(sorted({rows, *(w for w in halves if w >= NARROWEST)}))
+        return (slots,)
+    halves = (slots >> n for n in range(slots.bit_length()))
+    return tuple(sorted({slots, *(n for n in halves if n >= FEWEST_SLOTS)}))
 
 
-def lanes(rows: int, weights: int, mesh: Mesh | None) -> int:
-    """How many batches draw beside each other, each with a part of the rows.
+def workers(slots: int, weight_bytes: int, mesh: Mesh | None) -> int:
+    """Counts the batches that decode side by side, each with a part of slots.
 
     On a CPU the products of a small model are too small for several cores,
-    which take a lane each. Those of a large one are not, and every lane would
-    read the weights again.
-
-    Args:
-        weights: their bytes.
+    so each core takes a batch. Those of a large one are not, and every
+    worker would read the weights again.
     """
-    if not follows_work(mesh) or weights > SMALL:
+    if not follows_work(mesh) or weight_bytes > SMALL:
         return 1
-    return max(1, min(os.cpu_count() or 1, rows // LANE))
+    return max(1, min(os.cpu_count() or 1, slots // WORKER_SLOTS))
 
 
-def dealt(
+def partition(
     counts: Sequence[int], loads: Sequence[int], unit: int
 ) -> list[tuple[int, int, int, int]]:
-    """Deals so many samples of each prompt to lanes with so much to draw.
+    """Partitions the samples of each prompt among workers.
 
-    A prompt stays in one lane, where it is read once, unless it has more
-    samples than an even share, in whole units.
+    counts are the samples of each prompt, loads those that each worker has
+    already. A prompt stays with one worker, which computes its prefix, unless
+    it has more samples than an even share, in whole units. Two workers, the
+    first with 3 samples, and prompts with 2, 2 and 9 in units of 4:
+
+        share       13 samples / 2 workers, in units of 4: 8
+        prompt 0    2 to worker 1          loads 3 2
+        prompt 1    2 to worker 1          loads 3 4
+        prompt 2    8 to worker 0, then    loads 11 4
+                    1 to worker 1          loads 11 5
 
     Returns:
-        (lane, prompt by number, first sample, one past the last) of each part.
+        (worker, prompt by number, first sample, one past the last) of parts.
     """
     loads, parts = [*loads], []
     share = -(-sum(counts) // (len(loads) * unit)) * unit
     for number, count in enumerate(counts):
         for first in range(0, count, share):
             end = min(first + share, count)
-            lane = loads.index(min(loads))
-            loads[lane] += end - first
-            parts.append((lane, number, first, end))
+            worker = loads.index(min(loads))
+            loads[worker] += end - first
+            parts.append((worker, number, first, end))
     return parts
 
 
 def per_group(counts: Iterable[int], most: int) -> int:
-    """Rows of a group: the greatest divisor of `most` that leaves at most an
-    eighth of the rows of so many samples a prompt empty."""
+    """Chooses R for prompts with so many samples.
+
+    It is the greatest divisor of `most` that leaves at most an eighth as many
+    slots empty as there are samples. Of counts 12 and 12 and most = 8: groups
+    of 8 need 2 x 2 x 8 = 32 slots for 24 samples, groups of 4 need 24.
+    """
     counts = list(counts)
     return next(
         per
@@ -86,25 +94,28 @@ def per_group(counts: Iterable[int], most: int) -> int:
     )
 
 
-def doubling(length: int) -> int:
-    """What a prompt is padded to where new lengths are dear: powers of two."""
-    return doubled(SHORTEST, length)
+def power_bucket(length: int) -> int:
+    """Pads a prompt to a power of two, where new lengths are dear."""
+    return _doubled(SHORTEST, length)
 
 
-def stepping(length: int) -> int:
-    """What a prompt is padded to where reading its keys is dear: quarters of
-    powers of two, in whole blocks of keys."""
-    most = doubled(SHORTEST, length)
+def quarter_bucket(length: int) -> int:
+    """Pads a prompt to a quarter of a power of two, in whole blocks of keys.
+
+    It serves where reading the keys is dear: 1,025 tokens take 1,536 here and
+    2,048 by power_bucket.
+    """
+    most = _doubled(SHORTEST, length)
     step = min(most, max(AT_ONCE, most // 4))
     return -(-length // step) * step
 
 
-def slots(drawn: int) -> int:
-    """Room for so many tokens and those of the next chunk."""
-    return doubled(FEWEST_SLOTS, drawn + CHUNK - 1)
+def suffix_bucket(count: int) -> int:
+    """Pads so many completion tokens and those of the next chunk."""
+    return _doubled(SHORTEST_SUFFIX, count + CHUNK - 1)
 
 
-def doubled(size: int, length: int) -> int:
+def _doubled(size: int, length: int) -> int:
     while size < length:
         size *= 2
     return size
@@ -113,12 +124,12 @@ def doubled(size: int, length: int) -> int:
 def grouped(
     items: Sequence[Any], key: Callable[[Any], Any], size: int
 ) -> list[list]:
-    """Lists of at most `size` items of one key, keys in order."""
+    """Cuts items into lists of at most `size` items of one key, in order."""
     by_key: dict = {}
     for item in items:
         by_key.setdefault(key(item), []).append(item)
     return [
-        own[at : at + size]
-        for own in by_key.values()
-        for at in range(0, len(own), size)
+        same[at : at + size]
+        for same in by_key.values()
+        for at in range(0, len(same), size)
     ]

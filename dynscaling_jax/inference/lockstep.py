@@ -1,10 +1,10 @@
 """One engine on the devices of several processes.
 
 Processes that share a mesh must call the same compiled functions in the same
-order. So the first draws as if it were alone, and tells the others, before
-each chunk of steps, what it was asked for since the last one and what is to be
-drawn no more; they do likewise. Whatever else an engine does follows from that
-and from the tokens that are drawn, which all devices know.
+order. So the first one samples as if it were alone, and announces before each
+chunk of steps which requests came and which were dropped since the last one;
+the others repeat that. All else that an engine does follows from it and from
+the sampled tokens, which all devices know.
 """
 
 import json
@@ -15,51 +15,41 @@ from dynscaling_jax.inference.engine import Change, Engine
 from dynscaling_jax.types import Message, Query, Request
 
 
-def lead(engine: Engine, tell: Callable[[bytes], object]) -> None:
-    """Has the followers told of all that this engine is asked for.
+def lead(engine: Engine, send: Callable[[bytes], object]) -> None:
+    """Announces to the followers all that this engine is given.
 
-    Args:
-        tell: hands a message, never an empty one, to every follower; it may
-            wait until all have heard it.
+    send hands a message, never an empty one, to every follower. It may wait
+    until all have received it.
     """
-    engine.announce = lambda changes: tell(_dumps(changes))
+    engine.announce = lambda changes: send(json.dumps(changes).encode())
 
 
-def follow(engine: Engine, hear: Callable[[], bytes]) -> None:
-    """Does what the leader does, until an empty message comes.
+def follow(engine: Engine, receive: Callable[[], bytes]) -> None:
+    """Repeats what the leader does, until an empty message comes.
 
-    Args:
-        engine: made as the leader's, of the same model, on the same mesh.
-        hear: waits for the next message of the leader.
+    The engine is made as the leader's: of the same model, on the same mesh.
+    receive waits for the leader's next message.
 
     Raises:
         ValueError: what the leader's engine raises as well.
     """
-    while message := hear():
-        engine.follow(_loads(message))
+    while message := receive():
+        engine.follow(changes_of(message))
 
 
-def _dumps(changes: Sequence[Change]) -> bytes:
-    return json.dumps(changes).encode()
-
-
-def _loads(message: bytes) -> list[Change]:
+def changes_of(message: bytes) -> list[Change]:
+    """Parses a message of the leader."""
     return [
-        Change([*map(_request, asked)], dropped)
-        for asked, dropped in json.loads(message)
+        Change([*map(_request, added)], dropped)
+        for added, dropped in json.loads(message)
     ]
 
 
 def _request(row: Sequence[Any]) -> Request:
-    (name, said), messages, index, number, parents, shared = row
-    return Request(
-        Query(name, _messages(said)),
-        _messages(messages),
-        index,
-        number,
-        tuple(parents),
-        shared,
-    )
+    (name, question), messages, index, number, parents, shared = row
+    query = Query(name, _messages(question))
+    turns = _messages(messages)
+    return Request(query, turns, index, number, tuple(parents), shared)
 
 
 def _messages(rows: Sequence[Sequence[str]]) -> tuple[Message, ...]:

@@ -19,17 +19,15 @@ from dynscaling_jax.models.transformer import Params
 
 
 def build(text: str, devices: Sequence[Any] | None = None) -> Mesh | None:
-    """A mesh by its sizes.
+    """Makes a mesh by its sizes.
 
-    Args:
-        text: DATAxMODEL, such as 2x4; auto, all devices along data; empty for
-            one device.
-        devices: those there are; by default those of this process.
+    text is DATAxMODEL, such as 2x4; auto, for all devices along data; or
+    empty for one device. The devices are by default those of this process.
 
     Raises:
         ValueError: another text, or more devices than there are.
     """
-    there = jax.local_devices() if devices is None else devices
+    there = devices or jax.local_devices()
     sizes = {"": "1x1", "auto": f"{len(there)}x1"}.get(text, text)
     if not re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", sizes):
         raise ValueError(
@@ -54,7 +52,7 @@ def build(text: str, devices: Sequence[Any] | None = None) -> Mesh | None:
 
 
 def of(params: Params) -> Mesh | None:
-    """The mesh that parameters were put on, if any."""
+    """Returns the mesh that parameters were put on, if any."""
     where = params["norm"].sharding
     mesh = where.mesh if isinstance(where, NamedSharding) else None
     if isinstance(mesh, Mesh) and mesh.axis_names == AXES:
@@ -63,12 +61,12 @@ def of(params: Params) -> Mesh | None:
 
 
 def data_size(mesh: Mesh | None) -> int:
-    """Parts that rows are cut into."""
+    """Counts the parts that slots are split into."""
     return mesh.shape[DATA] if mesh else 1
 
 
 def share(config: ModelConfig, mesh: Mesh | None) -> ModelConfig:
-    """What a device has of a model's heads and units, for inference.memory."""
+    """Returns a device's part of a model's heads, for inference.memory."""
     parts = mesh.shape[MODEL] if mesh else 1
     if config.num_key_value_heads % parts == 0:
         config = dataclasses.replace(
@@ -84,12 +82,12 @@ def share(config: ModelConfig, mesh: Mesh | None) -> ModelConfig:
 
 
 def bytes_held(tree: Any) -> int:
-    """Of a tree of arrays, on one device."""
+    """Counts the bytes of a tree of arrays on one device."""
     return sum(
         x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)
     )
 
 
 def ambient(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """Where it is the mesh that arrays are laid out on."""
+    """Lays arrays out on this mesh within its block."""
     return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()

@@ -1,15 +1,16 @@
-"""What a device would hold and how fast it would draw, by formula alone.
+"""What a device would hold and how fast it would decode, by formula alone.
 
 Each host has a process with a mesh of its own (inference.mesh): `model` chips
-share one copy of the parameters, `data` such copies draw beside each other.
-Where a host holds no copy, all share one mesh (inference.lockstep).
-Every figure is predicted from what the maker publishes and none has been
-measured: real rates are lower, for no chip reaches its peaks, and what chips
-and hosts tell one another is left out.
+share one copy of the parameters, `data` such copies decode side by side. Where
+a host holds no copy, all share one mesh (inference.lockstep). Every figure is
+predicted from what the maker publishes and none has been measured: real rates
+are lower, for no chip reaches its peaks, and what chips and hosts send one
+another is left out.
 """
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 from typing import NamedTuple
@@ -21,11 +22,18 @@ from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.transformer import param_shapes
 
 BFLOAT16 = 2  # bytes
-KEPT = 2e9  # bytes of prompts that an Engine keeps by default
+KEPT = 2e9  # bytes of prefixes that an Engine keeps by default
+SPLIT = (  # over the chips that share one copy, as are experts
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "vocab_size",
+)
 
 
 class Chip(NamedTuple):
-    """What its maker publishes."""
+    """What the maker of a chip publishes."""
 
     memory: float  # bytes
     bandwidth: float  # bytes/s of that memory
@@ -35,7 +43,7 @@ class Chip(NamedTuple):
 
     @property
     def available(self) -> float:
-        """Bytes that decoding may take, as inference.memory has it."""
+        """Bytes that decoding may take, as of inference.memory."""
         return memory.SHARE * self.taken * self.memory
 
 
@@ -55,17 +63,18 @@ TPUS = ("v5e", "v5p", "v6e")
 
 
 class Device(NamedTuple):
+    """A slice of TPUs, or GPUs."""
+
     chip: Chip
     chips: int
     host: int  # chips of one host
 
 
 def device(name: str) -> Device:
-    """A TPU slice as Google names it, or GPUs.
+    """Finds a TPU slice as Google names it, or GPUs.
 
-    Args:
-        name: v5e-8; v5p-64, whose number counts cores, two a chip; H100;
-            H100x8 for eight.
+    Names are v5e-8; v5p-64, whose number counts cores, two a chip; H100; or
+    H100x8 for eight.
 
     Raises:
         ValueError: another name, or a number of chips that hosts cannot have.
@@ -96,109 +105,97 @@ def device(name: str) -> Device:
     return Device(chip, chips, host)
 
 
-_QWEN = {"family": "qwen2", "head_dim": 128, "qkv_bias": True}
+_published = functools.partial(
+    ModelConfig, head_dim=128, max_position_embeddings=131_072
+)
 SHAPES = {
     # config.json of Qwen/Qwen2.5-7B, Qwen/Qwen2.5-32B, Llama-3.1-70B
-    "qwen2.5-7b": ModelConfig(
-        vocab_size=152_064,
-        hidden_size=3584,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        intermediate_size=18_944,
-        max_position_embeddings=131_072,
-        **_QWEN,
+    "qwen2.5-7b": _published(
+        "qwen2", vocab_size=152_064, hidden_size=3584, num_hidden_layers=28,
+        num_attention_heads=28, num_key_value_heads=4,
+        intermediate_size=18_944, qkv_bias=True,
     ),
-    "qwen2.5-32b": ModelConfig(
-        vocab_size=152_064,
-        hidden_size=5120,
-        num_hidden_layers=64,
-        num_attention_heads=40,
-        num_key_value_heads=8,
-        intermediate_size=27_648,
-        max_position_embeddings=131_072,
-        **_QWEN,
+    "qwen2.5-32b": _published(
+        "qwen2", vocab_size=152_064, hidden_size=5120, num_hidden_layers=64,
+        num_attention_heads=40, num_key_value_heads=8,
+        intermediate_size=27_648, qkv_bias=True,
     ),
-    "llama-3.1-70b": ModelConfig(
-        "llama",
-        vocab_size=128_256,
-        hidden_size=8192,
-        num_hidden_layers=80,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-        head_dim=128,
+    "llama-3.1-70b": _published(
+        "llama", vocab_size=128_256, hidden_size=8192, num_hidden_layers=80,
+        num_attention_heads=64, num_key_value_heads=8,
         intermediate_size=28_672,
-        max_position_embeddings=131_072,
     ),
-}
+}  # fmt: skip
 
 
 class Rate(NamedTuple):
-    tokens_per_second: float  # of the whole device
+    """Tokens a second of a whole device."""
+
+    tokens_per_second: float
     bound: str  # what takes longer: bytes or operations
 
 
 class Plan(NamedTuple):
-    """Of a whole device, predicted. Bytes are of one chip."""
+    """Predictions for a whole device. Bytes are those of one chip."""
 
     processes: int  # one a host
     lockstep: bool  # whether they share one mesh
     data: int  # of each mesh
     model: int
-    groups: int  # of prompts, over all processes
-    rows: int  # that draw at the same time, over all processes
+    groups: int  # over all processes
+    slots: int  # over all processes
     memory: Memory  # bytes
-    prompt_keys: int  # bytes: of the groups and of the kept prompts
-    drawn_keys: int  # bytes
-    decode: Rate  # when all rows are busy
+    prefix_keys: int  # bytes: of the groups and of the kept prefixes
+    decode_keys: int  # bytes
+    decode: Rate  # when all slots are active
     prefill: Rate
 
 
 def parameter_bytes(config: ModelConfig, int8: bool = False) -> int:
-    """Of all parameters in bfloat16; or with matrices in int8 and a float32
-    scale for each of their rows, as models.quantization makes them."""
-    total = 0
-    for name, shape in _parameters(config):
-        small = len(shape) < 2 or name == "router" or name.endswith("_bias")
-        count = math.prod(shape)
-        if int8 and not small:
-            total += count + memory.FLOAT * math.prod(shape[:-1])
-        else:
-            total += count * BFLOAT16
+    """Counts the bytes of all parameters in bfloat16 or int8.
+
+    With int8, matrices are int8 and have a float32 scale for each of their
+    rows, as models.quantization makes them.
+    """
+    total, shapes = 0, param_shapes(config)
+    for part in (shapes, *shapes.pop("layers")):
+        for name, shape in part.items():
+            small = len(shape) < 2 or name == "router" or name.endswith("_bias")
+            count = math.prod(shape)
+            if int8 and not small:
+                total += count + memory.FLOAT * math.prod(shape[:-1])
+            else:
+                total += count * BFLOAT16
     return total
 
 
 def read_bytes(config: ModelConfig, int8: bool = False) -> int:
-    """Of the parameters that a step reads. Of a table of embeddings that is
-    not the head as well it takes single rows, which are not counted; of a
-    mixture all experts are."""
+    """Counts the bytes of the parameters that a step reads.
+
+    Of a table of embeddings that is not the head as well it takes single
+    rows, which are not counted; of a mixture all experts are.
+    """
     return parameter_bytes(
         dataclasses.replace(config, tie_word_embeddings=True), int8
     )
 
 
 def shard(config: ModelConfig, model: int) -> ModelConfig:
-    """What one of so many chips holds and computes: its heads, and its part
-    of feed-forward and vocabulary; norms whole.
+    """Returns what one of so many chips holds and computes.
+
+    It has its part of heads, feed-forward and vocabulary, and all norms.
 
     Raises:
         ValueError: it cannot be split so.
     """
-    if _common(config) % model:
+    if not _divides(model, config):
         raise ValueError(
-            f"{config.num_attention_heads} heads, "
-            f"{config.num_key_value_heads} key heads, "
-            f"{config.intermediate_size} units and {config.vocab_size} "
-            f"tokens cannot all be split over {model} chips"
+            f"{config.num_attention_heads} heads, {config.num_key_value_heads} "
+            f"key heads, {config.intermediate_size} units and "
+            f"{config.vocab_size} tokens cannot all be split over {model} chips"
         )
-    return dataclasses.replace(
-        config,
-        num_attention_heads=config.num_attention_heads // model,
-        num_key_value_heads=config.num_key_value_heads // model,
-        intermediate_size=config.intermediate_size // model,
-        moe_intermediate_size=config.moe_intermediate_size // model,
-        vocab_size=config.vocab_size // model,
-    )
+    part = {name: getattr(config, name) // model for name in SPLIT}
+    return dataclasses.replace(config, **part)
 
 
 def propose(
@@ -206,50 +203,51 @@ def propose(
     on: Device,
     prompt: int,
     new: int,
-    per: int,
+    per_group: int,
     int8: bool = False,
 ) -> Plan:
-    """The mesh that the formulas advise, and what it would do.
+    """Proposes a mesh, and predicts what it would do.
 
-    What chips tell one another is not in the formulas, so the parameters are
+    What chips send one another is not in the formulas, so the parameters are
     split over as few of a host's as leave half of the memory to keys; where
     none do, over as few as hold one group; where a host does not, likewise
     over those of several.
 
     Args:
-        prompt, new: tokens of a prompt and of a sample.
-        per: rows of a group.
+        config: of the model.
+        on: the device.
+        prompt: tokens of a prompt.
+        new: completion tokens of a sample.
+        per_group: slots of a group.
         int8: the weights, as of load_model(quantize="int8").
 
     Raises:
         ValueError: no mesh of this device holds one group, with what the
             widest split would take; or lengths past the model's context.
     """
-    if (
-        min(prompt, new, per) < 1
-        or prompt + new > config.max_position_embeddings
-    ):
+    context = config.max_position_embeddings
+    if min(prompt, new, per_group) < 1 or prompt + new > context:
         raise ValueError(
-            f"a prompt of {prompt} tokens, {new} new ones and {per} rows a "
-            "group: each must be at least 1, and the tokens at most the "
-            f"context, {config.max_position_embeddings}"
+            f"a prompt of {prompt} tokens, {new} new ones and {per_group} "
+            "slots a group: each must be at least 1, and the tokens at most "
+            f"the context, {context}"
         )
     half = on.chip.available / 2
 
     def splits(chips: int, more_than: int) -> list[int]:
-        whole = [
+        even = [
             model
             for model in range(more_than + 1, chips + 1)
-            if chips % model == 0 and _common(config) % model == 0
+            if chips % model == 0 and _divides(model, config)
         ]
         fits = lambda m: parameter_bytes(shard(config, m), int8) <= half
-        return [*filter(fits, whole)] or whole
+        return [*filter(fits, even)] or even
 
     *narrower, widest = *splits(on.host, 0), *splits(on.chips, on.host)
     for model in narrower:
         with contextlib.suppress(ValueError):  # it holds no group
-            return plan(config, on, model, prompt, new, per, int8)
-    return plan(config, on, widest, prompt, new, per, int8)
+            return plan(config, on, model, prompt, new, per_group, int8)
+    return plan(config, on, widest, prompt, new, per_group, int8)
 
 
 def plan(
@@ -258,10 +256,12 @@ def plan(
     model: int,
     prompt: int,
     new: int,
-    per: int,
+    per_group: int,
     int8: bool = False,
 ) -> Plan:
-    """What a mesh with parameters over `model` chips would do, as propose.
+    """Predicts what a mesh with parameters over `model` chips would do.
+
+    Other arguments are those of propose.
 
     Raises:
         ValueError: it does not hold one group, or cannot be split so.
@@ -271,91 +271,79 @@ def plan(
     held = dataclasses.replace(part, vocab_size=config.vocab_size)
     copies = on.chips // model
     weights = parameter_bytes(part, int8)
-    slots = layout.doubling(prompt)
+    bucket, suffix = layout.power_bucket(prompt), layout.suffix_bucket(new)
     kept = int(KEPT) // model
 
     def predict(groups: int) -> Memory:
-        size = Size(groups, per, slots, layout.slots(new))
+        size = Size(groups, per_group, bucket, suffix)
         return memory.predicted(held, size, weights, BFLOAT16, kept)
 
-    groups = memory.most_groups(per, on.chip.available, predict)
+    groups = memory.most_groups(per_group, on.chip.available, predict)
     token = memory.token_bytes(part, BFLOAT16)
-    drawn = groups * per * layout.slots(new) * token
+    decode_keys = groups * per_group * suffix * token
     lockstep = model > on.host
+    size = Size(groups, per_group, bucket, new)
     return Plan(
         on.chips // on.host,
         lockstep,
         (on.chips if lockstep else on.host) // model,
         model,
         copies * groups,
-        copies * groups * per,
+        copies * size.slots,
         predict(groups),
-        groups * slots * token + kept,
-        drawn + drawn // 2,  # as inference.memory: room that doubles
-        decode_rate(part, on.chip, copies, Size(groups, per, slots, new), int8),
-        prefill_rate(part, on.chip, copies, slots, int8),
+        groups * bucket * token + kept,
+        decode_keys + decode_keys // 2,  # it doubles, as in inference.memory
+        decode_rate(part, on.chip, copies, size, int8),
+        prefill_rate(part, on.chip, copies, bucket, int8),
     )
 
 
 def decode_rate(
     part: ModelConfig, chip: Chip, copies: int, size: Size, int8: bool = False
 ) -> Rate:
-    """Of busy rows, when a sample is half drawn: a step takes the longer of
-    reading all bytes once and doing all operations.
+    """Predicts decoding with all slots active and samples half done.
 
-    Args:
-        part: of the model that one chip holds.
-        size: of one copy; `new` are the tokens that a sample has at its end.
+    A step takes the longer of reading all bytes once and doing all operations.
+    part is what one chip holds of the model; size is of one copy, and its
+    suffix the tokens that a sample has at its end.
     """
-    rows, middle = size.groups * size.per, size.new // 2
-    keys = size.groups * size.prompt + rows * middle
+    middle = size.suffix // 2
+    keys = size.groups * size.prefix + size.slots * middle
     token = memory.token_bytes(part, BFLOAT16)
-    seen = size.prompt + middle
-    done = rows * (
+    seen = size.prefix + middle
+    operations = size.slots * (
         flops.linear_flops(part)
         + flops.head_flops(part)
         + flops.attention_flops(part, seen - 1, seen)
     )
     moved = read_bytes(part, int8) + keys * token
-    return _rate(chip, copies * rows, moved, done)
+    return _rate(chip, copies * size.slots, moved, operations)
 
 
 def prefill_rate(
     part: ModelConfig, chip: Chip, copies: int, prompt: int, int8: bool = False
 ) -> Rate:
-    """Of reading prompts of so many tokens, padding included, one after the
-    other in each copy."""
+    """Predicts prefill of prompts, one after the other in each copy.
+
+    A prompt has so many tokens, padding included.
+    """
     token = memory.token_bytes(part, BFLOAT16)
-    done = (
+    operations = (
         prompt * flops.linear_flops(part)
         + flops.head_flops(part)
         + flops.attention_flops(part, 0, prompt)
     )
     moved = read_bytes(part, int8) + prompt * token
-    return _rate(chip, copies * prompt, moved, done)
+    return _rate(chip, copies * prompt, moved, operations)
 
 
-def _rate(chip: Chip, tokens: int, moved: float, done: float) -> Rate:
-    """tokens of all copies, in the time of what one chip moves and does."""
-    reading, computing = moved / chip.bandwidth, done / chip.peak
+def _rate(chip: Chip, tokens: int, moved: float, operations: float) -> Rate:
+    """The rate of all copies, in the time that one chip takes."""
+    reading, computing = moved / chip.bandwidth, operations / chip.peak
     bound = "bytes" if reading >= computing else "operations"
     return Rate(tokens / max(reading, computing), bound)
 
 
-def _parameters(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each."""
-    shapes = param_shapes(config)
-    layers = shapes.pop("layers")
-    return [pair for part in (shapes, *layers) for pair in part.items()]
-
-
-def _common(config: ModelConfig) -> int:
-    """What divides all that is split."""
-    return math.gcd(
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.intermediate_size,
-        config.num_experts,
-        config.moe_intermediate_size,
-        config.vocab_size,
-    )
+def _divides(model: int, config: ModelConfig) -> bool:
+    sizes = (getattr(config, name) for name in (*SPLIT, "num_experts"))
+    return all(size % model == 0 for size in sizes)

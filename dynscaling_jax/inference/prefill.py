@@ -1,7 +1,7 @@
-"""Reading a prompt: its keys, its values and the logits after its end.
+"""Prefill: the keys and values of a prompt, and the logits after its end.
 
-One compiled layer serves all layers of a kind: a prompt is long enough that
-handing the layers over one by one costs nothing, and a new length of prompt
+One compiled layer serves all layers of a kind. A prompt is so long that
+dispatching the layers one by one costs nothing, and a new length of prompt
 compiles in a fraction of a second where the whole decoder takes several.
 """
 
@@ -21,18 +21,13 @@ from dynscaling_jax.models.transformer import Params
 def prefill(
     params: Params, config: ModelConfig, tokens: ArrayLike, length: ArrayLike
 ) -> Prefix:
-    """Reads a prompt, right-padded: tokens [P], of which length count.
+    """Computes a prompt's keys and values: tokens [P], of which length count.
 
-    Padding comes after all that count and so is never seen by it.
+    Padding follows the tokens that count, so a causal mask hides it from them.
     """
-    layers = []
-    top = transformer.without_layers(params)
-    x = embed(top, config, tokens)
-    for at, layer in enumerate(params["layers"]):
-        x, kv = _read(layer, config, config.kind(at), x)
-        layers.append(kv)
-    logits = _logits(top, config, x, length)
-    return Prefix(tuple(layers), jnp.asarray(length), logits)
+    layer = lambda at, *arguments: _prefill_layer(*arguments)
+    layers, logits = _run(params, config, tokens, length, layer)
+    return Prefix(layers, jnp.asarray(length), logits)
 
 
 def extend(
@@ -42,58 +37,76 @@ def extend(
     kept: ArrayLike,
     tokens: ArrayLike,
     length: ArrayLike,
-    size: int,
+    bucket: int,
 ) -> Prefix:
-    """Reads on from a prompt that was read already.
+    """Computes a prompt's keys and values from a cached prefix.
 
-    Args:
-        base: keys and values of the earlier prompt, as Prefix has them, of
-            which the first `kept` stand at the beginning of this one too.
-        tokens: [E], the rest, right-padded, of which length count.
-        size: P' that the result is padded to, kept + length at least.
+    The first `kept` positions of base, layers of a Prefix, stand at the
+    beginning of this prompt too. tokens [T] are the others, right-padded, of
+    which length count. The result has `bucket` positions, which must be at
+    least kept + length.
     """
-    layers = []
-    top = transformer.without_layers(params)
-    x = embed(top, config, tokens)
-    for at, (layer, old) in enumerate(zip(params["layers"], base, strict=True)):
-        x, kv = _read_on(layer, config, config.kind(at), x, old, kept, size)
-        layers.append(kv)
-    logits = _logits(top, config, x, length)
-    return Prefix(tuple(layers), jnp.add(kept, length), logits)
+    layer = lambda at, *arguments: _extend_layer(
+        *arguments, base[at], kept, bucket
+    )
+    layers, logits = _run(params, config, tokens, length, layer)
+    return Prefix(layers, jnp.add(kept, length), logits)
 
 
 embed = jax.jit(transformer.embed, static_argnums=1)
 
 
+def _run(params, config, tokens, length, layer) -> tuple[Layers, jax.Array]:
+    """The keys and values of all layers, and the logits after the end."""
+    top = transformer.without_layers(params)
+    x, layers = embed(top, config, tokens), []
+    for at, weights in enumerate(params["layers"]):
+        x, kv = layer(at, weights, config, config.kind(at), x)
+        layers.append(kv)
+    return tuple(layers), _logits(top, config, x, length)
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _read(layer, config, kind, x):
+def _prefill_layer(layer, config, kind, x):
     positions = jnp.arange(x.shape[0])
     attend = transformer.causal(config, positions)
     return transformer.block(layer, config, kind, x, positions, attend, None)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 6))
-def _read_on(layer, config, kind, x, old, kept, size):
+def _extend_layer(layer, config, kind, x, old, kept, bucket):
+    """Lets tokens attend to what is kept and to one another, then joins keys.
+
+    A base of P = 4 positions, of which 2 are kept, and two new tokens. Their
+    positions are kept + [0, 1] = [2, 3]:
+
+        keys           base 0 1 2 3    new 2 3
+        query at 2          x x . .        x .
+        query at 3          x x . .        x x
+
+    Positions 2 and 3 of the base belong to another continuation.
+    """
     positions = kept + jnp.arange(x.shape[0])
     rep = config.num_attention_heads // config.num_key_value_heads
-    where = jnp.repeat(positions, rep)
+    query_pos = jnp.repeat(positions, rep)
 
     def attend(kind, old, q, k, v):
         q = transformer.group_heads(q, config.num_key_value_heads)
         k, v = transformer.heads_first(k, v)
-        at = jnp.arange(old[1].shape[1])
-        before = attention.visible(where, at, kind.window)
-        before &= (at < kept)[None]
-        seen = attention.merge(
+        key_pos = jnp.arange(old[1].shape[1])
+        mask = attention.visible(query_pos, key_pos, kind.window)
+        mask &= (key_pos < kept)[None]
+        softmax = attention.merge(
             attention.attend(
-                q, old[0], old[1], before, config.attn_logit_softcapping
+                q, old[0], old[1], mask, config.attn_logit_softcapping
             ),
             attention.attend_causal(
                 q, k, v, positions, kind.window, config.attn_logit_softcapping
             ),
         )
-        kv = _join(old[0], k, kept, size, 2), _join(old[1], v, kept, size, 1)
-        return transformer.ungroup_heads(seen, rep), kv
+        keys = _join(old[0], k, kept, bucket, 2)
+        values = _join(old[1], v, kept, bucket, 1)
+        return transformer.ungroup_heads(softmax, rep), (keys, values)
 
     return transformer.block(layer, config, kind, x, positions, attend, old)
 
@@ -104,14 +117,25 @@ def _logits(top, config, x, length):
     return constrained(transformer.head(top, config, last)[0])
 
 
-def _join(old, new, kept, size, axis):
-    """`kept` slots of old along an axis, then new, `size` in all."""
+def _join(old, new, kept, bucket, axis):
+    """Puts `new` behind `kept` positions of `old`; `bucket` positions in all.
+
+    kept = 2, bucket = 5, and a new token d with two of padding:
+
+        old                          a b x x
+        new                          d . .
+        old, padded to bucket + 3    a b x x 0 0 0 0
+        new written at kept          a b d . . 0 0 0
+        cut to bucket                a b d . .
+
+    Without room for all of `new`, dynamic_update_slice would move it to the
+    left until it fits, over what is kept.
+    """
     cut = lambda x: jax.lax.slice_in_dim(
-        x, 0, min(size, x.shape[axis]), axis=axis
+        x, 0, min(bucket, x.shape[axis]), axis=axis
     )
     old = cut(old)
-    # room for the padding of `new` behind what counts
-    wider = [(0, 0)] * old.ndim
-    wider[axis] = (0, size - old.shape[axis] + new.shape[axis])
-    joined = jnp.pad(old, wider)
+    padding = [(0, 0)] * old.ndim
+    padding[axis] = (0, bucket - old.shape[axis] + new.shape[axis])
+    joined = jnp.pad(old, padding)
     return cut(jax.lax.dynamic_update_slice_in_dim(joined, new, kept, axis))

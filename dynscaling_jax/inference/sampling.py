@@ -1,8 +1,8 @@
-"""Logits to a token, its log-probability and the model's confidence.
+"""Sampling: logits to a token, its log-probability, the model's confidence.
 
-Written for one row and vmapped by the caller. The vocabulary is never
-sorted: a draw inverts the distribution function in two levels, top-k and
-top-p find their threshold by bisection over the bits of the logits.
+Written for one slot and vmapped by the caller. The vocabulary is never
+sorted: a token is found by inverting the distribution function in two levels,
+and top-k and top-p find their cutoff by bisection over the bits of the logits.
 """
 
 import hashlib
@@ -16,10 +16,11 @@ from dynscaling_jax.models.attention import row_sums
 
 BLOCK = 256  # tokens of one block of the two-level inverse
 TOP = 20  # likeliest tokens whose log-probability makes the confidence
+WINDOW = 2048  # tokens of DeepConf's windows
 
 
 class Settings(NamedTuple):
-    """How to sample. All traced: no value causes a compilation."""
+    """How to sample. All are traced: no value causes a compilation."""
 
     temperature: jax.Array  # float32; 0 takes the likeliest token
     top_k: jax.Array  # int32; 0 keeps all
@@ -27,9 +28,11 @@ class Settings(NamedTuple):
     min_p: jax.Array  # float32; 0 keeps all
 
 
-class Draw(NamedTuple):
-    """One drawn token. The measures are those of the model's own
-    distribution, before temperature and filters."""
+class ScoredToken(NamedTuple):
+    """A token and measures of the model's own distribution.
+
+    That is the one before temperature and truncation.
+    """
 
     token: jax.Array  # int32
     logprob: jax.Array  # float32, of the token
@@ -37,8 +40,8 @@ class Draw(NamedTuple):
     certainty: jax.Array  # float32, KL(uniform || p), arXiv 2502.18581
 
 
-class Sums(NamedTuple):
-    """A drawn token, and sums over the vocabulary. float32."""
+class LogitSums(NamedTuple):
+    """A token, and float32 sums over the vocabulary."""
 
     token: jax.Array  # int32
     logit: jax.Array  # of the token
@@ -66,29 +69,28 @@ def settings(
     ):
         if not low <= value <= high:
             raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
-    return Settings(
-        jnp.float32(temperature),
-        jnp.int32(top_k),
-        jnp.float32(top_p),
-        jnp.float32(min_p),
-    )
+    f = jnp.float32
+    return Settings(f(temperature), jnp.int32(top_k), f(top_p), f(min_p))
 
 
 def query_words(query_id: str) -> tuple[int, int]:
-    """Two uint32 that stand for a query in keys: the head of its SHA-256."""
+    """Hashes a query's id to two uint32, the head of its SHA-256."""
     digest = hashlib.sha256(query_id.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:4]), int.from_bytes(digest[4:8])
 
 
-def row_key(seed: jax.Array, name: jax.Array) -> jax.Array:
-    """Key data uint32 [2] of one sample.
+def sample_key(seed: jax.Array, name: jax.Array) -> jax.Array:
+    """Derives the key data uint32 [2] of one sample.
 
-    Args:
-        seed: uint32, of the run.
-        name: uint32 [3], the two words of the query and the sample's index.
+    name is uint32 [3]: the two words of the query and the sample's index. The
+    key of token t folds t in at the end. For token 5 of sample 2 of "q/0" in
+    a run with seed 7:
 
-    The key of a token folds its position in after this. It depends on
-    nothing else, so neither on the batch nor on what was drawn before.
+        key(7) -> fold w0 -> fold w1 -> fold 2    here, once a sample
+               -> fold 5                          in decode, once a token
+
+    No slot, group, batch or earlier token is in that chain. So a sample is
+    the same wherever it is generated, and two samples share no key.
     """
     key = jax.random.key(seed)
     for word in name:
@@ -96,16 +98,12 @@ def row_key(seed: jax.Array, name: jax.Array) -> jax.Array:
     return jax.random.key_data(key)
 
 
-def draw(key: jax.Array, logits: jax.Array, settings: Settings) -> Draw:
-    """Draws one token from logits float32 [V]."""
-    return measures(choose(key, logits, settings), logits.shape[0])
+def score(sums: LogitSums, vocabulary: int) -> ScoredToken:
+    """Computes the measures from sums, NumPy arrays of any shape.
 
-
-def measures(sums: Sums, vocabulary: int) -> Draw:
-    """What a draw tells of the distribution; of NumPy arrays of any shape
-    too. There a product and a sum are rounded one after the other, which XLA
-    leaves open."""
-    return Draw(
+    NumPy rounds a product and a sum one after the other; XLA leaves that open.
+    """
+    return ScoredToken(
         sums.token,
         sums.logit - sums.log_total,
         sums.log_total - sums.top / min(TOP, vocabulary),
@@ -113,59 +111,83 @@ def measures(sums: Sums, vocabulary: int) -> Draw:
     )
 
 
-def choose(key: jax.Array, logits: jax.Array, settings: Settings) -> Sums:
-    """Draws one token from logits float32 [V].
+def choose(key: jax.Array, logits: jax.Array, settings: Settings) -> LogitSums:
+    """Samples one token from logits float32 [V].
 
     The vocabulary is read as blocks [B, BLOCK] whose sums and greatest
     values answer the rest. One uniform chooses a block, a second one a token
     within it, so that each search runs over a few hundred float32 sums and no
-    precision is lost in a sum over the whole vocabulary.
+    precision is lost in a sum over the whole vocabulary. With blocks of four:
+
+        weights      [1 0 2 1] [0 0 0 4]    sums of blocks 4, 4
+        u = 0.75     0.75 x 8 = 6: running sums 4, 8; the first above 6
+                     is that of block 1
+        v = 0.1      0.1 x 4 = 0.4: running sums 0, 0, 0, 4; place 3
+        token        1 x 4 + 3 = 7
     """
     vocabulary = logits.shape[0]
     # A branch on whole vocabularies would be computed on one core: it gives
     # no more than where to cut.
-    cut = jax.lax.cond(
+    cutoff = jax.lax.cond(
         (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0),
-        lambda: _cut(logits, settings),
+        lambda: _cutoff(logits, settings),
         lambda: jnp.float32(-jnp.inf),
     )
     heat = jnp.where(settings.temperature > 0, settings.temperature, 1.0)
     blocks = _blocks(logits)
-    peak_B = blocks.max(1)
-    peak = peak_B.max()
-    weigh = lambda x: jnp.where(x >= cut, jnp.exp((x - peak) / heat), 0.0)
+    max_B = blocks.max(1)
+    top = max_B.max()
+    weigh = lambda x: jnp.where(x >= cutoff, jnp.exp((x - top) / heat), 0.0)
     u, v = jax.random.uniform(key, (2,))
-    drawn = _pick(u, weigh(blocks).sum(1))
-    best_block = peak_B.argmax()
+    block = _invert(u, weigh(blocks).sum(1))
+    best_block = max_B.argmax()
     token = jnp.where(
         settings.temperature > 0,
-        drawn * BLOCK + _pick(v, weigh(blocks[drawn])),
+        block * BLOCK + _invert(v, weigh(blocks[block])),
         best_block * BLOCK + blocks[best_block].argmax(),
     ).astype(jnp.int32)
-    total_B = jnp.exp(blocks - peak).sum(1)
+    total_B = jnp.exp(blocks - top).sum(1)
     # the greatest logits lie in the blocks with the greatest of their own
-    _, best = jax.lax.top_k(peak_B, min(TOP, len(peak_B)))
-    top, _ = jax.lax.top_k(blocks[best].ravel(), min(TOP, vocabulary))
-    return Sums(
+    _, best = jax.lax.top_k(max_B, min(TOP, len(max_B)))
+    greatest, _ = jax.lax.top_k(blocks[best].ravel(), min(TOP, vocabulary))
+    return LogitSums(
         token,
         logits[token],
-        peak + jnp.log(row_sums(total_B)[0]),
+        top + jnp.log(row_sums(total_B)[0]),
         # or the slices of the sum would each become a sort of their own
-        row_sums(jax.lax.optimization_barrier(top))[0],
+        row_sums(jax.lax.optimization_barrier(greatest))[0],
         row_sums(_blocks(logits, 0.0).sum(1))[0],
     )
 
 
-def _blocks(logits: jax.Array, rest: float = -np.inf) -> jax.Array:
-    """[V] -> [B, BLOCK], padded with `rest`: tokens that are never drawn."""
-    padding = -len(logits) % BLOCK
-    padded = jnp.pad(logits, (0, padding), constant_values=rest)
+def windowed(confidence_T: np.ndarray, size: int = WINDOW) -> dict[str, float]:
+    """Computes DeepConf's measures (arXiv 2508.15260, section 3).
+
+    confidence_T is, for each completion token, minus the mean log-probability
+    of the likeliest tokens. Windows slide by one token; a sample shorter than
+    a window is one window. tail is the mean of the last window, bottom of the
+    lowest tenth of windows, lowest of the lowest one.
+    """
+    trace_T = np.asarray(confidence_T, np.float64)
+    size = min(size, len(trace_T))
+    sums = np.concatenate([[0.0], trace_T.cumsum()])
+    means = np.sort((sums[size:] - sums[:-size]) / size)
+    return {
+        "tail": float(trace_T[-size:].mean()),
+        "bottom": float(means[: max(1, len(means) // 10)].mean()),
+        "lowest": float(means[0]),
+    }
+
+
+def _blocks(logits: jax.Array, padding: float = -np.inf) -> jax.Array:
+    """[V] -> [B, BLOCK], padded: tokens that are never sampled."""
+    missing = -len(logits) % BLOCK
+    padded = jnp.pad(logits, (0, missing), constant_values=padding)
     return padded.reshape(-1, BLOCK)
 
 
-def _pick(uniform: jax.Array, weights: jax.Array) -> jax.Array:
-    """The first index of weight whose running sum passes uniform x the
-    whole."""
+def _invert(uniform: jax.Array, weights: jax.Array) -> jax.Array:
+    """The first index of weight whose running sum passes uniform x total."""
     sums = weights.cumsum()
     # Rounding may let no sum pass, and, where sums are added up as a tree,
     # may lift one at an index without weight.
@@ -174,34 +196,50 @@ def _pick(uniform: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.where(passed.any(), passed.argmax(), last).astype(jnp.int32)
 
 
-def _cut(logits: jax.Array, settings: Settings) -> jax.Array:
-    """The least logit that top-k, then top-p and min-p (arXiv 2407.01082)
-    keep after temperature; ties at a threshold stay."""
+def _cutoff(logits: jax.Array, settings: Settings) -> jax.Array:
+    """The least logit that top-k, top-p and min-p keep, in this order.
+
+    They follow temperature (min-p: arXiv 2407.01082), and ties at a cutoff
+    stay. Logits 3, 2, 2, 0, -1 with top_k = 2, top_p = 0.8 and temperature 1:
+
+        logits               3     2     2     0   -1
+        top-k keeps          x     x     x              the second is 2: a tie
+        weights              1   .37   .37     0    0   exp(logit - 3)
+        top-p wants 0.8 x 1.74 = 1.39; from 3 on there is 1, from 2 on 1.74:
+        top-p keeps          x     x     x
+        min_p = 0.5 keeps    x                          of weight 1: cutoff 3
+    """
     heat = jnp.where(settings.temperature > 0, settings.temperature, 1.0)
-    order = _order(logits)
+    order = _sortable(logits)
     vocabulary = logits.shape[0]
     k = jnp.where(settings.top_k > 0, settings.top_k, vocabulary)
-    kept = order >= _threshold(
+    kept = order >= _bisect(
         lambda cut: (order >= cut).sum() >= jnp.minimum(k, vocabulary)
     )
-    peak = logits.max()
-    weights = jnp.where(kept, jnp.exp((logits - peak) / heat), 0.0)
+    weights = jnp.where(kept, jnp.exp((logits - logits.max()) / heat), 0.0)
     enough = settings.top_p * weights.sum()
-    kept &= order >= _threshold(
+    kept &= order >= _bisect(
         lambda cut: jnp.where(order >= cut, weights, 0.0).sum() >= enough
     )
     kept &= weights >= settings.min_p  # the greatest weight is 1
     return jnp.where(kept, logits, jnp.inf).min()
 
 
-def _order(logits: jax.Array) -> jax.Array:
-    """uint32 that sort as the float32 do."""
+def _sortable(logits: jax.Array) -> jax.Array:
+    """uint32 that sort as the float32 do.
+
+    Bits of floats sort as sign and magnitude: 2.0 is 0x40000000, -2.0 is
+    0xC0000000, -3.0 is 0xC0400000. Setting the sign of positive ones and
+    flipping all bits of negative ones puts them in order:
+
+        -3.0 -> 3FBFFFFF    -2.0 -> 3FFFFFFF    2.0 -> C0000000
+    """
     bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits < sign, bits | sign, ~bits)
 
 
-def _threshold(holds) -> jax.Array:
+def _bisect(holds) -> jax.Array:
     """The greatest uint32 cut for which holds(cut), true at 0, falling."""
 
     def halve(_, bounds):

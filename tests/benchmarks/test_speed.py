@@ -36,19 +36,19 @@ TINY = {
     "dynscaling.queries": 2,
     "dynscaling.samples_per_query": 5,
     "dynscaling.new_tokens": 8,
-    "dynscaling.rows": 8,
-    "dynscaling.rows_per_group": 4,
+    "dynscaling.slots": 8,
+    "dynscaling.slots_per_group": 4,
     "dynscaling.candidates": 4,
     "dynscaling.prompt_tokens": 300,
     "dynscaling.chains": 2,
     "dynscaling.chain_prompt": 400,
     "dynscaling.chain_tokens": 40,
-    "lanes.queries": 2,
-    "lanes.candidates": 2,
-    "startup.rows": 8,
+    "workers.queries": 2,
+    "workers.candidates": 2,
+    "startup.slots": 8,
     "memory.queries": 20,
     "memory.candidates": 2,
-    "memory.rows": 8,
+    "memory.slots": 8,
     "accelerator.on_cpu": True,
     "accelerator.dtype": "float32",
     "accelerator.queries": 2,
@@ -76,7 +76,7 @@ WANTED = {
     "decode": [
         (
             "decode",
-            "rows seconds tokens_per_second decode_tokens_per_second idle",
+            "slots seconds tokens_per_second decode_tokens_per_second idle",
         ),
         (
             "breakdown of a decode step",
@@ -91,7 +91,7 @@ WANTED = {
         ("decode against llama.cpp", ""),
     ],
     "prefix": [
-        ("prefix", "rows seconds tokens_per_second"),
+        ("prefix", "slots seconds tokens_per_second"),
         (
             "prefix, memory of keys and values",
             "held_bytes replicated_bytes share share_of_prompts goal",
@@ -106,22 +106,22 @@ WANTED = {
             "plain_tokens_per_second share goal "
             "at_once_tokens_per_second share_of_at_once",
         ),
-        ("dynscaling, idle rows", "row_steps live_steps idle goal"),
+        ("dynscaling, idle slots", "slot_steps active_steps idle goal"),
         (
             "dynscaling, a chain behind a cached prompt",
             "extended_ms fresh_ms share goal",
         ),
     ],
-    "lanes": [
+    "workers": [
         (
-            "lanes",
-            "lanes rows tokens_per_second one_lane_tokens_per_second ratio "
-            "goal",
+            "workers",
+            "workers slots tokens_per_second one_worker_tokens_per_second "
+            "ratio goal",
         )
     ],
     "startup": [
-        ("startup, cold", "imports load compile draw seconds goal"),
-        ("startup, kept", "imports load compile draw seconds goal"),
+        ("startup, cold", "imports load compile sample seconds goal"),
+        ("startup, kept", "imports load compile sample seconds goal"),
     ],
     "memory": [
         ("memory, loop", "mb_after_a_tenth mb_at_the_end growth_mb"),
@@ -186,7 +186,7 @@ def test_says_what_is_missing_and_how_to_get_it(lines):
 
 
 def test_prompts_share_their_keys(lines):
-    """Once taken when the rows were freed already, which left less than
+    """Once taken when the slots were freed already, which left less than
     nothing for the prompts."""
     line = lines["prefix, memory of keys and values"]
     assert 0 < line["prompts_bytes"] < line["replicated_prompts_bytes"]

@@ -46,12 +46,12 @@ def test_counts_of_one_round_before_still_wait_for_it():
     assert simulate(length_MHS, 1) == near(5 / 16, 5 / 16)
 
 
-def test_a_row_that_is_idle_takes_the_next_sample():
-    """Two rows draw 3, 1, 1: the second takes both short ones and ends at 2;
-    the round ends at 3, the next at 5. 9 of 10 row-steps draw."""
+def test_a_slot_that_is_idle_takes_the_next_sample():
+    """Two slots generate 3, 1, 1: the second takes both short ones and ends at
+    2; the round ends at 3, the next at 5. 9 of 10 slot-steps are active."""
     length_MHS = np.array([[[3, 1, 1]], [[2, 2, 0]]])
     assert simulate(length_MHS, 2) == near(0, 1 / 10)
-    # granted at once, the second row goes on at 2 and is done at 4
+    # granted at once, the second slot goes on at 2 and is done at 4
     assert simulate(length_MHS, 2, stale=1) == near(0, 1 / 10)
 
 
@@ -74,7 +74,7 @@ def test_more_hosts_wait_longer_and_old_counts_less():
 
 
 @pytest.mark.parametrize(
-    ("length_MHS", "rows", "stale"),
+    ("length_MHS", "slots", "stale"),
     [
         (np.zeros((1, 1, 1)), 1, 0),
         (-np.ones((1, 1, 1)), 1, 0),
@@ -84,9 +84,9 @@ def test_more_hosts_wait_longer_and_old_counts_less():
         (np.ones((1, 1, 1)), 1, -1),
     ],
 )
-def test_what_is_no_run(length_MHS, rows, stale):
+def test_what_is_no_run(length_MHS, slots, stale):
     with pytest.raises(ValueError, match="not negative|at least one sample"):
-        simulate(length_MHS, rows, stale)
+        simulate(length_MHS, slots, stale)
 
 
 def test_lengths_vary_as_asked():

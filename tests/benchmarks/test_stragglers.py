@@ -21,13 +21,13 @@ def launch(*arguments):
 
 
 def tables(text):
-    """{(table, samples a row, counts): {hosts: cell}}"""
+    """{(table, samples a slot, counts): {hosts: cell}}"""
     found, heads = {}, []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if not line.startswith("|") or line.startswith("| -"):
             continue
-        if cells[:2] == ["samples a row", "counts"]:
+        if cells[:2] == ["samples a slot", "counts"]:
             heads.append(cells)
         elif heads:
             key = (len(heads), *cells[:2])

@@ -40,7 +40,7 @@ SHAPES = {
         "moe_intermediate_size": 24,
     },
 }
-SETTINGS = {"rows": 16, "rows_per_group": 2, "max_new_tokens": 9}
+SETTINGS = {"slots": 16, "slots_per_group": 2, "max_new_tokens": 9}
 
 
 def mapped(function, tree):
@@ -64,48 +64,48 @@ def queries() -> list[Query]:
     return [Query(f"{n}", (Message("user", "x" * n),)) for n in (3, 40, 60)]
 
 
-def drawn(engine, work: list[Request]) -> dict:
-    """(query id, index) -> (prompt ids, Draw [T])."""
-    engine.widths = (16,)  # those of a mesh
+def sampled(engine, work: list[Request]) -> dict:
+    """(query id, index) -> (prompt ids, ScoredToken [T])."""
+    engine.slot_counts = (16,)  # those of a mesh
     assert len(list(engine.sample(work))) == len(work)
-    return engine.drawn
+    return engine.recorded
 
 
 def assert_equal(one: dict, other: dict) -> None:
     """Tokens, and the measures of each to BOUND."""
     assert one.keys() == other.keys()
-    for name, (_, draws) in one.items():
+    for name, (_, tokens) in one.items():
         _, found = other[name]
-        np.testing.assert_array_equal(draws.token, found.token)
-        for a, b in zip(draws[1:], found[1:], strict=True):
+        np.testing.assert_array_equal(tokens.token, found.token)
+        for a, b in zip(tokens[1:], found[1:], strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=BOUND)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_samples_are_those_of_one_device(tiny, recording_engine, name):
     """Greedy ones and random ones; a mesh of one device is none. No function
-    is compiled twice: rows once came back from `start` spread over devices,
+    is compiled twice: slots once came back from `start` spread over devices,
     where they had gone in known to all."""
     assert mesh.build("1x1") is None
     model = tiny(vocab_size=264, eos_token_id=(258, 11, 50), **SHAPES[name])
     work = [Request(q, q.messages, i) for q in queries() for i in range(7)]
-    functions = (decode.start, decode.place, decode._layer, decode._turn)
+    functions = (decode.start, decode.insert, decode._layer, decode._sample)
     expected = {}
     for text in ("1x1", *MESHES):
         before = [function._cache_size() for function in functions]
         one = placed(model, text)
         for temperature in (0, 1):
             engine = recording_engine(one, temperature=temperature, **SETTINGS)
-            found = drawn(engine, work)
+            found = sampled(engine, work)
             expected.setdefault(temperature, found)
             assert_equal(found, expected[temperature])
         for function, size in zip(functions, before, strict=True):
             assert function._cache_size() <= size + 1
-    lengths = {len(draws.token) for _, draws in expected[1].values()}
-    assert len(lengths) > 1  # rows were refilled while others drew
+    lengths = {len(tokens.token) for _, tokens in expected[1].values()}
+    assert len(lengths) > 1  # slots were refilled while others went on
 
 
-def test_chains_read_on_and_rooms_grow(tiny, recording_engine):
+def test_chains_extend_and_suffixes_grow(tiny, recording_engine):
     model = tiny(num_hidden_layers=1, vocab_size=264, **SHAPES["grouped"])
     said = Message("assistant", "First, I add.")
     work = [
@@ -118,7 +118,7 @@ def test_chains_read_on_and_rooms_grow(tiny, recording_engine):
     ]
     settings = {**SETTINGS, "max_new_tokens": 24}
     one, other = (
-        drawn(recording_engine(placed(model, text), **settings), work)
+        sampled(recording_engine(placed(model, text), **settings), work)
         for text in ("1x1", "2x4")
     )
     assert_equal(one, other)
@@ -166,14 +166,14 @@ def where(model: Model) -> list:
 
 
 def read(model: Model) -> list[np.ndarray]:
-    """Logits after a prompt, and after one more token of each row."""
+    """Logits after a prompt, and after one more token of each slot."""
     config, on = model.config, mesh.of(model.params)
     tokens = np.arange(128, dtype=np.int32) % 40
     token = np.full(4, 7, np.int32)
     with mesh.ambient(on):
         prefix = prefill.prefill(model.params, config, tokens, np.int32(100))
         state = cache.empty(config, 2, 2, 128, 16, jnp.float32, on)
-        state = decode.place(state, prefix, np.int32(1))
+        state = decode.insert(state, prefix, np.int32(1))
         logits, _ = decode.read(model.params, config, state, token)
         return [np.asarray(prefix.logits), np.asarray(logits)[2:]]
 
@@ -188,7 +188,7 @@ COLLECTIVE = re.compile(
 @pytest.mark.parametrize("name", SHAPES)
 def test_no_weight_is_sent(name, text):
     """In the compiled step, what any device is sent is no larger than the
-    logits of the rows; each weight is, and so is a part of one."""
+    logits of the slots; each weight is, and so is a part of one."""
     on = mesh.build(text)
     config = ModelConfig(
         family="llama",
@@ -197,7 +197,10 @@ def test_no_weight_is_sent(name, text):
         num_hidden_layers=1,
         intermediate_size=512,
         max_position_embeddings=512,
-        **{"head_dim": 256 // SHAPES[name]["num_attention_heads"], **SHAPES[name]},
+        **{
+            "head_dim": 256 // SHAPES[name]["num_attention_heads"],
+            **SHAPES[name],
+        },
     )
     groups, per = 8, 2
     largest = groups * per * config.vocab_size
@@ -214,7 +217,7 @@ def test_no_weight_is_sent(name, text):
         if len(w.shape) > 1 and name not in ("k", "v", "router")
     )
     state = cache.empty(config, groups, per, 128, 32, jnp.float32, on)
-    rows, settings = state.rows, sampling.settings()
+    slots, settings = state.slots, sampling.settings()
     stops = np.full(8, -1, np.int32)
     hidden = jax.ShapeDtypeStruct(
         (groups * per, config.hidden_size),
@@ -224,18 +227,18 @@ def test_no_weight_is_sent(name, text):
     sent = []
     with jax.set_mesh(on):
         for lowered in (
-            prefill.embed.lower(top, config, rows.token),
+            prefill.embed.lower(top, config, slots.token),
             decode._layer.lower(
                 layer,
                 config,
                 config.kind(0),
                 hidden,
                 state.length,
-                rows.drawn,
+                slots.count,
                 state.prefix[0],
                 state.suffix[0],
             ),
-            decode._turn.lower(top, config, hidden, rows, stops, settings),
+            decode._sample.lower(top, config, hidden, slots, stops, settings),
         ):
             for line in lowered.compile().as_text().splitlines():
                 if found := COLLECTIVE.search(line):
@@ -244,21 +247,21 @@ def test_no_weight_is_sent(name, text):
     assert sent and max(sizes) <= largest
 
 
-def test_rows_must_divide(tiny):
+def test_slots_must_divide(tiny):
     model = placed(tiny(num_hidden_layers=1), "8x1")
-    message = r"rows \(24\) .* rows_per_group \(2\) x data \(8\) of the mesh"
+    message = r"slots \(24\) .* slots_per_group \(2\) x data \(8\) of the mesh"
     with pytest.raises(ValueError, match=message):
-        Engine(model, rows=24, rows_per_group=2)
-    assert Engine(model, rows=16).rows_per_group == 2
-    assert Engine(model, rows=None).rows_per_group == 8
+        Engine(model, slots=24, slots_per_group=2)
+    assert Engine(model, slots=16).slots_per_group == 2
+    assert Engine(model, slots=None).slots_per_group == 8
 
 
-def test_rows_that_the_memory_of_all_devices_holds(tiny, monkeypatch):
+def test_slots_that_the_memory_of_all_devices_holds(tiny, monkeypatch):
     """Parameters and key heads are split by four, groups by two."""
     model = tiny(num_hidden_layers=1, vocab_size=264, **SHAPES["llama"])
-    settings = {"rows": None, "max_new_tokens": 12, "prefix_bytes": 1e5}
-    rows = {}
+    settings = {"slots": None, "max_new_tokens": 12, "prefix_bytes": 1e5}
+    counts = {}
     for text, one in {"": model, "2x4": placed(model, "2x4")}.items():
         monkeypatch.setattr(memory, "available", lambda: 3e6)
-        rows[text] = Engine(one, **settings)._held(128, 8)[-1]
-    assert rows["2x4"] >= 4 * rows[""]
+        counts[text] = Engine(one, **settings)._held(128, 8)[-1]
+    assert counts["2x4"] >= 4 * counts[""]

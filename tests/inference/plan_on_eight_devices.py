@@ -1,5 +1,5 @@
 """What test_plan.py runs in a process of its own, with eight devices: what a
-mesh holds, and how many rows an engine takes, beside what was planned."""
+mesh holds, and how many slots an engine takes, beside what was planned."""
 
 import json
 
@@ -45,7 +45,7 @@ def compared(text: str, int8: bool) -> dict:
     model = spread(text, int8)
     memory.available = lambda: CHIP.available
     Model.eos_ids = ()
-    engine = Engine(model, rows=None, rows_per_group=PER, max_new_tokens=NEW)
+    engine = Engine(model, slots=None, slots_per_group=PER, max_new_tokens=NEW)
     found = plan.plan(
         CONFIG,
         plan.Device(CHIP, 8, 8),
@@ -57,7 +57,7 @@ def compared(text: str, int8: bool) -> dict:
     )
     return {
         "bytes": (mesh.bytes_held(model.params), found.memory.weights),
-        "rows": (max(engine._held(PROMPT, PER)), found.rows),
+        "slots": (max(engine._held(PROMPT, PER)), found.slots),
     }
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dynscaling_jax.inference.confidence import windowed
+from dynscaling_jax.inference.sampling import windowed
 
 
 def test_windows_by_hand():

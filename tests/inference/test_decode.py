@@ -23,18 +23,18 @@ def plain_logprobs(params, config, ids):
 
 
 def check_against_plain(engine) -> int:
-    """Compares every drawn token; returns how many."""
+    """Compares every sampled token; returns how many."""
     model, count = engine.model, 0
-    for prompt, draws in engine.drawn.values():
+    for prompt, tokens in engine.recorded.values():
         ids = np.zeros(LONGEST, np.int32)
-        whole = [*prompt, *draws.token]
-        ids[: len(whole)] = whole
+        ids_all = [*prompt, *tokens.token]
+        ids[: len(ids_all)] = ids_all
         table = plain_logprobs(model.params, model.config, ids)
-        rows = np.asarray(table)[len(prompt) - 1 : len(whole) - 1]
-        chosen = np.take_along_axis(rows, draws.token[:, None], 1)[:, 0]
-        np.testing.assert_allclose(draws.logprob, chosen, rtol=0, atol=1e-4)
+        rows = np.asarray(table)[len(prompt) - 1 : len(ids_all) - 1]
+        chosen = np.take_along_axis(rows, tokens.token[:, None], 1)[:, 0]
+        np.testing.assert_allclose(tokens.logprob, chosen, rtol=0, atol=1e-4)
         top = np.sort(rows, axis=1)[:, -20:].mean(1)
-        np.testing.assert_allclose(draws.confidence, -top, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(tokens.confidence, -top, rtol=0, atol=1e-4)
         count += len(rows)
     return count
 
@@ -106,18 +106,18 @@ MODELS = {
 
 
 @pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
-def test_drawn_tokens_have_their_plain_probabilities(
+def test_sampled_tokens_have_their_plain_probabilities(
     tiny, recording_engine, fields
 ):
-    """Prompts of mixed length in one batch, groups that are refilled, rows
+    """Prompts of mixed length in one batch, groups that are refilled, slots
     that end at different times, samples across chunk borders, and chains
-    read on from their query."""
+    that extend the prefix of their query."""
     family = "mistral" if fields.get("window") else "llama"
     # some ordinary ids end a sample, so that lengths differ
     fields = {"num_hidden_layers": 1, "eos_token_id": (258, 11, 50), **fields}
     model = tiny(family=family, **fields)
     engine = recording_engine(
-        model, rows=8, rows_per_group=4, max_new_tokens=40
+        model, slots=8, slots_per_group=4, max_new_tokens=40
     )
     lengths = {"a": 1, "b": 30, "c": 60, "d": 73}
     queries = [query(name, n) for name, n in lengths.items()]
@@ -127,7 +127,7 @@ def test_drawn_tokens_have_their_plain_probabilities(
         chain = (*q.messages, Message("assistant", attempt))
         work += [Request(q, chain, 5 + i, parents=(0,)) for i in range(4)]
     samples = list(engine.sample(work))
-    assert len(samples) == len(work) == len(engine.drawn)
+    assert len(samples) == len(work) == len(engine.recorded)
     lengths = [s.new_tokens for s in samples]
     assert min(lengths) < 16 and max(lengths) == 40  # refills and borders
     assert check_against_plain(engine) == sum(lengths)
@@ -137,9 +137,9 @@ def test_prompts_and_chains_of_several_sizes(
     tiny, recording_engine, monkeypatch
 ):
     """Prompts padded to 128 and 256; chains that begin with their query's
-    ids and are read on from there, and one that shares none and is not."""
+    ids and extend its prefix, and one that shares none and does not."""
     engine = recording_engine(
-        tiny(num_hidden_layers=1), rows=4, rows_per_group=1, max_new_tokens=17
+        tiny(num_hidden_layers=1), slots=4, slots_per_group=1, max_new_tokens=17
     )
     queries = [query("a", 10), query("b", 80), query("c", 82), query("d", 200)]
     work = requests(queries, 1)
@@ -157,21 +157,21 @@ def test_prompts_and_chains_of_several_sizes(
 
     monkeypatch.setattr(prefill, "extend", spy)
     samples = list(engine.sample(work))
-    lengths = sorted(len(ids) for ids, _ in engine.drawn.values())
+    lengths = sorted(len(ids) for ids, _ in engine.recorded.values())
     assert lengths[0] < 128 < lengths[-1] <= 256
-    # an empty assistant turn is the query's own prompt: nothing to read on
-    base = {q.id: len(engine.drawn[q.id, 0][0]) for q in queries}
+    # an empty assistant turn is the query's own prompt: nothing to extend
+    base = {q.id: len(engine.recorded[q.id, 0][0]) for q in queries}
     assert sorted(extended) == [base["a"], base["b"], base["d"]]
     assert check_against_plain(engine) == sum(s.new_tokens for s in samples)
 
 
 def test_one_token_prompts(tiny, recording_engine, byte_tokenizer):
-    """The shortest prompt there is; also chains too short to read on."""
+    """The shortest prompt there is; also chains too short to extend one."""
     model = tiny(num_hidden_layers=1)
     bare = "{% for m in messages %}{{ m.content }}{% endfor %}"
     model.tokenizer = from_json(byte_tokenizer.as_json(), bare)
     engine = recording_engine(
-        model, rows=4, rows_per_group=1, max_new_tokens=17
+        model, slots=4, slots_per_group=1, max_new_tokens=17
     )
     q = Query("a", (Message("user", "a"),))
     longer = (*q.messages, Message("assistant", "bc"))
@@ -188,9 +188,9 @@ def test_one_token_prompts(tiny, recording_engine, byte_tokenizer):
 
 @pytest.mark.parametrize("kv_heads", [2, 4])
 def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
-    """With full heads and one row a group, a lone query was multiplied as a
+    """With full heads and one slot a group, a lone query was multiplied as a
     vector, which rounds otherwise than a matrix: a sample depended on how
-    many others of its query were asked for beside it."""
+    many others of its query were requested beside it."""
     config = tiny(num_hidden_layers=1, num_key_value_heads=kv_heads).config
     random = np.random.RandomState(0)
 
@@ -205,25 +205,25 @@ def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
     @functools.partial(jax.jit, static_argnums=0)
     def seen(groups, q, k, v, prefix, suffix):
         ahead = jnp.full_like(slot, 100)
-        attend = decode._grouped(config, groups, ahead, slot)
+        attend = decode._group_attention(config, groups, ahead, slot)
         shared = jnp.repeat(prefix, groups, 1)
         kept = [
-            cache.blocked((k.swapaxes(2, 3), v)) for k, v in (shared, suffix)
+            cache.to_blocks((k.swapaxes(2, 3), v)) for k, v in (shared, suffix)
         ]
         return attention.output(attend(config.kind(0), kept, q, k, v)[0])
 
     arrays = q, k, v, prefix, suffix
-    whole = seen(1, *arrays)
+    together = seen(1, *arrays)
     for groups in (2, 8):
-        np.testing.assert_array_equal(seen(groups, *arrays), whole)
+        np.testing.assert_array_equal(seen(groups, *arrays), together)
 
 
-def test_place_fills_one_group_alone(tiny):
+def test_insert_fills_one_group_alone(tiny):
     model = tiny(num_hidden_layers=1)
     state = cache.empty(model.config, 3, 2, 16, 16, jnp.float32)
     ids = np.arange(16, dtype=np.int32)
     prefix = prefill.prefill(model.params, model.config, ids, np.int32(11))
-    placed = decode.place(state, prefix, np.int32(1))
+    placed = decode.insert(state, prefix, np.int32(1))
     assert placed.length.tolist() == [1, 11, 1]
     keys = placed.prefix[0][0]
     np.testing.assert_array_equal(keys[1, :, 0], prefix.layers[0][0])
@@ -231,8 +231,8 @@ def test_place_fills_one_group_alone(tiny):
     np.testing.assert_array_equal(placed.logits[1], prefix.logits)
 
 
-def test_a_key_goes_to_the_slot_of_its_row():
-    """By hand: slots 0 and 2, in blocks of two; a third row has no room."""
+def test_a_key_goes_to_the_position_of_its_slot():
+    """By hand: positions 0 and 2 in blocks of two; the third has no room."""
     suffix = jnp.zeros((3, 1, 2, 1, 2)), jnp.zeros((3, 1, 2, 2, 1))
     new = jnp.array([1.0, 2, 3])[:, None, None]
     keys, values = cache.write(suffix, new, -new, jnp.array([0, 2, 4]))
@@ -252,7 +252,7 @@ def test_other_room_keeps_what_was_written(before, after):
     kept = np.zeros((2, 3, 5, after), "f")
     most = min(before, after)
     kept[..., :most] = flat[..., :most]
-    want = cache.blocked((kept, kept.swapaxes(2, 3)))
-    got = cache.resized(cache.blocked((keys, values)), after)
+    want = cache.to_blocks((kept, kept.swapaxes(2, 3)))
+    got = cache.resize(cache.to_blocks((keys, values)), after)
     jax.tree.map(np.testing.assert_array_equal, got, want)
-    assert cache.slots([got]) == after
+    assert cache.capacity([got]) == after

@@ -8,10 +8,16 @@ import types
 import jax
 import pytest
 
-from dynscaling_jax.inference import Engine, decode, lockstep, prefill, stream
+from dynscaling_jax.inference import (
+    Engine,
+    decode,
+    lockstep,
+    prefill,
+    scheduler,
+)
 from dynscaling_jax.types import Message, Query, Request
 
-SHAPE = {"rows": 8, "rows_per_group": 4, "max_new_tokens": 24}
+SHAPE = {"slots": 8, "slots_per_group": 4, "max_new_tokens": 24}
 QUERIES = [
     Query(name, (Message("user", text),))
     for name, text in {"a": "2 + 2?", "b": "\ud800 é", "c": "x" * 60}.items()
@@ -30,21 +36,21 @@ def called(monkeypatch):
     calls = []
     for module, name in (
         (decode, "start"),
-        (decode, "place"),
+        (decode, "insert"),
         (decode, "decode"),
         (decode, "grow"),
         (decode, "select"),
         (prefill, "prefill"),
         (prefill, "extend"),
     ):
-        whole = getattr(module, name)
+        function = getattr(module, name)
 
-        def noted(*given, of=whole, name=name):
+        def noted(*given, function=function, name=name):
             shape = lambda x: getattr(x, "shape", x)
             calls.append((name, str(jax.tree.map(shape, given))))
-            return of(*given)
+            return function(*given)
 
-        monkeypatch.setattr(module, name, functools.wraps(whole)(noted))
+        monkeypatch.setattr(module, name, functools.wraps(function)(noted))
     return calls
 
 
@@ -56,36 +62,36 @@ def ask(queries, indices) -> list[Request]:
 
 def test_a_follower_calls_what_its_leader_calls(model, called):
     """Through calls that overlap, chains, one call that is left as it is
-    drawn, and one that is left before."""
+    generated, and one that is left before."""
     leader, messages = Engine(model, **SHAPE), []
     lockstep.lead(leader, messages.append)
     left = leader(ask(QUERIES[:1], range(40)))
     next(left)
-    said = Message("assistant", "First, I add.")
+    turn = Message("assistant", "First, I add.")
     chains = [
-        Request(q, (*q.messages, said), 70, 1, (0, 2), True) for q in QUERIES
+        Request(q, (*q.messages, turn), 70, 1, (0, 2), True) for q in QUERIES
     ]
     other = leader.sample([*chains, *ask(QUERIES[1:], range(5))])
-    drawn = [next(other)]
+    samples = [next(other)]
     del left
     leader(ask(QUERIES, range(100, 120)))  # and nobody takes any
-    drawn += [*other, *leader(ask(QUERIES[2:], range(7)))]
-    assert len(drawn) == 3 + 10 + 7
+    samples += [*other, *leader(ask(QUERIES[2:], range(7)))]
+    assert len(samples) == 3 + 10 + 7
     assert {name for name, _ in called} >= {"prefill", "extend", "decode"}
 
     expected = [*called]
     called.clear()
     follower = Engine(model, **SHAPE)
-    heard = iter([*messages, b""])
-    lockstep.follow(follower, lambda: next(heard))
+    received = iter([*messages, b""])
+    lockstep.follow(follower, lambda: next(received))
     assert called == expected
-    assert follower.row_steps == leader.row_steps
-    assert follower.live_steps == leader.live_steps
-    assert not follower._streams and next(heard, None) is None
+    assert follower.slot_steps == leader.slot_steps
+    assert follower.active_steps == leader.active_steps
+    assert not follower._schedulers and next(received, None) is None
 
 
 def test_a_call_may_be_collected_while_another_is_left(model, monkeypatch):
-    """In the middle of dropping requests: those of the other call were told to
+    """In the middle of dropping requests: those of the other call were sent to
     the follower as dropped, and waited on in the leader."""
     leader, messages = Engine(model, **SHAPE), []
     lockstep.lead(leader, messages.append)
@@ -101,16 +107,16 @@ def test_a_call_may_be_collected_while_another_is_left(model, monkeypatch):
         return made
 
     within = types.SimpleNamespace(deque=collecting)
-    monkeypatch.setattr(stream, "collections", within)
+    monkeypatch.setattr(scheduler, "collections", within)
     one.close()
     monkeypatch.undo()
     assert not others
     assert len([*kept, *leader(ask(QUERIES[2:], range(2)))]) == 29 + 2
     follower = Engine(model, **SHAPE)
-    heard = iter([*messages, b""])
-    lockstep.follow(follower, lambda: next(heard))
-    assert follower.row_steps == leader.row_steps
-    assert follower.live_steps == leader.live_steps
+    received = iter([*messages, b""])
+    lockstep.follow(follower, lambda: next(received))
+    assert follower.slot_steps == leader.slot_steps
+    assert follower.active_steps == leader.active_steps
 
 
 def test_requests_come_as_they_were_sent(model):
@@ -118,11 +124,11 @@ def test_requests_come_as_they_were_sent(model):
     leader, messages = Engine(model, **SHAPE), []
     lockstep.lead(leader, messages.append)
     assert len([*leader(sent)]) == 1
-    (change,) = lockstep._loads(messages[0])
-    assert change.asked == sent and not change.dropped
+    (change,) = lockstep.changes_of(messages[0])
+    assert change.added == sent and not change.dropped
 
 
-def test_a_leader_that_cannot_tell_draws_nothing(model):
+def test_a_leader_that_cannot_send_samples_nothing(model):
     """Whoever follows has ended: what was under way fails, and the engine
     does not go on alone."""
 
@@ -136,4 +142,4 @@ def test_a_leader_that_cannot_tell_draws_nothing(model):
         next(call)
     with pytest.raises(RuntimeError, match="failed in another call"):
         next(call)
-    assert not leader.row_steps
+    assert not leader.slot_steps

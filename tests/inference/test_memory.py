@@ -73,7 +73,7 @@ def test_compiled_functions_take_no_more_than_predicted(fields, size):
     hidden = lambda count: jax.ShapeDtypeStruct((count, 64), jnp.float32)
     stops = jax.ShapeDtypeStruct((8,), jnp.int32)
     settings = jax.eval_shape(decode.sampling.settings)
-    rows = size.groups * size.per
+    slots = size.slots
     taken = [
         lowered.compile().memory_analysis().temp_size_in_bytes
         for lowered in (
@@ -81,21 +81,23 @@ def test_compiled_functions_take_no_more_than_predicted(fields, size):
                 layer,
                 config,
                 kind,
-                hidden(rows),
+                hidden(slots),
                 state.length,
-                state.rows.drawn,
+                state.slots.count,
                 state.prefix[0],
                 state.suffix[0],
             ),
-            decode._turn.lower(
+            decode._sample.lower(
                 transformer.without_layers(params),
                 config,
-                hidden(rows),
-                state.rows,
+                hidden(slots),
+                state.slots,
                 stops,
                 settings,
             ),
-            prefill._read.lower(layer, config, kind, hidden(size.prompt)),
+            prefill._prefill_layer.lower(
+                layer, config, kind, hidden(size.prefix)
+            ),
         )
     ]
     assert max(taken) <= memory.working(config, size) <= 8 * max(taken)
@@ -106,36 +108,36 @@ def test_the_most_groups_by_hand():
     predict = lambda groups: Memory(100, 10, 20 * groups, 3 * groups)
     assert memory.most_groups(8, 110 + 8 * 23, predict) == 8
     assert memory.most_groups(8, 110 + 8 * 23 - 1, predict) == 4
-    assert memory.most_groups(8, 1e9, predict) == memory.MOST_ROWS // 8
-    with pytest.raises(ValueError, match="one group of 8 rows takes 1.33e"):
+    assert memory.most_groups(8, 1e9, predict) == memory.MOST_SLOTS // 8
+    with pytest.raises(ValueError, match="one group of 8 slots takes 1.33e"):
         memory.most_groups(8, 132, predict)
 
 
-def test_an_engine_takes_the_rows_that_memory_holds(tiny, monkeypatch):
-    """The samples are those of any other number of rows."""
+def test_an_engine_takes_the_slots_that_memory_holds(tiny, monkeypatch):
+    """The samples are those of any other number of slots."""
     prompts = ["one", "two", "three"]
     model = tiny(num_hidden_layers=1)
-    settings = {"max_new_tokens": 12, "rows_per_group": 8}
-    expected = Engine(model, rows=16, **settings).generate(prompts, n=16)
-    widths = []
-    place = cache.empty
+    settings = {"max_new_tokens": 12, "slots_per_group": 8}
+    expected = Engine(model, slots=16, **settings).generate(prompts, n=16)
+    counts = []
+    make = cache.empty
 
-    def noted(config, groups, per, *more):
-        widths.append(groups * per)
-        return place(config, groups, per, *more)
+    def noted(config, groups, per_group, *more):
+        counts.append(groups * per_group)
+        return make(config, groups, per_group, *more)
 
     monkeypatch.setattr(cache, "empty", noted)
-    engine = Engine(model, rows=None, prefix_bytes=1e6, **settings)
+    engine = Engine(model, slots=None, prefix_bytes=1e6, **settings)
     least = engine_memory(engine, groups=1)
     for bytes_there, most in ((10 * least, 64), (1.01 * least, 8)):
         monkeypatch.setattr(
             memory, "available", lambda there=bytes_there: there
         )
         assert engine.generate(prompts, n=16) == expected
-        assert 8 <= max(widths) <= most
-        widths.clear()
+        assert 8 <= max(counts) <= most
+        counts.clear()
     monkeypatch.setattr(memory, "available", lambda: 0.9 * least)
-    with pytest.raises(ValueError, match="one group of 8 rows takes"):
+    with pytest.raises(ValueError, match="one group of 8 slots takes"):
         engine.generate(prompts, n=16)
 
 

@@ -124,26 +124,26 @@ def test_a_shard_holds_its_share_and_all_norms():
 # linears of a token: 2 x 1152; its head: 2 x 8 x 32; a pair of query and key
 # in all layers: 4 x 8 x 2
 LINEAR, HEAD, PAIR = 2 * 2 * 576, 512, 64
-ROWS, PROMPT, NEW = 6, 128, 32
-KEYS = 2 * PROMPT + ROWS * NEW // 2  # two groups of three rows, half drawn
+SLOTS, PROMPT, NEW = 6, 128, 32
+KEYS = 2 * PROMPT + SLOTS * NEW // 2  # two groups of three slots, half done
 MOVED = plan.read_bytes(SMALL) + KEYS * TOKEN
-DONE = ROWS * (LINEAR + HEAD + (PROMPT + NEW // 2) * PAIR)
+DONE = SLOTS * (LINEAR + HEAD + (PROMPT + NEW // 2) * PAIR)
 
 
 def test_decoding_bound_by_bytes():
     """10 steps a second of memory, and hardly any computing."""
     slow = Chip(1e9, 10 * MOVED, 1e6 * DONE)
     rate = plan.decode_rate(SMALL, slow, 1, Size(2, 3, PROMPT, NEW))
-    assert rate == (pytest.approx(10 * ROWS), "bytes")
-    # four copies draw four times as much
+    assert rate == (pytest.approx(10 * SLOTS), "bytes")
+    # four copies generate four times as much
     rate = plan.decode_rate(SMALL, slow, 4, Size(2, 3, PROMPT, NEW))
-    assert rate == (pytest.approx(40 * ROWS), "bytes")
+    assert rate == (pytest.approx(40 * SLOTS), "bytes")
 
 
 def test_decoding_bound_by_operations():
     quick = Chip(1e9, 1e6 * MOVED, 10 * DONE)
     rate = plan.decode_rate(SMALL, quick, 1, Size(2, 3, PROMPT, NEW))
-    assert rate == (pytest.approx(10 * ROWS), "operations")
+    assert rate == (pytest.approx(10 * SLOTS), "operations")
 
 
 def test_reading_prompts():
@@ -161,17 +161,17 @@ def test_reading_prompts():
 
 def test_seven_billion_on_an_h100():
     """GB by hand: parameters 15.23; a token's keys and values 2 x 28 x 4 x
-    128 x 2 bytes = 57,344; 32 groups of 512 slots 0.94, kept prompts 2; 256
-    rows of 1,024 slots 15.03, with half as much beside it 22.55. Twice as
+    128 x 2 bytes = 57,344; 32 groups of 512 positions 0.94, kept prompts 2; 256
+    slots of 1,024 positions 15.03, with half as much beside it 22.55. Twice as
     many would take 66.4 with what is worked in; 64.6 are there."""
     found = plan.propose(
         plan.SHAPES["qwen2.5-7b"], plan.device("H100"), 512, 1000, 8
     )
     assert (found.processes, found.data, found.model) == (1, 1, 1)
-    assert (found.groups, found.rows) == (32, 256)
+    assert (found.groups, found.slots) == (32, 256)
     assert found.memory.weights == 15_231_233_024
-    assert found.prompt_keys == 32 * 512 * 57_344 + 2_000_000_000
-    assert found.drawn_keys == 256 * 1024 * 57_344 * 3 // 2
+    assert found.prefix_keys == 32 * 512 * 57_344 + 2_000_000_000
+    assert found.decode_keys == 256 * 1024 * 57_344 * 3 // 2
     assert found.memory.total <= 0.85 * 0.95 * 80e9
     # a step: 14.14 GB of parameters and 32 x 512 + 256 x 500 keys, at 3.35
     # TB/s
@@ -203,7 +203,7 @@ def test_the_mesh_has_as_few_parts_as_leave_half_to_keys(
         plan.SHAPES[shape], plan.device(device), 512, 1000, 8, int8
     )
     assert (found.processes, found.data, found.model) == mesh
-    assert found.rows == 8 * found.groups
+    assert found.slots == 8 * found.groups
     assert found.lockstep == (found.model > plan.device(device).host)
     meshes = 1 if found.lockstep else found.processes
     assert found.groups % (meshes * found.data) == 0
@@ -212,7 +212,7 @@ def test_the_mesh_has_as_few_parts_as_leave_half_to_keys(
 def test_a_split_without_room_for_a_group_gives_way_to_a_wider():
     """Half of the memory is enough for the parameters whole, all of it not
     for the keys of a group."""
-    chip, sizes = Chip(1e12, 1e9, 1e9), (2000, 2000, memory.MOST_ROWS)
+    chip, sizes = Chip(1e12, 1e9, 1e9), (2000, 2000, memory.MOST_SLOTS)
     whole, half = (
         plan.plan(SMALL, Device(chip, 2, 2), model, *sizes).memory.total
         for model in (1, 2)
@@ -223,8 +223,8 @@ def test_a_split_without_room_for_a_group_gives_way_to_a_wider():
     assert (found.data, found.model, found.groups) == (1, 2, 1)
 
 
-def test_a_mesh_of_eight_devices_holds_and_draws_as_planned():
-    """To the byte of parameters and the row of groups=auto."""
+def test_a_mesh_of_eight_devices_holds_and_generates_as_planned():
+    """To the byte of parameters and the slot of groups=auto."""
     script = Path(__file__).with_name("plan_on_eight_devices.py")
     eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run(
@@ -241,12 +241,12 @@ def test_a_mesh_of_eight_devices_holds_and_draws_as_planned():
     for case in found:
         for taken, planned in case.values():
             assert taken == planned > 0
-    assert len({case["rows"][0] for case in found}) > 1
+    assert len({case["slots"][0] for case in found}) > 1
 
 
 def test_what_no_mesh_holds():
     config, on = plan.SHAPES["llama-3.1-70b"], plan.device("v5e-8")
-    with pytest.raises(ValueError, match="one group of 8 rows takes 1.85e.10"):
+    with pytest.raises(ValueError, match="one group of 8 slots takes 1.85e.10"):
         plan.propose(config, on, 512, 1000, 8)
     found = plan.propose(config, on, 512, 1000, 8, int8=True)
     assert (found.data, found.model) == (1, 8)

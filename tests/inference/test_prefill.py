@@ -1,4 +1,4 @@
-"""Reading prompts: padded, and on from what was read before."""
+"""Prefill: of padded prompts, and from a cached prefix."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ def model(tiny):
 
 
 @pytest.mark.parametrize("length", [1, 5, 32])
-def test_prefill_reads_what_counts(model, length):
+def test_prefill_ignores_padding(model, length):
     ids = np.arange(3, 35, dtype=np.int32)
     padded = np.where(np.arange(32) < length, ids, 99).astype(np.int32)
     prefix = prefill.prefill(
@@ -48,12 +48,12 @@ def test_extend_equals_prefill(tiny, kept):
         np.int32(len(rest)),
         32,
     )
-    whole = prefill.prefill(
+    fresh = prefill.prefill(
         model.params, model.config, ids.astype(np.int32), np.int32(24)
     )
     assert int(got.length) == 24
-    np.testing.assert_allclose(got.logits, whole.logits, rtol=0, atol=1e-4)
-    for mine, theirs in zip(got.layers, whole.layers, strict=True):
+    np.testing.assert_allclose(got.logits, fresh.logits, rtol=0, atol=1e-4)
+    for mine, theirs in zip(got.layers, fresh.layers, strict=True):
         assert [x.shape for x in mine] == [x.shape for x in theirs]
         for a, b in (
             (mine[0][..., :24], theirs[0][..., :24]),

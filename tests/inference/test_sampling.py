@@ -1,4 +1,4 @@
-"""Drawing a token: distribution, filters, measures and keys."""
+"""Sampling a token: distribution, truncation, measures and keys."""
 
 import functools
 
@@ -16,12 +16,17 @@ from dynscaling_jax.inference import sampling
 LEVEL = 1e-4  # of every statistical test; all seeds are fixed
 
 
+def sample(key, logits, settings):
+    """One token of logits [V], with its measures."""
+    sums = sampling.choose(key, logits, settings)
+    return sampling.score(sums, len(logits))
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def draw_many(count, seed, logits, settings):
-    """count draws from the same logits [V]."""
+def sample_many(count, seed, logits, settings):
+    """Samples count tokens from the same logits [V]."""
     keys = jax.random.split(jax.random.key(seed), count)
-    draw = jax.vmap(sampling.draw, (0, None, None))
-    return draw(keys, logits, settings)
+    return jax.vmap(sample, (0, None, None))(keys, logits, settings)
 
 
 def reference(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -79,11 +84,11 @@ SETTINGS = (
     ],
     ids=str,
 )
-def test_draws_follow_the_softmax(vocabulary, setting):
+def test_tokens_follow_the_softmax(vocabulary, setting):
     random = np.random.RandomState(vocabulary)
     logits = 2 * random.standard_normal(vocabulary).astype(np.float32)
-    drawn = draw_many(20_000, 0, logits, sampling.settings(**setting))
-    counts = np.bincount(drawn.token, minlength=vocabulary)
+    tokens = sample_many(20_000, 0, logits, sampling.settings(**setting))
+    counts = np.bincount(tokens.token, minlength=vocabulary)
     p, _ = reference(logits, **setting)
     if vocabulary == 1:
         assert counts.tolist() == [20_000]
@@ -94,19 +99,19 @@ def test_draws_follow_the_softmax(vocabulary, setting):
 def test_a_peak_beyond_the_first_block_is_found():
     logits = np.full(1000, -20.0, np.float32)
     logits[[3, 300, 999]] = [0.0, 1.0, 1.0]
-    drawn = draw_many(20_000, 1, logits, sampling.settings())
-    counts = np.bincount(drawn.token, minlength=1000)
+    tokens = sample_many(20_000, 1, logits, sampling.settings())
+    counts = np.bincount(tokens.token, minlength=1000)
     assert chi_square(counts, reference(logits)[0]) > LEVEL
 
 
-def test_uniform_logits_sixteen_rows_differ():
-    """An engine that gave all rows one key drew sixteen equal samples."""
+def test_uniform_logits_sixteen_slots_differ():
+    """An engine that gave all slots one key generated sixteen equal samples."""
     name = jnp.stack([jnp.array([7, 8, i], jnp.uint32) for i in range(16)])
-    keys = jax.vmap(sampling.row_key, (None, 0))(np.uint32(0), name)
-    drawn = jax.vmap(sampling.draw, (0, None, None))(
+    keys = jax.vmap(sampling.sample_key, (None, 0))(np.uint32(0), name)
+    tokens = jax.vmap(sample, (0, None, None))(
         jax.random.wrap_key_data(keys), jnp.zeros(50_000), sampling.settings()
     )
-    assert len(set(drawn.token.tolist())) == 16
+    assert len(set(tokens.token.tolist())) == 16
 
 
 @examples(max_examples=150, deadline=None)
@@ -140,7 +145,7 @@ def test_filters_keep_what_the_reference_keeps(
 
 @jax.jit
 def jitted_filter(logits, settings):
-    cut = sampling._cut(logits, settings)
+    cut = sampling._cutoff(logits, settings)
     return jnp.where(logits >= cut, logits, -jnp.inf)
 
 
@@ -157,7 +162,9 @@ def test_an_index_without_weight_is_never_picked(uniform):
     weights = random.random_sample((200, 256)).astype(np.float32)
     weights *= random.random_sample(weights.shape) < 0.02
     weights[:, 100] = 1e-30
-    picked = jax.vmap(sampling._pick, (None, 0))(jnp.float32(uniform), weights)
+    picked = jax.vmap(sampling._invert, (None, 0))(
+        jnp.float32(uniform), weights
+    )
     assert (weights[np.arange(200), picked] > 0).all()
 
 
@@ -168,23 +175,23 @@ def test_measures_equal_numpy(vocabulary):
     random = np.random.RandomState(vocabulary)
     logits = 3 * random.standard_normal(vocabulary).astype(np.float32)
     for setting in ({}, {"temperature": 0.3, "top_k": 4}):
-        drawn = draw_many(8, 2, logits, sampling.settings(**setting))
+        tokens = sample_many(8, 2, logits, sampling.settings(**setting))
         wide = logits.astype(np.float64)
         logp = wide - np.log(np.exp(wide).sum())
         top = np.sort(logp)[::-1][:20]
         np.testing.assert_allclose(
-            drawn.logprob, logp[drawn.token], rtol=1e-5, atol=1e-6
+            tokens.logprob, logp[tokens.token], rtol=1e-5, atol=1e-6
         )
-        np.testing.assert_allclose(drawn.confidence, -top.mean(), rtol=1e-5)
+        np.testing.assert_allclose(tokens.confidence, -top.mean(), rtol=1e-5)
         uniform = np.full(vocabulary, 1 / vocabulary)
         divergence = stats.entropy(uniform, np.exp(logp))
-        np.testing.assert_allclose(drawn.certainty, divergence, rtol=1e-4)
+        np.testing.assert_allclose(tokens.certainty, divergence, rtol=1e-4)
 
 
 def test_temperature_zero_takes_the_first_of_the_likeliest():
     logits = np.array([0.0, 2.0, 2.0, 1.0], np.float32)
-    drawn = draw_many(50, 3, logits, sampling.settings(temperature=0))
-    assert set(drawn.token.tolist()) == {1}
+    tokens = sample_many(50, 3, logits, sampling.settings(temperature=0))
+    assert set(tokens.token.tolist()) == {1}
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1e6])
@@ -192,7 +199,7 @@ def test_extreme_temperatures(temperature):
     logits = np.array([-80.0, 50.0, 90.0, -30.0], np.float32)
     for extra in ({}, {"top_k": 2}):
         setting = sampling.settings(temperature=temperature, **extra)
-        tokens = set(draw_many(500, 4, logits, setting).token.tolist())
+        tokens = set(sample_many(500, 4, logits, setting).token.tolist())
         hot = {1, 2} if extra else {0, 1, 2, 3}
         assert tokens == ({2} if temperature < 1 else hot)
 
@@ -228,12 +235,12 @@ def test_query_words_never_change():
 
 @functools.partial(jax.jit, static_argnums=2)
 def categories(seeds, names, kinds):
-    """First tokens of uniform logits, for rows of seeds and names."""
+    """First tokens of uniform logits, for slots of seeds and names."""
 
     def one(seed, name):
-        key = jax.random.wrap_key_data(sampling.row_key(seed, name))
+        key = jax.random.wrap_key_data(sampling.sample_key(seed, name))
         key = jax.random.fold_in(key, 0)
-        return sampling.draw(key, jnp.zeros(kinds), sampling.settings()).token
+        return sample(key, jnp.zeros(kinds), sampling.settings()).token
 
     return jax.vmap(one)(seeds, names)
 
@@ -269,7 +276,7 @@ def test_neighbouring_names_are_unbiased_and_independent(what):
 def test_key_bits_are_fair():
     for what in ("seed", "index", "query"):
         seeds, names = neighbours(what, 4096)
-        keys = jax.vmap(sampling.row_key)(seeds, names)
+        keys = jax.vmap(sampling.sample_key)(seeds, names)
         bits = np.unpackbits(np.asarray(keys).view(np.uint8), axis=1)
         ones = bits.sum(0).astype(int)
         p = stats.binomtest(int(ones.sum()), bits.size).pvalue
@@ -281,11 +288,11 @@ def test_key_bits_are_fair():
 
 def test_positions_of_a_sample_are_independent():
     key = jax.random.wrap_key_data(
-        sampling.row_key(np.uint32(1), np.array([1, 2, 3], np.uint32))
+        sampling.sample_key(np.uint32(1), np.array([1, 2, 3], np.uint32))
     )
     fold = jax.vmap(jax.random.fold_in, (None, 0))
-    drawn = jax.vmap(sampling.draw, (0, None, None))(
+    tokens = jax.vmap(sample, (0, None, None))(
         fold(key, np.arange(8192)), jnp.zeros(8), sampling.settings()
     )
-    pairs = 8 * drawn.token[::2] + drawn.token[1::2]
+    pairs = 8 * tokens.token[::2] + tokens.token[1::2]
     assert stats.chisquare(np.bincount(pairs, minlength=64)).pvalue > LEVEL

@@ -1,4 +1,4 @@
-"""On a CPU the number of rows follows the work; no bit may depend on it."""
+"""On a CPU the number of slots follows the work; no bit may depend on it."""
 
 import os
 
@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from dynscaling_jax.inference import Engine, cache, decode, sampling
-from dynscaling_jax.inference.layout import doubling, per_group, stepping
+from dynscaling_jax.inference.layout import (
+    per_group,
+    power_bucket,
+    quarter_bucket,
+)
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.types import Message, Query, Request
@@ -60,9 +64,9 @@ SHAPES = {
 
 @pytest.mark.parametrize(("length", "least"), [(100, 128), (300, 512)])
 @pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
-def test_a_layer_rounds_by_the_row(fields, length, least):
+def test_a_layer_rounds_by_the_slot(fields, length, least):
     """A sum over features, which XLA:CPU adds in an order that depends on
-    the number of rows, made samples depend on what ran beside them. Prompts
+    the number of slots, made samples depend on what ran beside them. Prompts
     of one block of keys and of two, with room for more."""
     config = ModelConfig(
         "llama",
@@ -82,7 +86,7 @@ def test_a_layer_rounds_by_the_row(fields, length, least):
     x = normal(most, config.hidden_size)
     k, v = normal(most, kv, 32, dim), normal(most, kv, 32, dim)
     prompt = normal(2, 1, kv, least, dim)
-    drawn = np.arange(most, dtype=np.int32) % 30 + 1
+    count = np.arange(most, dtype=np.int32) % 30 + 1
     outs = {}
     layouts = [(w, p, least) for w in WIDTHS for p in (1, 4, 8)]
     for width, per, size in [*layouts, (8, 1, 768), (16, 1, 1024)]:
@@ -96,9 +100,9 @@ def test_a_layer_rounds_by_the_row(fields, length, least):
             config.kind(0),
             x[:width],
             np.full(groups, length, np.int32),
-            drawn[:width],
-            cache.blocked((key.swapaxes(2, 3), value)),
-            cache.blocked((k[:width].swapaxes(2, 3), v[:width])),
+            count[:width],
+            cache.to_blocks((key.swapaxes(2, 3), value)),
+            cache.to_blocks((k[:width].swapaxes(2, 3), v[:width])),
         )
         logits = jax.jit(transformer.head, static_argnums=1)(
             params, config, hidden
@@ -110,56 +114,56 @@ def test_a_layer_rounds_by_the_row(fields, length, least):
 
 
 @pytest.mark.parametrize("vocabulary", [261, 5_000])
-def test_a_draw_rounds_by_the_row(vocabulary):
+def test_a_token_rounds_by_the_slot(vocabulary):
     logits = 3 * jax.random.normal(jax.random.key(0), (64, vocabulary))
     keys = jax.random.split(jax.random.key(1), 64)
-    draw = jax.jit(jax.vmap(sampling.choose, (0, 0, None)))
+    choose = jax.jit(jax.vmap(sampling.choose, (0, 0, None)))
     settings = sampling.settings(0.7)
-    whole = draw(keys, logits, settings)
+    together = choose(keys, logits, settings)
     for width in WIDTHS:
-        part = draw(keys[:width], logits[:width], settings)
+        part = choose(keys[:width], logits[:width], settings)
         jax.tree.map(
             lambda a, b, n=width: np.testing.assert_array_equal(a, b[:n]),
             part,
-            whole,
+            together,
         )
 
 
-def test_rows_become_fewer_and_samples_stay(tiny, monkeypatch):
-    """40 samples in 64 rows, then in 32, 16 and 8 as they end; and each
-    query alone, in 8 rows, and all with one number of rows throughout."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one lane
+def test_slots_become_fewer_and_samples_stay(tiny, monkeypatch):
+    """40 samples in 64 slots, then in 32, 16 and 8 as they end; and each
+    query alone, in 8 slots, and all with one number of slots throughout."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one worker
     model = tiny(num_hidden_layers=1, eos_token_id=(258, *range(12)))
     queries = [Query(str(i), (Message("user", "x" * i),)) for i in range(8)]
     work = [Request(q, q.messages, i) for q in queries for i in range(5)]
-    settings = {"rows": 64, "rows_per_group": 8, "max_new_tokens": 112}
+    settings = {"slots": 64, "slots_per_group": 8, "max_new_tokens": 112}
     widths = []
     select = decode.select
 
-    def spy(state, groups, rows, live, size):
-        widths.append(len(rows))
-        return select(state, groups, rows, live, size)
+    def spy(state, groups, slots, active, bucket):
+        widths.append(len(slots))
+        return select(state, groups, slots, active, bucket)
 
     monkeypatch.setattr(decode, "select", spy)
     engine = Engine(model, **settings)
-    assert engine.widths == (8, 16, 32, 64)
-    drawn = {(s.query_id, s.index): s for s in engine.sample(work)}
-    assert len(drawn) == 40 and widths and widths[-1] == 8
+    assert engine.slot_counts == (8, 16, 32, 64)
+    found = {(s.query_id, s.index): s for s in engine.sample(work)}
+    assert len(found) == 40 and widths and widths[-1] == 8
     for q in queries:
         own = [r for r in work if r.query == q]
         for sample in Engine(model, **settings)(own):
-            assert sample == drawn[q.id, sample.index]
+            assert sample == found[q.id, sample.index]
     widths.clear()
     fixed = Engine(model, **settings)
-    fixed.widths = (64,)
+    fixed.slot_counts = (64,)
     for sample in fixed(work):
-        assert sample == drawn[sample.query_id, sample.index]
-    assert not widths and engine.row_steps < 0.7 * fixed.row_steps
+        assert sample == found[sample.query_id, sample.index]
+    assert not widths and engine.slot_steps < 0.7 * fixed.slot_steps
 
 
-def test_short_prompts_fill_the_rows_of_long_ones(tiny, monkeypatch):
-    """Prompts of three lengths were drawn apart, each to its last sample,
-    and rows idled at three ends in place of one."""
+def test_short_prompts_fill_the_slots_of_long_ones(tiny, monkeypatch):
+    """Prompts of three lengths were generated apart, each to its last sample,
+    and slots idled at three ends in place of one."""
     model = tiny(
         num_hidden_layers=1,
         max_position_embeddings=2048,
@@ -168,25 +172,25 @@ def test_short_prompts_fill_the_rows_of_long_ones(tiny, monkeypatch):
     lengths = (1100, 300, *(10 + i for i in range(20)))
     queries = [Query(str(n), (Message("user", "x" * n),)) for n in lengths]
     work = [Request(q, q.messages, 0) for q in queries]
-    settings = {"rows": 16, "rows_per_group": 8, "max_new_tokens": 60}
+    settings = {"slots": 16, "slots_per_group": 8, "max_new_tokens": 60}
     shapes = []
     select = decode.select
 
-    def spy(state, groups, rows, live, size):
-        shapes.append((len(rows), size))
-        return select(state, groups, rows, live, size)
+    def spy(state, groups, slots, active, bucket):
+        shapes.append((len(slots), bucket))
+        return select(state, groups, slots, active, bucket)
 
     monkeypatch.setattr(decode, "select", spy)
     engine = Engine(model, **settings)
-    drawn = {s.query_id: s for s in engine.sample(work[::-1])}
-    assert drawn.keys() == {q.id for q in queries}
+    found = {s.query_id: s for s in engine.sample(work[::-1])}
+    assert found.keys() == {q.id for q in queries}
     sizes = [size for _, size in shapes]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 128
-    assert (16, 128) in shapes  # more rows once the long ones are whole
+    assert (16, 128) in shapes  # more slots once the long ones are finished
     monkeypatch.undo()
     for request in work:
         (sample,) = Engine(model, **settings).sample([request])
-        assert sample == drawn[request.query.id]
+        assert sample == found[request.query.id]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +205,7 @@ def test_short_prompts_fill_the_rows_of_long_ones(tiny, monkeypatch):
         ([15], 8),
     ],
 )
-def test_groups_are_as_large_as_leaves_few_rows_empty(counts, per):
+def test_groups_are_as_large_as_leaves_few_slots_empty(counts, per):
     assert per_group(counts, 8) == per
 
 
@@ -218,5 +222,5 @@ def test_groups_are_as_large_as_leaves_few_rows_empty(counts, per):
     ],
 )
 def test_prompts_are_padded_by_quarters_in_whole_blocks(length, size, power):
-    assert stepping(length) == stepping(size) == size
-    assert doubling(length) == power
+    assert quarter_bucket(length) == quarter_bucket(size) == size
+    assert power_bucket(length) == power

@@ -86,12 +86,12 @@ def test_the_engine_draws_with_it(tiny):
         lambda path, leaf: quantize((getattr(path[-1], "key", None),), leaf),
         model.params,
     )
-    engine = Engine(model, rows=4, rows_per_group=2, max_new_tokens=8)
+    engine = Engine(model, slots=4, slots_per_group=2, max_new_tokens=8)
     (samples,) = engine.generate(["What is 2 + 2?"], n=4)
     assert [s.new_tokens for s in samples] == [8] * 4
     written = tiny(num_hidden_layers=2)
     written.params = dequantized(model.params)
-    engine = Engine(written, rows=4, rows_per_group=2, max_new_tokens=8)
+    engine = Engine(written, slots=4, slots_per_group=2, max_new_tokens=8)
     assert [s.text for s in engine.generate(["What is 2 + 2?"], n=4)[0]] == [
         s.text for s in samples
     ]

@@ -1,4 +1,4 @@
-"""A small model in lanes, against one batch of as many rows."""
+"""A small model with batch workers, against one batch of as many slots."""
 
 import time
 from unittest import mock
@@ -13,34 +13,34 @@ from dynscaling_jax.tasks import load_task
 
 
 def lines(config: Config) -> Lines:
-    """Both draw the same samples, in turn; of each its best."""
-    size, run = config.lanes, reasoner.get_config()
+    """Both give the same samples, in turn; of each its best."""
+    size, run = config.workers, reasoner.get_config()
     run.task.limit = size.queries
     queries = [p.query for p in load_task(**run.task).problems]
     model = load_model(run.model)
-    small = {"lanes": layout.SMALL, "one_lane": 0}
+    small = {"workers": layout.SMALL, "one_worker": 0}
 
-    def drawn(side: str) -> float:
+    def measured(side: str) -> float:
         with mock.patch.object(layout, "SMALL", small[side]):
             engine = Engine(
                 model,
                 max_new_tokens=run.engine.max_new_tokens,
-                rows=size.rows,
+                slots=size.slots,
             )
         begin = time.perf_counter()
-        tokens = ours.draw(engine, queries, size.candidates)
+        tokens = ours.generate(engine, queries, size.candidates)
         return rate(tokens, time.perf_counter() - begin)
 
     for side in small:  # compiles
-        drawn(side)
-    turns = [[drawn(side) for side in small] for _ in range(config.repeats)]
+        measured(side)
+    turns = [[measured(side) for side in small] for _ in range(config.repeats)]
     many, one = map(max, zip(*turns, strict=True))
     yield {
-        "bench": "lanes",
-        "lanes": layout.lanes(size.rows, bytes_held(model.params), None),
-        "rows": size.rows,
+        "bench": "workers",
+        "workers": layout.workers(size.slots, bytes_held(model.params), None),
+        "slots": size.slots,
         "tokens_per_second": many,
-        "one_lane_tokens_per_second": one,
+        "one_worker_tokens_per_second": one,
         "ratio": round(many / one, 2),
         "goal": 1.3,
     }

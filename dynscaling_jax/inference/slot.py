@@ -1,4 +1,4 @@
-"""A sample that is being drawn, and when it is whole."""
+"""The sample that a sequence slot is generating, and when it is finished."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,64 +8,67 @@ import jax
 import numpy as np
 
 from dynscaling_jax.checkpoints.model import Model
-from dynscaling_jax.inference import confidence, sampling
+from dynscaling_jax.inference import sampling
 from dynscaling_jax.models.flops import sample_flops
 from dynscaling_jax.types import Request, Sample
 
 
 class Prompt(NamedTuple):
-    """What a request makes the model read, as ids."""
+    """The token ids of a request."""
 
     ids: tuple[int, ...]
     base: tuple[int, ...]  # of the query alone; ids may begin like it
     common: int  # length of that beginning, where it is worth reusing
 
 
-class Asked(NamedTuple):
-    """A request, by its number among all that an engine was asked for."""
+class Numbered(NamedTuple):
+    """A request, by its number among all that an engine was given."""
 
     number: int
     request: Request
 
 
 @dataclasses.dataclass(eq=False)
-class Row:
-    """A sample that is being drawn."""
+class Slot:
+    """A sample that is being generated."""
 
-    number: int  # of its request, as Asked has it
+    number: int  # of its request
     request: Request
     prompt: Prompt
-    limit: int  # tokens to draw at most
-    draws: list = dataclasses.field(default_factory=list)
-    count: int = 0  # tokens drawn
+    limit: int  # completion tokens at most
+    tokens: list = dataclasses.field(default_factory=list)
+    count: int = 0  # of tokens
 
-    def take(self, draws: sampling.Draw, column: int, steps: int) -> None:
-        """Adds the first steps of a column of draws, each [C, GR]."""
-        own = jax.tree.map(lambda x: x[:steps, column], draws)
-        self.draws.append(own)
+    def append(
+        self, tokens: sampling.ScoredToken, column: int, steps: int
+    ) -> None:
+        """Adds the first steps of a column of tokens, each [C, GR]."""
+        self.tokens.append(jax.tree.map(lambda x: x[:steps, column], tokens))
         self.count += steps
 
 
-def finished(row: Row, model: Model, stop: Sequence[str]) -> Sample | None:
-    """The sample of a row, if it is whole: by a stop id, a stop string or
-    its limit.
+def finished(slot: Slot, model: Model, stop: Sequence[str]) -> Sample | None:
+    """Returns the sample of a slot if it is finished.
+
+    A stop id, a stop string or the slot's limit finishes it.
 
     Raises:
         ValueError: the model gave logits that are not finite.
     """
-    draws = jax.tree.map(lambda *parts: np.concatenate(parts), *row.draws)
-    row.draws[:] = [draws]
-    if not np.isfinite(draws.logprob).all():
+    tokens = jax.tree.map(lambda *parts: np.concatenate(parts), *slot.tokens)
+    slot.tokens[:] = [tokens]
+    request, prompt = slot.request, slot.prompt
+    if not np.isfinite(tokens.logprob).all():
         raise ValueError(
-            f"query {row.request.query.id!r}: the model gives logits that "
+            f"query {request.query.id!r}: the model gives logits that "
             "are not finite; its weights are damaged or overflow its dtype"
         )
-    ids = draws.token.tolist()
+    ids = tokens.token.tolist()
     decode_text = model.tokenizer.decode
     reason, text = None, ""
     if ids[-1] in model.eos_ids:
         reason, text = "stop", decode_text(ids[:-1])
-    elif len(ids) >= row.limit:
+    elif len(ids) >= slot.limit:
         reason, text = "length", decode_text(ids)
     elif stop:
         text = decode_text(ids)
@@ -73,17 +76,15 @@ def finished(row: Row, model: Model, stop: Sequence[str]) -> Sample | None:
         # the tokens that spell the first stop string, and no more
         hit = lambda n: any(s in decode_text(ids[:n]) for s in stop)
         count = next(n for n in range(1, len(ids) + 1) if hit(n))
-        draws = jax.tree.map(lambda x: x[:count], draws)
+        tokens = jax.tree.map(lambda x: x[:count], tokens)
         text = decode_text(ids[:count])
         ends = [at for at in map(text.find, stop) if at >= 0]
         reason, text = "stop", text[: min(ends)]
     if reason is None:
         return None
-    request, prompt = row.request, row.prompt
+    read, new = len(prompt.ids), len(tokens.token)
     cached = prompt.common if request.index else 0
-    if request.shared:
-        cached = len(prompt.ids)
-    new = len(draws.token)
+    cached = read if request.shared else cached
     return Sample(
         query_id=request.query.id,
         index=request.index,
@@ -92,14 +93,14 @@ def finished(row: Row, model: Model, stop: Sequence[str]) -> Sample | None:
         text=text,
         answer=None,
         finish_reason=reason,
-        prompt_tokens=len(prompt.ids),
+        prompt_tokens=read,
         cached_tokens=cached,
         new_tokens=new,
-        flops=sample_flops(model.config, len(prompt.ids), cached, new),
-        logprob=float(draws.logprob.mean()),
-        confidence=float(draws.confidence.mean()),
+        flops=sample_flops(model.config, read, cached, new),
+        logprob=float(tokens.logprob.mean()),
+        confidence=float(tokens.confidence.mean()),
         signals={
-            **confidence.windowed(draws.confidence),
-            "certainty": float(draws.certainty.mean()),
+            **sampling.windowed(tokens.confidence),
+            "certainty": float(tokens.certainty.mean()),
         },
     )

@@ -1,4 +1,4 @@
-"""Lanes: batches of a small model that draw beside each other."""
+"""Batch workers: batches of a small model that decode side by side."""
 
 import os
 import threading
@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from dynscaling_jax.inference import Engine, decode, layout, prefill
 from dynscaling_jax.types import Message, Query, Request
 
-ROWS = 2 * layout.LANE
-SHAPE = {"rows": ROWS, "rows_per_group": 4, "max_new_tokens": 24}
+SLOTS = 2 * layout.WORKER_SLOTS
+SHAPE = {"slots": SLOTS, "slots_per_group": 4, "max_new_tokens": 24}
 QUERIES = [Query(f"q/{i}", (Message("user", "x" * i),)) for i in range(10)]
 COUNTS = st.lists(st.integers(1, 70), min_size=1, max_size=20)
 
@@ -25,7 +25,7 @@ def model(tiny):
 
 
 @pytest.fixture
-def lanes(monkeypatch):
+def workers(monkeypatch):
     """Gives engines so many cores."""
     return lambda count: monkeypatch.setattr(os, "cpu_count", lambda: count)
 
@@ -43,47 +43,47 @@ def by_name(samples):
     return {(s.query_id, s.index): s for s in samples}
 
 
-def test_one_for_each_core_that_has_rows(lanes, cpu_mesh):
-    lanes(4)
+def test_one_for_each_core_that_has_slots(workers, cpu_mesh):
+    workers(4)
     small = layout.SMALL
-    counts = [layout.lanes(r, small, None) for r in (8, 64, 128, 512)]
+    counts = [layout.workers(n, small, None) for n in (8, 64, 128, 512)]
     assert counts == [1, 2, 4, 4]
-    assert layout.lanes(512, small + 1, None) == 1
-    assert layout.lanes(512, small, cpu_mesh) == 1
+    assert layout.workers(512, small + 1, None) == 1
+    assert layout.workers(512, small, cpu_mesh) == 1
 
 
-def test_dealt_by_hand():
-    """Two lanes, the first with 3 samples to draw, and 2 + 2 + 9 in fours:
+def test_partition_by_hand():
+    """Two workers, the first with 3 samples, and 2 + 2 + 9 in fours:
     8 is a share, so the last prompt is cut."""
-    parts = layout.dealt([2, 2, 9], [3, 0], 4)
+    parts = layout.partition([2, 2, 9], [3, 0], 4)
     assert parts == [(1, 0, 0, 2), (1, 1, 0, 2), (0, 2, 0, 8), (1, 2, 8, 9)]
 
 
 @given(COUNTS, st.integers(1, 5), st.integers(1, 8))
-def test_each_sample_is_dealt_once_and_evenly(counts, lanes, unit):
-    parts = layout.dealt(counts, [0] * lanes, unit)
-    drawn = [(n, i) for _, n, first, end in parts for i in range(first, end)]
-    assert sorted(drawn) == [
+def test_each_sample_is_partitioned_once_and_evenly(counts, workers, unit):
+    parts = layout.partition(counts, [0] * workers, unit)
+    samples = [(n, i) for _, n, first, end in parts for i in range(first, end)]
+    assert sorted(samples) == [
         (n, i) for n, c in enumerate(counts) for i in range(c)
     ]
-    share = -(-sum(counts) // (lanes * unit)) * unit
-    loads = [0] * lanes
-    for lane, _, first, end in parts:
-        loads[lane] += end - first
+    share = -(-sum(counts) // (workers * unit)) * unit
+    loads = [0] * workers
+    for worker, _, first, end in parts:
+        loads[worker] += end - first
     assert max(loads) - min(loads) <= share
-    whole = [n for n, count in enumerate(counts) if count <= share]
-    for number in whole:  # is read in one lane
+    uncut = [n for n, count in enumerate(counts) if count <= share]
+    for number in uncut:  # stays with one worker
         assert sum(n == number for _, n, _, _ in parts) == 1
 
 
-def test_samples_are_those_of_one_lane(model, lanes):
+def test_samples_are_those_of_one_worker(model, workers):
     """Of calls that overlap, too, and after one that is left."""
     work = ask(QUERIES, range(9))
-    lanes(1)
+    workers(1)
     alone = by_name(Engine(model, **SHAPE)(work))
-    lanes(2)
+    workers(2)
     engine = Engine(model, **SHAPE)
-    assert engine.widths == (8, 16, 32)
+    assert engine.slot_counts == (8, 16, 32)
     one, other = engine.sample(work[:45]), engine.sample(work[45:])
     assert by_name([next(one), next(other), *one, *other]) == alone
     left = engine.sample(work)
@@ -92,9 +92,9 @@ def test_samples_are_those_of_one_lane(model, lanes):
     assert by_name(engine.sample(work)) == alone
 
 
-def test_lanes_draw_at_the_same_time(model, lanes, monkeypatch):
+def test_workers_decode_at_the_same_time(model, workers, monkeypatch):
     """Each waits within a chunk until the other is in one."""
-    lanes(2)
+    workers(2)
     both = threading.Barrier(2, timeout=60)
     chunk, met = decode.decode, []
 
@@ -109,13 +109,13 @@ def test_lanes_draw_at_the_same_time(model, lanes, monkeypatch):
     assert met
 
 
-def test_a_prompt_is_read_in_one_lane(model, lanes, monkeypatch):
-    lanes(2)
-    read, count = prefill.prefill, []
+def test_a_prompt_is_computed_by_one_worker(model, workers, monkeypatch):
+    workers(2)
+    compute, count = prefill.prefill, []
 
     def counting(*args):
         count.append(1)
-        return read(*args)
+        return compute(*args)
 
     monkeypatch.setattr(prefill, "prefill", counting)
     engine = Engine(model, **SHAPE)
@@ -127,8 +127,8 @@ def test_a_prompt_is_read_in_one_lane(model, lanes, monkeypatch):
     assert len(count) == len(QUERIES)
 
 
-def test_a_lane_that_fails_fails_the_call(model, lanes, monkeypatch):
-    lanes(2)
+def test_a_worker_that_fails_fails_the_call(model, workers, monkeypatch):
+    workers(2)
     engine = Engine(model, **SHAPE)
     chunk = decode.decode
 
