@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from benchmarks.common import Config, Lines
-from dynscaling_jax.analysis.replay import replay, rounds_to
+from dynscaling_jax.analysis.replay import replay_policies, rounds_to
 from dynscaling_jax.experiments.bank import Bank, read_bank
 from dynscaling_jax.scaling.policies import parse_policies
 from dynscaling_jax.scaling.votes import majority
@@ -26,8 +26,7 @@ def lines(config: Config) -> Lines:
 
     def seconds(names: str) -> float:
         begin = time.perf_counter()
-        replay(
-            bank,
+        replay_policies(            bank,
             parse_policies(names),
             majority(),
             rounds,

@@ -23,7 +23,7 @@ replay.json holds the settings and, in `banks`, one object a bank:
 - savings: of each policy and target the samples and tokens a question that
   uniform and the policy need to come the target's share of the way from
   pass@1 to the uniform vote at 40 samples; their ratio, ratio_ci95 and
-  token_ratio. See analysis/savings.py for how; null where a bank holds fewer
+  token_ratio. See analysis/sample_efficiency.py for how; null where a bank holds fewer
   than 40 samples a question, the vote gains nothing, or the policy never
   gets there.
 """
@@ -42,7 +42,7 @@ from dynscaling_jax.files import write_json
 from launch.arguments import Command, quiet, start
 
 if TYPE_CHECKING:
-    from dynscaling_jax.analysis.replay import Played, Player
+    from dynscaling_jax.analysis.replay import Curve, PolicyOrMaker
     from dynscaling_jax.experiments.bank import Bank, Keys
     from dynscaling_jax.tasks import Comparer
 
@@ -203,7 +203,7 @@ def usual(bank: "Bank") -> list[float]:
     return [budget for budget in USUAL if budget <= depth] or [float(depth)]
 
 
-def prepare(bank: "Bank", budgets: list[float]) -> dict[str, "Player"]:
+def prepare(bank: "Bank", budgets: list[float]) -> dict[str, "PolicyOrMaker"]:
     """The policies that are asked for, checked against what the bank has.
 
     Raises ValueError for an unknown policy, one that the bank cannot serve,
@@ -227,7 +227,7 @@ def prepare(bank: "Bank", budgets: list[float]) -> dict[str, "Player"]:
     policies = parse_policies(live) if live or "oracle" not in names else {}
     if live == "all" and bank.logprob_QN is None:
         policies = {n: p for n, p in policies.items() if p.reads is None}
-    players: dict[str, Player] = {**policies}
+    players: dict[str, PolicyOrMaker] = {**policies}
     if "oracle" in names:
         players["oracle"] = lambda drawn: oracle(drawn.reference_Q)
     check(bank, players, spec.parse(VOTE.value, VOTES, "vote"))
@@ -236,12 +236,12 @@ def prepare(bank: "Bank", budgets: list[float]) -> dict[str, "Player"]:
 
 def study(
     bank: "Bank", budgets: list[float]
-) -> tuple[dict[str, Any], dict[str, "Played"]]:
+) -> tuple[dict[str, Any], dict[str, "Curve"]]:
     """The report of one bank, and the curve of each policy."""
     from tqdm import tqdm
 
-    from dynscaling_jax.analysis.replay import replay, rounds_to
-    from dynscaling_jax.analysis.savings import pass_at_1, saving
+    from dynscaling_jax.analysis.replay import replay_policies, rounds_to
+    from dynscaling_jax.analysis.sample_efficiency import pass_at_1, saving
     from dynscaling_jax.scaling import spec
     from dynscaling_jax.scaling.policies import parse_policy
     from dynscaling_jax.scaling.votes import VOTES
@@ -266,8 +266,7 @@ def study(
     ) as bar:
 
         def play(rounds):
-            return replay(
-                bank,
+            return replay_policies(                bank,
                 players,
                 vote,
                 rounds,
@@ -315,9 +314,9 @@ def study(
 def result(
     name: str,
     budget: float,
-    played: "Played",
+    played: "Curve",
     at: int,
-    best: "Played | None",
+    best: "Curve | None",
 ) -> dict[str, Any]:
     """One row of results."""
     from dynscaling_jax.analysis.oracle import regret

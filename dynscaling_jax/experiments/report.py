@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dynscaling_jax import lines
-from dynscaling_jax.analysis.judged import Recorded
+from dynscaling_jax.analysis.graded import RecordedRun
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import report
 from dynscaling_jax.experiments.log import (
@@ -103,7 +103,7 @@ def names(workdirs: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in paths]
 
 
-def read_run(workdir: Path, name: str) -> Recorded:
+def read_run(workdir: Path, name: str) -> RecordedRun:
     """The files of a finished run, under a name of one's choice.
 
     Raises:
@@ -119,7 +119,7 @@ def read_run(workdir: Path, name: str) -> Recorded:
         )
     text = lambda value: isinstance(value, str)
     questions = workdir / "questions.json"  # earlier runs have none
-    run = Recorded(
+    run = RecordedRun(
         name,
         _object(workdir / "summary.json", lambda _: True, READ),
         _object(workdir / "references.json", text),

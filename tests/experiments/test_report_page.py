@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dynscaling_jax.analysis.judged import Recorded
+from dynscaling_jax.analysis.graded import RecordedRun
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import report
 from dynscaling_jax.types import Sample
@@ -179,7 +179,7 @@ def write(path, queries, samples, text, answer=str, names=("one",)):
         "samples": len(drawn),
     }
     runs = [
-        Recorded(
+        RecordedRun(
             name,
             summary,
             dict.fromkeys(ids, answer(0)),
