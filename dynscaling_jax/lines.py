@@ -7,6 +7,7 @@ an error that names file and line.
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -83,6 +84,17 @@ def is_number(value: Any) -> bool:
     """Whether a value of JSON is a finite number, of any size."""
     whole = type(value) is int
     return whole or type(value) is float and abs(value) < float("inf")
+
+
+def finite(value: Any) -> Any:
+    """The same with None in place of numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def is_sound(value: Any) -> bool:

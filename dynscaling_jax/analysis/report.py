@@ -25,6 +25,7 @@ from dynscaling_jax.analysis.graded import (
     majority,
     support,
 )
+from dynscaling_jax.lines import finite
 from dynscaling_jax.tasks import Compare
 from dynscaling_jax.types import Sample
 
@@ -75,8 +76,8 @@ def report(runs: Sequence[RecordedRun], compare: Compare) -> dict[str, Any]:
             for (id, text, reference), row in rows.items()
         ],
         "details": [
-            [row[r] and _details(row[r], limit) for row in rows.values()]
-            for r in range(len(graded))
+            [one and _details(one, limit) for one in column]
+            for column in zip(*rows.values(), strict=True)
         ],
         "text_limit": limit,
         "draws": DRAWS,
@@ -91,7 +92,7 @@ def _run(run: GradedRun, difference: dict[str, Any] | None) -> dict[str, Any]:
     )
     return {
         "name": run.recorded.name,
-        "summary": _plain(dict(run.recorded.summary)),
+        "summary": finite(dict(run.recorded.summary)),
         "outcome": {
             "samples": _short(len(samples) / len(run.questions)),
             "tokens": _short(tokens / len(run.questions)),
@@ -100,7 +101,7 @@ def _run(run: GradedRun, difference: dict[str, Any] | None) -> dict[str, Any]:
         "difference": difference,
         "losses": losses(run, difference),
         "diagnostics": [
-            {**_plain(one._asdict()), "crossed": bool(one.crossed)}
+            {**finite(one._asdict()), "crossed": bool(one.crossed)}
             for one in found
         ],
         "curve": curve(run),
@@ -392,14 +393,3 @@ def _short(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return float(f"{float(value):.6g}")
-
-
-def _plain(value: Any) -> Any:
-    """The same with None for numbers that JSON has not."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

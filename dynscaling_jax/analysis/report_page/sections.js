@@ -54,6 +54,7 @@ function runDetails(run) {
 }
 
 function sideBySide() {
+  if (!several) document.getElementById("runs-title").textContent = "The run";
   const asked = (run) => `${run.summary.task}, ${count(run.allocation.ids.length, "question")}, ` +
     `answers: ${run.summary.kind}; model ${run.summary.model}`;
   const alike = new Set(runs.map(asked)).size === 1;
@@ -297,5 +298,6 @@ function differences(show) {
         points(d(run).difference), `${points(d(run).low)} to ${points(d(run).high)}`,
         pValue(d(run).p), pValue(d(run).p_holm)]
       : [run.name, "0", "–", "–", "–", "–", "–", "–"])),
-    ...runs.slice(1).map((run, r) => differenceOf(run, r + 1, show)));
+    node("details", {}, node("summary", {}, "The questions, run by run"),
+      ...runs.slice(1).map((run, r) => differenceOf(run, r + 1, show))));
 }
