@@ -9,10 +9,8 @@ recorded samples or the directory of a run; a budget is the average number of
 samples a question; --policies=all runs every policy that the banks
 can serve, and `oracle`, which reads the references, may be named too.
 
-Answers are compared as answers of a kind, as votes and grading do: 033 is 33
-where the kind is number. The references tell it, or --kind does. Fields of
-replay.json: results of each policy and budget, and savings, the sample
-efficiency at each target (dynscaling_jax/experiments/replay.py).
+Answers are compared as answers of a kind: 033 is 33 where the kind is number.
+dynscaling_jax/experiments/replay.py says what replay.json holds.
 """
 
 import logging
@@ -39,15 +37,12 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "kind",
     "",
-    "Kind of the answers: number, math, choice, boolean or text; by default "
-    "each bank's references tell it.",
+    "Of the answers: number, math, choice, boolean or text; by default the "
+    "references tell it.",
 )
 flags.DEFINE_string("vote", "majority", "The vote.")
 flags.DEFINE_list(
-    "budgets",
-    None,
-    "Average samples a question; by default 2, 4, 8, 16 and 32, as far as the "
-    "bank goes.",
+    "budgets", None, "Samples a question; by default 2, 4, 8, 16 and 32."
 )
 flags.DEFINE_integer("replicates", 1000, "Orders of samples.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of all randomness.", 0, 2**31 - 1)
