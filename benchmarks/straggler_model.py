@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynscaling_jax.experiments.shared import Drawn
+from dynscaling_jax.experiments.shared import Usage
 
 LONGEST = 4.0  # means: engine.max_new_tokens cuts longer samples
 Deal = Callable[..., Mapping[int, int]]
-"""Which host draws each question of a round, as experiments.shared.dealt."""
+"""Which host samples each question of a round, as shared.partition says."""
 
 
 class Lost(NamedTuple):
@@ -94,12 +94,12 @@ def lengths(
     rng = np.random.default_rng(seed)
     mean_Q = _around_one(rng, spread.between, (hosts * questions,))
     owners: dict[int, int] = {}
-    drawn: dict[int, Drawn] = {}
+    drawn: dict[int, Usage] = {}
     dealt, unseen = [], []
     for _ in range(rounds):
         if len(unseen) > stale:
             for question, total, count in unseen.pop(0):
-                own = drawn.get(question, Drawn())
+                own = drawn.get(question, Usage())
                 drawn[question] = own.add(total, count)
         which_N = np.sort(rng.integers(0, len(mean_Q), hosts * samples))
         asked, inverse_N, counts = np.unique(
@@ -128,7 +128,7 @@ def lengths(
 
 def kept(
     counts: Mapping[int, int],
-    drawn: Mapping[int, Drawn],
+    drawn: Mapping[int, Usage],
     owners: Mapping[int, int],
     hosts: int,
 ) -> dict[int, int]:

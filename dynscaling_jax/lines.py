@@ -27,6 +27,15 @@ def dumps(row: Any) -> bytes:
     return json.dumps(row, allow_nan=False).encode("ascii") + b"\n"
 
 
+def loads(line: bytes) -> Any:
+    """Reads one line. Raises ValueError where it is no JSON in UTF-8."""
+    try:
+        # utf-8-sig: an editor may have put a mark before the text
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected a JSON object, {error}") from None
+
+
 def rows(
     path: Path,
     read: Callable[[Any], Any] = lambda row: row,
@@ -49,7 +58,7 @@ def rows(
                 return
             if log or line.strip():
                 try:
-                    row = read(_value(line))
+                    row = read(loads(line))
                 except ValueError as error:
                     raise ValueError(
                         f"{path}:{number}: {'malformed line: ' * log}{error}"
@@ -70,14 +79,6 @@ def check_encoding(path: Path, begin: bytes) -> None:
             f"{path} is UTF-16 or UTF-32, or no text; expected UTF-8, which "
             "iconv -f UTF-16 -t UTF-8 makes of it"
         )
-
-
-def _value(line: bytes) -> Any:
-    try:
-        # utf-8-sig: an editor may have put a mark before the text
-        return json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected a JSON object, {error}") from None
 
 
 def is_number(value: Any) -> bool:

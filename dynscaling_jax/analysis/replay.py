@@ -19,7 +19,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.scaling.votes import Vote
@@ -214,62 +213,54 @@ def replay_policies(
         vote reads what it has not.
     """
     check(bank, players, vote)
-    _fits(bank, rounds)
+    budget, held = int(rounds.size_T.sum()), bank.answer_QN.size
+    if budget > held:
+        raise ValueError(
+            f"{bank.name}: a budget of {budget} samples is over the {held} "
+            f"that the bank holds, {bank.answer_QN.shape[1]} a question."
+        )
     chunks = _chunks(bank, replicates, seed, chunk)
     first = next(chunks)
-    play_all = _compiled(players, vote, rounds, *first[:2])
-    parts: dict[str, list[Curve]] = {name: [] for name in players}
+
+    def compiled(player: PolicyOrMaker) -> Callable:
+        play_one = partial(play_replicate, player, vote, rounds)
+        return jax.jit(jax.vmap(play_one)).lower(*first[:2]).compile()
+
+    with ThreadPoolExecutor() as pool:  # side by side
+        play_chunk = dict(
+            zip(players, pool.map(compiled, players.values()), strict=True)
+        )
+    parts: dict[str, list[list[np.ndarray]]] = {name: [] for name in players}
     for replicate, key_C, kept in itertools.chain([first], chunks):
-        for name, play_chunk in play_all.items():
-            right_CMQ, count_CMQ, tokens_CM = play_chunk(replicate, key_C)
-            parts[name].append(_summed(right_CMQ, count_CMQ, tokens_CM, kept))
+        for name, play in play_chunk.items():
+            right_CMQ, count_CMQ, tokens_CM = (
+                np.asarray(array)[:kept] for array in play(replicate, key_C)
+            )
+            parts[name].append(
+                [
+                    right_CMQ.mean(axis=2),
+                    count_CMQ.mean(axis=2),
+                    tokens_CM / len(bank.ids),
+                    right_CMQ.sum(axis=0, keepdims=True),
+                ]
+            )
             progress(kept)
-    return {name: _joined(chunks) for name, chunks in parts.items()}
-
-
-def sweep(
-    bank: Bank,
-    factory: Callable[..., Policy],
-    settings: Mapping[str, ArrayLike],
-    vote: Vote,
-    rounds: Rounds,
-    *,
-    replicates: int,
-    seed: int = 0,
-    chunk: int = 5,
-) -> list[Curve]:
-    """Plays factory(**setting) for every setting in one compilation.
-
-    Args:
-      settings: hyper-parameter -> its value in each setting, all as long.
-        They are traced, so that they must be numbers which set no shape.
-
-    Raises:
-      ValueError: as `replay`; but settings themselves are not checked.
-    """
-    values = {name: jnp.asarray(v) for name, v in settings.items()}
-    _fits(bank, rounds)
-
-    @jax.jit
-    def play_chunk(replicate, key_C):
-        def of_one(setting):
-            policy = factory(**setting)
-            check(bank, {factory.__name__: policy}, vote)
-            play_one = partial(play_replicate, policy, vote, rounds)
-            return jax.vmap(play_one)(replicate, key_C)
-
-        return jax.vmap(of_one)(values)
-
-    parts: list[list[Curve]] = []
-    for replicate, key_C, kept in _chunks(bank, replicates, seed, chunk):
-        right_SCMQ, count_SCMQ, tokens_SCM = play_chunk(replicate, key_C)
-        of_each = zip(right_SCMQ, count_SCMQ, tokens_SCM, strict=True)
-        parts.append([_summed(*arrays, kept) for arrays in of_each])
-    return [_joined(chunks) for chunks in zip(*parts, strict=True)]
+    curves = {}
+    for name, of_chunks in parts.items():
+        accuracy_RM, samples_RM, tokens_RM, right_KMQ = map(
+            np.concatenate, zip(*of_chunks, strict=True)
+        )
+        right_QM = right_KMQ.sum(axis=0).T / replicates
+        curves[name] = Curve(accuracy_RM, samples_RM, tokens_RM, right_QM)
+    return curves
 
 
 def check(bank: Bank, players: Mapping[str, PolicyOrMaker], vote: Vote) -> None:
-    """Raises ValueError where one of them reads what the bank lacks."""
+    """Checks that policies and vote read nothing that the bank lacks.
+
+    Raises:
+      ValueError: one of them does.
+    """
     if vote.weigh is not None:
         raise ValueError(
             "this vote reads texts or asks a model, which a bank has not; "
@@ -289,27 +280,6 @@ def check(bank: Bank, players: Mapping[str, PolicyOrMaker], vote: Vote) -> None:
             )
 
 
-def _compiled(
-    players: Mapping[str, PolicyOrMaker],
-    vote: Vote,
-    rounds: Rounds,
-    replicate: Replicate,
-    key_C: jax.Array,
-) -> dict[str, Callable]:
-    """play of chunks like this one for every policy, compiled side by side."""
-
-    def of_one(player: PolicyOrMaker) -> Callable:
-        play_chunk = jax.jit(
-            jax.vmap(partial(play_replicate, player, vote, rounds))
-        )
-        return play_chunk.lower(replicate, key_C).compile()
-
-    with ThreadPoolExecutor() as pool:
-        return dict(
-            zip(players, pool.map(of_one, players.values()), strict=True)
-        )
-
-
 def _chunks(
     bank: Bank, replicates: int, seed: int, chunk: int
 ) -> Iterator[tuple[Replicate, jax.Array, int]]:
@@ -323,37 +293,3 @@ def _chunks(
         )(jnp.arange(start, start + chunk))
         kept = min(chunk, replicates - start)
         yield shuffle_all(keys_C2[:, 0]), keys_C2[:, 1], kept
-
-
-def _summed(
-    right_CMQ: jax.Array, count_CMQ: jax.Array, tokens_CM: jax.Array, kept: int
-) -> Curve:
-    """Of one chunk; right_QM is a sum, for `_joined` to divide."""
-    right, count, tokens = (
-        np.asarray(array)[:kept] for array in (right_CMQ, count_CMQ, tokens_CM)
-    )
-    return Curve(
-        right.mean(axis=2),
-        count.mean(axis=2),
-        tokens / right.shape[2],
-        right.sum(axis=0).T,
-    )
-
-
-def _joined(chunks: Sequence[Curve]) -> Curve:
-    accuracy_RM = np.concatenate([chunk.accuracy_RM for chunk in chunks])
-    return Curve(
-        accuracy_RM,
-        np.concatenate([chunk.samples_RM for chunk in chunks]),
-        np.concatenate([chunk.tokens_RM for chunk in chunks]),
-        np.sum([chunk.right_QM for chunk in chunks], axis=0) / len(accuracy_RM),
-    )
-
-
-def _fits(bank: Bank, rounds: Rounds) -> None:
-    budget, held = int(rounds.size_T.sum()), bank.answer_QN.size
-    if budget > held:
-        raise ValueError(
-            f"{bank.name}: a budget of {budget} samples is over the {held} "
-            f"that the bank holds, {bank.answer_QN.shape[1]} a question."
-        )

@@ -13,7 +13,6 @@ references come as an argument or from references.json beside it, an object
 """
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 from dynscaling_jax import lines
 from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.experiments.log import read_samples, runs_below
+from dynscaling_jax.files import read_json
 from dynscaling_jax.tasks import Comparer, classify, kind_of
 from dynscaling_jax.tasks import reference as canonical_reference
 
@@ -250,10 +250,7 @@ def _sibling(path: Path) -> dict[str, str]:
             f"{path}: rows without a reference, and no {beside}; write one, "
             '{"query_id": "reference"}, or give references.'
         )
-    try:
-        references = json.loads(beside.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{beside}: expected JSON, {error}.") from error
+    references = read_json(beside)
     if not isinstance(references, dict) or not all(
         isinstance(reference, str) for reference in references.values()
     ):

@@ -1,6 +1,5 @@
 """Examples of how to use a chain, from the samples of a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from dynscaling_jax.experiments.run import (
     task_fields,
     thinking_of,
 )
+from dynscaling_jax.files import read_json
 from dynscaling_jax.scaling.chains import Chain, Reader
 from dynscaling_jax.tasks import Comparer, extract, grade, load_task
 from dynscaling_jax.tasks.choices import options
@@ -67,7 +67,7 @@ def config_of(run: Path) -> Any:
     file = run / "config.json"
     if not file.is_file():
         raise ValueError(f"{run} is no directory of a run: it has no {file}")
-    row = json.loads(file.read_bytes())
+    row = read_json(file)
     row = row.get("config") if isinstance(row, dict) else None
     if (
         not isinstance(row, dict)

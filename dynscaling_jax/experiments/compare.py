@@ -1,6 +1,5 @@
 """One comparison, joined from its runs: a config to a report."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from dynscaling_jax.analysis import comparison, statistics
 from dynscaling_jax.analysis.comparison import Trial
 from dynscaling_jax.experiments import report as reporting
 from dynscaling_jax.experiments.run import Config, Source, open_source, run
-from dynscaling_jax.files import write_json, write_text
+from dynscaling_jax.files import read_json, write_json, write_text
 from dynscaling_jax.methods import METHODS
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.types import Request, Sample, SampleFn
@@ -119,11 +118,11 @@ class Runs:
         if seed not in self._sources:
             source = open_source(config)
             self._sources[seed] = source._replace(
-                sample_fn=remembered(source.sample_fn)
+                sample_fn=cached(source.sample_fn)
             )
         summary = run(config, folder, self._sources[seed])
-        answers = json.loads((folder / "answers.json").read_bytes())
-        texts = json.loads((folder / "questions.json").read_bytes())
+        answers = read_json(folder / "answers.json")
+        texts = read_json(folder / "questions.json")
         return summary, {(i, texts[i]): a for i, a in answers.items()}
 
     def _of_seed(self, seed: int) -> Config:
@@ -133,7 +132,7 @@ class Runs:
         return config
 
 
-def remembered(sample_fn: SampleFn) -> SampleFn:
+def cached(sample_fn: SampleFn) -> SampleFn:
     """Draws each sample once: the same request, of whichever run, gets the
     same sample, as it would if it were drawn again."""
     known: dict[Any, Sample] = {}

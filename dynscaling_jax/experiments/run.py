@@ -17,11 +17,10 @@ from dynscaling_jax.analysis import statistics
 from dynscaling_jax.checkpoints import load_model
 from dynscaling_jax.experiments import identity
 from dynscaling_jax.experiments import report as reporting
-from dynscaling_jax.experiments.board import Draw, board
 from dynscaling_jax.experiments.config import get_config
 from dynscaling_jax.experiments.environment import about, use_compilation_cache
 from dynscaling_jax.experiments.log import Log, checksum, refuse_changed
-from dynscaling_jax.experiments.metrics import Metrics
+from dynscaling_jax.experiments.metrics import AddPoint, Metrics, board
 from dynscaling_jax.experiments.processes import difference
 from dynscaling_jax.experiments.shared import (
     ALONE,
@@ -92,7 +91,7 @@ def _run(
     workdir: Path,
     source: Source | None,
     processes: Processes,
-    draw: Draw,
+    draw: AddPoint,
     compare: Comparer,
 ) -> dict[str, Any]:
     use_compilation_cache()
@@ -143,7 +142,7 @@ def _run(
 
         def asked_by_vote(requests: Sequence[Request]) -> Iterator[Sample]:
             with open_log(workdir, log, processes, "vote") as kept:
-                yield from kept.remembered(metrics.counted(model))(requests)
+                yield from kept.cached(metrics.metered(model))(requests)
 
         def same() -> Callable[[str, str], bool]:
             one = compare.question()
@@ -155,8 +154,8 @@ def _run(
 
         result = scale(
             queries,
-            metrics.watched(
-                opened.remembered(metrics.counted(timer.within(model)))
+            metrics.with_progress(
+                opened.cached(metrics.metered(timer.within(model)))
             ),
             strategy,
             policy,

@@ -16,7 +16,6 @@ from dynscaling_jax.analysis.replay import (
     replay_policies,
     rounds_to,
     shuffle,
-    sweep,
 )
 from dynscaling_jax.analysis.statistics import maj_at_k
 from dynscaling_jax.scaling.bandits import uab, ucb, uniform
@@ -229,21 +228,6 @@ def test_seeds_draw_anew_and_again():
     one, again, other = run(seed=1)["u"], run(seed=1)["u"], run(seed=2)["u"]
     assert (one.tokens_RM == again.tokens_RM).all()
     assert (one.tokens_RM != other.tokens_RM).any()
-
-
-def test_hyper_parameters_are_vmapped():
-    """One traced sweep over c equals a run for each c."""
-    bank, rounds = bank_of(), rounds_to([10, 20], 5)
-    values = [0.0, 0.5, 2.0]
-    swept = sweep(
-        bank, ucb, {"c": values}, majority(), rounds, replicates=6, chunk=4
-    )
-    for c, played in zip(values, swept, strict=True):
-        alone = replay_policies(
-            bank, {"u": ucb(c=c)}, majority(), rounds, replicates=6, chunk=4
-        )["u"]
-        assert (played.tokens_RM == alone.tokens_RM).all()
-        assert (played.right_QM == alone.right_QM).all()
 
 
 def test_a_policy_that_stops_leaves_budget():

@@ -38,9 +38,7 @@ def test_policies_without_names(bank):
         low, high = result.accuracy_ci95
         assert 0 < low <= result.accuracy <= high <= 1
         assert result.samples_per_query == pytest.approx(result.budget)
-        assert result.new_tokens_per_query == pytest.approx(
-            100 * result.budget
-        )
+        assert result.new_tokens_per_query == pytest.approx(100 * result.budget)
     assert study.efficiency["policy 0"][0].ratio == 1  # uniform itself
     first, head, one, other = str(study).splitlines()
     assert first.startswith("made up: 10 questions, answers: number, pass@1 ")
