@@ -5,8 +5,8 @@ import time
 import numpy as np
 
 from benchmarks.common import Config, Lines
-from dynscaling_jax.analysis.replay import replay, rounds_to
-from dynscaling_jax.experiments.bank import Bank, read_bank
+from dynscaling_jax.analysis.replay import replay_policies, rounds_to
+from dynscaling_jax.experiments.bank import Bank, load_bank
 from dynscaling_jax.scaling.policies import parse_policies
 from dynscaling_jax.scaling.votes import majority
 
@@ -17,7 +17,7 @@ def lines(config: Config) -> Lines:
     work, which is timed on a few replicates and scaled; the goal is 100."""
     size = config.replay
     if size.bank:
-        bank = read_bank(size.bank)
+        bank = load_bank(size.bank)
     else:
         bank = made_up_bank(size.questions, size.depth)
     queries = len(bank.ids)
@@ -26,7 +26,7 @@ def lines(config: Config) -> Lines:
 
     def seconds(names: str) -> float:
         begin = time.perf_counter()
-        replay(
+        replay_policies(
             bank,
             parse_policies(names),
             majority(),

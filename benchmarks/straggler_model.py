@@ -1,10 +1,10 @@
 """What it costs that hosts meet at the ends of rounds: a simulation.
 
-Hosts generate their shares of a round's samples, each in slots side by side,
-and exchange counts of answers before the next round is granted. The host whose
+Hosts draw their shares of a round's samples, each in rows side by side, and
+exchange counts of answers before the next round is granted. The host whose
 samples are longest ends last, and the others wait. Time is counted in steps,
-one token of each slot; the exchange itself takes none. Letters: M rounds, H
-hosts, S samples of a host in a round, R slots of a host.
+one token of each row; the exchange itself takes none. Letters: M rounds, H
+hosts, S samples of a host in a round, R rows of a host.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynscaling_jax.experiments.shared import Drawn
+from dynscaling_jax.experiments.shared import Usage
 
 LONGEST = 4.0  # means: engine.max_new_tokens cuts longer samples
 Deal = Callable[..., Mapping[int, int]]
-"""Which host samples each question of a round, as experiments.shared.dealt."""
+"""Which host samples each question of a round, as shared.partition says."""
 
 
 class Lost(NamedTuple):
     """Shares of all time until the last host ends."""
 
-    waiting: float  # of hosts in which no slot is active
-    idle: float  # of idle slots, those of waiting hosts included
+    waiting: float  # of hosts in which no row draws
+    idle: float  # of rows that do not draw, those of waiting hosts included
 
 
 class Lengths(NamedTuple):
@@ -33,34 +33,34 @@ class Lengths(NamedTuple):
     between: float  # of the means of questions
 
 
-def simulate(length_MHS: np.ndarray, slots: int, stale: int = 0) -> Lost:
+def simulate(length_MHS: np.ndarray, rows: int, stale: int = 0) -> Lost:
     """Plays the rounds of a run.
 
-    A slot that falls idle takes the next sample that was granted to its host,
-    of the round under way or, where it is granted already, the next one.
+    A row that falls idle takes the next sample that was granted to its host,
+    of the round that is drawn or, where it is granted already, the next one.
     Round m is granted when all hosts have ended round m - 1 - stale: at 0
     they meet at every end; at 1 a grant has counts that are one round old,
     and hosts begin the next round while others end theirs.
 
     Args:
         length_MHS: tokens of each sample; 0 where there is none.
-        slots: R.
+        rows: R.
         stale: rounds whose counts a grant does without.
 
     Raises:
-        ValueError: no tokens at all or a negative number of them, no slots, or
+        ValueError: no tokens at all or a negative number of them, no rows, or
             a negative staleness.
     """
     if length_MHS.ndim != 3 or not (length_MHS >= 0).all():
         raise ValueError("lengths must be [M, H, S] and not negative")
-    if not length_MHS.any() or slots < 1 or stale < 0:
+    if not length_MHS.any() or rows < 1 or stale < 0:
         raise ValueError(
-            "a run needs at least one sample, one slot and no negative "
-            f"staleness; got slots={slots}, stale={stale}"
+            "a run needs at least one sample, one row and no negative "
+            f"staleness; got rows={rows}, stale={stale}"
         )
     rounds, hosts, _ = length_MHS.shape
     host_H = np.arange(hosts)
-    free_HR = np.zeros((hosts, slots))  # when each slot falls idle
+    free_HR = np.zeros((hosts, rows))  # when each row has nothing to draw
     waited_H = np.zeros(hosts)
     ends = []  # of rounds, when the last host has ended them
     for m in range(rounds):
@@ -74,7 +74,7 @@ def simulate(length_MHS: np.ndarray, slots: int, stale: int = 0) -> Lost:
     every = hosts * ends[-1]
     return Lost(
         float(waited_H.sum() / every),
-        float(1 - length_MHS.sum() / (slots * every)),
+        float(1 - length_MHS.sum() / (rows * every)),
     )
 
 
@@ -94,12 +94,12 @@ def lengths(
     rng = np.random.default_rng(seed)
     mean_Q = _around_one(rng, spread.between, (hosts * questions,))
     owners: dict[int, int] = {}
-    drawn: dict[int, Drawn] = {}
+    drawn: dict[int, Usage] = {}
     dealt, unseen = [], []
     for _ in range(rounds):
         if len(unseen) > stale:
             for question, total, count in unseen.pop(0):
-                own = drawn.get(question, Drawn())
+                own = drawn.get(question, Usage())
                 drawn[question] = own.add(total, count)
         which_N = np.sort(rng.integers(0, len(mean_Q), hosts * samples))
         asked, inverse_N, counts = np.unique(
@@ -128,7 +128,7 @@ def lengths(
 
 def kept(
     counts: Mapping[int, int],
-    drawn: Mapping[int, Drawn],
+    drawn: Mapping[int, Usage],
     owners: Mapping[int, int],
     hosts: int,
 ) -> dict[int, int]:

@@ -64,7 +64,7 @@ def main(_) -> None:
 def report(hosts: list[int]) -> str:
     """Both tables, and what they mean."""
     from benchmarks import straggler_model as stragglers
-    from dynscaling_jax.experiments.shared import dealt
+    from dynscaling_jax.experiments.shared import partition
 
     spread = stragglers.Lengths(WITHIN.value, BETWEEN.value)
 
@@ -85,7 +85,7 @@ def report(hosts: list[int]) -> str:
 
     parts = []
     for title, deal in (
-        ("Each round is dealt anew, as launch.run does:", dealt),
+        ("Each round is dealt anew, as launch.run does:", partition),
         ("Each host keeps its questions:", stragglers.kept),
     ):
         options = [(size, stale) for stale in (0, 1) for size in ROUNDS]

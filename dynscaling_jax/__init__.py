@@ -14,15 +14,11 @@ __version__ = "0.1.0"
 with epy.lazy_api_imports(globals()):
     from dynscaling_jax import methods as methods
     from dynscaling_jax.analysis.bank import Bank as Bank
-    from dynscaling_jax.analysis.replay import Draw as Draw
-    from dynscaling_jax.analysis.replay import Played as Played
-    from dynscaling_jax.analysis.replay import replay as replay
-    from dynscaling_jax.analysis.replay import rounds_to as rounds_to
-    from dynscaling_jax.analysis.savings import Saving as Saving
-    from dynscaling_jax.analysis.savings import saving as saving
     from dynscaling_jax.checkpoints.model import Model as Model
     from dynscaling_jax.checkpoints.model import load_model as load_model
-    from dynscaling_jax.experiments.bank import read_bank as read_bank
+    from dynscaling_jax.experiments.bank import load_bank as load_bank
+    from dynscaling_jax.experiments.replay import Study as Study
+    from dynscaling_jax.experiments.replay import replay as replay
     from dynscaling_jax.experiments.run import Run as Run
     from dynscaling_jax.experiments.run import run as run
     from dynscaling_jax.experiments.scale import scale as scale

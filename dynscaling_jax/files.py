@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files of one value, which are written as a whole or not at all."""
 
 import contextlib
 import json
@@ -6,6 +6,19 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+
+def read_json(path: Path) -> Any:
+    """Reads a file of one JSON value.
+
+    Raises:
+      ValueError: it is none; the message names the file.
+      OSError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, {error}") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,6 +7,7 @@ an error that names file and line.
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,15 @@ def dumps(row: Any) -> bytes:
     """One line: ASCII alone, so that every text comes back as it was, lone
     surrogates too. Raises ValueError for numbers that are not finite."""
     return json.dumps(row, allow_nan=False).encode("ascii") + b"\n"
+
+
+def loads(line: bytes) -> Any:
+    """Reads one line. Raises ValueError where it is no JSON in UTF-8."""
+    try:
+        # utf-8-sig: an editor may have put a mark before the text
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected a JSON object, {error}") from None
 
 
 def rows(
@@ -48,7 +58,7 @@ def rows(
                 return
             if log or line.strip():
                 try:
-                    row = read(_value(line))
+                    row = read(loads(line))
                 except ValueError as error:
                     raise ValueError(
                         f"{path}:{number}: {'malformed line: ' * log}{error}"
@@ -71,18 +81,21 @@ def check_encoding(path: Path, begin: bytes) -> None:
         )
 
 
-def _value(line: bytes) -> Any:
-    try:
-        # utf-8-sig: an editor may have put a mark before the text
-        return json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected a JSON object, {error}") from None
-
-
 def is_number(value: Any) -> bool:
     """Whether a value of JSON is a finite number, of any size."""
     whole = type(value) is int
     return whole or type(value) is float and abs(value) < float("inf")
+
+
+def finite(value: Any) -> Any:
+    """The same with None in place of numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def is_sound(value: Any) -> bool:

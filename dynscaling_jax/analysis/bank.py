@@ -19,3 +19,4 @@ class Bank(NamedTuple):
     tokens_QN: np.ndarray  # int32
     logprob_QN: np.ndarray | None  # float32
     reference_Q: np.ndarray  # int32
+    kind: str = ""  # of answers: number, math, choice, boolean or text

@@ -17,7 +17,7 @@ except ImportError as error:
     ) from error
 
 from dynscaling_jax.analysis.comparison import Trial
-from dynscaling_jax.analysis.replay import Played
+from dynscaling_jax.analysis.replay import Curve
 from dynscaling_jax.analysis.statistics import bootstrap_interval
 
 AXES = {"samples": "samples per question", "tokens": "new tokens per question"}
@@ -25,7 +25,7 @@ STYLES = ("-", "--", ":")  # the ten colours come again in the next style
 
 
 def accuracy_curves(
-    played: Mapping[str, Played], title: str, stem: Path
+    played: Mapping[str, Curve], title: str, stem: Path
 ) -> list[Path]:
     """Draws STEM-samples.png and STEM-tokens.png, each whole or not at all.
 
@@ -42,7 +42,7 @@ def accuracy_curves(
 
 
 def _curves(
-    played: Mapping[str, Played], title: str, path: Path, axis: str
+    played: Mapping[str, Curve], title: str, path: Path, axis: str
 ) -> Path:
     figure, axes = _begun()
     for number, (name, of_one) in enumerate(played.items()):
@@ -110,12 +110,12 @@ def _finished(figure: Figure, axes: Any, path: Path) -> Path:
     return path
 
 
-def _from_one_on(played: Played) -> Played:
+def _from_one_on(played: Curve) -> Curve:
     """The marks of at least one sample a question; all, if there are none."""
     kept_M = played.samples_RM.mean(axis=0) > 1 - 1e-6
     if not kept_M.any():
         return played
-    return Played(
+    return Curve(
         played.accuracy_RM[:, kept_M],
         played.samples_RM[:, kept_M],
         played.tokens_RM[:, kept_M],

@@ -1,10 +1,10 @@
 """Whole experiments replayed on a bank: the policies and votes of the live
 loop, on recorded samples in place of a model.
 
-A replicate draws the samples of each question in an order of its own,
-without replacement, then plays the rounds of `scaling.loop` with a lax.scan.
+A replicate puts the samples of each question in an order of its own, then
+plays the rounds of `scaling.loop` with a lax.scan.
 Replicates are vmapped, a chunk at a time, so that memory does not grow with
-their number; all policies see the same draws.
+their number; all policies see the same orders.
 
 Letters: Q questions, N samples of each, T rounds, M marks (rounds after
 which the vote is taken), C replicates of a chunk, R replicates.
@@ -19,27 +19,28 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.scaling.votes import Vote
 from dynscaling_jax.types import Candidates, Policy
 
 
-class Draw(NamedTuple):
+class Replicate(NamedTuple):
     """The samples of one replicate in the order in which they would come."""
 
     answer_QN: jax.Array  # int32, numbered as first seen
     weight_QN: jax.Array  # float32, log-probabilities or zeros
     tokens_QN: jax.Array  # int32
-    reference_Q: jax.Array  # int32, in the same numbers; -2 if never drawn
+    reference_Q: (
+        jax.Array
+    )  # int32, in the same numbers; -2 if no sample gives it
 
 
-Player = Policy | Callable[[Draw], Policy]
-"""A policy; or, for one that may know the draws, what makes it of them."""
+PolicyOrMaker = Policy | Callable[[Replicate], Policy]
+"""A policy; or, for one that may know the replicate, what makes it of one."""
 
 
-class Played(NamedTuple):
+class Curve(NamedTuple):
     """What one policy did, at M marks.
 
     accuracy_RM is the share of questions that the vote gets right, spent in
@@ -90,10 +91,10 @@ def rounds_to(
     )
 
 
-def draw(bank: Bank, key: jax.Array) -> Draw:
+def shuffle(bank: Bank, key: jax.Array) -> Replicate:
     """One replicate's order: a permutation of the samples of each question."""
     queries, slots = bank.answer_QN.shape
-    order_QN = shuffled(key, queries, slots)
+    order_QN = permutations(key, queries, slots)
     weight_QN = np.zeros((queries, slots), np.float32)
     if bank.logprob_QN is not None:  # 0 where unreadable, as in the live loop
         weight_QN = np.where(bank.answer_QN >= 0, bank.logprob_QN, weight_QN)
@@ -104,12 +105,12 @@ def draw(bank: Bank, key: jax.Array) -> Draw:
     answer_QN, reference_Q = jax.vmap(as_first_seen)(
         in_order(bank.answer_QN), jnp.asarray(bank.reference_Q)
     )
-    return Draw(
+    return Replicate(
         answer_QN, in_order(weight_QN), in_order(bank.tokens_QN), reference_Q
     )
 
 
-def shuffled(key: jax.Array, queries: int, slots: int) -> jax.Array:
+def permutations(key: jax.Array, queries: int, slots: int) -> jax.Array:
     """A permutation of the slots for each query, int32 [Q, N].
 
     The slot stands in the low bits of a random word and the words are sorted,
@@ -139,24 +140,28 @@ def as_first_seen(
     return readable_N, jnp.where(reference >= 0, number_A[reference], -2)
 
 
-def play(
-    player: Player, vote: Vote, rounds: Rounds, drawn: Draw, key: jax.Array
+def play_replicate(
+    player: PolicyOrMaker,
+    vote: Vote,
+    rounds: Rounds,
+    replicate: Replicate,
+    key: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One replicate of one policy, as the live loop plays it.
 
     Returns (right_MQ bool, count_MQ int32, tokens_M float32).
     """
-    policy = player if isinstance(player, Policy) else player(drawn)
-    queries, slots = drawn.answer_QN.shape
+    policy = player if isinstance(player, Policy) else player(replicate)
+    queries, slots = replicate.answer_QN.shape
     slot_1N = jnp.arange(slots, dtype=jnp.int32)[None, :]
-    upto_QN = jnp.cumsum(drawn.tokens_QN.astype(jnp.float32), axis=1)
+    upto_QN = jnp.cumsum(replicate.tokens_QN.astype(jnp.float32), axis=1)
 
     def candidates(count_Q: jax.Array) -> Candidates:
         there_QN = slot_1N < count_Q[:, None]
         return Candidates(
-            jnp.where(there_QN, drawn.answer_QN, -1),
-            jnp.where(there_QN, drawn.weight_QN, 0.0),
-            jnp.where(there_QN, drawn.tokens_QN, 0),
+            jnp.where(there_QN, replicate.answer_QN, -1),
+            jnp.where(there_QN, replicate.weight_QN, 0.0),
+            jnp.where(there_QN, replicate.tokens_QN, 0),
             count_Q,
         )
 
@@ -167,8 +172,8 @@ def play(
         )
         return count_Q, count_Q
 
-    def judge(count_Q: jax.Array):
-        right_Q = vote.decide(candidates(count_Q)) == drawn.reference_Q
+    def vote_after(count_Q: jax.Array):
+        right_Q = vote.decide(candidates(count_Q)) == replicate.reference_Q
         spent_Q = jnp.where(
             count_Q > 0,
             jnp.take_along_axis(
@@ -184,12 +189,12 @@ def play(
         jnp.asarray(rounds.size_T),
     )
     _, count_TQ = jax.lax.scan(round_, start, steps)
-    return jax.lax.map(judge, count_TQ[np.flatnonzero(rounds.mark_T)])
+    return jax.lax.map(vote_after, count_TQ[np.flatnonzero(rounds.mark_T)])
 
 
-def replay(
+def replay_policies(
     bank: Bank,
-    players: Mapping[str, Player],
+    players: Mapping[str, PolicyOrMaker],
     vote: Vote,
     rounds: Rounds,
     *,
@@ -197,7 +202,7 @@ def replay(
     seed: int = 0,
     chunk: int = 25,
     progress: Callable[[int], object] = lambda done: None,
-) -> dict[str, Played]:
+) -> dict[str, Curve]:
     """Plays every policy on the same replicates; memory holds one chunk.
 
     Args:
@@ -208,62 +213,54 @@ def replay(
         vote reads what it has not.
     """
     check(bank, players, vote)
-    _fits(bank, rounds)
+    budget, held = int(rounds.size_T.sum()), bank.answer_QN.size
+    if budget > held:
+        raise ValueError(
+            f"{bank.name}: a budget of {budget} samples is over the {held} "
+            f"that the bank holds, {bank.answer_QN.shape[1]} a question."
+        )
     chunks = _chunks(bank, replicates, seed, chunk)
     first = next(chunks)
-    play_all = _compiled(players, vote, rounds, *first[:2])
-    parts: dict[str, list[Played]] = {name: [] for name in players}
-    for drawn, key_C, kept in itertools.chain([first], chunks):
-        for name, play_chunk in play_all.items():
-            right_CMQ, count_CMQ, tokens_CM = play_chunk(drawn, key_C)
-            parts[name].append(_summed(right_CMQ, count_CMQ, tokens_CM, kept))
+
+    def compiled(player: PolicyOrMaker) -> Callable:
+        play_one = partial(play_replicate, player, vote, rounds)
+        return jax.jit(jax.vmap(play_one)).lower(*first[:2]).compile()
+
+    with ThreadPoolExecutor() as pool:  # side by side
+        play_chunk = dict(
+            zip(players, pool.map(compiled, players.values()), strict=True)
+        )
+    parts: dict[str, list[list[np.ndarray]]] = {name: [] for name in players}
+    for replicate, key_C, kept in itertools.chain([first], chunks):
+        for name, play in play_chunk.items():
+            right_CMQ, count_CMQ, tokens_CM = (
+                np.asarray(array)[:kept] for array in play(replicate, key_C)
+            )
+            parts[name].append(
+                [
+                    right_CMQ.mean(axis=2),
+                    count_CMQ.mean(axis=2),
+                    tokens_CM / len(bank.ids),
+                    right_CMQ.sum(axis=0, keepdims=True),
+                ]
+            )
             progress(kept)
-    return {name: _joined(chunks) for name, chunks in parts.items()}
+    curves = {}
+    for name, of_chunks in parts.items():
+        accuracy_RM, samples_RM, tokens_RM, right_KMQ = map(
+            np.concatenate, zip(*of_chunks, strict=True)
+        )
+        right_QM = right_KMQ.sum(axis=0).T / replicates
+        curves[name] = Curve(accuracy_RM, samples_RM, tokens_RM, right_QM)
+    return curves
 
 
-def sweep(
-    bank: Bank,
-    factory: Callable[..., Policy],
-    settings: Mapping[str, ArrayLike],
-    vote: Vote,
-    rounds: Rounds,
-    *,
-    replicates: int,
-    seed: int = 0,
-    chunk: int = 5,
-) -> list[Played]:
-    """Plays factory(**setting) for every setting in one compilation.
-
-    Args:
-      settings: hyper-parameter -> its value in each setting, all as long.
-        They are traced, so that they must be numbers which set no shape.
+def check(bank: Bank, players: Mapping[str, PolicyOrMaker], vote: Vote) -> None:
+    """Checks that policies and vote read nothing that the bank lacks.
 
     Raises:
-      ValueError: as `replay`; but settings themselves are not checked.
+      ValueError: one of them does.
     """
-    values = {name: jnp.asarray(v) for name, v in settings.items()}
-    _fits(bank, rounds)
-
-    @jax.jit
-    def play_chunk(drawn, key_C):
-        def of_one(setting):
-            policy = factory(**setting)
-            check(bank, {factory.__name__: policy}, vote)
-            play_one = partial(play, policy, vote, rounds)
-            return jax.vmap(play_one)(drawn, key_C)
-
-        return jax.vmap(of_one)(values)
-
-    parts: list[list[Played]] = []
-    for drawn, key_C, kept in _chunks(bank, replicates, seed, chunk):
-        right_SCMQ, count_SCMQ, tokens_SCM = play_chunk(drawn, key_C)
-        of_each = zip(right_SCMQ, count_SCMQ, tokens_SCM, strict=True)
-        parts.append([_summed(*arrays, kept) for arrays in of_each])
-    return [_joined(chunks) for chunks in zip(*parts, strict=True)]
-
-
-def check(bank: Bank, players: Mapping[str, Player], vote: Vote) -> None:
-    """Raises ValueError where one of them reads what the bank lacks."""
     if vote.weigh is not None:
         raise ValueError(
             "this vote reads texts or asks a model, which a bank has not; "
@@ -283,69 +280,16 @@ def check(bank: Bank, players: Mapping[str, Player], vote: Vote) -> None:
             )
 
 
-def _compiled(
-    players: Mapping[str, Player],
-    vote: Vote,
-    rounds: Rounds,
-    drawn: Draw,
-    key_C: jax.Array,
-) -> dict[str, Callable]:
-    """play of chunks like this one for every policy, compiled side by side."""
-
-    def of_one(player: Player) -> Callable:
-        play_chunk = jax.jit(jax.vmap(partial(play, player, vote, rounds)))
-        return play_chunk.lower(drawn, key_C).compile()
-
-    with ThreadPoolExecutor() as pool:
-        return dict(
-            zip(players, pool.map(of_one, players.values()), strict=True)
-        )
-
-
 def _chunks(
     bank: Bank, replicates: int, seed: int, chunk: int
-) -> Iterator[tuple[Draw, jax.Array, int]]:
-    """(draws, keys to play with, replicates to keep). Every chunk is whole,
+) -> Iterator[tuple[Replicate, jax.Array, int]]:
+    """(replicates, keys to play with, how many to keep). Every chunk is full,
     so that it compiles once; of the last only what is wanted is kept."""
     key = jax.random.key(seed)
-    draw_all = jax.jit(jax.vmap(partial(draw, bank)))
+    shuffle_all = jax.jit(jax.vmap(partial(shuffle, bank)))
     for start in range(0, replicates, chunk):
         keys_C2 = jax.vmap(
             lambda number: jax.random.split(jax.random.fold_in(key, number))
         )(jnp.arange(start, start + chunk))
         kept = min(chunk, replicates - start)
-        yield draw_all(keys_C2[:, 0]), keys_C2[:, 1], kept
-
-
-def _summed(
-    right_CMQ: jax.Array, count_CMQ: jax.Array, tokens_CM: jax.Array, kept: int
-) -> Played:
-    """Of one chunk; right_QM is a sum, for `_joined` to divide."""
-    right, count, tokens = (
-        np.asarray(array)[:kept] for array in (right_CMQ, count_CMQ, tokens_CM)
-    )
-    return Played(
-        right.mean(axis=2),
-        count.mean(axis=2),
-        tokens / right.shape[2],
-        right.sum(axis=0).T,
-    )
-
-
-def _joined(chunks: Sequence[Played]) -> Played:
-    accuracy_RM = np.concatenate([chunk.accuracy_RM for chunk in chunks])
-    return Played(
-        accuracy_RM,
-        np.concatenate([chunk.samples_RM for chunk in chunks]),
-        np.concatenate([chunk.tokens_RM for chunk in chunks]),
-        np.sum([chunk.right_QM for chunk in chunks], axis=0) / len(accuracy_RM),
-    )
-
-
-def _fits(bank: Bank, rounds: Rounds) -> None:
-    budget, held = int(rounds.size_T.sum()), bank.answer_QN.size
-    if budget > held:
-        raise ValueError(
-            f"{bank.name}: a budget of {budget} samples is over the {held} "
-            f"that the bank holds, {bank.answer_QN.shape[1]} a question."
-        )
+        yield shuffle_all(keys_C2[:, 0]), keys_C2[:, 1], kept

@@ -7,39 +7,39 @@ Letters: Q questions, M budgets, R rounds, B bins.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dynscaling_jax.analysis import statistics
-from dynscaling_jax.analysis.coherence import RELATIONS, coherence
-from dynscaling_jax.analysis.judged import (
-    Asked,
-    Judged,
-    Recorded,
-    judge,
-    leader,
-    planted,
-    shares,
+from dynscaling_jax.analysis.chain_usage import RELATIONS, chain_usage
+from dynscaling_jax.analysis.diagnostics import DRAWS, diagnostics
+from dynscaling_jax.analysis.graded import (
+    GradedQuestion,
+    GradedRun,
+    RecordedRun,
+    grade_run,
+    majorities,
+    majority,
     support,
-    votes_right,
-    waves,
 )
-from dynscaling_jax.analysis.signs import DRAWS, signs
+from dynscaling_jax.lines import finite
 from dynscaling_jax.tasks import Compare
+from dynscaling_jax.types import Sample
 
 POINTS = 32  # of a curve, at most
 TEXT = 30_000_000  # characters of samples' texts that a report holds
 
 
-def report(runs: Sequence[Recorded], compare: Compare) -> dict[str, Any]:
-    """The report of one or several runs; the first is what the others are
-    compared with.
+def report(runs: Sequence[RecordedRun], compare: Compare) -> dict[str, Any]:
+    """Computes the report of one or several runs; the first is what the
+    others are compared with.
 
     Returns:
-        `runs`: of each its summary, curve, allocation, calibration,
-        coherence of its chains, signs and difference from the first.
+        `runs`: of each its summary, outcome, difference from the first,
+        losses, diagnostics, curve, allocation, calibration and use of chains.
         `questions`: every question of any run, and what each run made of it
         (None where it was not asked).
         `details`: of each run and question, the samples as columns.
@@ -49,78 +49,127 @@ def report(runs: Sequence[Recorded], compare: Compare) -> dict[str, Any]:
     """
     if not runs:
         raise ValueError("there are no runs to report on")
-    judged = [judge(one, compare) for one in runs]
-    found = [_run(one) for one in judged]
-    for one, other in zip(found, _differences(judged), strict=True):
-        one["difference"] = other
-    rows = _rows(judged)
-    limit = _fair_limit(
-        [len(s.text) for one in runs for s in one.samples], TEXT
-    )
+    graded = [grade_run(one, compare) for one in runs]
+    rows: dict[Key, list[GradedQuestion | None]] = {}
+    for r, run in enumerate(graded):
+        for key, question in zip(_keys(run), run.questions, strict=True):
+            rows.setdefault(key, [None] * len(graded))[r] = question
+    lengths = [len(s.text) for one in runs for s in one.samples]
+    limit = _fair_limit(lengths, TEXT)
     return {
-        "runs": found,
-        "questions": [_question(judged, key, row) for key, row in rows.items()],
+        "runs": [
+            _run(run, difference)
+            for run, difference in zip(
+                graded, _differences(graded), strict=True
+            )
+        ],
+        "questions": [
+            {
+                "id": id,
+                "text": text,
+                "reference": reference,
+                "runs": [
+                    question and _outcome(run.recorded, question)
+                    for run, question in zip(graded, row, strict=True)
+                ],
+            }
+            for (id, text, reference), row in rows.items()
+        ],
         "details": [
-            [
-                None if asked is None else _details(asked, limit)
-                for asked in (row[r] for row in rows.values())
-            ]
-            for r in range(len(judged))
+            [one and _details(one, limit) for one in column]
+            for column in zip(*rows.values(), strict=True)
         ],
         "text_limit": limit,
         "draws": DRAWS,
     }
 
 
-def _run(judged: Judged) -> dict[str, Any]:
-    recorded = judged.recorded
+def _run(run: GradedRun, difference: dict[str, Any] | None) -> dict[str, Any]:
+    found = diagnostics(run)
+    samples = run.recorded.samples
+    tokens = sum(
+        s.prompt_tokens - s.cached_tokens + s.new_tokens for s in samples
+    )
     return {
-        "name": recorded.name,
-        "summary": _plain(dict(recorded.summary)),
-        "curve": curve(judged),
-        "allocation": allocation(judged),
-        "calibration": calibration(judged),
-        "coherence": [
+        "name": run.recorded.name,
+        "summary": finite(dict(run.recorded.summary)),
+        "outcome": {
+            "samples": _short(len(samples) / len(run.questions)),
+            "tokens": _short(tokens / len(run.questions)),
+            "oracle": _mean(np.array([bool(q.right) for q in run.questions])),
+        },
+        "difference": difference,
+        "losses": losses(run, difference),
+        "diagnostics": [
+            {**finite(one._asdict()), "crossed": bool(one.crossed)}
+            for one in found
+        ],
+        "curve": curve(run),
+        "allocation": allocation(run),
+        "calibration": calibration(run),
+        "chain_usage": [
             {**one._asdict(), "meaning": RELATIONS[one.relation]}
-            for one in coherence(judged)
+            for one in chain_usage(run)
         ],
-        "planted": planted(judged),
-        "signs": [
-            {**_plain(one._asdict()), "occurs": bool(one.occurs)}
-            for one in signs(judged)
-        ],
+        "corrupted": run.corrupted,
     }
 
 
-def curve(judged: Judged) -> dict[str, list[float | None]]:
-    """Accuracy of the majority of growing prefixes of the samples.
+def losses(run: GradedRun, difference: dict[str, Any] | None) -> list[str]:
+    """Says what a run lost, beyond chance: against the first run, or against
+    single samples. Diagnostics may explain it."""
+    found = []
+    if difference and difference["shared"] and difference["high"] < 0:
+        found.append(
+            f"{-100 * difference['difference']:.1f} points behind the first "
+            f"run on {difference['shared']} questions"
+        )
+    sampled_Q = np.array([bool(question.samples) for question in run.questions])
+    if sampled_Q.any():
+        single_Q = np.array(
+            [np.mean(q.right_N) for q in run.questions if q.samples]
+        )
+        vote_Q = run.vote_right_Q[sampled_Q]
+        behind = statistics.paired_bootstrap(vote_Q, single_Q, draws=DRAWS)
+        if behind.high < 0:
+            found.append(
+                f"the vote is {-100 * behind.mean:.1f} points behind a single "
+                "sample"
+            )
+    return found
+
+
+def curve(run: GradedRun) -> dict[str, list[float | None]]:
+    """Computes the accuracy of the majority of growing prefixes of the
+    samples.
 
     Samples count in the order of `waves`. A question without a sample so far
     counts as wrong. low and high are the 95% percentile bootstrap over
     questions.
 
     Returns:
-        samples, tokens (read, less what the cache held, and new) and flops,
-        each a question; accuracy, low, high; all [M]. A wave ends at each.
+        samples, tokens (prompt, less what the cache held, and completion)
+        and flops, each a question; accuracy, low, high; all [M]. A wave ends
+        at each.
     """
-    bought = waves(judged)
+    bought = waves(run)
     kept = np.geomspace(1, max(len(bought), 1), POINTS)
     kept = set(kept.round().astype(int).tolist())
-    count = [0] * len(judged.asked)
+    count = [0] * len(run.questions)
     changed: set[int] = set()
-    right_Q = np.zeros(len(judged.asked), bool)
+    right_Q = np.zeros(len(run.questions), bool)
     spent_3 = np.zeros(3)
     names = ("samples", "tokens", "flops", "accuracy", "low", "high")
     points: list[tuple[float, ...]] = []
     for number, wave in enumerate(bought, 1):
         for q, sample in wave:
             count[q] += 1
-            read = sample.prompt_tokens - sample.cached_tokens
-            spent_3 += 1, read + sample.new_tokens, sample.flops
+            prompt = sample.prompt_tokens - sample.cached_tokens
+            spent_3 += 1, prompt + sample.new_tokens, sample.flops
             changed.add(q)
         if number in kept:
             for q in changed:
-                right_Q[q] = leader(judged.asked[q], count[q]).right
+                right_Q[q] = majority(run.questions[q], count[q]).right
             changed.clear()
             interval = statistics.bootstrap_interval(right_Q, draws=DRAWS)
             spent = spent_3 / len(right_Q)
@@ -132,8 +181,22 @@ def curve(judged: Judged) -> dict[str, list[float | None]]:
     }
 
 
-def allocation(judged: Judged) -> dict[str, Any]:
-    """Who got how much in each round, and how uncertain it was before.
+def waves(run: GradedRun) -> list[list[tuple[int, Sample]]]:
+    """Orders all samples, each with the number of its question, as a growing
+    budget buys them: round after round, and within a round the first sample
+    of every question before the second of any."""
+    by_wave: dict[tuple[int, int], list[tuple[int, Sample]]] = {}
+    for q, question in enumerate(run.questions):
+        rank = Counter[int]()
+        for sample in question.samples:
+            wave = (sample.round, rank[sample.round])
+            by_wave.setdefault(wave, []).append((q, sample))
+            rank[sample.round] += 1
+    return [by_wave[wave] for wave in sorted(by_wave)]
+
+
+def allocation(run: GradedRun) -> dict[str, Any]:
+    """Tells who got how much in each round, and how uncertain it was before.
 
     Returns:
         ids [Q]; grants and uncertainty, each [R][Q]; rounds [R], of each the
@@ -143,15 +206,15 @@ def allocation(judged: Judged) -> dict[str, Any]:
     Raises:
         ValueError: a round that lacks a question.
     """
-    ids = [asked.id for asked in judged.asked]
+    ids = [question.id for question in run.questions]
     grants, uncertainty, rounds = [], [], []
-    for number, row in enumerate(judged.recorded.rounds):
+    for number, row in enumerate(run.recorded.rounds):
         try:
             grant_Q = np.array([int(row["grants"][i]) for i in ids])
             unsure_Q = np.array([float(row["uncertainty"][i]) for i in ids])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{judged.recorded.name}: round {number} of rounds.jsonl has "
+                f"{run.recorded.name}: round {number} of rounds.jsonl has "
                 f"no grant or uncertainty of a question ({error!r})"
             ) from None
         got_Q = grant_Q > 0
@@ -173,16 +236,16 @@ def allocation(judged: Judged) -> dict[str, Any]:
     }
 
 
-def calibration(judged: Judged) -> dict[str, Any]:
-    """How often votes are right that so many samples agreed on.
+def calibration(run: GradedRun) -> dict[str, Any]:
+    """Tells how often votes are right that so many samples agreed on.
 
     Returns:
-        said, right, low, high and count [B] of the vote share in ten bins,
-        None in an empty one (low and high: Wilson's 95% interval); ece;
+        confidence, right, low, high and count [B] of the vote share in ten
+        bins, None in an empty one (low and high: Wilson's 95% interval); ece;
         auroc, that the share ranks right votes above wrong ones; and
         of_samples: of each measure of single samples, its AUROC.
     """
-    share_Q, right_Q = shares(judged)
+    share_Q, right_Q = majorities(run)
     bins = statistics.reliability(share_Q, right_Q)
     at_Q = np.minimum((share_Q * 10).astype(int), 9)
     ends = [
@@ -192,42 +255,40 @@ def calibration(judged: Judged) -> dict[str, Any]:
         for b in range(10)
     ]
     return {
-        "said": [_short(x) for x in bins.said_B],
+        "confidence": [_short(x) for x in bins.confidence_B],
         "right": [_short(x) for x in bins.right_B],
         "low": [_short(low) for low, _ in ends],
         "high": [_short(high) for _, high in ends],
         "count": bins.count_B.tolist(),
         "ece": _short(bins.ece),
         "auroc": _short(statistics.auroc(share_Q, right_Q)),
-        "of_samples": _of_samples(judged),
+        "of_samples": _of_samples(run),
     }
 
 
-def _of_samples(judged: Judged) -> dict[str, dict[str, Any]]:
+def _of_samples(run: GradedRun) -> dict[str, dict[str, Any]]:
     """What the confidence of a single sample says of its being right."""
-    values: dict[str, tuple[list[float], list[bool]]] = {}
-    for asked in judged.asked:
-        for sample, own in zip(asked.samples, asked.class_N, strict=True):
-            told = {
-                "confidence": sample.confidence,
-                "log-probability": sample.logprob,
-                **sample.signals,
+    values: dict[str, list[tuple[float, bool]]] = {}
+    for question in run.questions:
+        for s, right in zip(question.samples, question.right_N, strict=True):
+            measures = {
+                "confidence": s.confidence,
+                "log-probability": s.logprob,
+                **s.signals,
             }
-            for name, value in told.items():
+            for name, value in measures.items():
                 if value is not None:
-                    scores, right = values.setdefault(name, ([], []))
-                    scores.append(value)
-                    right.append(own in asked.right)
+                    values.setdefault(name, []).append((value, right))
     return {
         name: {
-            "auroc": _short(statistics.auroc(np.array(s), np.array(right))),
-            "samples": len(s),
+            "auroc": _short(statistics.auroc(*np.array(pairs).T)),
+            "samples": len(pairs),
         }
-        for name, (s, right) in values.items()
+        for name, pairs in values.items()
     }
 
 
-def _differences(judged: Sequence[Judged]) -> list[dict[str, Any] | None]:
+def _differences(runs: Sequence[GradedRun]) -> list[dict[str, Any] | None]:
     """Of each run, how its votes differ from the first run's on the questions
     that both were asked; None of the first itself.
 
@@ -235,14 +296,14 @@ def _differences(judged: Sequence[Judged]) -> list[dict[str, Any] | None]:
     paired bootstrap's 95% interval; p is McNemar's exact one, p_holm the same
     corrected for how many runs there are.
     """
-    first = dict(zip(_keys(judged[0]), votes_right(judged[0]), strict=True))
+    first = dict(zip(_keys(runs[0]), runs[0].vote_right_Q, strict=True))
     found: list[dict[str, Any] | None] = [None]
-    for one in judged[1:]:
-        own = dict(zip(_keys(one), votes_right(one), strict=True))
-        shared = [key for key in own if key in first]
+    for run in runs[1:]:
+        votes = dict(zip(_keys(run), run.vote_right_Q, strict=True))
+        shared = [key for key in votes if key in first]
         row: dict[str, Any] = {"shared": len(shared)}
         if shared:
-            a_Q = np.array([own[key] for key in shared])
+            a_Q = np.array([votes[key] for key in shared])
             b_Q = np.array([first[key] for key in shared])
             d = statistics.paired_bootstrap(a_Q, b_Q)
             row |= {
@@ -264,62 +325,37 @@ def _differences(judged: Sequence[Judged]) -> list[dict[str, Any] | None]:
 Key = tuple[str, str, str]  # id, text and reference: two seeds share ids
 
 
-def _keys(judged: Judged) -> list[Key]:
-    recorded = judged.recorded
-    return [
-        (a.id, recorded.questions.get(a.id, ""), recorded.references[a.id])
-        for a in judged.asked
-    ]
+def _keys(run: GradedRun) -> list[Key]:
+    texts, right = run.recorded.questions, run.recorded.references
+    return [(q.id, texts.get(q.id, ""), right[q.id]) for q in run.questions]
 
 
-def _rows(judged: Sequence[Judged]) -> dict[Key, list[Asked | None]]:
-    rows: dict[Key, list[Asked | None]] = {}
-    for r, one in enumerate(judged):
-        for key, asked in zip(_keys(one), one.asked, strict=True):
-            rows.setdefault(key, [None] * len(judged))[r] = asked
-    return rows
-
-
-def _question(
-    judged: Sequence[Judged], key: Key, row: Sequence[Asked | None]
-) -> dict[str, Any]:
-    id, text, reference = key
+def _outcome(recorded: RecordedRun, question: GradedQuestion) -> dict[str, Any]:
+    vote = recorded.answers[question.id]
     return {
-        "id": id,
-        "text": text,
-        "reference": reference,
-        "runs": [
-            None if asked is None else _outcome(one.recorded, asked)
-            for one, asked in zip(judged, row, strict=True)
-        ],
+        "answer": vote["answer"],
+        "right": bool(vote["right"]),
+        "share": _short(support(question, vote["answer"])),
+        "samples": len(question.samples),
+        "right_samples": sum(question.right_N),
+        "chains": sum(bool(sample.parents) for sample in question.samples),
     }
 
 
-def _outcome(recorded: Recorded, asked: Asked) -> dict[str, Any]:
-    voted = recorded.answers[asked.id]
-    return {
-        "answer": voted["answer"],
-        "right": bool(voted["right"]),
-        "share": _short(support(asked, voted["answer"])),
-        "samples": len(asked.samples),
-        "chains": sum(bool(sample.parents) for sample in asked.samples),
-    }
-
-
-def _details(asked: Asked, limit: int) -> dict[str, Any]:
+def _details(question: GradedQuestion, limit: int) -> dict[str, Any]:
     """Columns are shorter than rows: names stand once."""
-    samples = asked.samples
+    samples = question.samples
     return {
-        "answers": list(asked.firsts),
-        "right": sorted(asked.right),
-        "class": list(asked.class_N),
+        "answers": list(question.answers),
+        "right": sorted(question.right),
+        "ids": list(question.answer_N),
         "round": [s.round for s in samples],
         "index": [s.index for s in samples],
-        "parents": [list(places) for places in asked.parents],
+        "parents": [list(places) for places in question.parents],
         "answer": [s.answer for s in samples],
         "text": [_cut(s.text, limit) for s in samples],
         "finish": [s.finish_reason for s in samples],
-        "read": [s.prompt_tokens for s in samples],
+        "prompt": [s.prompt_tokens for s in samples],
         "cached": [s.cached_tokens for s in samples],
         "new": [s.new_tokens for s in samples],
         "confidence": [_short(s.confidence) for s in samples],
@@ -357,14 +393,3 @@ def _short(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return float(f"{float(value):.6g}")
-
-
-def _plain(value: Any) -> Any:
-    """The same with None for numbers that JSON has not."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

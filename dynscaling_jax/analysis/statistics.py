@@ -22,12 +22,12 @@ class Difference(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """A calibration curve: of each bin, what was said and what came."""
+    """A calibration curve: of each bin, the confidence and what came."""
 
-    said_B: np.ndarray  # mean confidence, NaN in an empty bin
+    confidence_B: np.ndarray  # mean confidence, NaN in an empty bin
     right_B: np.ndarray  # share that was right, likewise
     count_B: np.ndarray
-    ece: float  # expected calibration error: mean |said - right|
+    ece: float  # expected calibration error: mean |confidence - right|
 
 
 class Stability(NamedTuple):
@@ -236,10 +236,10 @@ def reliability(
     at = np.minimum((confidence * bins).astype(int), bins - 1)
     count_B = np.bincount(at, minlength=bins)
     with np.errstate(invalid="ignore"):
-        said_B = np.bincount(at, confidence, bins) / count_B
+        confidence_B = np.bincount(at, confidence, bins) / count_B
         right_B = np.bincount(at, right, bins) / count_B
     gap = np.abs(np.bincount(at, confidence - right, bins)).sum()
-    return Reliability(said_B, right_B, count_B, float(gap / len(right)))
+    return Reliability(confidence_B, right_B, count_B, float(gap / len(right)))
 
 
 def _resampled_means(value_Q: np.ndarray, draws: int, seed: int) -> np.ndarray:

@@ -12,17 +12,10 @@ references come as an argument or from references.json beside it, an object
 {query_id: reference}.
 """
 
-import json
+import contextlib
 import os
 import re
-from collections.abc import (
-    Callable,
-    Hashable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +24,9 @@ import numpy as np
 from dynscaling_jax import lines
 from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.experiments.log import read_samples, runs_below
-
-# The answers of a question and its reference -> a key for each of them: those
-# that are one answer have one key, and None is unreadable.
-Recorded = tuple[Sequence[str | None], str]
-Keys = Callable[[Sequence[Recorded]], Iterable[Sequence[Hashable]]]
+from dynscaling_jax.files import read_json
+from dynscaling_jax.tasks import Comparer, classify, kind_of
+from dynscaling_jax.tasks import reference as canonical_reference
 
 
 class _Row(NamedTuple):
@@ -46,27 +37,31 @@ class _Row(NamedTuple):
     logprobs: list[float] | None
 
 
-def read_bank(
+def load_bank(
     path: str | os.PathLike,
     *,
+    kind: str = "",
     references: Mapping[str, str] | None = None,
     depth: int | None = None,
-    keys: Keys | None = None,
+    compare: Comparer | None = None,
 ) -> Bank:
     """Reads a bank file, or the samples.jsonl of a run or its directory.
 
+    Answers are numbered as votes and grading do; one that the kind does not
+    read whole keeps a number of its own: it was an answer, if a wrong one.
+
     Args:
+      kind: of answers; by default the references tell it.
       references: query id -> reference, in place of those in the file.
       depth: keeps the first so many samples of each question; by default
         all, and then every question must have equally many.
-      keys: which answers are the same: of all questions at once, for each
-        the keys of its answers and, last, of its reference. By default an
-        answer's key is its text in a light canonical form (`tidy`).
+      compare: one that is open already saves the time to start another.
 
     Raises:
       ValueError: naming file and line or question, for a malformed line, a
         question that comes twice, lists that differ in length, questions of
-        unequal depth or less than depth, or a missing reference.
+        unequal depth or less than depth, or a missing reference; for an
+        unknown kind.
     """
     path = Path(path)
     if path.is_dir():
@@ -83,9 +78,7 @@ def read_bank(
         references = _sibling(path)
     logged = all(row.logprobs is not None for row in rows)
     depth = _depth(path, rows, depth)
-    answer_QN = np.full((len(rows), depth), -1, np.int32)
-    reference_Q = np.empty(len(rows), np.int32)
-    recorded: list[Recorded] = []
+    correct = []
     for row in rows:
         reference = row.reference
         if references is not None:
@@ -96,11 +89,17 @@ def read_bank(
                 "one in the row, in the argument references, or in "
                 "references.json beside the file."
             )
-        recorded.append((row.answers[:depth], reference))
-    for q, found in enumerate((keys or _by_text)(recorded)):
-        *ids, right = _numbered(found)
-        answer_QN[q] = ids
-        reference_Q[q] = right if right in ids else -2
+        correct.append(reference)
+    kind = kind or kind_of(correct)
+    answer_QN = np.full((len(rows), depth), -1, np.int32)
+    reference_Q = np.empty(len(rows), np.int32)
+    with contextlib.ExitStack() as stack:
+        compare = compare or stack.enter_context(Comparer())
+        for q, (row, reference) in enumerate(zip(rows, correct, strict=True)):
+            texts = [*row.answers[:depth], reference]
+            *ids, right = _numbered(texts, kind, compare)
+            answer_QN[q] = ids
+            reference_Q[q] = right if right in ids else -2
     return Bank(
         name=path.resolve().parent.name
         if path.name == "samples.jsonl"
@@ -114,6 +113,7 @@ def read_bank(
         if logged
         else None,
         reference_Q=reference_Q,
+        kind=kind,
     )
 
 
@@ -128,20 +128,17 @@ def tidy(answer: str) -> str:
     return re.sub(r"\s+", " ", answer).strip(" $").rstrip(". ")
 
 
-def _by_text(questions: Sequence[Recorded]) -> Iterator[list[str | None]]:
-    for answers, reference in questions:
-        yield [
-            None if text is None else tidy(text)
-            for text in (*answers, reference)
-        ]
-
-
-def _numbered(keys: Iterable[Hashable]) -> list[int]:
-    """Keys as numbers in the order first seen; -1 is None."""
-    known: dict[Hashable, int] = {}
-    return [
-        -1 if key is None else known.setdefault(key, len(known)) for key in keys
+def _numbered(
+    texts: Sequence[str | None], kind: str, compare: Comparer
+) -> list[int]:
+    """Ids of answers in the order first seen; -1 is None."""
+    read = [text and canonical_reference(text, kind) for text in texts]
+    keys = [
+        text if text is None else tidy(text) if id < 0 else id
+        for text, id in zip(texts, classify(read, kind, compare), strict=True)
     ]
+    known: dict[Hashable, int] = {None: -1}
+    return [known.setdefault(key, len(known) - 1) for key in keys]
 
 
 def _depth(path: Path, rows: list[_Row], depth: int | None) -> int:
@@ -253,10 +250,7 @@ def _sibling(path: Path) -> dict[str, str]:
             f"{path}: rows without a reference, and no {beside}; write one, "
             '{"query_id": "reference"}, or give references.'
         )
-    try:
-        references = json.loads(beside.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{beside}: expected JSON, {error}.") from error
+    references = read_json(beside)
     if not isinstance(references, dict) or not all(
         isinstance(reference, str) for reference in references.values()
     ):

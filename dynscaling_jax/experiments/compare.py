@@ -1,6 +1,5 @@
 """One comparison, joined from its runs: a config to a report."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from dynscaling_jax.experiments.run import (
     open_sampler,
     run_config,
 )
-from dynscaling_jax.files import write_json, write_text
+from dynscaling_jax.files import read_json, write_json, write_text
 from dynscaling_jax.methods import METHODS
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling import spec
@@ -125,12 +124,12 @@ class Runs:
         config.budget.samples_per_query = budget
         if seed not in self._samplers:
             fields = typed(config)
-            self._samplers[seed] = tap(open_sampler(fields), remembered)
+            self._samplers[seed] = tap(open_sampler(fields), cached)
             self._identity = self._identity or model_identity(fields)
         sampler = self._samplers[seed]
         summary = run_config(config, folder, sampler, self._identity)
-        answers = json.loads((folder / "answers.json").read_bytes())
-        texts = json.loads((folder / "questions.json").read_bytes())
+        answers = read_json(folder / "answers.json")
+        texts = read_json(folder / "questions.json")
         return summary, {(i, texts[i]): a for i, a in answers.items()}
 
     def _of_seed(self, seed: int) -> Any:
@@ -140,7 +139,7 @@ class Runs:
         return config
 
 
-def remembered(sample_fn: SampleFn) -> SampleFn:
+def cached(sample_fn: SampleFn) -> SampleFn:
     """Draws each sample once: the same request, of whichever run, gets the
     same sample, as it would if it were drawn again."""
     known: dict[Any, Sample] = {}

@@ -15,14 +15,22 @@ as long as its model draws the same sample for the same request.
 import collections
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dynscaling_jax.experiments.workdir import claim, locked, read_config
-from dynscaling_jax.lines import Lines, dumps, is_number, is_sound, rows, shown
+from dynscaling_jax.files import read_json
+from dynscaling_jax.lines import (
+    Lines,
+    dumps,
+    is_number,
+    is_sound,
+    loads,
+    rows,
+    shown,
+)
 from dynscaling_jax.types import Request, Sample, SampleFn
 
 Key = tuple[str, int]  # query id, sample index
@@ -105,7 +113,7 @@ class Log:
             line = self._samples.read(self._at[key])
         else:
             line = self._pending.read(self._waiting[key])
-        return sample_of(json.loads(line))
+        return sample_of(loads(line))
 
     def round(self, row: Mapping[str, Any]) -> None:
         """Writes the row of a round, which must hold no times. When a run
@@ -229,10 +237,9 @@ def refuse_changed(workdir: Path) -> None:
     """Raises ValueError where the log of a run that ended is not what it
     ended with. Rows that came later, of a run that goes on, are none of it."""
     try:
-        summary = json.loads((workdir / "summary.json").read_bytes())
-        known = summary["log"]
+        known = read_json(workdir / "summary.json")["log"]
         size = known["bytes"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return  # it did not end, or by a version that kept no checksum
     if not _whole(size) or checksum(workdir, size) != known:
         raise ValueError(

@@ -1,16 +1,15 @@
-"""How far a run has come: on the terminal, and in metrics.jsonl."""
+"""How far a run has come: on the terminal, in metrics.jsonl, and in curves."""
 
 import contextlib
-import json
+import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from dynscaling_jax.experiments.board import Draw
-from dynscaling_jax.lines import Lines, dumps, is_sound
+from dynscaling_jax import lines
 from dynscaling_jax.scaling.loop import Round, amounts
 from dynscaling_jax.types import Budget, Ledger, Request, Sample, SampleFn
 
@@ -24,13 +23,48 @@ UNITS = {
     "samples": "sample",
 }
 
+AddPoint = Callable[[int, Mapping[str, float]], None]
+"""(step, value by name) -> a point of each curve."""
+
+
+@contextlib.contextmanager
+def board(directory: Path, wanted: bool) -> Iterator[AddPoint]:
+    """Writes points for TensorBoard into a directory, or nothing at all.
+
+    Raises:
+        ValueError: tensorboardX is not installed.
+    """
+    if not wanted:
+        yield lambda step, values: None
+        return
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "--tensorboard needs tensorboardX: "
+            "pip install 'dynscaling-jax[tensorboard]'"
+        ) from None
+
+    with contextlib.ExitStack() as stack:
+        # no file before there is a point
+        opened = functools.cache(
+            lambda: stack.enter_context(SummaryWriter(str(directory)))
+        )
+
+        def add(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                opened().add_scalar(name, value, step)
+            opened().flush()
+
+        yield add
+
 
 class Metrics:
     """Progress on the terminal, and metrics.jsonl.
 
     A line of the file says how far a session of the run had come: seconds
-    from its begin to the last sample that it drew, samples and tokens, not
-    counting what the log held already.
+    from its begin to the last sample that it generated, samples and tokens,
+    not counting what the log held already.
     """
 
     def __init__(
@@ -38,12 +72,12 @@ class Metrics:
         workdir: Path,
         budget: Budget,
         process: int = 0,
-        draw: Draw = lambda step, values: None,
+        add_point: AddPoint = lambda step, values: None,
         questions: int = 0,
     ):
-        """draw takes the points of curves, by samples drawn so far; the bar
-        names the workdir and how many questions there are."""
-        self._draw = draw
+        """Opens the file. Curves have points by samples so far; the bar names
+        the workdir and how many questions there are."""
+        self._add_point = add_point
         name = f"metrics-{process}.jsonl" if process else "metrics.jsonl"
         path = workdir / name
         sessions = _sessions(path)
@@ -51,9 +85,9 @@ class Metrics:
             sum, zip(*sessions.values(), strict=True) if sessions else ((), ())
         )
         self._session = max(sessions, default=-1) + 1
-        self._file = Lines(path)
+        self._file = lines.Lines(path)
         self._begin = self._last = self._written = time.monotonic()
-        self._drawn = self._tokens = 0
+        self._samples = self._tokens = 0  # generated in this session
         self._outside, self._at = 0.0, self._begin  # of the model, seconds
         self._seen = 0
         capped = (n for n in UNITS if getattr(budget, n) is not None)
@@ -64,25 +98,25 @@ class Metrics:
             total=getattr(budget, cap),
             unit=UNITS[cap],
             unit_scale=cap != "samples",
-            # quiet when not a terminal; the first shows what all draw
+            # quiet when not a terminal; the first shows what all generate
             disable=True if process else None,
             dynamic_ncols=True,
         )
 
     def seconds(self) -> float:
-        """Of all sessions of the run together, each to its last sample."""
-        return round(self.before + self._own_seconds(), 3)
+        """Sums all sessions of the run, each to its last sample."""
+        return round(self.before + self._session_seconds(), 3)
 
-    def _own_seconds(self) -> float:
+    def _session_seconds(self) -> float:
         # never less than it took, or a cap that was reached would not be so
         # when the run is started again
         return math.ceil((self._last - self._begin) * 1000) / 1000
 
-    def watched(self, sample_fn: SampleFn) -> SampleFn:
-        """Shows each sample, drawn now or read from the log, and notes what
-        time passes between two of them."""
+    def with_progress(self, sample_fn: SampleFn) -> SampleFn:
+        """Shows each sample, generated now or read from the log, and notes
+        what time passes between two of them."""
 
-        def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+        def sample(requests: Sequence[Request]) -> Iterator[Sample]:
             self._enter()
             samples = iter(sample_fn(requests))
             self._leave()
@@ -99,17 +133,17 @@ class Metrics:
                 self._seen += 1
                 yield sample
 
-        return draw
+        return sample
 
     def loop_share(self) -> float | None:
-        """The part of the time, of all sessions that drew, that the loop took
-        for itself: policy, strategy, tables and their compilation."""
+        """Divides the time that the loop took for itself (policy, strategy,
+        tables and their compilation) by that of all sessions that sampled."""
         # as metrics.jsonl has them, so that a run started again says the same
-        own = round(self._outside, 3) if self._drawn else 0.0
+        outside = round(self._outside, 3) if self._samples else 0.0
         seconds = self.seconds()
-        return (
-            round((self._loop_before + own) / seconds, 4) if seconds else None
-        )
+        if not seconds:
+            return None
+        return round((self._loop_before + outside) / seconds, 4)
 
     def _enter(self) -> None:
         self._outside += time.monotonic() - self._at
@@ -117,49 +151,47 @@ class Metrics:
     def _leave(self) -> None:
         self._at = time.monotonic()
 
-    def counted(self, sample_fn: SampleFn) -> SampleFn:
-        """Counts what is drawn now."""
+    def metered(self, sample_fn: SampleFn) -> SampleFn:
+        """Counts what is generated now."""
 
-        def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-            return counting(sample_fn(requests))
-
-        def counting(samples: Iterator[Sample]) -> Iterator[Sample]:
+        def metering(samples: Iterator[Sample]) -> Iterator[Sample]:
             for sample in samples:
                 self._last = time.monotonic()
-                self._drawn += 1
+                self._samples += 1
                 self._tokens += sample.new_tokens
                 self._tick()
                 yield sample
 
-        return draw
+        return lambda requests: metering(sample_fn(requests))
 
     def round(self, done: Round) -> None:
-        """The end of a round: how uncertain the answers were before it."""
+        """Notes at the end of a round how uncertain answers were before it."""
         uncertainty = float(done.uncertainty_Q.mean())
-        self._draw(done.ledger.samples, {"uncertainty": uncertainty})
+        self._add_point(done.ledger.samples, {"uncertainty": uncertainty})
 
     def _tick(self, last: bool = False) -> None:
-        seconds = self._own_seconds()
+        seconds = self._session_seconds()
         rate = self._tokens / max(seconds, 1e-9)
         self._bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
         if self._last - self._written < METRICS_SECONDS and not last:
             return
         self._written = self._last
-        line = {
+        row = {
             "session": self._session,
             "seconds": seconds,
-            "samples": self._drawn,
+            "samples": self._samples,
             "new_tokens": self._tokens,
             "new_tokens_per_second": round(rate, 1),
             "loop_seconds": round(self._outside, 3),
         }
-        self._file.append(dumps(line))
-        self._draw(self._seen, {"new_tokens_per_second": rate})
+        self._file.append(lines.dumps(row))
+        self._add_point(self._seen, {"new_tokens_per_second": rate})
 
     def close(self) -> None:
+        """Writes the last line and ends the bar."""
         self._bar.close()
         with contextlib.closing(self._file):
-            if self._drawn:
+            if self._samples:
                 self._tick(last=True)
 
 
@@ -169,11 +201,10 @@ def _sessions(path: Path) -> dict[int, tuple[float, float]]:
     sessions: dict[int, tuple[float, float]] = {}
     if path.exists():
         for line in path.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
+            # a kill may have torn it
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                row = lines.loads(line)
                 times = row["seconds"], row.get("loop_seconds", 0)
-                if is_sound(row["session"]) and all(map(is_sound, times)):
+                if all(map(lines.is_sound, (row["session"], *times))):
                     sessions[int(row["session"])] = times
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue  # torn by a kill
     return sessions

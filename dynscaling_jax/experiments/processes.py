@@ -12,7 +12,6 @@ are collectives, without a time-out.
 """
 
 import contextlib
-import json
 import os
 import queue
 import signal
@@ -35,6 +34,7 @@ from typing import Any
 from jax.errors import JaxRuntimeError
 
 from dynscaling_jax.experiments.shared import ALONE, Processes, nothing
+from dynscaling_jax.lines import dumps, loads
 
 WAIT = 3600  # seconds; the slowest share of a round may take that much longer
 AGAIN = 10.0  # seconds between two interrupts
@@ -120,7 +120,7 @@ def meet(
     try:
         for peer in peers.values():
             peer.watch()
-        brought = exchange(json.dumps(alike or {}).encode(), nothing)
+        brought = exchange(dumps(alike or {}), nothing)
         if fault := difference(brought):
             part()
             raise ValueError(fault)
@@ -142,7 +142,7 @@ def meet(
 def difference(brought: Sequence[bytes]) -> str:
     """The first field, of mappings in mappings, in which a process is not as
     the first; empty where all are alike."""
-    first, *others = [dict(_leaves(json.loads(part))) for part in brought]
+    first, *others = [dict(_leaves(loads(part))) for part in brought]
     for number, fields in enumerate(others, 1):
         for name in [*first, *fields]:
             if first.get(name) != fields.get(name):

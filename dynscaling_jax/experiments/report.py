@@ -1,13 +1,12 @@
 """The report of finished runs, joined from its parts: directories to a page."""
 
 import contextlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dynscaling_jax import lines
-from dynscaling_jax.analysis.judged import Recorded
+from dynscaling_jax.analysis.graded import RecordedRun
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import report
 from dynscaling_jax.experiments.log import (
@@ -15,10 +14,9 @@ from dynscaling_jax.experiments.log import (
     refuse_changed,
     runs_below,
 )
-from dynscaling_jax.files import cannot_write, write_text
+from dynscaling_jax.files import cannot_write, read_json, write_text
 from dynscaling_jax.tasks import Compare, Comparer
 
-MALFORMED = (ValueError, KeyError, TypeError, RecursionError)
 READ = ("task", "kind", "model", "samples", "accuracy")  # of summary.json
 
 
@@ -66,14 +64,14 @@ def runs_of(workdir: Path) -> list[Path]:
     try:
         found = [
             (str(row["method"]), float(row["budget"]))
-            for row in json.loads(file.read_bytes())
+            for row in read_json(file)
         ]
         methods = list(dict.fromkeys(method for method, _ in found))
         shared = set.intersection(
             *({b for m, b in found if m == method} for method in methods)
         )
         most = max(shared)
-    except MALFORMED as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is not as launch.compare writes it ({error!r})"
         ) from None
@@ -103,7 +101,7 @@ def names(workdirs: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in paths]
 
 
-def read_run(workdir: Path, name: str) -> Recorded:
+def read_run(workdir: Path, name: str) -> RecordedRun:
     """The files of a finished run, under a name of one's choice.
 
     Raises:
@@ -119,7 +117,7 @@ def read_run(workdir: Path, name: str) -> Recorded:
         )
     text = lambda value: isinstance(value, str)
     questions = workdir / "questions.json"  # earlier runs have none
-    run = Recorded(
+    run = RecordedRun(
         name,
         _object(workdir / "summary.json", lambda _: True, READ),
         _object(workdir / "references.json", text),
@@ -135,10 +133,7 @@ def read_run(workdir: Path, name: str) -> Recorded:
 def _object(
     path: Path, right: Callable[[Any], bool], needs: Sequence[str] = ()
 ) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, {error}") from None
+    value = read_json(path)
     if not isinstance(value, dict) or not all(map(right, value.values())):
         raise ValueError(f"{path} is not as launch.run writes it")
     if missing := [name for name in needs if name not in value]:

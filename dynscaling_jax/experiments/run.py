@@ -18,7 +18,6 @@ from dynscaling_jax.analysis import statistics
 from dynscaling_jax.checkpoints import load_model
 from dynscaling_jax.experiments import identity
 from dynscaling_jax.experiments import report as reporting
-from dynscaling_jax.experiments.board import Draw, board
 from dynscaling_jax.experiments.config import (
     EngineConfig,
     RunConfig,
@@ -27,7 +26,7 @@ from dynscaling_jax.experiments.config import (
 )
 from dynscaling_jax.experiments.environment import about, use_compilation_cache
 from dynscaling_jax.experiments.log import Log, checksum, refuse_changed
-from dynscaling_jax.experiments.metrics import Metrics
+from dynscaling_jax.experiments.metrics import AddPoint, Metrics, board
 from dynscaling_jax.experiments.processes import difference
 from dynscaling_jax.experiments.scale import same_answer
 from dynscaling_jax.experiments.shared import (
@@ -169,7 +168,7 @@ def _run(
     origin: Origin,
     names: Mapping[str, str],
     processes: Processes,
-    draw: Draw,
+    draw: AddPoint,
     compare: Comparer,
 ) -> tuple[dict[str, Any], Result]:
     queries = [problem.query for problem in task.problems]
@@ -199,7 +198,7 @@ def _run(
         def kept_votes(sample: SampleFn) -> SampleFn:
             def answer(requests: Sequence[Request]) -> Iterator[Sample]:
                 with open_log(workdir, log, processes, "vote") as kept:
-                    yield from kept.remembered(sample)(requests)
+                    yield from kept.cached(sample)(requests)
 
             return answer
 
@@ -213,15 +212,15 @@ def _run(
                 sampler,
                 reading,
                 timer.within,
-                metrics.counted,
-                opened.remembered,
-                metrics.watched,
+                metrics.metered,
+                opened.cached,
+                metrics.with_progress,
             ),
             method,
             budget,
             jax.random.key(seed),
             same=same_answer(compare, {q.id: task.kind for q in queries}),
-            vote_sampler=tap(sampler, reading, metrics.counted, kept_votes),
+            vote_sampler=tap(sampler, reading, metrics.metered, kept_votes),
             on_round=on_round,
             clock=opened.clock,
         )

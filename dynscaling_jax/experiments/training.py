@@ -18,8 +18,8 @@ from dynscaling_jax.checkpoints import export, hf_config, load_model
 from dynscaling_jax.checkpoints import tokenizer as tokenizers
 from dynscaling_jax.checkpoints.model import Model, resolve
 from dynscaling_jax.experiments import identity
-from dynscaling_jax.experiments.board import Draw, board
 from dynscaling_jax.experiments.environment import about, use_compilation_cache
+from dynscaling_jax.experiments.metrics import AddPoint, board
 from dynscaling_jax.experiments.workdir import claim, locked, read_config
 from dynscaling_jax.files import write_json
 from dynscaling_jax.lines import Lines, dumps
@@ -232,7 +232,7 @@ def begin_model(draft: Path, side: Path, config: Config, model: Model) -> None:
 class Progress(contextlib.AbstractContextManager):
     """The bar, and metrics.jsonl, which holds each step once."""
 
-    def __init__(self, path: Path, steps: int, draw: Draw):
+    def __init__(self, path: Path, steps: int, draw: AddPoint):
         self._draw = draw
         self._file = Lines(path)
         self._bar = tqdm(total=steps, unit="step", disable=None)

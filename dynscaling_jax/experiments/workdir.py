@@ -19,14 +19,13 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dynscaling_jax.files import write_json
-from dynscaling_jax.lines import dumps, shown
+from dynscaling_jax.files import read_json, write_json
+from dynscaling_jax.lines import dumps, loads, shown
 
 SCHEMA = 1
 BLOCK, STRIDE = 1 << 16, 1 << 22  # bytes: of each STRIDE a BLOCK is read
@@ -94,7 +93,7 @@ def claim(
       ValueError: the directory is of something else; it names what differs.
     """
     path = workdir / "config.json"
-    ours = json.loads(dumps({"config": config, "identity": identity or {}}))
+    ours = loads(dumps({"config": config, "identity": identity or {}}))
     there = read_config(workdir)
     if there is None and path.exists():
         raise ValueError(
@@ -127,8 +126,8 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     """
     path = workdir / "config.json"
     try:
-        row = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        row = read_json(path)
+    except (OSError, ValueError):
         return None
     if not isinstance(row, dict) or not isinstance(row.get("config"), dict):
         return None
@@ -173,7 +172,7 @@ def _same(
     ours: Mapping[str, Any],
     defaults: Mapping[str, Any],
 ) -> None:
-    config = _filled(there["config"], json.loads(dumps(defaults)))
+    config = _filled(there["config"], loads(dumps(defaults)))
     differing = list(_differences(config, ours["config"]))
     thought = "end_of_thinking"  # its default was "" in version 0.1
     if config.get(thought) == "" and ours["config"].get(thought) is None:

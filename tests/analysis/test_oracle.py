@@ -6,7 +6,7 @@ import numpy as np
 
 from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.analysis.oracle import oracle, regret
-from dynscaling_jax.analysis.replay import draw, replay, rounds_to
+from dynscaling_jax.analysis.replay import replay_policies, rounds_to, shuffle
 from dynscaling_jax.scaling.bandits import uniform
 from dynscaling_jax.scaling.votes import majority
 from dynscaling_jax.types import Candidates
@@ -62,9 +62,9 @@ def test_unbounded_it_is_right_wherever_some_prefix_is():
     right after some number of samples."""
     bank = bank_of(0)
     queries, slots = bank.answer_QN.shape
-    played = replay(
+    played = replay_policies(
         bank,
-        {"oracle": lambda drawn: oracle(drawn.reference_Q)},
+        {"oracle": lambda replicate: oracle(replicate.reference_Q)},
         majority(),
         rounds_to([queries * slots], 1),
         replicates=4,
@@ -74,7 +74,7 @@ def test_unbounded_it_is_right_wherever_some_prefix_is():
     key = jax.random.key(0)
     for number in range(4):
         first = jax.random.split(jax.random.fold_in(key, number))[0]
-        drawn = jax.tree.map(np.asarray, draw(bank, first))
+        replicate = jax.tree.map(np.asarray, shuffle(bank, first))
         expected.append(
             np.mean(
                 [
@@ -83,7 +83,7 @@ def test_unbounded_it_is_right_wherever_some_prefix_is():
                         for k in range(1, slots + 1)
                     )
                     for row, reference in zip(
-                        drawn.answer_QN, drawn.reference_Q, strict=True
+                        replicate.answer_QN, replicate.reference_Q, strict=True
                     )
                 ]
             )
@@ -98,9 +98,9 @@ def majority_of(answers):
 
 def test_regret_of_uniform_is_not_negative_at_the_end():
     bank = bank_of(1)
-    played = replay(
+    played = replay_policies(
         bank,
-        {"u": uniform(), "o": lambda drawn: oracle(drawn.reference_Q)},
+        {"u": uniform(), "o": lambda replicate: oracle(replicate.reference_Q)},
         majority(),
         rounds_to([16, 80], 8),
         replicates=50,

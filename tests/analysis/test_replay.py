@@ -12,12 +12,11 @@ import pytest
 from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.analysis.replay import (
     as_first_seen,
-    draw,
-    play,
-    replay,
+    permutations,
+    play_replicate,
+    replay_policies,
     rounds_to,
-    shuffled,
-    sweep,
+    shuffle,
 )
 from dynscaling_jax.analysis.statistics import maj_at_k
 from dynscaling_jax.sampler import FunctionSampler
@@ -51,14 +50,14 @@ def bank_of(seed=0, logprobs=False):
 
 @pytest.mark.parametrize("slots", [1, 2, 7, 64, 80])
 def test_shuffled_rows_are_permutations(slots):
-    order_QN = np.asarray(shuffled(jax.random.key(1), 9, slots))
+    order_QN = np.asarray(permutations(jax.random.key(1), 9, slots))
     assert (np.sort(order_QN, axis=1) == np.arange(slots)).all()
 
 
 def test_every_permutation_is_as_likely():
     """Chi-square over 24,000 shuffles of four, 23 degrees of freedom, below
     58.6 at level 1e-4."""
-    order_QN = np.asarray(shuffled(jax.random.key(2), 24_000, 4))
+    order_QN = np.asarray(permutations(jax.random.key(2), 24_000, 4))
     number = order_QN @ np.array([64, 16, 4, 1])
     _, seen = np.unique(number, return_counts=True)
     assert len(seen) == 24
@@ -95,9 +94,9 @@ def test_answers_are_numbered_as_first_seen():
 
 
 def test_a_draw_is_a_permutation_of_each_question():
-    """Answers, tokens and weights move together; nothing is drawn twice."""
+    """Answers, tokens and weights move together; nothing comes twice."""
     bank = bank_of(logprobs=True)
-    one = draw(bank, jax.random.key(0))
+    one = shuffle(bank, jax.random.key(0))
     assert bank.logprob_QN is not None
     for q in range(QUERIES):
         readable_N = bank.answer_QN[q] >= 0
@@ -114,17 +113,17 @@ def test_a_draw_is_a_permutation_of_each_question():
             strict=True,
         )
         assert sorted(recorded) == sorted(played)
-    other = draw(bank, jax.random.key(1))
+    other = shuffle(bank, jax.random.key(1))
     assert not jnp.array_equal(one.tokens_QN, other.tokens_QN)
 
 
-def recorded_model(drawn):
+def recorded_model(replicate):
     """A SampleFn that gives the samples of a draw."""
 
     def sample_fn(requests):
         for request in requests:
             q, n = int(request.query.id), request.index
-            answer = int(drawn.answer_QN[q, n])
+            answer = int(replicate.answer_QN[q, n])
             yield Sample(
                 request.query.id,
                 n,
@@ -135,9 +134,9 @@ def recorded_model(drawn):
                 "stop",
                 1,
                 0,
-                int(drawn.tokens_QN[q, n]),
+                int(replicate.tokens_QN[q, n]),
                 0.0,
-                float(drawn.weight_QN[q, n]),
+                float(replicate.weight_QN[q, n]),
             )
 
     return sample_fn
@@ -149,11 +148,13 @@ def test_replay_and_the_live_loop_in_lock_step(name):
     grants in every round, the same answers, the same cost."""
     policy, vote = POLICIES[name](), majority()
     key = jax.random.key(3)
-    drawn = draw(bank_of(logprobs=True), jax.random.key(4))
+    replicate = shuffle(bank_of(logprobs=True), jax.random.key(4))
     budget, size, first = 37, 6, 9
     ends = [9, 15, 21, 27, 33, 37]
     rounds = rounds_to(ends, size, first)
-    right_MQ, count_MQ, tokens_M = play(policy, vote, rounds, drawn, key)
+    right_MQ, count_MQ, tokens_M = play_replicate(
+        policy, vote, rounds, replicate, key
+    )
 
     live = []
     schedule = Schedule(
@@ -161,7 +162,7 @@ def test_replay_and_the_live_loop_in_lock_step(name):
     )
     result = run_rounds(
         [Query(str(q), ()) for q in range(QUERIES)],
-        FunctionSampler(recorded_model(drawn)),
+        FunctionSampler(recorded_model(replicate)),
         Method(parallel(), policy, vote, schedule),
         Budget(samples=budget),
         key,
@@ -174,7 +175,7 @@ def test_replay_and_the_live_loop_in_lock_step(name):
     right = [
         answer is not None and int(answer) == reference
         for answer, reference in zip(
-            result.answers, drawn.reference_Q.tolist(), strict=True
+            result.answers, replicate.reference_Q.tolist(), strict=True
         )
     ]
     assert right == right_MQ[-1].tolist()
@@ -186,7 +187,7 @@ def test_uniform_replay_is_maj_at_k():
     bank = bank_of()
     budgets = [1, 3, 7]
     rounds = rounds_to([k * QUERIES for k in budgets], QUERIES)
-    played = replay(
+    played = replay_policies(
         bank, {"u": uniform()}, majority(), rounds, replicates=2000, chunk=500
     )["u"]
     assert played.samples_RM.tolist() == [[1, 3, 7]] * 2000
@@ -201,7 +202,7 @@ def test_uniform_replay_is_maj_at_k():
 def test_chunks_change_nothing():
     bank, rounds = bank_of(), rounds_to([10, 20], 5)
     whole, parts = (
-        replay(
+        replay_policies(
             bank, {"ucb": ucb()}, majority(), rounds, replicates=7, chunk=chunk
         )["ucb"]
         for chunk in (7, 3)
@@ -217,30 +218,20 @@ def test_chunks_change_nothing():
 def test_seeds_draw_anew_and_again():
     bank, rounds = bank_of(), rounds_to([10], 5)
     run = partial(
-        replay, bank, {"u": uniform()}, majority(), rounds, replicates=20
+        replay_policies,
+        bank,
+        {"u": uniform()},
+        majority(),
+        rounds,
+        replicates=20,
     )
     one, again, other = run(seed=1)["u"], run(seed=1)["u"], run(seed=2)["u"]
     assert (one.tokens_RM == again.tokens_RM).all()
     assert (one.tokens_RM != other.tokens_RM).any()
 
 
-def test_hyper_parameters_are_vmapped():
-    """One traced sweep over c equals a run for each c."""
-    bank, rounds = bank_of(), rounds_to([10, 20], 5)
-    values = [0.0, 0.5, 2.0]
-    swept = sweep(
-        bank, ucb, {"c": values}, majority(), rounds, replicates=6, chunk=4
-    )
-    for c, played in zip(values, swept, strict=True):
-        alone = replay(
-            bank, {"u": ucb(c=c)}, majority(), rounds, replicates=6, chunk=4
-        )["u"]
-        assert (played.tokens_RM == alone.tokens_RM).all()
-        assert (played.right_QM == alone.right_QM).all()
-
-
 def test_a_policy_that_stops_leaves_budget():
-    played = replay(
+    played = replay_policies(
         bank_of(),
         {"lead": POLICIES["lead_k"](lead=1)},
         majority(),
@@ -256,7 +247,7 @@ def test_a_bank_with_one_answer_for_all():
         reference_Q=np.zeros(QUERIES, np.int32),
     )
     players = {name: POLICIES[name]() for name in ("ucb", "pets", "mmc")}
-    played = replay(
+    played = replay_policies(
         bank, players, majority(), rounds_to([10, 30], 5), replicates=3
     )
     for of_one in played.values():
@@ -289,7 +280,7 @@ class Case:
 )
 def test_what_a_bank_cannot_serve_is_refused(case):
     with pytest.raises(ValueError, match=case.message):
-        replay(
+        replay_policies(
             bank_of(),
             case.players,
             case.vote,
@@ -301,7 +292,7 @@ def test_what_a_bank_cannot_serve_is_refused(case):
 def test_log_probabilities_reach_policy_and_vote():
     """uab alone differs from uniform when weights differ."""
     bank = bank_of(logprobs=True)
-    played = replay(
+    played = replay_policies(
         bank,
         {"uab": uab(), "u": uniform()},
         weighted(tau=0.1),

@@ -7,11 +7,15 @@ import re
 import numpy as np
 import pytest
 
-from dynscaling_jax.analysis.coherence import coherence
-from dynscaling_jax.analysis.judged import Recorded, judge, leader
+from dynscaling_jax.analysis.chain_usage import chain_usage
+from dynscaling_jax.analysis.diagnostics import diagnostics
+from dynscaling_jax.analysis.graded import (
+    RecordedRun,
+    grade_run,
+    majority,
+)
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import _cut, _fair_limit, curve, report
-from dynscaling_jax.analysis.signs import signs
 from dynscaling_jax.types import Sample
 
 
@@ -45,7 +49,7 @@ def recorded(
     kind="number",
 ):
     """A run whose own vote is the majority."""
-    run = Recorded(
+    run = RecordedRun(
         name,
         {"kind": kind, "task": "made up"},
         references,
@@ -55,9 +59,9 @@ def recorded(
         rounds,
     )
     answers = {}
-    for asked in judge(run, compare).asked:
-        voted = leader(asked)
-        first = asked.firsts[voted.answer] if voted.answer >= 0 else None
+    for asked in grade_run(run, compare).questions:
+        voted = majority(asked)
+        first = asked.answers[voted.answer] if voted.answer >= 0 else None
         answers[asked.id] = {"answer": first, "right": voted.right}
     return run._replace(answers=answers)
 
@@ -97,7 +101,7 @@ def run():
 def test_a_curve_counts_prefixes_of_the_samples(run):
     """First one sample of each, then two, where b's tie goes to 4; then a
     third of a and b, whose majority is right now; then a fourth of b."""
-    found = curve(judge(run, compare))
+    found = curve(grade_run(run, compare))
     assert found["samples"] == pytest.approx([1, 2, 8 / 3, 3], abs=1e-4)
     assert found["tokens"] == pytest.approx([11, 22, 88 / 3, 33], abs=1e-3)
     assert found["flops"] == pytest.approx([2, 4, 16 / 3, 6], abs=1e-4)
@@ -121,7 +125,7 @@ def test_allocation_and_calibration(run):
     assert told["ece"] == pytest.approx((1 / 3 + 1 / 4 + 1 / 2) / 3, abs=1e-5)
     assert told["auroc"] == 1
     assert told["count"] == [0, 0, 0, 0, 0, 1, 1, 1, 0, 0]
-    assert told["right"][5:8] == [0, 1, 1] and told["said"][0] is None
+    assert told["right"][5:8] == [0, 1, 1] and told["confidence"][0] is None
     assert told["of_samples"]["confidence"] == {"auroc": 1, "samples": 2}
 
 
@@ -130,13 +134,20 @@ def test_questions_and_their_samples(run):
     b = found["questions"][1]
     assert (b["id"], b["reference"]) == ("b", "5")
     assert b["runs"] == [
-        {"answer": "5", "right": True, "share": 0.75, "samples": 4, "chains": 1}
+        {
+            "answer": "5",
+            "right": True,
+            "share": 0.75,
+            "samples": 4,
+            "right_samples": 3,
+            "chains": 1,
+        }
     ]
     detail = found["details"][0][1]
     assert detail["answers"] == ["4", "5"] and detail["right"] == [1]
-    assert detail["class"] == [0, 1, 1, 1]
+    assert detail["ids"] == [0, 1, 1, 1]
     assert detail["parents"] == [[], [], [1], []]
-    assert found["details"][0][2]["class"] == [-1, 0]
+    assert found["details"][0][2]["ids"] == [-1, 0]
 
 
 def test_a_run_whose_time_was_up_can_lack_a_sample():
@@ -192,7 +203,7 @@ def test_rows_that_do_not_belong_together(run, change, says):
         report([run._replace(**change)], compare)
 
 
-def found_signs(samples, references, rounds=()):
+def found_diagnostics(samples, references, rounds=()):
     run = recorded(samples, references, rounds)
     names = (
         "gap",
@@ -203,7 +214,7 @@ def found_signs(samples, references, rounds=()):
         "concentration",
         "overhead",
     )
-    found = signs(judge(run, compare))
+    found = diagnostics(grade_run(run, compare))
     return dict(zip(names, found, strict=True))
 
 
@@ -225,16 +236,16 @@ def test_sure_and_wrong_is_miscalibrated():
     ]
     uncertainty = [0.9] * 5 + [0.1] * 5
     rounds = made_rounds(references, uncertainty)
-    found = found_signs(samples, references, rounds)
-    assert found["gap"].occurs and found["gap"].value == 0.5
+    found = found_diagnostics(samples, references, rounds)
+    assert found["gap"].crossed and found["gap"].value == 0.5
     assert found["gap"].threshold == 0.1  # calibrated, all would be right
-    assert found["ranking"].occurs and found["ranking"].value == 0
+    assert found["ranking"].crossed and found["ranking"].value == 0
     rounds = made_rounds(references, uncertainty[::-1])
-    found = found_signs(samples, references, rounds)
-    assert not found["ranking"].occurs and found["ranking"].value == 1
+    found = found_diagnostics(samples, references, rounds)
+    assert not found["ranking"].crossed and found["ranking"].value == 1
 
 
-def test_a_gap_that_chance_explains_is_no_sign():
+def test_a_gap_that_chance_explains_is_not_flagged():
     """Four questions of which half should be right, and none is: that is
     one case in sixteen."""
     references = {f"q{i}": "1" for i in range(4)}
@@ -243,8 +254,8 @@ def test_a_gap_that_chance_explains_is_no_sign():
         for q in references
         for n, answer in enumerate(["2", "2", "3", "4"])
     ]
-    gap = found_signs(samples, references)["gap"]
-    assert gap.value == 0.5 and not gap.occurs
+    gap = found_diagnostics(samples, references)["gap"]
+    assert gap.value == 0.5 and not gap.crossed
 
 
 def chained(parents_differ, chains_right):
@@ -257,17 +268,17 @@ def chained(parents_differ, chains_right):
             sample(q, 1, "2" if parents_differ else "1"),
             sample(q, 2, "1" if chains_right else "3", 1, (0, 1)),
         ]
-    return found_signs(samples, references)
+    return found_diagnostics(samples, references)
 
 
 def test_chains_of_answers_that_differ():
     found = chained(parents_differ=True, chains_right=True)
-    assert found["disagreement"].value == 1 and found["disagreement"].occurs
-    assert found["chains"].value == 0.5 and not found["chains"].occurs
+    assert found["disagreement"].value == 1 and found["disagreement"].crossed
+    assert found["chains"].value == 0.5 and not found["chains"].crossed
     found = chained(parents_differ=False, chains_right=False)
     assert found["disagreement"].value == 0
-    assert not found["disagreement"].occurs
-    assert found["chains"].value == -1 and found["chains"].occurs
+    assert not found["disagreement"].crossed
+    assert found["chains"].value == -1 and found["chains"].crossed
 
 
 def test_wrong_questions_that_are_given_up():
@@ -279,11 +290,11 @@ def test_wrong_questions_that_are_given_up():
     ]
     samples += [sample("q0", n, "2", 1) for n in range(1, 9)]
     samples += [sample("q1", 1, "2", 1)]
-    found = found_signs(samples, references)
+    found = found_diagnostics(samples, references)
     assert found["given_up"].value == pytest.approx(4 / 6)
-    assert found["given_up"].occurs and found["given_up"].note == "4 of 6"
+    assert found["given_up"].crossed and found["given_up"].note == "4 of 6"
     # a tenth is two questions
-    assert found["concentration"].value == 1 and found["concentration"].occurs
+    assert found["concentration"].value == 1 and found["concentration"].crossed
 
 
 def test_a_vote_that_is_not_the_majority(run):
@@ -296,30 +307,30 @@ def test_a_vote_that_is_not_the_majority(run):
     assert found["runs"][0]["calibration"]["count"][7] == 1  # 3 of 4 say 5
 
 
-def test_what_was_planted_is_not_taken_for_an_answer_of_its_own(run):
+def test_what_was_corrupted_is_not_taken_for_an_answer_of_its_own(run):
     """An altered attempt is no parent, so that a sample that believed it
     seemed to contradict its chain."""
     run.summary["strategy"] = "integrated(planted=0)"
-    assert any(one.samples for one in coherence(judge(run, compare)))
+    assert any(one.samples for one in chain_usage(grade_run(run, compare)))
     run.summary["strategy"] = "integrated(k=4, planted = 1)"
-    judged = judge(run, compare)
-    assert not any(one.samples for one in coherence(judged))
-    (sign,) = (s for s in signs(judged) if s.measure.startswith("mean disag"))
-    assert sign.value is None and "planted" in sign.note
+    judged = grade_run(run, compare)
+    assert not any(one.samples for one in chain_usage(judged))
+    found = diagnostics(judged)[2]
+    assert found.value is None and "corrupted" in found.note
 
 
-def test_what_cannot_be_judged_is_no_sign(run):
-    found = signs(judge(run._replace(rounds=ROUNDS[:1]), compare))
+def test_what_cannot_be_judged_is_not_flagged(run):
+    found = diagnostics(grade_run(run._replace(rounds=ROUNDS[:1]), compare))
     assert [one.value for one in found[1:]] == [None] * 6
     assert all(one.note for one in found[1:])
-    assert not any(one.occurs for one in found[1:])
+    assert not any(one.crossed for one in found[1:])
 
 
-@pytest.mark.parametrize(("share", "occurs"), [(0.02, False), (0.3, True)])
-def test_a_loop_that_takes_its_time(run, share, occurs):
+@pytest.mark.parametrize(("share", "crosses"), [(0.02, False), (0.3, True)])
+def test_a_loop_that_takes_its_time(run, share, crosses):
     run.summary["loop_share"] = share
-    *_, sign = signs(judge(run, compare))
-    assert (sign.name, sign.occurs) == ("overhead of the bandit", occurs)
+    *_, found = diagnostics(grade_run(run, compare))
+    assert (found.name, found.crossed) == ("overhead of the bandit", crosses)
     del run.summary["loop_share"]
 
 
@@ -328,7 +339,7 @@ def test_a_run_that_drew_nothing():
     found = report([recorded([], REFERENCES)], compare)
     text = page(found)
     assert found["runs"][0]["curve"]["accuracy"] == []
-    assert blocks(text)["samples-0-0"]["class"] == []
+    assert blocks(text)["samples-0-0"]["ids"] == []
 
 
 HOSTILE = (
@@ -416,8 +427,8 @@ def test_what_samples_make_of_their_chains():
         sample("a", 6, "7", 1, (2, 3)),  # contradicts; of equals the first
         sample("a", 7, None, 1, (2,)),
     ]
-    judged = judge(recorded(rows, {"a": "1"}), compare)
-    assert [one[1:] for one in coherence(judged)] == [
+    judged = grade_run(recorded(rows, {"a": "1"}), compare)
+    assert [one[1:] for one in chain_usage(judged)] == [
         (1, 0, 0),
         (1, 1, 0),
         (1, 0, 1),

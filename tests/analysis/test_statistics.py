@@ -159,7 +159,7 @@ def test_auroc_counts_pairs(rows):
 def test_reliability_by_hand():
     """Two bins: 0.2 and 0.4, none right; 0.9 twice, one right."""
     got = s.reliability([0.2, 0.4, 0.9, 0.9], [0, 0, 1, 0], bins=2)
-    np.testing.assert_allclose(got.said_B, [0.3, 0.9])
+    np.testing.assert_allclose(got.confidence_B, [0.3, 0.9])
     np.testing.assert_allclose(got.right_B, [0.0, 0.5])
     assert got.count_B.tolist() == [2, 2]
     assert got.ece == pytest.approx((2 * 0.3 + 2 * 0.4) / 4)
@@ -167,7 +167,7 @@ def test_reliability_by_hand():
 
 def test_reliability_of_an_empty_bin_is_unknown():
     got = s.reliability([1.0], [1])
-    assert np.isnan(got.said_B[:-1]).all() and got.ece == 0
+    assert np.isnan(got.confidence_B[:-1]).all() and got.ece == 0
 
 
 def test_confidences_lie_between_0_and_1():

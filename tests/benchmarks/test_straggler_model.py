@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import straggler_model as stragglers
 from benchmarks.straggler_model import Lengths, Lost, simulate
-from dynscaling_jax.experiments.shared import dealt
+from dynscaling_jax.experiments.shared import partition
 
 SPREAD = Lengths(within=0.3, between=0.5)
 
@@ -16,7 +16,7 @@ def near(waiting, idle):
 
 @pytest.mark.parametrize("stale", [0, 1, 2])
 def test_one_host_waits_for_nobody(stale):
-    length_MHS = stragglers.lengths(5, 1, 7, SPREAD, 1, 7, dealt)
+    length_MHS = stragglers.lengths(5, 1, 7, SPREAD, 1, 7, partition)
     assert simulate(length_MHS, 3, stale).waiting == 0
 
 
@@ -64,7 +64,7 @@ def test_a_host_without_samples_waits():
 def test_more_hosts_wait_longer_and_old_counts_less():
     waiting = {
         (hosts, stale): simulate(
-            stragglers.lengths(8, hosts, 32, SPREAD, 0, 32, dealt), 8, stale
+            stragglers.lengths(8, hosts, 32, SPREAD, 0, 32, partition), 8, stale
         ).waiting
         for hosts in (2, 32)
         for stale in (0, 1)
@@ -91,7 +91,7 @@ def test_what_is_no_run(length_MHS, slots, stale):
 
 def test_lengths_vary_as_asked():
     """Cut at four means, a few per thousand are shorter."""
-    arguments = 50, 20, 100, SPREAD, 3, 300, dealt
+    arguments = 50, 20, 100, SPREAD, 3, 300, partition
     length_MHS = stragglers.lengths(*arguments)
     assert length_MHS.max() <= stragglers.LONGEST
     drawn = length_MHS[length_MHS > 0]
@@ -123,7 +123,7 @@ def test_dealt_by_what_is_known_hosts_have_as_much_to_do():
     questions."""
     arguments = 12, 10, 60, Lengths(within=0.1, between=0.8), 0, 30
     over = []
-    for deal in (stragglers.kept, dealt):
+    for deal in (stragglers.kept, partition):
         work_MH = stragglers.lengths(*arguments, deal)[6:].sum(2)
         over.append((work_MH.max(1) / work_MH.mean(1)).mean() - 1)
     assert over[0] > 0.2

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dynscaling_jax.experiments.bank import read_bank, tidy
+from dynscaling_jax.experiments.bank import load_bank, tidy
 from dynscaling_jax.experiments.log import row_of
 from dynscaling_jax.types import Sample
 
@@ -24,31 +24,44 @@ def written(path, *rows):
 
 
 def test_rows_become_arrays(tmp_path):
-    bank = read_bank(written(tmp_path / "some.jsonl", ROW, OTHER))
+    bank = load_bank(written(tmp_path / "some.jsonl", ROW, OTHER))
     assert bank.name == "some"
     assert bank.ids == ("a", "b")
-    assert bank.answer_QN.tolist() == [[0, -1, 1, 0]] * 2
+    assert bank.answer_QN.tolist() == [[0, -1, 0, 0]] * 2
     assert bank.tokens_QN.tolist() == [[10, 20, 30, 40]] * 2
-    assert bank.reference_Q.tolist() == [1, -2]
+    assert bank.reference_Q.tolist() == [0, -2]
     assert bank.logprob_QN is None
     assert bank.answer_QN.dtype == bank.tokens_QN.dtype == np.int32
 
 
-def test_equal_answers_are_one_class(tmp_path):
-    """Texts apart, numbers equal: given keys join the classes, the
-    reference's too."""
+@pytest.mark.parametrize(
+    ("reference", "answers", "kind", "right"),
+    [
+        # an AIME answer with leading zeros made a whole question wrong
+        ("033", ["33", "34"], "number", 0.5),
+        # two spellings were two answers, and split the vote
+        ("(3,\\frac{\\pi}{2})", ["3,\\pi/2", "(3, \\pi)"], "math", 0.5),
+        # a list is no number: it keeps a class of its own, and is not 1
+        ("1", ["1", "1,2"], "number", 0.5),
+        ("B", ["(b)", "C"], "choice", 0.5),
+    ],
+)
+def test_answers_are_compared_as_answers_of_a_kind(
+    tmp_path, reference, answers, kind, right
+):
+    row = {"query_id": "q", "reference": reference, "answers": answers}
+    row["new_tokens"] = [1, 1]
+    bank = load_bank(written(tmp_path / "some.jsonl", row))
+    assert bank.kind == kind
+    assert (bank.answer_QN == bank.reference_Q[:, None]).mean() == right
+    assert bank.answer_QN.tolist() == [[0, 1]]
 
-    def keys(questions):
-        for answers, reference in questions:
-            yield [text and number(text) for text in (*answers, reference)]
 
-    def number(text):
-        top, _, bottom = text.partition("/")
-        return float(top) / float(bottom or 1)
-
-    bank = read_bank(written(tmp_path / "some.jsonl", ROW), keys=keys)
-    assert bank.answer_QN.tolist() == [[0, -1, 0, 0]]
-    assert bank.reference_Q.tolist() == [0]
+def test_what_a_kind_does_not_read_is_told_apart_by_its_text(tmp_path):
+    path = written(tmp_path / "some.jsonl", ROW)
+    bank = load_bank(path, kind="choice")
+    assert bank.answer_QN.tolist() == [[0, -1, 1, 0]]
+    assert (bank.kind, bank.reference_Q.tolist()) == ("choice", [1])
 
 
 @pytest.mark.parametrize(
@@ -75,25 +88,25 @@ def test_tidy_keeps_different_answers_apart(one, other):
 
 def test_log_probabilities_are_kept(tmp_path):
     row = ROW | {"logprobs": [-0.5, -1, -0.25, 0.0]}
-    bank = read_bank(written(tmp_path / "some.jsonl", row))
+    bank = load_bank(written(tmp_path / "some.jsonl", row))
     assert bank.logprob_QN is not None
     assert bank.logprob_QN.tolist() == [[-0.5, -1, -0.25, 0]]
     mixed = written(tmp_path / "mixed.jsonl", row, OTHER)
-    assert read_bank(mixed).logprob_QN is None
+    assert load_bank(mixed).logprob_QN is None
 
 
 def test_a_last_line_without_its_end_is_read(tmp_path):
     """A bank is no log: its last line counts without a newline too."""
     path = tmp_path / "some.jsonl"
     path.write_text(json.dumps(ROW) + "\n\n" + json.dumps(OTHER))
-    assert read_bank(path).ids == ("a", "b")
+    assert load_bank(path).ids == ("a", "b")
 
 
 def test_depth_keeps_the_first_samples(tmp_path):
     longer = OTHER | {"answers": ["7"] * 6, "new_tokens": [1] * 6}
     path = written(tmp_path / "some.jsonl", ROW, longer)
-    bank = read_bank(path, depth=3)
-    assert bank.answer_QN.tolist() == [[0, -1, 1], [0, 0, 0]]
+    bank = load_bank(path, depth=3)
+    assert bank.answer_QN.tolist() == [[0, -1, 0], [0, 0, 0]]
     assert bank.tokens_QN.shape == (2, 3)
 
 
@@ -124,21 +137,21 @@ def test_depth_keeps_the_first_samples(tmp_path):
 def test_a_bad_bank_says_where_and_why(tmp_path, rows, message):
     path = written(tmp_path / "bad.jsonl", *rows)
     with pytest.raises(ValueError, match=message):
-        read_bank(path)
+        load_bank(path)
 
 
 def test_a_malformed_line_is_named(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(ROW) + "\n{oops\n")
     with pytest.raises(ValueError, match=r"bad\.jsonl:2: expected a JSON"):
-        read_bank(path)
+        load_bank(path)
 
 
 @pytest.mark.parametrize("depth", [0, 5])
 def test_a_depth_beyond_the_bank_is_refused(tmp_path, depth):
     path = written(tmp_path / "some.jsonl", ROW)
     with pytest.raises(ValueError, match=f"depth={depth}: expected 1 to 4"):
-        read_bank(path, depth=depth)
+        load_bank(path, depth=depth)
 
 
 def sample(query_id, index, answer, logprob: float | None = -0.5):
@@ -161,7 +174,7 @@ def test_a_sample_log_is_a_bank(tmp_path):
         sample("a", 1, "4"),
     )
     (tmp_path / "references.json").write_text('{"a": "4", "b": "y"}')
-    bank = read_bank(path)
+    bank = load_bank(path)
     assert bank.name == tmp_path.name
     assert bank.ids == ("a", "b")
     assert bank.answer_QN.tolist() == [[0, 1], [0, -1]]
@@ -172,7 +185,7 @@ def test_a_sample_log_is_a_bank(tmp_path):
 
 def test_a_sample_log_takes_references_as_an_argument(tmp_path):
     path = logged(tmp_path / "samples.jsonl", sample("a", 0, "3", None))
-    bank = read_bank(path, references={"a": "3"})
+    bank = load_bank(path, references={"a": "3"})
     assert bank.reference_Q.tolist() == [0]
     assert bank.logprob_QN is None
 
@@ -191,4 +204,4 @@ def test_missing_references_are_asked_for(tmp_path, beside, message):
     if beside is not None:
         (tmp_path / "references.json").write_text(beside)
     with pytest.raises(ValueError, match=message):
-        read_bank(path)
+        load_bank(path)

@@ -23,9 +23,9 @@ def session(workdir, sample_fn, pause, points):
     metrics = Metrics(
         workdir,
         Budget(samples=4),
-        draw=lambda step, values: points.append((step, *values)),
+        add_point=lambda step, values: points.append((step, *values)),
     )
-    draw = metrics.watched(metrics.counted(sample_fn))
+    draw = metrics.with_progress(metrics.metered(sample_fn))
     assert len(list(draw(REQUESTS[:2]))) == 2
     time.sleep(pause)
     assert len(list(draw(REQUESTS[2:]))) == 2
@@ -41,7 +41,7 @@ def test_the_loops_share_is_that_of_the_sessions_that_drew(tmp_path):
     assert 0.5 < share < 1
     # once more, all of it from the log: nothing is counted as drawn
     again = Metrics(tmp_path, Budget(samples=4))
-    list(again.watched(lambda requests: slow(requests))(REQUESTS))
+    list(again.with_progress(lambda requests: slow(requests))(REQUESTS))
     again.close()
     assert again.loop_share() == pytest.approx(share, abs=0.01)
     # curves count samples, on a terminal or not
@@ -49,7 +49,7 @@ def test_the_loops_share_is_that_of_the_sessions_that_drew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"),
+    ("budget", "shown"),
     [
         (Budget(samples=8), "| 4/8 ["),
         (Budget(samples=99, new_tokens=40), "| 20.0/40.0 ["),
@@ -59,7 +59,7 @@ def test_the_loops_share_is_that_of_the_sessions_that_drew(tmp_path):
     ],
 )
 def test_a_terminal_shows_what_is_left_of_the_budget(
-    tmp_path, monkeypatch, capsys, budget, said
+    tmp_path, monkeypatch, capsys, budget, shown
 ):
     """Under a cap of tokens it showed samples without an end."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -67,8 +67,8 @@ def test_a_terminal_shows_what_is_left_of_the_budget(
     workdir = tmp_path / "run"
     workdir.mkdir()
     metrics = Metrics(workdir, budget, questions=1)
-    list(metrics.watched(metrics.counted(slow))(REQUESTS))
+    list(metrics.with_progress(metrics.metered(slow))(REQUESTS))
     metrics.close()
     last = capsys.readouterr().err.rpartition("\r")[2]
-    assert last.startswith("run, 1 question: ") and said in last
+    assert last.startswith("run, 1 question: ") and shown in last
     assert "tokens/s]" in last

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dynscaling_jax.analysis.judged import Recorded
+from dynscaling_jax.analysis.graded import RecordedRun
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import report
 from dynscaling_jax.types import Sample
@@ -179,7 +179,7 @@ def write(path, queries, samples, text, answer=str, names=("one",)):
         "samples": len(drawn),
     }
     runs = [
-        Recorded(
+        RecordedRun(
             name,
             summary,
             dict.fromkeys(ids, answer(0)),
@@ -352,7 +352,7 @@ def test_keys_read_the_allocation(opened):
     opened.run("document.querySelector('#allocation canvas').focus()")
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowDown"):
         opened.press(key)
-    told = "document.querySelector('#allocation .told').textContent"
+    told = "document.querySelector('#allocation .cell').textContent"
     where, _, what = opened.run(told).partition(": ")
     assert where == "q2, round 1"
     assert what == "4 samples granted at uncertainty 0.50; 8 in all"
@@ -404,7 +404,7 @@ def test_a_finger_reads_before_it_opens(opened):
         }}))
     """
     opened.run(tap)
-    told = "document.querySelector('#allocation .told').textContent"
+    told = "document.querySelector('#allocation .cell').textContent"
     assert opened.run(told).startswith("q5, round 0: ")
     assert chosen(opened) == "q0"
     opened.run(tap)

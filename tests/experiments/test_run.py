@@ -15,7 +15,7 @@ from configs import common
 from dynscaling_jax.experiments import identity
 from dynscaling_jax.experiments import report as reporting
 from dynscaling_jax.experiments import run as experiment
-from dynscaling_jax.experiments.bank import read_bank
+from dynscaling_jax.experiments.bank import load_bank
 from dynscaling_jax.experiments.log import read_samples
 from dynscaling_jax.experiments.shared import Processes
 from dynscaling_jax.sampler import FunctionSampler
@@ -89,7 +89,7 @@ def test_a_run_of_0_1_goes_on_to_the_same_bytes(tmp_path, rows):
 def test_a_run_of_0_1_can_be_read(tmp_path):
     page = reporting.write([OLD], tmp_path)
     assert page.stat().st_size > 10_000
-    bank = read_bank(OLD, depth=5)
+    bank = load_bank(OLD, depth=5)
     assert bank.answer_QN.shape == (4, 5)
 
 

@@ -3,7 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynscaling_jax.experiments.shared import Drawn, Processes, dealt, shared
+from dynscaling_jax.experiments.shared import (
+    Processes,
+    Usage,
+    partition,
+    shared,
+)
 from dynscaling_jax.types import Message, Query, Request, Sample
 
 QUERIES = [Query(f"q{i}", (Message("user", f"{i}?"),)) for i in range(4)]
@@ -49,10 +54,10 @@ QUERY = st.sampled_from("abcdefghij")
     st.dictionaries(QUERY, st.integers(1, 500)),
     st.dictionaries(QUERY, st.integers(0, 3)),
 )
-def test_a_round_is_dealt_evenly(counts, lengths, owners):
+def test_a_round_is_divided_evenly(counts, lengths, owners):
     """No process is to draw more than its share and one query."""
-    drawn = {q: Drawn(3.0 * length, 3) for q, length in lengths.items()}
-    found = dealt(counts, drawn, owners, 4)
+    drawn = {q: Usage(3.0 * length, 3) for q, length in lengths.items()}
+    found = partition(counts, drawn, owners, 4)
     assert found.keys() == counts.keys()
     mean = sum(lengths.values()) / len(lengths) if lengths else 1
     work = {q: n * lengths.get(q, mean) for q, n in counts.items()}
@@ -65,9 +70,9 @@ def test_a_round_is_dealt_evenly(counts, lengths, owners):
 def test_who_read_a_prompt_keeps_the_query(queries, processes):
     """In a second round like the first, nothing moves."""
     counts = dict.fromkeys(range(queries * processes), 2)
-    first = dealt(counts, {}, {}, processes)
-    drawn = {query: Drawn(80.0, 2) for query in counts}
-    assert dealt(counts, drawn, first, processes) == first
+    first = partition(counts, {}, {}, processes)
+    drawn = {query: Usage(80.0, 2) for query in counts}
+    assert partition(counts, drawn, first, processes) == first
 
 
 def test_the_uncertain_questions_of_one_process_go_to_others():
@@ -75,11 +80,11 @@ def test_the_uncertain_questions_of_one_process_go_to_others():
     rounds to those of the first, which draws half of them."""
     owners = {"a": 0, "b": 0, "c": 0, "d": 0, "x": 1, "y": 1}
     granted = {"a": 2, "b": 2, "c": 2, "d": 2}
-    assert dealt(granted, {}, owners, 2) == {"a": 0, "b": 0, "c": 1, "d": 1}
+    assert partition(granted, {}, owners, 2) == {"a": 0, "b": 0, "c": 1, "d": 1}
 
 
 def test_a_question_with_long_answers_counts_for_several():
     """Those of d are as long as three of the others."""
-    drawn = {q: Drawn(100.0, 1) for q in "abc"} | {"d": Drawn(600.0, 2)}
+    drawn = {q: Usage(100.0, 1) for q in "abc"} | {"d": Usage(600.0, 2)}
     counts = dict.fromkeys("abcd", 1)
-    assert dealt(counts, drawn, {}, 2) == {"d": 0, "a": 1, "b": 1, "c": 1}
+    assert partition(counts, drawn, {}, 2) == {"d": 0, "a": 1, "b": 1, "c": 1}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dynscaling_jax.experiments import report as reporting
-from dynscaling_jax.experiments.compare import remembered
+from dynscaling_jax.experiments.compare import cached
 from dynscaling_jax.types import Message, Query, Request, Sample
 
 ROOT = Path(__file__).parents[2]
@@ -178,7 +178,7 @@ def test_a_remembered_sample_is_not_drawn_again():
     query = Query("q", (Message("user", "?"),))
     first = Request(query, query.messages, 0)
     chain = first._replace(messages=(*query.messages, Message("assistant", "")))
-    draw = remembered(model)
+    draw = cached(model)
     assert len(list(draw([first]))) == 1
     (again,) = draw([first._replace(round=3, parents=(1,))])
     assert (again.round, again.parents) == (3, (1,))

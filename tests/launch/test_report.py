@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynscaling_jax.experiments import report as reporting
-from dynscaling_jax.experiments.bank import read_bank
+from dynscaling_jax.experiments.bank import load_bank
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,7 +166,7 @@ def test_a_directory_of_several_runs_names_one(runs, tmp_path):
     with pytest.raises(ValueError, match=says):
         reporting.write([tmp_path], tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=says):
-        read_bank(tmp_path)
+        load_bank(tmp_path)
 
 
 def test_a_refusal_is_one_line(runs, tmp_path):

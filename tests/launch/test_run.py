@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dynscaling_jax.experiments.bank import read_bank
+from dynscaling_jax.experiments.bank import load_bank
 
 ROOT = Path(__file__).parents[2]
 PER_QUERY, QUERIES = 12, 6
@@ -234,7 +234,7 @@ def test_what_a_vote_asks_has_a_log_of_its_own(tiny_model, tmp_path):
     assert not any("#" in id for id in ids)
     asked = (tmp_path / "vote" / "samples.jsonl").read_bytes()
     assert asked.count(b"#universal") == len(ids)
-    read_bank(tmp_path / "samples.jsonl")
+    load_bank(tmp_path / "samples.jsonl")
     summary = (tmp_path / "summary.json").read_bytes()
     assert run(tiny_model, tmp_path, *chosen).returncode == 0
     assert (tmp_path / "vote" / "samples.jsonl").read_bytes() == asked

@@ -134,7 +134,7 @@ function chip(found, own, answer) {
 
 function tally(found) {
   const votes = new Map();
-  for (const own of found.class) votes.set(own, (votes.get(own) ?? 0) + 1);
+  for (const own of found.ids) votes.set(own, (votes.get(own) ?? 0) + 1);
   const ordered = [...votes].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
   const bar = node("div", { class: "tally", "aria-hidden": "true" });
   for (const [own, count] of ordered) {
@@ -173,7 +173,7 @@ function graph(found) {
     }));
   }));
   const dots = at.map(([cx, cy], i) => svg("g", {
-    class: `${classColour(found.class[i])} ${found.class[i] < 0 ? "hollow" : "filled"}`,
+    class: `${classColour(found.ids[i])} ${found.ids[i] < 0 ? "hollow" : "filled"}`,
     "data-sample": i, click: () => sample(i),
   }, svg("circle", { cx, cy, r: 9 }), svg("text", { x: cx, y: cy + 3 }, `${found.index[i]}`),
   svg("title", {}, `sample ${found.index[i]}: ${found.answer[i] ?? "no answer"}`)));
@@ -201,9 +201,9 @@ function card(found, children, i) {
   return node("div", { class: "card sample", tabindex: -1 },
     node("div", { class: "row" },
       node("span", { class: "number" }, `#${found.index[i]}`),
-      chip(found, found.class[i], found.answer[i]),
+      chip(found, found.ids[i], found.answer[i]),
       node("span", { class: "muted" }, `round ${found.round[i]}, ${found.new[i]} tokens, ` +
-        `${found.read[i] - found.cached[i]} read` +
+        `${found.prompt[i] - found.cached[i]} of its prompt` +
         (found.confidence[i] === null ? "" : `, confidence ${fixed(found.confidence[i])}`)),
       finish === "stop" ? null : node("span", { class: "bad" }, finish),
       links("chain of", found, found.parents[i]), links("read by", found, children[i])),
@@ -256,7 +256,7 @@ function detail() {
   })) : null;
   const one = row.runs[state.run];
   const found = details(state.run, q);
-  const children = found.class.map(() => []);
+  const children = found.ids.map(() => []);
   found.parents.forEach((parents, i) => parents.forEach((p) => children[p].push(i)));
   parts.detail.replaceChildren(...[
     node("h3", {}, row.id), tabs,
@@ -265,9 +265,9 @@ function detail() {
       node("b", { class: one.right ? "good" : "bad" }, `${one.answer ?? "none"} ${one.right ? "✓" : "✗"}`),
       ` (${percent(one.share, 0)} of ${one.samples} samples agree; ${one.chains} had chains)`),
     tally(found),
-    found.class.length ? graph(found) : null,
+    found.ids.length ? graph(found) : null,
     roundsOf(row.id),
-    ...found.class.map((_, i) => card(found, children, i)),
+    ...found.ids.map((_, i) => card(found, children, i)),
   ].filter(Boolean));
 }
 

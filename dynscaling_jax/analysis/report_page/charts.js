@@ -91,17 +91,17 @@ function curveChart(series, label, binary) {
       svg("path", { class: "band", d: band }),
       svg("path", { class: s.dashed ? "line dash" : "line", d: `M${at(s.y).join("L")}` }));
     s.x.forEach((x, i) => {
-      const says = `${s.name}: ${percent(s.y[i])} (${percent(s.low[i])} to ` +
+      const title = `${s.name}: ${percent(s.y[i])} (${percent(s.low[i])} to ` +
         `${percent(s.high[i])}) at ${short(x)}`;
       group.append(svg("circle", { class: "dot", cx: X(x), cy: Y(s.y[i]), r: 2.4 },
-        svg("title", {}, says)));
+        svg("title", {}, title)));
     });
     chart.append(group);
   }
   return chart;
 }
 
-// What votes said against what came; dots are as large as the bins are full.
+// The share that agreed against how often it was right; dots are as large as the bins are full.
 function reliabilityChart(c, colour) {
   const [S, left, top, bottom] = [300, 42, 8, 36];
   const X = (x) => left + x * (S - left - 8);
@@ -123,13 +123,13 @@ function reliabilityChart(c, colour) {
   const most = Math.max(...c.count);
   c.count.forEach((size, b) => {
     if (!size) return;
-    const [x, y] = [X(c.said[b]), Y(c.right[b])];
-    const says = `${count(size, "question")}: ${percent(c.said[b])} agreed, ` +
+    const [x, y] = [X(c.confidence[b]), Y(c.right[b])];
+    const title = `${count(size, "question")}: ${percent(c.confidence[b])} agreed, ` +
       `${percent(c.right[b])} right (${percent(c.low[b])} to ${percent(c.high[b])})`;
     chart.append(svg("g", { class: colour },
       svg("path", { class: "whisker", d: `M${x} ${Y(c.low[b])}V${Y(c.high[b])}` }),
       svg("circle", { class: "dot", cx: x, cy: y, r: 3 + 7 * Math.sqrt(size / most) },
-        svg("title", {}, says))));
+        svg("title", {}, title))));
   });
   return chart;
 }
@@ -138,9 +138,9 @@ const redraws = [];
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
   redraws.forEach((redraw) => redraw()));
 
-// A cell for each round (down) and question (across); told and chosen get
+// A cell for each round (down) and question (across); describe and chosen get
 // (round, column). values are in [0, 1].
-function heatMap(values, label, told, chosen) {
+function heatMap(values, label, describe, chosen) {
   const rows = values.length, columns = values[0].length;
   const height = Math.max(4, Math.min(22, Math.floor(320 / rows)));
   const canvas = node("canvas", { role: "img", tabindex: 0, "aria-label": label });
@@ -169,14 +169,14 @@ function heatMap(values, label, told, chosen) {
       place((event.clientX - box.left) / box.width, columns)];
   };
   let at = [0, 0], touched = "", finger = false;
-  canvas.addEventListener("pointermove", (event) => told(...(at = cell(event))));
+  canvas.addEventListener("pointermove", (event) => describe(...(at = cell(event))));
   canvas.addEventListener("pointerdown", (event) => {
     finger = event.pointerType === "touch";
   });
-  canvas.addEventListener("focus", () => told(...at));
+  canvas.addEventListener("focus", () => describe(...at));
   canvas.addEventListener("click", (event) => {
     at = cell(event);
-    told(...at);
+    describe(...at);
     // a finger reads a cell first, and opens it by a second tap
     const open = !finger || touched === `${at}`;
     touched = `${at}`;
@@ -191,7 +191,7 @@ function heatMap(values, label, told, chosen) {
     if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     at = [within(at[0] + step[0], rows), within(at[1] + step[1], columns)];
-    told(...at);
+    describe(...at);
   });
   redraws.push(draw);
   draw();

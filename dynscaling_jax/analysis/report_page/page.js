@@ -28,20 +28,15 @@ function pressed(event) {
 const title = several ? `${runs.length} runs` : runs[0].name;
 document.title = `${title} – dynscaling_jax report`;
 document.getElementById("title").textContent = title;
-document.getElementById("runs").append(
-  node("div", { class: "cards" }, ...runs.map(runCard)));
-body("signs").append(
-  node("p", { class: "note" },
-    "How dynamic allocation and chains can fail, each told by a figure of the " +
-    "run and a threshold. The names are the paper's, figures and thresholds are not."),
-  ...runs.map(signsOf));
+sideBySide();
 curves();
+differences(show);
+diagnostics();
 body("allocation").append(...runs.map((run, r) => allocationOf(run, r, show)));
 body("calibration").append(
   node("div", { class: "cards" }, ...runs.map(calibrationOf)));
 body("chains").append(
   node("div", { class: "cards" }, ...runs.map(chainsOf)));
-differences(show);
 browser();
 document.addEventListener("keydown", pressed);
 document.documentElement.dataset.ready = "true";

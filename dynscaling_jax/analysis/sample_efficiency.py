@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from dynscaling_jax.analysis.bank import Bank
-from dynscaling_jax.analysis.replay import Played
+from dynscaling_jax.analysis.replay import Curve
 
 LEAST_GAIN = 1e-9  # a mean of equal numbers may differ from them by less
 
 
-class Saving(NamedTuple):
+class SampleEfficiency(NamedTuple):
     """Per question; nan where a curve never reaches the goal, is too short
     to set one, or gains nothing over one sample. A ratio above 1 is better
     than uniform.
@@ -44,16 +44,16 @@ def pass_at_1(bank: Bank) -> float:
     return float(np.mean(bank.answer_QN == bank.reference_Q[:, None]))
 
 
-def saving(
-    uniform: Played,
-    policy: Played,
+def sample_efficiency(
+    uniform: Curve,
+    policy: Curve,
     single: float,
     target: float,
     full: float = 40,
     *,
     resamples: int = 200,
     seed: int = 0,
-) -> Saving:
+) -> SampleEfficiency:
     """What a policy saves for a target.
 
     Args:
@@ -98,7 +98,7 @@ def saving(
     low = high = np.nan
     if replicates > 1 and np.isfinite(found[0] / found[2]):
         low, high = np.quantile(ratios, [0.025, 0.975])
-    return Saving(
+    return SampleEfficiency(
         target,
         uniform_samples=found[0],
         policy_samples=found[2],

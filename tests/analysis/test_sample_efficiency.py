@@ -1,11 +1,15 @@
-"""Savings, on curves whose answers can be read off by hand."""
+"""Sample efficiency, on curves whose answers can be read off by hand."""
 
 import numpy as np
 import pytest
 
 from dynscaling_jax.analysis.bank import Bank
-from dynscaling_jax.analysis.replay import Played
-from dynscaling_jax.analysis.savings import first_reach, pass_at_1, saving
+from dynscaling_jax.analysis.replay import Curve
+from dynscaling_jax.analysis.sample_efficiency import (
+    first_reach,
+    pass_at_1,
+    sample_efficiency,
+)
 
 SAMPLES_M = np.array([1.0, 2, 4, 8, 40])
 
@@ -13,7 +17,7 @@ SAMPLES_M = np.array([1.0, 2, 4, 8, 40])
 def played(accuracy_M, replicates=3, noise=0.0, samples_M=SAMPLES_M):
     rng = np.random.default_rng(0)
     shape = replicates, len(samples_M)
-    return Played(
+    return Curve(
         np.asarray(accuracy_M) + noise * rng.normal(size=shape),
         np.broadcast_to(samples_M, shape),
         np.broadcast_to(10 * samples_M, shape),
@@ -40,7 +44,7 @@ def test_by_hand():
     2 + 2 * 0.12 / 0.2 = 3.2."""
     uniform = played([0.2, 0.3, 0.4, 0.6, 0.6])
     policy = played([0.2, 0.4, 0.6, 0.6, 0.6])
-    found = saving(uniform, policy, 0.2, 0.8)
+    found = sample_efficiency(uniform, policy, 0.2, 0.8)
     np.testing.assert_allclose(found.uniform_samples, 6.4)
     np.testing.assert_allclose(found.policy_samples, 3.2)
     np.testing.assert_allclose(
@@ -51,7 +55,7 @@ def test_by_hand():
 
 def test_uniform_saves_nothing_against_itself():
     uniform = played([0.2, 0.3, 0.4, 0.6, 0.6], replicates=50, noise=0.02)
-    found = saving(uniform, uniform, 0.2, 0.9)
+    found = sample_efficiency(uniform, uniform, 0.2, 0.9)
     assert found.ratio == 1
     assert found.ratio_ci95 == (1, 1)
 
@@ -59,8 +63,8 @@ def test_uniform_saves_nothing_against_itself():
 def test_noise_widens_the_interval_around_the_ratio():
     uniform = played([0.2, 0.3, 0.4, 0.6, 0.6])
     policy = played([0.2, 0.4, 0.6, 0.6, 0.6], replicates=3, noise=0.05)
-    low, high = saving(uniform, policy, 0.2, 0.8).ratio_ci95
-    assert low < saving(uniform, policy, 0.2, 0.8).ratio < high
+    low, high = sample_efficiency(uniform, policy, 0.2, 0.8).ratio_ci95
+    assert low < sample_efficiency(uniform, policy, 0.2, 0.8).ratio < high
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def test_noise_widens_the_interval_around_the_ratio():
     ids=["never", "no gain", "too short"],
 )
 def test_what_cannot_be_told_is_nan(uniform, policy, nan):
-    found = saving(uniform, policy, 0.2, 0.95)
+    found = sample_efficiency(uniform, policy, 0.2, 0.95)
     assert np.isnan(getattr(found, nan))
     assert np.isnan([found.ratio, *found.ratio_ci95]).all()
 

@@ -1,0 +1,413 @@
+"""The replay study: policies side by side on recorded samples.
+
+`replay` plays policies on one bank; `write_studies` does it for the banks and
+policies that launch.replay names, and writes what it found:
+
+- DIR/replay.json: the settings and, in `banks`, one object a bank, as
+  `Study.row` says.
+- DIR/BANK-samples.png and DIR/BANK-tokens.png: the curves of each policy.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from dynscaling_jax.analysis.bank import Bank
+from dynscaling_jax.analysis.oracle import oracle, regret
+from dynscaling_jax.analysis.replay import (
+    Curve,
+    PolicyOrMaker,
+    check,
+    replay_policies,
+    rounds_to,
+)
+from dynscaling_jax.analysis.sample_efficiency import (
+    SampleEfficiency,
+    pass_at_1,
+    sample_efficiency,
+)
+from dynscaling_jax.analysis.statistics import bootstrap_interval
+from dynscaling_jax.experiments.bank import load_bank
+from dynscaling_jax.files import write_json
+from dynscaling_jax.lines import finite
+from dynscaling_jax.scaling import spec
+from dynscaling_jax.scaling.bandits import uniform
+from dynscaling_jax.scaling.policies import parse_policies, split_names
+from dynscaling_jax.scaling.votes import VOTES, Vote, majority
+from dynscaling_jax.tasks import Comparer
+from dynscaling_jax.types import Policy
+
+BUDGETS = (2.0, 4.0, 8.0, 16.0, 32.0)  # samples a question, by default
+TARGETS = (0.8, 0.9, 0.95)
+FULL = 40  # samples a question of the uniform vote that sets the goal
+LEGEND = """
+@8     accuracy of the vote at 8 samples a question, on average
+spent  samples a question that were drawn of the last budget
+x 0.9  how often uniform's samples go into the policy's, where each has come
+       90% of the way from pass@1 to the uniform vote at 40
+-      no such number: the bank holds fewer than 40 samples a question, the
+       vote gains nothing over one sample, or the policy never gets there"""
+
+
+class Result(NamedTuple):
+    """What one policy reached with one budget, in samples a question.
+
+    stderr is of the mean over replicates, accuracy_ci95 over questions, by
+    the bootstrap. A policy that stops spends less than its budget. regret is
+    the accuracy that the oracle has more on the same orders; nan where it was
+    not played.
+    """
+
+    policy: str
+    budget: float
+    accuracy: float
+    stderr: float
+    accuracy_ci95: tuple[float, float]
+    regret: float
+    samples_per_query: float
+    new_tokens_per_query: float
+
+
+class Study(NamedTuple):
+    """Policies side by side on one bank; its text is the table."""
+
+    bank: str
+    kind: str  # of answers
+    questions: int
+    depth: int
+    pass_at_1: float
+    seconds: float  # that it took
+    results: tuple[Result, ...]  # of each budget, of each policy
+    efficiency: Mapping[str, tuple[SampleEfficiency, ...]]  # of each target
+    curves: Mapping[str, Curve]
+
+    def row(self) -> dict[str, Any]:
+        """Gives what replay.json says of a bank; its keys are a contract."""
+        names = ("bank", "questions", "depth", "pass_at_1", "seconds")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "results": [result._asdict() for result in self.results],
+            "savings": [
+                {"policy": name, **one._asdict()}
+                for name, found in self.efficiency.items()
+                for one in found
+            ],
+            "kind": self.kind,
+        }
+
+    def __str__(self) -> str:
+        """Shows accuracy at each budget, the samples spent of the last, and
+        the sample efficiency at each target."""
+        width = max(map(len, self.curves))
+        budgets = dict.fromkeys(result.budget for result in self.results)
+        lines = [
+            f"{self.bank}: {self.questions} questions, answers: {self.kind}, "
+            f"pass@1 {self.pass_at_1:.3f}",
+            " " * width
+            + "".join(f"{f'@{budget:g}':>8}" for budget in budgets)
+            + f"{'spent':>8}"
+            + "".join(f"{f'x {target:g}':>8}" for target in TARGETS),
+        ]
+        for name, efficiency in self.efficiency.items():
+            found = [one for one in self.results if one.policy == name]
+            lines.append(
+                f"{name:<{width}}"
+                + "".join(f"{one.accuracy:>8.3f}" for one in found)
+                + f"{found[-1].samples_per_query:>8.1f}"
+                + "".join(_ratio(one.ratio) for one in efficiency)
+            )
+        return "\n".join(lines)
+
+    def _repr_markdown_(self) -> str:
+        """Shows the table in a notebook."""
+        return f"```\n{self}\n```"
+
+
+def replay(
+    bank: Bank,
+    policies: Sequence[Policy] | Mapping[str, PolicyOrMaker],
+    budgets: Sequence[float] | None = None,
+    *,
+    vote: Vote = majority(),  # noqa: B008, immutable
+    replicates: int = 1000,
+    seed: int = 0,
+    round_per_query: float = 0.25,
+    first_round_per_query: float | None = None,
+    chunk: int = 25,
+) -> Study:
+    """Plays policies on a bank, all on the same orders of its samples.
+
+    Uniform allocation is played too, to measure the others by.
+
+    Args:
+        policies: by name; those of a sequence are called policy 0, policy 1.
+        budgets: samples a question; by default 2, 4, 8, 16 and 32, as far as
+            the bank goes.
+        replicates: orders of the samples; all numbers are means over them.
+        round_per_query: samples a question in a round; first_round_per_query
+            of them in the first one, by default as many.
+        chunk: replicates in memory at once.
+
+    Raises:
+        ValueError: no policy; a budget over what the bank holds; a policy or
+            a vote that reads what it has not.
+    """
+    begin = time.monotonic()
+    if not isinstance(policies, Mapping):
+        policies = {f"policy {i}": one for i, one in enumerate(policies)}
+    if not policies:
+        raise ValueError("policies: expected at least one.")
+    budgets = _budgets(bank, budgets)
+    check(bank, policies, vote)
+    played = {"uniform": uniform(), **policies}
+    queries, depth = bank.answer_QN.shape
+    size = max(1, round(round_per_query * queries))
+    first = max(1, round((first_round_per_query or round_per_query) * queries))
+    most = round(max(min(FULL, depth), budgets[-1]) * queries)
+    ends = [*range(first, most, size), most]
+    samples_of = {b: max(1, round(b * queries)) for b in budgets}
+    # a budget that ends within a round is a run of its own
+    runs = 1 + sum(samples not in ends for samples in samples_of.values())
+    total = runs * len(played) * replicates
+    results = []
+    with tqdm(
+        total=total, desc=bank.name, unit="replicate", disable=None
+    ) as bar:
+
+        def play(ends: Sequence[int]) -> dict[str, Curve]:
+            return replay_policies(
+                bank,
+                played,
+                vote,
+                rounds_to(ends, size, first),
+                replicates=replicates,
+                seed=seed,
+                chunk=chunk,
+                progress=bar.update,
+            )
+
+        curves = play(ends)
+        for budget, samples in samples_of.items():
+            whole = samples in ends
+            at = ends.index(samples) if whole else -1
+            found = curves if whole else play([samples])
+            best = found.get("oracle")
+            results += [
+                _result(name, budget, found[name], at, best, seed)
+                for name in policies
+            ]
+    single = pass_at_1(bank)
+    return Study(
+        bank.name,
+        bank.kind,
+        queries,
+        depth,
+        single,
+        round(time.monotonic() - begin, 2),
+        tuple(results),
+        {
+            name: tuple(
+                sample_efficiency(
+                    curves["uniform"], curves[name], single, target, FULL
+                )
+                for target in TARGETS
+            )
+            for name in policies
+        },
+        {name: curves[name] for name in policies},
+    )
+
+
+def _result(
+    name: str,
+    budget: float,
+    curve: Curve,
+    at: int,
+    best: Curve | None,
+    seed: int,
+) -> Result:
+    accuracy_R = curve.accuracy_RM[:, at]
+    replicates, behind, stderr = len(accuracy_R), math.nan, math.nan
+    if replicates > 1:
+        stderr = float(accuracy_R.std(ddof=1) / replicates**0.5)
+    if best is not None:
+        behind = float(regret(curve.accuracy_RM, best.accuracy_RM)[at])
+    return Result(
+        name,
+        budget,
+        float(accuracy_R.mean()),
+        stderr,
+        bootstrap_interval(curve.right_QM[:, at], seed=seed),
+        behind,
+        float(curve.samples_RM[:, at].mean()),
+        float(curve.tokens_RM[:, at].mean()),
+    )
+
+
+def write_studies(
+    paths: Sequence[str],
+    out: Path,
+    policies: str,
+    budgets: Sequence[str] | None = None,
+    *,
+    vote: str = "majority",
+    kind: str = "",
+    depth: int | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+    round_per_query: float = 0.25,
+    first_round_per_query: float | None = None,
+    chunk: int = 25,
+    show: Callable[[str], object] = print,
+) -> None:
+    """Replays policies, named by a text, on banks, and shows their tables.
+
+    Nothing is written before every bank, policy and budget is known to serve.
+
+    Args:
+        paths: of banks, or directories of runs.
+        out: the directory that gets replay.json and the figures.
+        policies: as `parse_policies` reads it, with oracle among them.
+        replicates, seed, ...: as `replay` takes them.
+
+    Raises:
+        ValueError, OSError, ImportError: with what to do about it.
+    """
+    from dynscaling_jax.analysis.plots import accuracy_curves
+
+    wanted = None if budgets is None else read_budgets(budgets)
+    if not paths:
+        raise ValueError("bank: expected at least one file.")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is a file; expected a directory.")
+    with Comparer() as compare:
+        banks = [
+            load_bank(path, kind=kind, depth=depth, compare=compare)
+            for path in paths
+        ]
+    names = [bank.name for bank in banks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"bank: two of one name among {names}.")
+    rule = spec.parse(vote, VOTES, "vote")
+    players = []
+    for bank in banks:
+        _budgets(bank, wanted)
+        players.append(parse_players(policies, bank))
+        check(bank, players[-1], rule)
+    out.mkdir(parents=True, exist_ok=True)
+    studies = []
+    for bank, one in zip(banks, players, strict=True):
+        study = replay(
+            bank,
+            one,
+            wanted,
+            vote=rule,
+            replicates=replicates,
+            seed=seed,
+            round_per_query=round_per_query,
+            first_round_per_query=first_round_per_query,
+            chunk=chunk,
+        )
+        studies.append(study)
+        show(f"\n{study}")
+    row = {
+        "vote": vote,
+        "replicates": replicates,
+        "seed": seed,
+        "round": round_per_query,
+        "first": first_round_per_query or round_per_query,
+        "banks": [study.row() for study in studies],
+    }
+    write_json(out / "replay.json", finite(row))
+    for study in studies:
+        accuracy_curves(study.curves, study.bank, out / study.bank)
+    if len(studies) > 1:
+        show(overall(studies))
+    show(LEGEND)
+    show(f"\n{out / 'replay.json'}")
+
+
+def parse_players(text: str, bank: Bank) -> dict[str, PolicyOrMaker]:
+    """Reads the names of policies, and oracle, which knows the references;
+    all is every policy that the bank can serve.
+
+    Raises:
+        ValueError: an unknown policy, or a setting that it has not.
+    """
+    names = split_names(text)
+    live = ",".join(name for name in names if name != "oracle")
+    policies = parse_policies(live) if live or "oracle" not in names else {}
+    if live == "all" and bank.logprob_QN is None:
+        policies = {n: p for n, p in policies.items() if p.reads is None}
+    players: dict[str, PolicyOrMaker] = {**policies}
+    if "oracle" in names:
+        players["oracle"] = lambda replicate: oracle(replicate.reference_Q)
+    return players
+
+
+def read_budgets(texts: Sequence[str]) -> list[float]:
+    """Reads budgets, in rising order.
+
+    Raises:
+        ValueError: none, or a text that is no number above 0.
+    """
+    budgets = set()
+    for text in texts:
+        try:
+            budget = float(text)
+        except ValueError:
+            budget = math.nan
+        if not 0 < budget < math.inf:
+            raise ValueError(
+                f"budget {text!r}: expected samples a question, above 0."
+            )
+        budgets.add(budget)
+    if not budgets:
+        raise ValueError("budgets: expected at least one.")
+    return sorted(budgets)
+
+
+def _budgets(bank: Bank, budgets: Sequence[float] | None) -> list[float]:
+    """The budgets of a bank, or the usual ones where none are given."""
+    depth = bank.answer_QN.shape[1]
+    usual = [budget for budget in BUDGETS if budget <= depth] or [float(depth)]
+    if budgets is None:
+        return usual
+    found = read_budgets([str(budget) for budget in budgets])
+    if found[-1] > depth:
+        raise ValueError(
+            f"{bank.name}: a budget of {found[-1]:g} samples a question is "
+            f"over the {depth} that the bank holds; give --budgets="
+            + ",".join(f"{budget:g}" for budget in usual)
+        )
+    return found
+
+
+def overall(studies: Sequence[Study]) -> str:
+    """Tabulates the geometric mean over banks of the sample efficiency of
+    each policy."""
+    names = dict.fromkeys(n for study in studies for n in study.efficiency)
+    width = max(map(len, names))
+    lines = [
+        f"\nGeometric mean over {len(studies)} banks; - where a bank has none",
+        " " * width + "".join(f"{f'x {target:g}':>8}" for target in TARGETS),
+    ]
+    for name in names:
+        means = []
+        for t in range(len(TARGETS)):
+            ratios = [
+                s.efficiency[name][t].ratio
+                for s in studies
+                if name in s.efficiency
+            ]
+            means.append(math.exp(sum(map(math.log, ratios)) / len(studies)))
+        lines.append(f"{name:<{width}}" + "".join(map(_ratio, means)))
+    return "\n".join(lines)
+
+
+def _ratio(value: float) -> str:
+    return f"{'-' if math.isnan(value) else f'{value:.2f}':>8}"

@@ -1,0 +1,72 @@
+"""The study from Python, as a notebook asks for it."""
+
+import numpy as np
+import pytest
+
+import dynscaling_jax as ds
+from dynscaling_jax.scaling.bandits import uab, ucb, uniform
+
+
+@pytest.fixture
+def bank():
+    """Ten questions of 40 samples, from easy to hard."""
+    rng = np.random.default_rng(0)
+    share_Q1 = np.linspace(0.9, 0.3, 10)[:, None]
+    wrong_QN = rng.integers(1, 4, (10, 40))
+    answer_QN = np.where(rng.random((10, 40)) < share_Q1, 0, wrong_QN)
+    return ds.Bank(
+        name="made up",
+        ids=tuple(f"q/{q}" for q in range(10)),
+        answer_QN=answer_QN.astype(np.int32),
+        tokens_QN=np.full((10, 40), 100, np.int32),
+        logprob_QN=None,
+        reference_Q=np.zeros(10, np.int32),
+        kind="number",
+    )
+
+
+def test_policies_without_names(bank):
+    study = ds.replay(
+        bank, [uniform(), ucb(c=0.2)], budgets=[4, 2.1], replicates=10
+    )
+    assert [(r.policy, r.budget) for r in study.results] == [
+        (name, budget)
+        for budget in (2.1, 4.0)
+        for name in ("policy 0", "policy 1")
+    ]
+    for result in study.results:
+        low, high = result.accuracy_ci95
+        assert 0 < low <= result.accuracy <= high <= 1
+        assert result.samples_per_query == pytest.approx(result.budget)
+        assert result.new_tokens_per_query == pytest.approx(100 * result.budget)
+    assert study.efficiency["policy 0"][0].ratio == 1  # uniform itself
+    first, head, one, other = str(study).splitlines()
+    assert first.startswith("made up: 10 questions, answers: number, pass@1 ")
+    assert head.split()[:3] == ["@2.1", "@4", "spent"]
+    assert one.startswith("policy 0") and other.startswith("policy 1")
+    assert str(study) in study._repr_markdown_()
+
+
+def test_policies_with_names_and_the_same_orders(bank):
+    """A name changes nothing, and uniform is played beside one alone."""
+    ways = {"narrow": ucb(c=0.2), "equal": uniform()}
+    both = ds.replay(bank, ways, budgets=[4], replicates=10)
+    alone = ds.replay(bank, [ucb(c=0.2)], budgets=[4], replicates=10)
+    assert [r.policy for r in both.results] == ["narrow", "equal"]
+    assert both.results[0].accuracy == alone.results[0].accuracy
+    assert both.efficiency["narrow"] == alone.efficiency["policy 0"]
+
+
+@pytest.mark.parametrize(
+    ("policies", "budgets", "message"),
+    [
+        ([], [2], "expected at least one"),
+        ([uniform()], [], "expected at least one"),
+        ([uniform()], [41], "over the 40 that the bank holds"),
+        ([uniform()], [0], "above 0"),
+        ({"mine": uab()}, [2], "mine needs log-probabilities"),
+    ],
+)
+def test_what_cannot_be_played(bank, policies, budgets, message):
+    with pytest.raises(ValueError, match=message):
+        ds.replay(bank, policies, budgets)
