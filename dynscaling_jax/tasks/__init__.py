@@ -8,10 +8,6 @@ with Comparer() as compare:
 """
 
 from dynscaling_jax.tasks.answers import answered, extract
-from dynscaling_jax.tasks.arithmetic import (
-    ArithmeticProblem,
-    arithmetic_problem,
-)
 from dynscaling_jax.tasks.benchmarks import BENCHMARKS
 from dynscaling_jax.tasks.datasets import (
     Problem,
@@ -27,9 +23,14 @@ from dynscaling_jax.tasks.equivalence import (
     of_question,
 )
 from dynscaling_jax.tasks.forms import KINDS, canonical
+from dynscaling_jax.tasks.generated import (
+    ArithmeticProblem,
+    SharesProblem,
+    arithmetic_problem,
+    shares_problem,
+)
 from dynscaling_jax.tasks.grading import Score, Verdict, grade, tally
 from dynscaling_jax.tasks.references import kind_of, reference
-from dynscaling_jax.tasks.shares import SharesProblem, shares_problem
 
 __all__ = [
     "BENCHMARKS",

@@ -6,7 +6,6 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from dynscaling_jax.tasks.arithmetic import arithmetic_problem
 from dynscaling_jax.tasks.benchmarks import (
     BENCHMARKS,
     FIELDS,
@@ -15,11 +14,10 @@ from dynscaling_jax.tasks.benchmarks import (
     Item,
 )
 from dynscaling_jax.tasks.forms import check_kind
-from dynscaling_jax.tasks.generated import LARGEST
+from dynscaling_jax.tasks.generated import GENERATED, LARGEST
 from dynscaling_jax.tasks.noise import misspelt
 from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
 from dynscaling_jax.tasks.references import kind_of, reference
-from dynscaling_jax.tasks.shares import shares_problem
 from dynscaling_jax.tasks.sources import download, read_rows
 from dynscaling_jax.types import Message, Query
 
@@ -61,7 +59,6 @@ class TaskConfig(NamedTuple):
 
 
 _LEAST = {"offset": 0, "limit": 0, "few_shot": 0, "steps": 1}
-GENERATED = {"arithmetic": arithmetic_problem, "shares": shares_problem}
 GENERATED_SIZE = 1_000  # problems where no limit is given
 
 
