@@ -163,14 +163,14 @@ def keys_of(kind: str, compare: "Comparer", kinds: list[str]) -> "Keys":
     an answer, if a wrong one. The kind that was used goes into `kinds`.
     """
     from dynscaling_jax.experiments.bank import tidy
-    from dynscaling_jax.tasks import classify, kind_of, reference
+    from dynscaling_jax.tasks import classify, kind_of, read_reference
 
     def keys(questions):
         used = kind or kind_of([right for _, right in questions])
         kinds.append(used)
         for answers, right in questions:
             texts = [*answers, right]
-            read = [text and reference(text, used) for text in texts]
+            read = [text and read_reference(text, used) for text in texts]
             ids = classify(read, used, compare)
             yield [
                 None if text is None else tidy(text) if id < 0 else id

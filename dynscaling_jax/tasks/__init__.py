@@ -29,8 +29,7 @@ from dynscaling_jax.tasks.generated import (
     arithmetic_problem,
     shares_problem,
 )
-from dynscaling_jax.tasks.grading import Score, Verdict, grade, tally
-from dynscaling_jax.tasks.references import kind_of, reference
+from dynscaling_jax.tasks.grading import Verdict, grade, kind_of, read_reference
 
 __all__ = [
     "BENCHMARKS",
@@ -40,7 +39,6 @@ __all__ = [
     "Comparer",
     "Outcome",
     "Problem",
-    "Score",
     "SharesProblem",
     "Task",
     "TaskConfig",
@@ -54,7 +52,6 @@ __all__ = [
     "kind_of",
     "load_task",
     "of_question",
-    "reference",
+    "read_reference",
     "shares_problem",
-    "tally",
 ]

@@ -14,9 +14,9 @@ from dynscaling_jax.tasks.benchmarks import (
 )
 from dynscaling_jax.tasks.forms import check_kind
 from dynscaling_jax.tasks.generated import GENERATED, LARGEST
+from dynscaling_jax.tasks.grading import kind_of, read_reference
 from dynscaling_jax.tasks.noise import misspelt
 from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
-from dynscaling_jax.tasks.references import kind_of, reference
 from dynscaling_jax.tasks.sources import Row, download, read_rows
 from dynscaling_jax.types import Message, Query
 
@@ -109,7 +109,7 @@ def load_task(config: Mapping[str, Any]) -> Task:
             order = _order(len(item.options), key if shuffled else None)
             question = _with_options(question, item.options, order)
             answer = ascii_uppercase[order.index(int(answer))]
-        canonical = reference(answer, kind)
+        canonical = read_reference(answer, kind)
         if canonical is None:
             raise ValueError(
                 f"{row.place}: the answer {answer!r} cannot be read whole as "
