@@ -1,12 +1,15 @@
-"""Programs in processes of their own, which answer lines within limits.
+"""Programs in processes of their own, which answer requests within limits.
 
-A worker runs what cannot be trusted to end, or not to take all memory. The
-program sets its own limits, of the operating system (see `limit`), answers
-each line of standard input by one line, and ends with its input. What a limit
+A worker runs what cannot be trusted to end, or not to take all memory. No
+list of what is forbidden is ever complete; the operating system bounds memory
+and processor time, whatever the interpreter or a library in C or Rust is
+doing. The program answers each line of standard input by one line (`serve`),
+and ends with its input, so that it does not outlive its parent. What a limit
 ends is started again by the next request.
 """
 
 import contextlib
+import json
 import os
 import resource
 import selectors
@@ -16,8 +19,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 STARTUP = 120.0  # wall seconds until a program is ready
 SLACK = 10.0  # wall seconds for each second of processor time
@@ -134,11 +138,17 @@ class Worker:
             _stop(self._running)
 
 
-def limit(memory: int) -> None:
-    """Bounds the address space of this process, in bytes; it leaves no core
-    dump, and an interrupt is the parent's affair. Each request has its own
-    limit of processor time, by signal.ITIMER_PROF."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def serve(answer: Callable[..., Any], memory: int) -> None:
+    """Answers the requests of a Worker: the program's side.
+
+    Each request is a JSON line [seconds, *arguments]. The kernel ends the
+    process once answer(*arguments) has used so much processor time.
+
+    Args:
+        answer: returns what json.dumps takes.
+        memory: bytes of address space.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process
     for kind, most in (
         (resource.RLIMIT_AS, memory),
@@ -146,6 +156,18 @@ def limit(memory: int) -> None:
     ):
         with contextlib.suppress(ValueError, OSError):  # not on every platform
             resource.setrlimit(kind, (most, most))
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    # What libraries print, when they panic too, is no answer.
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    answers.write("ready\n")
+    for line in sys.stdin.buffer:
+        seconds, *arguments = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        value = json.dumps(answer(*arguments))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        answers.write(value + "\n")
 
 
 def _ended(code: int) -> str:

@@ -357,7 +357,7 @@ def _scaled(part: Sequence[int], top: int) -> int:
 
 def _meaning(worker: Worker, formula: str, seconds: float) -> tuple[Any, float]:
     """What a formula means, and the processor seconds that it took to tell."""
-    request = json.dumps([formula, seconds]).encode() + b"\n"
+    request = json.dumps([seconds, formula]).encode() + b"\n"
     try:
         return tuple(json.loads(worker.ask(request, seconds, _LONGEST)))
     except StartError as error:

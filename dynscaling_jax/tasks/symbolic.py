@@ -1,9 +1,9 @@
 """The worker process that reads formulas with math-verify's LaTeX grammar.
 
-Run as a program, not imported. One JSON line of standard input, [formula,
-seconds], is answered by one line, [meaning, seconds used]; meaning is null
-for what is no formula, and ["hard"] where it would take too much. Two
-formulas are equal where their meanings are (equivalence.py):
+Run as a program, not imported. Each request, [seconds, formula], is answered
+by [meaning, seconds used]; meaning is null for what is no formula, and
+["hard"] where it would take too much. Two formulas are equal where their
+meanings are (equivalence.py):
 
     ["value", points]                  a number or an expression
     ["matrix", rows, [points, ...]]    row by row
@@ -20,26 +20,17 @@ exact, "p/q", where rational arithmetic gives it, and otherwise has 60
 digits, [[mantissa, exponent], [mantissa, exponent]] of its real and its
 imaginary part. So nothing is simplified, and no rounding makes 10^-23 equal
 to 10^-19.
-
-The kernel ends the process once a formula has used its seconds of processor
-time, whatever the interpreter is doing; the reader of the other end sees the
-end of the file. The same limit, and the end of its input, see to it that no
-worker outlives its parent.
 """
 
-import contextlib
 import hashlib
-import json
 import logging
-import os
 import re
-import resource
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import sympy
@@ -47,6 +38,10 @@ from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from mpmath import mp
 from sympy.core.function import UndefinedFunction
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from dynscaling_jax.workers import serve
 
 MEMORY = 2 << 30  # bytes of address space
 DIGITS = 80
@@ -67,30 +62,16 @@ class Hard(Exception):
     """A formula whose value would take too much time or memory."""
 
 
-def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process
-    with contextlib.suppress(ValueError, OSError):  # not on every platform
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not be read as an answer
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    sys.set_int_max_str_digits(0)
-    answers.write("ready\n")
-    for line in sys.stdin:
-        formula, seconds = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        before = time.process_time()
-        try:
-            meaning = read(formula)
-        except (MemoryError, Hard, OverflowError):
-            meaning = ["hard"]
-        except Exception:  # the grammar and sympy raise nearly anything
-            meaning = None
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        used = time.process_time() - before
-        answers.write(json.dumps([meaning, used]) + "\n")
+def answer(formula: str) -> tuple[Any, float]:
+    """Returns the meaning of a formula and the seconds that it took."""
+    before = time.process_time()
+    try:
+        meaning = read(formula)
+    except (MemoryError, Hard, OverflowError):
+        meaning = ["hard"]
+    except Exception:  # the grammar and sympy raise nearly anything
+        meaning = None
+    return meaning, time.process_time() - before
 
 
 def read(text: str) -> list[Any]:
@@ -418,4 +399,7 @@ def _mantissa(value: Any) -> list[int]:
 
 
 if __name__ == "__main__":
-    main()
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    sys.set_int_max_str_digits(0)
+    serve(answer, MEMORY)
