@@ -22,6 +22,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from mpmath.ctx_mp import MPContext
+
 from dynscaling_jax.tasks.forms import canonical
 from dynscaling_jax.tasks.formulas import Listing, is_word, listing, named
 from dynscaling_jax.tasks.numbers import rational
@@ -296,7 +298,11 @@ def _expand(parts: Listing) -> Listing:
     return parts._replace(items=tuple(items))
 
 
-# Two meanings, as symbolic.py tells them.
+# Two meanings, as symbolic.py gives them: nested lists of values. A value is
+# exact, "1/3", or rough, [[mantissa, exponent], [mantissa, exponent]].
+
+_MP = MPContext()
+_MP.prec = 256  # of 200 that a rough value has
 
 
 def _meanings(a: Any, b: Any) -> Outcome:
@@ -304,27 +310,23 @@ def _meanings(a: Any, b: Any) -> Outcome:
         return "timeout"
     if a is None or b is None or a[0] != b[0]:
         return "different"
-    if a[0] == "set":
-        same = "" in (a[2], b[2]) or a[2] == b[2]
-        return "equal" if same and _close(a[1], b[1]) else "different"
+    if a[0] == "set" and "" in (a[2], b[2]):  # an interval names no variable
+        a, b = a[:2], b[:2]
     return "equal" if _close(a[1:], b[1:]) else "different"
 
 
 def _close(a: Any, b: Any) -> bool:
-    """Whether two lists of values, or of lists of them, are the same."""
+    """Whether two values, or lists of them, agree to some 48 digits."""
     if isinstance(a, list) and isinstance(b, list) and not _is_rough(a):
         return len(a) == len(b) and all(map(_close, a, b))
     if a == b or not (_is_rough(a) or _is_rough(b)):
         return a == b
     try:
-        one, other = _parts(a), _parts(b)
+        x, y = _number(a), _number(b)
     except ValueError:  # \infty
         return False
-    top = max(m.bit_length() + e for m, e in one + other)
-    return all(
-        abs(_scaled(x, top) - _scaled(y, top)) < 1 << 40
-        for x, y in zip(one, other, strict=True)
-    )
+    larger = max(abs(x), abs(y))
+    return abs(x - y) < _MP.ldexp(larger, -160)
 
 
 def _is_rough(value: Any) -> bool:
@@ -336,23 +338,11 @@ def _is_rough(value: Any) -> bool:
     )
 
 
-def _parts(value: Any) -> list[Sequence[int]]:
-    """Mantissa and exponent of the real and of the imaginary part."""
-    if _is_rough(value):
-        return value
-    exact = Fraction(value)
-    shift = 220 + exact.denominator.bit_length() - exact.numerator.bit_length()
-    shift = max(shift, 0)
-    return [((exact.numerator << shift) // exact.denominator, -shift), (0, 0)]
-
-
-def _scaled(part: Sequence[int], top: int) -> int:
-    """The number in units of the 200th bit below the largest."""
-    mantissa, exponent = part
-    shift = exponent - top + 200
-    if mantissa.bit_length() + shift < 0:
-        return 0
-    return mantissa << shift if shift >= 0 else mantissa >> -shift
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        exact = Fraction(value)
+        return _MP.mpf(exact.numerator) / exact.denominator
+    return _MP.mpc(*(_MP.ldexp(*part) for part in value))
 
 
 def _meaning(worker: Worker, formula: str, seconds: float) -> tuple[Any, float]:
