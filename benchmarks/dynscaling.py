@@ -19,7 +19,7 @@ from dynscaling_jax.scaling.loop import Result, scale
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
 from dynscaling_jax.scaling.votes import VOTES
-from dynscaling_jax.tasks import Task, answered, load_task
+from dynscaling_jax.tasks import Task, load_task, with_answers
 from dynscaling_jax.types import (
     Budget,
     Message,
@@ -90,7 +90,7 @@ def run(
     begin = time.perf_counter()
     result = scale(
         [problem.query for problem in task.problems[: size.queries]],
-        answered(_watched(engine, spent, asked), task.kind, thinking),
+        with_answers(_watched(engine, spent, asked), task.kind, thinking),
         spec.parse(method.strategy, STRATEGIES, "strategy", reader=reader),
         spec.parse(method.policy, POLICIES, "policy"),
         spec.parse(method.vote, VOTES, "vote", reader=reader),

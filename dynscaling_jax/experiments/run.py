@@ -42,7 +42,7 @@ from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
 from dynscaling_jax.scaling.timer import Timer
 from dynscaling_jax.scaling.votes import VOTES
-from dynscaling_jax.tasks import Comparer, Task, answered, grade, load_task
+from dynscaling_jax.tasks import Comparer, Task, grade, load_task, with_answers
 from dynscaling_jax.thinking import Thinking, named
 from dynscaling_jax.types import Budget, Query, Request, Sample, SampleFn
 
@@ -138,7 +138,7 @@ def _run(
             )
         )
         thinking = source.reader.thinking
-        model = answered(source.sample_fn, task.kind, thinking)
+        model = with_answers(source.sample_fn, task.kind, thinking)
         timer = Timer(budget.seconds, metrics.before)
 
         def asked_by_vote(requests: Sequence[Request]) -> Iterator[Sample]:

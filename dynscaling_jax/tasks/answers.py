@@ -21,8 +21,7 @@ on it, and every step takes time linear in its length.
 import itertools
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 from dynscaling_jax.tasks.choices import concluded, named, options
 from dynscaling_jax.tasks.forms import (
@@ -32,14 +31,12 @@ from dynscaling_jax.tasks.forms import (
     canonical,
     check_kind,
 )
-from dynscaling_jax.tasks.markup import INLINE, WIDE
+from dynscaling_jax.tasks.markup import INLINE, WIDE, inside
 from dynscaling_jax.tasks.numbers import BOLD, NONE, NUMBER, SCALE
 from dynscaling_jax.thinking import Thinking, visible
 from dynscaling_jax.types import Request, Sample, SampleFn
 
-Asked = Mapping[tuple[str, int], Request]
-
-_SIGNS = {"number": re.compile(r"\d"), "boolean": TRUTH}  # of an answer
+_CONTENT = {"number": re.compile(r"\d"), "boolean": TRUTH}  # of an answer
 _TRIED = 20  # announcements of one sort, from the last one back
 
 _TURN = re.compile(
@@ -177,13 +174,13 @@ _PURPOSE = re.compile(  # after a verb and its number: to read 210 pages
     r"(?:\sto\s[a-z]{2,}\s|\safter\s"
     rf"|:\s(?=[^\d]{{0,20}}[\d.,]{{1,9}}[^\d=]{{1,30}}\d)){_PLAIN_END}"
 )
-_TOLD = re.compile(
+_STATED = re.compile(
     r"\b(?:be|is|are|was|were|has|have|had|will|gets?|takes?|needs?|costs?)\b"
     r"[^\d\n]{0,40}\d"
 )
 _PLACED = re.compile(r"\bthe\s\w{1,20}\s$")  # the interval $(1, 2)$
 _LEADING = re.compile(  # is at (1, 2)
-    r"\s*+(?!(?:sin|cos|tan|log|ln|sqrt|exp|arc\w+)\s)(?:[a-z]{2,}\s){1,3}"
+    r"\A\s*+(?!(?:sin|cos|tan|log|ln|sqrt|exp|arc\w+)\s)(?:[a-z]{2,}\s){1,3}"
     r"(?=[(\[\\])"
 )
 _AND = ("", "and", "or")
@@ -204,17 +201,18 @@ def extract(
     cut: bool = False,
     letters: str = "",
 ) -> str | None:
-    """The canonical answer that `text` gives; None where none can be read.
+    """Returns the canonical answer that a text gives, None if none is readable.
 
     Only what stands outside the thoughts of the model is searched.
 
     Args:
+      text: what the model wrote.
+      kind: of the answer; see `canonical`.
       thinking: how the model marks its thoughts.
-      begun: how its prompt began the turn; see thinking.visible.
-      cut: the text ends by its length, so that its last number may be none
-        that answers: what is not announced is not read.
-      letters: the options' letters of a question of kind choice; "" where
-        nobody knows them.
+      begun: how its prompt began the turn; see `thinking.visible`.
+      cut: whether the token limit ended the text. Its last number may then
+        answer nothing: only an announced answer is read.
+      letters: the letters of the question's options; "" if they are unknown.
 
     Raises:
       ValueError: an unknown kind.
@@ -225,8 +223,8 @@ def extract(
         return None
     text = _TURN.split(shown, maxsplit=1)[0].translate(WIDE)
     text = _OFFER.sub("", _CONFIDENCE.sub("", _TAG.sub("", text)))
-    own = _NEXT.split(text, maxsplit=1)[0]
-    for part in dict.fromkeys((own, text)):
+    before_next = _NEXT.split(text, maxsplit=1)[0]
+    for part in dict.fromkeys((before_next, text)):
         boxes = _boxed(part)
         for segment in itertools.chain(reversed(boxes), _announced(part, kind)):
             if kind == "choice":
@@ -234,7 +232,7 @@ def extract(
                 answer = several if len(several) == 1 else None
             else:
                 answer = _read(segment, kind)
-                several = kind in _SIGNS and _SIGNS[kind].search(segment)
+                several = kind in _CONTENT and _CONTENT[kind].search(segment)
             if answer is not None or several:
                 return answer
     if cut or (kind in ("number", "math") and boxes):
@@ -242,39 +240,42 @@ def extract(
     return _unannounced(text, kind, letters)
 
 
-def answered(
+def with_answers(
     sample_fn: SampleFn,
     kind: str,
     thinking: Thinking = Thinking(),  # noqa: B008
 ) -> SampleFn:
-    """Reads the canonical answer of each sample, but for failed ones; a
-    choice among the options that its own question lists.
+    """Wraps a sampler so that each sample has its canonical answer.
+
+    Failed samples have none. A choice is one of the options that its question
+    lists.
 
     Raises:
       ValueError: an unknown kind.
     """
     check_kind(kind)
 
-    def read(asked: Asked, sample: Sample) -> Sample:
-        reason = sample.finish_reason
-        if reason.startswith("error"):
+    def with_answer(request: Request, sample: Sample) -> Sample:
+        if sample.finish_reason.startswith("error"):
             return sample
-        request = asked[sample.query_id, sample.index]
         answer = extract(
             sample.text,
             kind,
             thinking,
             thinking.begun(request.messages),
-            reason == "length",
+            sample.finish_reason == "length",
             options(request.query) if kind == "choice" else "",
         )
         return sample._replace(answer=answer)
 
-    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-        asked = {(r.query.id, r.index): r for r in requests}
-        return map(partial(read, asked), sample_fn(requests))
+    def sample(requests: Sequence[Request]) -> Iterator[Sample]:
+        by_key = {(r.query.id, r.index): r for r in requests}
+        return (
+            with_answer(by_key[sample.query_id, sample.index], sample)
+            for sample in sample_fn(requests)
+        )
 
-    return draw
+    return sample
 
 
 def _announced(text: str, kind: str) -> Iterator[str]:
@@ -381,9 +382,9 @@ def _listed(segment: str) -> list[str]:
     end = 0
     for match in found:
         between = segment[end : match.start()].strip(" ,")
-        if formulas and between not in ("", "or", "and"):
+        if formulas and between not in _AND:
             break
-        formulas.append(match[1] or match[2] or match[3])
+        formulas.append(inside(match))
         end = match.end()
     return formulas
 
@@ -392,8 +393,8 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
     if kind == "choice":
         return concluded(text, letters)
     if kind == "number":
-        said = _ASIDE.sub("", text)
-        text = said if _COUNTED.search(said) else text
+        without_asides = _ASIDE.sub("", text)
+        text = without_asides if _COUNTED.search(without_asides) else text
         line = text.rstrip().rpartition("\n")[2]
         if NONE.search(line) or _UNFINISHED.search(line[-40:]):
             return None
@@ -418,21 +419,26 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
     return _ended(text[-LONGEST:].rstrip())
 
 
+def _last_sentence(line: str) -> str:
+    sentences = [s for s in _SENTENCE_END.split(line) if s.strip(" *$")]
+    return sentences[-1] if sentences else ""
+
+
 def _before_reason(line: str) -> str:
     """The last sentence up to why or for what its number holds: "7 days" of
-    "It takes 7 days to read 210 pages"; "" where it says no such thing."""
-    said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
-    for mark, needed in ((_REASON, _COUNTED), (_PURPOSE, _TOLD)):
-        after = mark.search(said[-1]) if said else None
-        before = said[-1][: after.start()] if after else ""
+    "It takes 7 days to read 210 pages"; "" where it gives no reason."""
+    sentence = _last_sentence(line)
+    for mark, needed in ((_REASON, _COUNTED), (_PURPOSE, _STATED)):
+        reason = mark.search(sentence)
+        before = sentence[: reason.start()] if reason else ""
         if needed.search(before):
             return before
     return ""
 
 
 def _ended(text: str) -> str | None:
-    """The formula that the last sentence says something to be, and those
-    that are listed beside it, where the text ends with them."""
+    """The formula that the last sentence gives as a value, and those that are
+    listed beside it, where the text ends with them."""
     if text.count("$$") % 2 or text.rfind(r"\[") > text.rfind(r"\]"):
         return None
     line = text.rpartition("\n")[2]
@@ -440,56 +446,47 @@ def _ended(text: str) -> str | None:
         line = text[: shown.start()].rstrip().rpartition("\n")[2]
         formula = (shown[1] or shown[2]).replace("\n", " ").strip(" .,=")
         line += f" ${formula}$"
-    said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
-    sentence = _WHEN.split(said[-1])[0].strip(" *") if said else ""
-    aside = bool(said) and len(sentence) < len(said[-1].strip(" *"))
-    broken = r"[A-Za-z]\Z" if aside else _UNFINISHED  # ", which gives"
+    whole = _last_sentence(line)
+    sentence = _WHEN.split(whole)[0].strip(" *")
+    shortened = sentence != whole.strip(" *")
+    broken = r"[A-Za-z]\Z" if shortened else _UNFINISHED  # ", which gives"
     if "?" in line or _OPEN.search(sentence) or re.search(broken, line[-40:]):
         return None
     formulas = list(INLINE.finditer(sentence))
     rest = sentence[formulas[-1].end() :] if formulas else sentence
     *_, value = _GIVEN.split(rest)
-    if not formulas or (value != rest and re.search(r"[\dπ√]", value)):
-        if value == rest or not re.search(r"[\dπ√]", value):
-            return None
-        if leading := _LEADING.match(value):
-            value = value[leading.end() :]
+    if value != rest and re.search(r"[\dπ√]", value):
+        value = _LEADING.sub("", value)
         words = re.findall("[A-Za-z]{3,}", value)
         counted = words and not re.search(r"[π√^\\(]", value)
-        read = canonical(value, "number" if counted else "math")
-        return read if len(words) < 5 else None
-    if (
-        len(formulas) == 1
-        and re.search(r"\d", formulas[0][0])
-        and (
-            (_SO.match(sentence) and _CONCLUDED.fullmatch(rest))
-            or (_THERE.match(sentence) and not re.search(r"[\d,]", rest))
-        )
-    ):
-        rest = ""
-    if not _BESIDE.fullmatch(rest):
+        answer = canonical(value, "number" if counted else "math")
+        return answer if len(words) < 5 else None
+    if not formulas:
+        return None
+    concludes = (_SO.match(sentence) and _CONCLUDED.fullmatch(rest)) or (
+        _THERE.match(sentence) and not re.search(r"[\d,]", rest)
+    )
+    single = len(formulas) == 1 and re.search(r"\d", formulas[0][0])
+    if not (single and concludes) and not _BESIDE.fullmatch(rest):
         return None
     first = len(formulas) - 1
-    while first and (
-        sentence[formulas[first - 1].end() : formulas[first].start()].strip(
-            " ,"
-        )
-        in _AND
-    ):
+    while first:
+        between = sentence[formulas[first - 1].end() : formulas[first].start()]
+        if between.strip(" ,") not in _AND:
+            break
         first -= 1
-    value = ", ".join(m[1] or m[2] or m[3] for m in formulas[first:])
+    value = ", ".join(map(inside, formulas[first:]))
     before = sentence[: formulas[first].start()]
     ends = [mark.end() for mark in _GIVEN.finditer(before)]
-    told = (
+    located = value[-1] in ")]}" and value[0] in "([\\"
+    is_value = (
         not before
         or "=" in value
         or ends[-1:] == [len(before)]
-        or (
-            value[-1] in ")]}" and value[0] in "([\\" and _PLACED.search(before)
-        )
+        or (located and _PLACED.search(before))
         or (_SO.match(before) and re.search(r"[\d\\]", value))
     )
-    return canonical(value, "math") if told else None
+    return canonical(value, "math") if is_value else None
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str:

@@ -6,6 +6,13 @@ from unicodedata import normalize
 INLINE = re.compile(
     r"\$([^$\n]+)\$|\\\(([^\n]+?)\\\)|\\\[([^\n]+?)\\\]", re.DOTALL
 )
+
+
+def inside(inline: re.Match[str]) -> str:
+    """Returns the formula of a match of INLINE."""
+    return inline[1] or inline[2] or inline[3]
+
+
 TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*+\{([^{}]*)\}")
 _BLANKS = "\N{NO-BREAK SPACE}\u2006\u2007\u2009\u200a\u202f\u3000"
 WIDE = {0xFEE0 + i: i for i in range(0x21, 0x7F)}  # fullwidth forms

@@ -22,6 +22,7 @@ imaginary part. So nothing is simplified, and no rounding makes 10^-23 equal
 to 10^-19.
 """
 
+import functools
 import hashlib
 import logging
 import re
@@ -120,25 +121,18 @@ def _set(tree: Any, name: str) -> list[Any]:
     tree = _exact(tree).doit()
     if tree in (sympy.S.Integers, sympy.S.Naturals, sympy.S.Naturals0):
         return ["named", str(tree)]
-    parts = []
+    parts: list[Any] = []
     for part in tree.args if isinstance(tree, sympy.Union) else (tree,):
         if isinstance(part, sympy.Interval):
-            parts.append(
-                (part.start, part.end, part.left_open, part.right_open)
-            )
+            ends = part.start, part.end
+            parts.append((*ends, part.left_open, part.right_open))
         elif isinstance(part, sympy.FiniteSet):
             parts += [(end, end, False, False) for end in part.args]
         elif part is not sympy.S.EmptySet:
             raise Unreadable
     parts.sort(key=lambda part: _place(part[0]))
-    return [
-        "set",
-        [
-            [_points(low), _points(high), bool(below), bool(above)]
-            for low, high, below, above in parts
-        ],
-        name,
-    ]
+    shown = [[*map(_points, part[:2]), *map(bool, part[2:])] for part in parts]
+    return ["set", shown, name]
 
 
 def _place(end: Any) -> tuple[Any, Any]:
@@ -171,24 +165,18 @@ def _relation(tree: Any) -> list[Any]:
     return ["relation", sign, [_shown(_divided(v, factor)) for v in values]]
 
 
+_CALCULUS = (sympy.Integral, sympy.Derivative)
+
+
 def _points(tree: Any) -> list[Any]:
     """The values of an expression."""
     if tree in (sympy.oo, -sympy.oo):
         return [str(tree)] * POINTS
-    if tree.has(*_UNDONE):
+    if tree.has(sympy.Sum, sympy.Product, sympy.Limit, *_CALCULUS):
         tree = tree.doit()
     if tree.free_symbols or tree.has(sympy.core.function.AppliedUndef):
         return [_shown(_value_at(tree, n)) for n in range(POINTS)]
     return [_shown(_value_at(tree, 0))] * POINTS
-
-
-_UNDONE = (
-    sympy.Sum,
-    sympy.Product,
-    sympy.Integral,
-    sympy.Limit,
-    sympy.Derivative,
-)
 
 
 def _value_at(tree: Any, n: int) -> Value:
@@ -228,9 +216,9 @@ def _value(tree: Any, n: int) -> Value:
         raise Unreadable
     parts = [_value(part, n) for part in tree.args]
     if tree.is_Add:
-        return _folded(parts, _sum)
+        return functools.reduce(_sum, parts)
     if tree.is_Mul:
-        return _folded(parts, lambda a, b: a * b)
+        return functools.reduce(_product, parts)
     if tree.is_Pow:
         return _power(*parts)
     if isinstance(tree.func, UndefinedFunction):
@@ -256,32 +244,31 @@ _CONSTANTS = {
     sympy.GoldenRatio: mp.phi,
     sympy.I: mp.mpc(0, 1),
 }
-_ON_EXACT: dict[str, Callable[..., Any]] = {
+_ANY: dict[str, Callable[..., Any]] = {  # of exact values too
     "Abs": abs,
-    "floor": lambda x: x // 1,
-    "ceiling": lambda x: -(-x // 1),
     "Max": max,
     "Min": min,
     "UnevaluatedExpr": lambda x: x,
 }
+_ON_EXACT: dict[str, Callable[..., Any]] = {
+    **_ANY,
+    "floor": lambda x: x // 1,
+    "ceiling": lambda x: -(-x // 1),
+}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **_ANY,
     **{
         name: getattr(mp, name)
         for name in (
             "sin cos tan cot sec csc asin acos atan acot asec acsc sinh cosh "
             "tanh coth sech csch asinh acosh atanh exp factorial binomial "
-            "gamma zeta re im conj arg floor"
+            "gamma zeta re im conj arg floor erf"
         ).split()
     },
-    "Abs": abs,
     "ceiling": mp.ceil,
     "log": lambda x, base=mp.e: mp.log(x) / mp.log(base),
-    "Max": max,
-    "Min": min,
-    "UnevaluatedExpr": lambda x: x,
     "conjugate": mp.conj,
     "LambertW": mp.lambertw,
-    "erf": mp.erf,
 }
 
 
@@ -299,20 +286,19 @@ def _approximate(value: Value) -> Any:
     return value
 
 
-def _folded(values: list[Value], operation: Callable[..., Any]) -> Value:
-    total = values[0]
-    for value in values[1:]:
-        if not isinstance(total, Fraction) or not isinstance(value, Fraction):
-            total, value = _approximate(total), _approximate(value)
-        total = _bounded(operation(total, value))
-    return total
-
-
 def _sum(a: Value, b: Value) -> Value:
-    rough = not isinstance(a, Fraction) and a and b
-    if rough and abs(mp.mag(a) - mp.mag(b)) > ABSORBED:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return _bounded(a + b)
+    a, b = _approximate(a), _approximate(b)
+    if a and b and abs(mp.mag(a) - mp.mag(b)) > ABSORBED:
         raise Hard  # 9^{9^9} + 1 would be 9^{9^9}
     return a + b
+
+
+def _product(a: Value, b: Value) -> Value:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return _bounded(a * b)
+    return _approximate(a) * _approximate(b)
 
 
 def _divided(value: Value, by: Value) -> Value:
@@ -321,10 +307,8 @@ def _divided(value: Value, by: Value) -> Value:
     return _approximate(value) / _approximate(by)
 
 
-def _bounded(value: Value) -> Value:
-    if isinstance(value, Fraction) and _bits(value) > EXACT:
-        return _approximate(value)
-    return value
+def _bounded(value: Fraction) -> Value:
+    return _approximate(value) if _bits(value) > EXACT else value
 
 
 def _bits(value: Fraction) -> int:
@@ -332,17 +316,16 @@ def _bits(value: Fraction) -> int:
 
 
 def _is_small(value: Value) -> bool:
-    return (
-        isinstance(value, Fraction)
-        and value.denominator == 1
-        and 0 <= value <= 2_000
-    )
+    whole = isinstance(value, Fraction) and value.denominator == 1
+    return whole and 0 <= value <= 2_000
 
 
 def _power(base: Value, exponent: Value) -> Value:
     if isinstance(exponent, Fraction):
         if not base:
-            return Fraction(exponent == 0) if exponent >= 0 else _nothing()
+            if exponent < 0:
+                raise Unreadable
+            return Fraction(exponent == 0)
         if isinstance(base, Fraction):
             root = _root(base, exponent.denominator)
             if root and _bits(root) * abs(exponent.numerator) <= EXACT:
@@ -365,23 +348,17 @@ def _is_negative(value: Value) -> bool:
     return not mp.im(value) and mp.re(value) < 0
 
 
-def _nothing() -> Value:
-    raise Unreadable
-
-
 def _root(value: Fraction, n: int) -> Fraction | None:
     """The exact n-th root of a fraction, None where there is none."""
     if n == 1:
         return value
     if value < 0 or n > 64:
         return None
-    ends = []
-    for whole in (value.numerator, value.denominator):
-        root, is_exact = sympy.integer_nthroot(whole, n)
-        if not is_exact:
-            return None
-        ends.append(int(root))
-    return Fraction(*ends)
+    top, top_exact = sympy.integer_nthroot(value.numerator, n)
+    bottom, bottom_exact = sympy.integer_nthroot(value.denominator, n)
+    return (
+        Fraction(int(top), int(bottom)) if top_exact and bottom_exact else None
+    )
 
 
 def _shown(value: Value) -> Any:
