@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> OSError:
-    """What to raise in place of an error of writing, which names no file."""
+    """Makes an error that names the file of one that does not."""
     return OSError(
         error.errno,
         f"cannot write {path}: {error.strerror}. What was written before is "

@@ -36,14 +36,9 @@ class StartError(WorkerError):
 
 
 class Worker:
-    """A program that answers lines. It starts at the first request; several
-    threads may ask, one after another.
+    """Runs a program that answers lines.
 
-    Args:
-        program: a file of Python. It writes the line `ready`, and answers
-            `first` before all else.
-        first: a line that tells it what it is for.
-        environment: variables beside those of this process.
+    It starts at the first request; threads take turns.
     """
 
     def __init__(
@@ -52,6 +47,13 @@ class Worker:
         first: bytes = b"",
         environment: Mapping[str, str] | None = None,
     ):
+        """Names the program; nothing is started yet.
+
+        Args:
+            program: a file of Python, which calls `serve`.
+            first: the request that it answers before all others.
+            environment: variables beside those of this process.
+        """
         self._program, self._first = program, first
         self._environment = environment or {}
         self._lock = threading.Lock()
@@ -67,6 +69,7 @@ class Worker:
         """Returns the answer to a line.
 
         Args:
+            line: a request.
             seconds: of processor time, which the program keeps to; ten times
                 that may pass.
             most: bytes of an answer.

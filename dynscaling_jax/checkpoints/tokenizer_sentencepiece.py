@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore
 from tokenizers import (
     AddedToken,
     Regex,
@@ -198,8 +198,10 @@ def _normalizers(model: ModelProto, config: Mapping[str, Any]) -> list[Any]:
 
 
 def _in_text(model: ModelProto, piece: ModelProto.SentencePiece) -> bool:
-    """Whether a piece belongs to the text around it: it is found in it once
-    spaces are marked. A map of characters must not touch it."""
+    """Whether a piece is found in a text once spaces are marked.
+
+    A map of characters must not touch such a piece.
+    """
     if piece.type != USER_DEFINED:
         return False
     return not model.normalizer_spec.precompiled_charsmap
@@ -269,11 +271,11 @@ def _parse(data: bytes) -> ModelProto:
 
 
 def _check_charsmap(blob: bytes) -> None:
-    """Raises ValueError where following the double array of a map of
-    characters could lead outside of it: `tokenizers` would panic.
+    """Refuses a map of characters that leads outside of itself.
 
-    A unit's children lie in one block of 256 units; a leaf's value is where
-    its text begins in what follows the array.
+    `tokenizers` would follow its double array without looking, and panic. A
+    unit's children lie in one block of 256 units; a leaf's value is where its
+    text begins in what follows the array.
     """
     size = int.from_bytes(blob[:4], "little")
     texts = blob[4 + size :]

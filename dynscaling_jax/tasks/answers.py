@@ -303,8 +303,7 @@ def _segment(text: str, start: int, kind: str, mark: str) -> str:
 
 
 def _is_all(segment: str, kind: str, rest: str) -> bool:
-    """Whether what follows #### or a label is an answer, and neither a
-    heading nor the start of a solution."""
+    """Whether an answer follows #### or a label: no heading, no solution."""
     if kind == "number":
         alone = _MEASURED.fullmatch(segment.strip(" *"))
         return bool(alone) and not _ENTRY.match(rest)
@@ -313,9 +312,11 @@ def _is_all(segment: str, kind: str, rest: str) -> bool:
 
 
 def _boxed(text: str) -> list[str]:
-    """The contents of boxes, ordered by where they open; before them those
-    that are never closed. Neighbours are one answer, and a box that is only
-    a part of a formula, "\\boxed{3}\\frac12", holds none."""
+    r"""The contents of boxes, ordered by where they open.
+
+    Those that are never closed come first. Neighbours are one answer, and a
+    box that is only a part of a formula, "\boxed{3}\frac12", holds none.
+    """
     spans: list[tuple[int, int, int]] = []  # from the macro; the contents
     opened: list[tuple[int, int] | None] = []  # None opens no box
     for match in _BRACES.finditer(text):
@@ -353,9 +354,11 @@ def _boxed(text: str) -> list[str]:
 
 
 def _read(segment: str, kind: str) -> str | None:
-    """The answer at the head of an announced segment. Where that is a whole
-    sentence about mathematics, its first formula with those that are listed
-    beside it, or else its number."""
+    """The answer at the head of an announced segment.
+
+    Of a sentence about mathematics it is the first formula, with those that
+    are listed beside it, or else the number.
+    """
     if kind == "math":
         formulas = _listed(segment)
         if formulas:
@@ -371,9 +374,11 @@ def _read(segment: str, kind: str) -> str | None:
 
 
 def _listed(segment: str) -> list[str]:
-    """The formula that a sentence gives, and those after it that only "or",
-    "and" or a comma parts from the one before. It is the one that follows
-    "is" where the sentence begins with its subject."""
+    """The formulas that a sentence gives: one, or a list of them.
+
+    The first is the one that follows "is" where the sentence begins with its
+    subject; the others are parted by "or", "and" or a comma alone.
+    """
     found = list(INLINE.finditer(segment))
     if found and re.search("[A-Za-z]", segment[: found[0].start()]):
         given = [m for m in found if _VERB.search(segment[: m.start()])]
@@ -425,8 +430,10 @@ def _last_sentence(line: str) -> str:
 
 
 def _before_reason(line: str) -> str:
-    """The last sentence up to why or for what its number holds: "7 days" of
-    "It takes 7 days to read 210 pages"; "" where it gives no reason."""
+    """The last sentence up to a reason or a purpose; "" where it has none.
+
+    "It takes 7 days to read 210 pages": "It takes 7 days".
+    """
     sentence = _last_sentence(line)
     for mark, needed in ((_REASON, _COUNTED), (_PURPOSE, _STATED)):
         reason = mark.search(sentence)
@@ -437,8 +444,7 @@ def _before_reason(line: str) -> str:
 
 
 def _ended(text: str) -> str | None:
-    """The formula that the last sentence gives as a value, and those that are
-    listed beside it, where the text ends with them."""
+    """The formulas that the last sentence gives as a value and ends with."""
     if text.count("$$") % 2 or text.rfind(r"\[") > text.rfind(r"\]"):
         return None
     line = text.rpartition("\n")[2]

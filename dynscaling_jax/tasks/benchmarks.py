@@ -64,8 +64,11 @@ def _options(row: Row, name: str) -> tuple[str, ...]:
 
 
 def _right(row: Row, name: str, options: tuple[str, ...]) -> str:
-    """The index of the right option. A number in the file is that index; a
-    text is the letter, the option in full, or the index, in this order."""
+    """The index of the right option, which the file names in several ways.
+
+    A number in the file is that index; a text is the letter, the option in
+    full, or the index, in this order.
+    """
     answer = _text(row, name)
     index = -1
     if re.fullmatch(r"\(?[A-Za-z]\)?", answer):

@@ -43,12 +43,22 @@ _HARD = ["hard"]  # the meaning of a formula that took too much
 def classify(
     answers: Iterable[str | None], kind: str, compare: Compare
 ) -> tuple[int, ...]:
-    """The class of every answer of one query, numbered from 0 in the order
-    first seen: what votes count.
+    r"""Numbers the classes of one query's answers: what votes count.
 
-    An answer joins the first class whose first member it equals. One that is
-    None, or cannot be read as `kind`, is -1. A comparison that times out does
-    not join; a Comparer's limit is one for all of them.
+    An answer joins the first class whose first member it equals; a comparison
+    that times out does not join.
+
+        answers  "1/2"  "0.5"  None  "2"  "\frac12"
+        ids      0      0      -1    1    0
+
+    Args:
+      answers: None is an unreadable one.
+      kind: of the answers; see `canonical`.
+      compare: a Comparer's question limit holds for all of them together.
+
+    Returns:
+      The class of each answer, from 0 in the order first seen; -1 for one
+      that is None or cannot be read as `kind`.
     """
     compare = of_question(compare)
     ids: list[int] = []
@@ -67,8 +77,10 @@ def classify(
 
 
 def of_question(compare: Compare) -> Compare:
-    """The comparison for all the answers of one question, which share a
-    limit where `compare` is a Comparer."""
+    """Returns the comparison for all the answers of one question.
+
+    They share a limit of time where `compare` is a Comparer.
+    """
     return compare.question() if isinstance(compare, Comparer) else compare
 
 
@@ -79,21 +91,6 @@ class Comparer:
     call from several threads; with `workers` of them, that many formulas are
     read at once. Close it, or use it as a context manager; it also closes
     when it is collected.
-
-    Args:
-      time_limit: processor seconds to read one formula. What exceeds them, or
-        2 GiB, is a timeout against all others. Wall time is bounded by ten
-        times that.
-      question_limit: processor seconds to read all formulas of one call, or
-        of one `question()`; what comes after them is a timeout too. A formula
-        that was read before costs what it cost then, so that outcomes do not
-        depend on what was compared earlier.
-      workers: the number of worker processes.
-      cache_size: formulas whose meanings are kept, hard ones included.
-
-    Raises:
-      ValueError: a limit that is not positive; when called, an unknown kind.
-      RuntimeError: when called, a worker that cannot start; a closed comparer.
     """
 
     def __init__(
@@ -103,6 +100,22 @@ class Comparer:
         workers: int = 1,
         cache_size: int = 20_000,
     ):
+        """Makes a comparer that starts its workers when it needs them.
+
+        Args:
+          time_limit: processor seconds to read one formula. What exceeds
+            them, or 2 GiB, is a timeout against all others. Wall time is
+            bounded by ten times that.
+          question_limit: processor seconds to read all formulas of one call,
+            or of one `question()`; what comes after them is a timeout too. A
+            formula that was read before costs what it cost then, so that
+            outcomes do not depend on what was compared earlier.
+          workers: the number of worker processes.
+          cache_size: formulas whose meanings are kept, hard ones included.
+
+        Raises:
+          ValueError: a limit that is not positive.
+        """
         if min(time_limit, question_limit, workers, cache_size) <= 0:
             raise ValueError(
                 "time_limit, question_limit, workers and cache_size must be "
@@ -121,11 +134,19 @@ class Comparer:
             self._idle.put(worker)
 
     def __call__(self, a: str, b: str, kind: str) -> Outcome:
+        """Compares two answers.
+
+        Raises:
+          ValueError: an unknown kind.
+          RuntimeError: a worker that cannot start; a closed comparer.
+        """
         return self.question()(a, b, kind)
 
     def question(self) -> Compare:
-        """A comparison whose calls share one limit of processor seconds: for
-        all the answers of one question."""
+        """Returns a comparison for all the answers of one question.
+
+        Its calls share one limit of processor seconds.
+        """
         costs: dict[str, float] = {}
 
         def meaning(formula: str) -> Any:
@@ -176,9 +197,11 @@ class Comparer:
             self._idle.put(worker)
 
     def __enter__(self) -> "Comparer":
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Closes it."""
         self.close()
 
 
@@ -278,7 +301,7 @@ def _sets(a: Sequence[str], b: Sequence[str], meaning: Meaning) -> Outcome:
 
 
 def _grouped(number: Fraction, items: Listing) -> Outcome:
-    """ "100,101,102" is a number and a list: it equals what says either."""
+    """Whether "100,101,102", a number or a list, is the same as both."""
     groups = f"{number.numerator:,}".split(",")
     same = (
         number.denominator == 1
@@ -290,7 +313,7 @@ def _grouped(number: Fraction, items: Listing) -> Outcome:
 
 
 def _expand(parts: Listing) -> Listing:
-    """a \\pm b is the two items a + b and a - b."""
+    r"""Makes the two items a + b and a - b of a \pm b."""
     items: list[str] = []
     for item in parts.items:
         both = (_PLUS_MINUS.sub(sign, item) for sign in "+-")

@@ -264,7 +264,7 @@ _BRACKET = re.compile(
 
 
 class Listing(NamedTuple):
-    """A list "1, 2", a tuple or interval "(1, 2]", a set "\\{1, 2\\}"."""
+    r"""A list "1, 2", a tuple or interval "(1, 2]", a set "\{1, 2\}"."""
 
     opening: str  # "" for a bare list
     items: tuple[str, ...]
@@ -311,8 +311,11 @@ def _depth(token: str) -> int:
 
 
 def is_word(text: str) -> bool:
-    """A name or a phrase, no formula: letters alone, at least three, and a
-    vowel among them; mgh is a product."""
+    """Whether the text is a name or a phrase, and no formula.
+
+    It has letters alone, at least three, and a vowel among them: mgh is a
+    product.
+    """
     return bool(
         _WORD.fullmatch(text)
         and sum(map(str.isalpha, text)) >= 3
@@ -321,7 +324,7 @@ def is_word(text: str) -> bool:
 
 
 def named(item: str) -> tuple[str, str]:
-    """The name and the value of "x=1"; no name where it is no such."""
+    """Returns the name and the value of "x=1"; of others the name is ""."""
     parts = _EQUALS.split(item)
     if len(parts) == 2 and _NAME.fullmatch(parts[0]):
         return parts[0], parts[1]
@@ -329,7 +332,7 @@ def named(item: str) -> tuple[str, str]:
 
 
 def formula(text: str) -> str | None:
-    """The canonical form of a segment of LaTeX or plain mathematics."""
+    """Returns the canonical form of LaTeX or plain mathematics."""
     text = _plain(text)
     if whole := TEXT.fullmatch(text):
         text = unwrap(whole[1])
@@ -386,8 +389,7 @@ def _plain(text: str) -> str:
 
 
 def _listed(rows: re.Match[str]) -> str:
-    """The rows of a system of equations as a list; those of a function that
-    is defined piece by piece as a set of pairs."""
+    """A system of equations as a list, the cases of a function as a set."""
     lines = [line.strip() for line in rows[2].split(r"\\") if line.strip()]
     if rows[1] in ("cases", "array") and all("&" in line for line in lines):
         cells = [_CELL.sub(", ", line).rstrip(" ,") for line in lines]
@@ -463,7 +465,7 @@ def _value(text: str) -> str:
 
 
 def _repeating(text: str) -> Fraction | None:
-    """0.1\\overline{6} is 1/6."""
+    r"""0.1\overline{6} is 1/6."""
     match = _REPEATING.fullmatch(text)
     if match is None:
         return None

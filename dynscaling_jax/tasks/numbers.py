@@ -30,9 +30,9 @@ NUMBER = re.compile(rf"{_SIGN}?(?:\\?\$\s?-?)?{_FRACTION}")
 
 
 def rational(text: str) -> Fraction | None:
-    """Returns the value of a text that is one number and nothing else.
+    r"""Returns the value of a text that is one number and nothing else.
 
-    "1,000", "2.5e3", "3/4", "1 1/2" and "\\frac{3}{4}" are; "7 apples" is
+    "1,000", "2.5e3", "3/4", "1 1/2" and "\frac{3}{4}" are; "7 apples" is
     not, and gives None.
     """
     text = text.strip()
@@ -117,8 +117,10 @@ _FORMULA = re.compile(
 
 
 def number(text: str) -> str | None:
-    """The text as a number, or else the one that it is about: "3 + 4 = 7
-    apples" gives 7, "2^3" 8, "3 or 4" nothing."""
+    """Returns the number that a text is, or is about.
+
+    "3 + 4 = 7 apples" gives 7, "2^3" 8, "3 or 4" nothing.
+    """
     bold = [part for part in BOLD.findall(text) if re.search(r"\d", part)]
     if bold and not re.match(r"[^\w*]*\d", text):
         text = bold[-1]
@@ -332,6 +334,14 @@ _WORDS = re.compile(
 
 
 def _in_words(text: str) -> Fraction | None:
+    """Reads "two hundred and six thousand one hundred", word by word.
+
+    word    two  hundred  six  thousand  one      hundred
+    part    2    200      206  0         1        100
+    total   0    0        0    206,000   206,000  206,000    sum: 206,100
+
+    `part` is what the next scale multiplies; "hundred" stays within it.
+    """
     match = _WORDS.search(text.lower())
     if match is None or match[4]:
         return None

@@ -76,9 +76,10 @@ def answer(formula: str) -> tuple[Any, float]:
 
 
 def read(text: str) -> list[Any]:
-    """The meaning of a formula.
+    """Returns the meaning of a formula.
 
-    Raises Unreadable, Hard, and whatever the grammar and sympy raise.
+    Raises:
+      Exception: Unreadable, Hard, and whatever the grammar and sympy raise.
     """
     if re.search(r"'|\\(?:dots|ldots|cdots|prime)|\^T(?![A-Za-z])", text):
         raise Unreadable  # the grammar would drop the mark
@@ -202,8 +203,7 @@ def _value_at(tree: Any, n: int) -> Value:
 
 
 def _value(tree: Any, n: int) -> Value:
-    """The value of an expression at point n, with the digits of mpmath's
-    present precision."""
+    """The value of an expression at point n, in mpmath's precision."""
     if tree.is_Rational:
         return Fraction(tree.p, tree.q)
     if tree.is_Float:
@@ -273,8 +273,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def _chosen(name: str, n: int) -> Fraction:
-    """The number that stands for a variable at point n: of either sign, so
-    that \\sqrt{x^2} is not x."""
+    r"""A variable's number at point n, of either sign: \sqrt{x^2} is not x."""
     digest = hashlib.sha256(f"{name}/{n}".encode()).digest()
     size = Fraction(1 + int.from_bytes(digest[:3], "big"), 1 << 22)
     return size if n == 0 or (n == 1 and digest[3] % 2) else -size
