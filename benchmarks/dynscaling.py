@@ -15,7 +15,7 @@ from dynscaling_jax.inference import Engine, decode, prefill
 from dynscaling_jax.methods import METHODS
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling.loop import Result, run_rounds
-from dynscaling_jax.tasks import Task, answered, load_task
+from dynscaling_jax.tasks import Task, load_task, with_answers
 from dynscaling_jax.types import (
     Budget,
     Message,
@@ -81,7 +81,7 @@ def run(
     schedule = method.schedule._replace(stale=size.stale_rounds)
     spent, requests = [0.0], list[Request]()
     reading = functools.partial(
-        answered, kind=task.kind, thinking=engine.thinking
+        with_answers, kind=task.kind, thinking=engine.thinking
     )
     begin = time.perf_counter()
     result = run_rounds(

@@ -38,10 +38,10 @@ with epy.lazy_api_imports(globals()):
     from dynscaling_jax.scaling.loop import run_rounds as run_rounds
     from dynscaling_jax.tasks import Comparer as Comparer
     from dynscaling_jax.tasks import Task as Task
-    from dynscaling_jax.tasks import answered as answered
     from dynscaling_jax.tasks import extract as extract
     from dynscaling_jax.tasks import grade as grade
     from dynscaling_jax.tasks import load_task as load_task
+    from dynscaling_jax.tasks import with_answers as with_answers
     from dynscaling_jax.thinking import Thinking as Thinking
     from dynscaling_jax.types import Budget as Budget
     from dynscaling_jax.types import Candidates as Candidates

@@ -1,4 +1,4 @@
-"""Files of one value, which are written as a whole or not at all."""
+"""Files of one value, which are written completely or not at all."""
 
 import contextlib
 import json
@@ -50,7 +50,7 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> OSError:
-    """What to raise in place of an error of writing, which names no file."""
+    """Makes an error that names the file of one that does not."""
     return OSError(
         error.errno,
         f"cannot write {path}: {error.strerror}. What was written before is "

@@ -22,8 +22,11 @@ LARGEST = 1e38  # a number that float32 holds, which tables are made of
 
 
 def dumps(row: Any) -> bytes:
-    """One line: ASCII alone, so that every text comes back as it was, lone
-    surrogates too. Raises ValueError for numbers that are not finite."""
+    """Writes one line, in ASCII: every text comes back, lone surrogates too.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
     return json.dumps(row, allow_nan=False).encode("ascii") + b"\n"
 
 
@@ -41,13 +44,17 @@ def rows(
     read: Callable[[Any], Any] = lambda row: row,
     log: bool = True,
 ) -> Iterator[tuple[int, int, Any]]:
-    """(start, end, what read makes of the row) of each line of a file.
+    """Yields (start, end, read(row)) of each line of a file.
 
-    A file that is no log may have empty lines, and its last line counts
-    without an end too.
+    Args:
+        path: the file.
+        read: makes of a row what is wanted.
+        log: whether a last line without an end is torn and dropped. Another
+            file may have empty lines, and its last line counts as it is.
 
-    Raises ValueError, with file and line, where a line is no JSON in UTF-8 or
-    read raises ValueError.
+    Raises:
+        ValueError: a line is no JSON in UTF-8, or read raises ValueError; it
+            names file and line.
     """
     at = 0
     with open(path, "rb") as file:
@@ -72,8 +79,7 @@ def rows(
 
 
 def check_encoding(path: Path, begin: bytes) -> None:
-    """Raises ValueError where a file of text, which begins so, is none in
-    UTF-8."""
+    """Raises ValueError where a file that begins so is no text in UTF-8."""
     if b"\0" in begin:  # no JSON has any
         raise ValueError(
             f"{path} is UTF-16 or UTF-32, or no text; expected UTF-8, which "
@@ -83,8 +89,8 @@ def check_encoding(path: Path, begin: bytes) -> None:
 
 def is_number(value: Any) -> bool:
     """Whether a value of JSON is a finite number, of any size."""
-    whole = type(value) is int
-    return whole or type(value) is float and abs(value) < float("inf")
+    finite = type(value) is float and abs(value) < float("inf")
+    return finite or type(value) is int
 
 
 def finite(value: Any) -> Any:
@@ -99,13 +105,15 @@ def finite(value: Any) -> Any:
 
 
 def is_sound(value: Any) -> bool:
-    """Whether it is a number that arithmetic can go on with: JSON has whole
-    numbers of 400 digits, which float() does not take."""
+    """Whether a value is a number of a size that arithmetic can go on with.
+
+    JSON has whole numbers of 400 digits, which float() does not take.
+    """
     return is_number(value) and abs(value) <= LARGEST
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: not all of a text of megabytes."""
+    """Shows a value in a message: not all of a text of megabytes."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} long)"
 
@@ -114,10 +122,15 @@ class Lines:
     """An open log.
 
     OSErrors of writing name the file and what to do; the file then ends with
-    its last whole line. RuntimeError: another program changed its length.
+    its last complete line. RuntimeError: another program changed its length.
     """
 
     def __init__(self, path: Path):
+        """Opens the log, or begins it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         self.path = path
         try:
             self._fd = os.open(
@@ -131,7 +144,7 @@ class Lines:
     def read_all(
         self, read: Callable[[Any], Any] = lambda row: row
     ) -> Iterator[tuple[int, Any]]:
-        """(offset, row) of each line; a torn last one is cut off after."""
+        """Yields (offset, row) of each line, then cuts a torn last one off."""
         end = 0
         for at, end, row in rows(self.path, read):  # noqa: B007
             yield at, row
@@ -139,7 +152,7 @@ class Lines:
             self.truncate(end)
 
     def read(self, at: int) -> bytes:
-        """The line at an offset."""
+        """Reads the line at an offset."""
         parts, start = [], at
         while True:
             part = os.pread(self._fd, PIECE, at)
@@ -152,7 +165,7 @@ class Lines:
                 raise self._changed(f"no line at {start}")
 
     def append(self, line: bytes) -> int:
-        """Writes a whole line; its offset."""
+        """Writes a line and returns its offset."""
         at, rest = self.size, memoryview(line)
         there = os.fstat(self._fd).st_size
         if there != at:
@@ -170,10 +183,12 @@ class Lines:
         return at
 
     def sync(self) -> None:
+        """Waits until the lines are on the disk."""
         self._guard(os.fsync, self._fd)
         self._synced = time.monotonic()
 
     def close(self) -> None:
+        """Closes the file."""
         os.close(self._fd)
 
     def truncate(self, size: int) -> None:

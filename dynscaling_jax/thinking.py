@@ -50,8 +50,7 @@ _NAME = (
 
 
 def _tag(pattern: str) -> str:
-    """A tag that begins a thought, and is no word of a sentence or a quote:
-    "why <think> is a tag"."""
+    """A tag that begins a thought; in "why <think> is a tag" it does not."""
     apart = rf"(?<![\w,] ){pattern}|{pattern}(?![ ,.;:)])"
     return rf"(?<![`\"'\u2018\u201c])(?:{apart})"
 
@@ -93,8 +92,8 @@ KNOWN = (
         r"(?:<\|end_message\|>)?(?:<\|message_model\|>)?<\|content_text\|>",
     ),
 )
-# What others say without a thought: it counts where the template has it.
-TOLD = (
+# What others may write without a thought: it counts if the template has it.
+PHRASES = (
     Marks(  # Granite 3
         "Here(?:'s| is) my thought process:", "Here(?:'s| is) my response:"
     ),
@@ -105,10 +104,9 @@ HEADS = "[<\\[\u25c1ah]"  # what all of these begin with
 
 
 def own_words(messages: Sequence[Message]) -> str:
-    """What a prompt holds of the turn that is asked for, as far as the
-    messages alone tell: the assistant's words, if they end with them."""
-    mine = messages and messages[-1].role == "assistant"
-    return messages[-1].content if mine else ""
+    """Returns the words of the assistant's turn that the messages end with."""
+    last = messages[-1] if messages else None
+    return last.content if last and last.role == "assistant" else ""
 
 
 class Thinking(NamedTuple):
@@ -123,21 +121,21 @@ class Thinking(NamedTuple):
 
 
 def find(template: str, tokens: Iterable[str]) -> tuple[Marks, ...]:
-    """The marks that a model has by its chat template and its tokens."""
-    told = "\n".join((template, *tokens))
+    """Finds the marks that a model has by its chat template and its tokens."""
+    text = "\n".join((template, *tokens))
     return tuple(
         marks
-        for marks in (*KNOWN, *TOLD)
-        if (marks.parts and marks.parts[0] in told)
-        or _pattern((marks,)).search(told)
+        for marks in (*KNOWN, *PHRASES)
+        if (marks.parts and marks.parts[0] in text)
+        or _pattern((marks,)).search(text)
     )
 
 
 def named(end: str) -> tuple[Marks, ...]:
-    """The marks of a thought that ends with this text: none for none."""
+    """Returns the marks of a thought that ends with this text, if any."""
     if not end:
         return ()
-    for marks in (*KNOWN[1:], *TOLD):
+    for marks in (*KNOWN[1:], *PHRASES):
         if re.fullmatch(marks.end, end, re.IGNORECASE):
             return (marks,)
     begin = re.escape(end.replace("/", "", 1))
@@ -145,10 +143,10 @@ def named(end: str) -> tuple[Marks, ...]:
 
 
 def parts(marks: Sequence[Marks], tokens: Iterable[str]) -> set[str]:
-    """Those of a model's tokens that its marks are made of."""
-    whole = _pattern(tuple(marks))
-    made = {part for one in marks for part in one.parts}
-    return {t for t in tokens if t in made or whole.fullmatch(t)}
+    """Returns those of a model's tokens that its marks are made of."""
+    mark = _pattern(tuple(marks))
+    made = {part for family in marks for part in family.parts}
+    return {t for t in tokens if t in made or mark.fullmatch(t)}
 
 
 def visible(
@@ -156,11 +154,15 @@ def visible(
     thinking: Thinking = Thinking(),  # noqa: B008, immutable
     begun: str = "",
 ) -> str | None:
-    """What a text says outside its thoughts, stripped; None where its last
-    thought is unfinished.
+    """Returns a text without its thoughts; None if the last is unfinished.
 
     An end without a beginning ends what began in the prompt, and hides all
-    before it. begun is how the prompt begins the turn; see Thinking.
+    before it.
+
+    Args:
+      text: what the model wrote.
+      thinking: how it marks its thoughts.
+      begun: how its prompt begins the turn; see Thinking.
     """
     if not thinking.marks:
         return text.strip()
@@ -170,8 +172,10 @@ def visible(
 
 
 def thought(text: str, thinking: Thinking) -> tuple[str, str]:
-    """The mark that begins the first thought, or nothing, and the thought
-    itself; all of the text where it has no mark."""
+    """Returns the mark that begins the first thought, and the thought.
+
+    Where a text has no mark, these are "" and all of it.
+    """
     begin, start, inside = "", 0, None
     for mark, kind, ends in _marks(text, thinking.marks):
         if ends and inside in (None, kind):
@@ -182,8 +186,7 @@ def thought(text: str, thinking: Thinking) -> tuple[str, str]:
 
 
 def split(text: str, thinking: Thinking) -> str:
-    """The text without the force of marks, known ones too where others are
-    named: a space in each."""
+    """Takes the force of a text's marks, and of known ones: a space in each."""
     marks = tuple(dict.fromkeys((*thinking.marks, *KNOWN)))
     mark = _pattern(marks).pattern
     return re.sub(f"(?={mark})(.)", r"\g<0> ", text, flags=re.I | re.S)
@@ -192,7 +195,7 @@ def split(text: str, thinking: Thinking) -> str:
 def around(
     text: str, marks: Sequence[Marks], change: Callable[[str], str]
 ) -> str:
-    """The text with all but its marks changed."""
+    """Changes all of a text but its marks."""
     changed, at = [], 0
     for mark in _pattern(tuple(marks)).finditer(text):
         changed += change(text[at : mark.start()]), mark[0]
@@ -203,8 +206,10 @@ def around(
 def _outside(
     text: str, marks: tuple[Marks, ...], inside: str | None
 ) -> tuple[list[str], str | None]:
-    """The parts of a text outside its thoughts; and the kind of the thought
-    that it ends in. inside is the kind of the one that it begins in."""
+    """The parts of a text outside its thoughts, and the thought it ends in.
+
+    `inside` is the kind of the thought that it begins in; None is outside.
+    """
     shown, at = [], 0
     for mark, kind, ends in _marks(text, marks):
         if inside is None and ends:
@@ -223,7 +228,9 @@ def _marks(
     text: str, marks: tuple[Marks, ...]
 ) -> Iterator[tuple[re.Match[str], str, bool]]:
     """The marks of a text in turn: (match, kind, whether it ends a thought).
-    What is of another kind than what began a thought does not end it."""
+
+    What is of another kind than what began a thought does not end it.
+    """
     for mark in _pattern(marks).finditer(text):
         which = str(mark.lastgroup)  # e0, b0, e1, ...
         kind = which[1:]
@@ -234,10 +241,10 @@ def _marks(
 
 @functools.lru_cache(64)
 def _pattern(marks: tuple[Marks, ...]) -> re.Pattern[str]:
-    ends = [f"(?P<e{i}>{one.end})" for i, one in enumerate(marks)]
-    begins = [f"(?P<b{i}>{one.begin})" for i, one in enumerate(marks)]
+    ends = [f"(?P<e{i}>{mark.end})" for i, mark in enumerate(marks)]
+    begins = [f"(?P<b{i}>{mark.begin})" for i, mark in enumerate(marks)]
     either = "|".join((*ends, *begins)) or "(?!)"
-    if {*marks} <= {*KNOWN, *TOLD}:  # a look at one letter is soon done
+    if {*marks} <= {*KNOWN, *PHRASES}:  # a look at one letter is soon done
         either = f"(?={HEADS})(?:{either})"
     return re.compile(either, re.IGNORECASE)
 
@@ -247,7 +254,6 @@ _LAST = re.compile(r"\A\s*(?:>\|\w{3,40}\|<\s*)*")  # of the text turned round
 
 
 def _bare(text: str) -> str:
-    """Without the control tokens that an endpoint may leave at the ends:
-    <|START_RESPONSE|>, <|return|>."""
+    """The text without control tokens at its ends, such as <|return|>."""
     turned = _FIRST.sub("", text, count=1)[::-1]
     return _LAST.sub("", turned, count=1)[::-1]

@@ -1,12 +1,15 @@
-"""Programs in processes of their own, which answer lines within limits.
+"""Programs in processes of their own, which answer requests within limits.
 
-A worker runs what cannot be trusted to end, or not to take all memory. The
-program sets its own limits, of the operating system (see `limit`), answers
-each line of standard input by one line, and ends with its input. What a limit
+A worker runs what cannot be trusted to end, or not to take all memory. No
+list of what is forbidden is ever complete; the operating system bounds memory
+and processor time, whatever the interpreter or a library in C or Rust is
+doing. The program answers each line of standard input by one line (`serve`),
+and ends with its input, so that it does not outlive its parent. What a limit
 ends is started again by the next request.
 """
 
 import contextlib
+import json
 import os
 import resource
 import selectors
@@ -16,8 +19,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 STARTUP = 120.0  # wall seconds until a program is ready
 SLACK = 10.0  # wall seconds for each second of processor time
@@ -32,14 +36,9 @@ class StartError(WorkerError):
 
 
 class Worker:
-    """A program that answers lines. It starts at the first request; several
-    threads may ask, one after another.
+    """Runs a program that answers lines.
 
-    Args:
-        program: a file of Python. It writes the line `ready`, and answers
-            `first` before all else.
-        first: a line that tells it what it is for.
-        environment: variables beside those of this process.
+    It starts at the first request; threads take turns.
     """
 
     def __init__(
@@ -48,6 +47,13 @@ class Worker:
         first: bytes = b"",
         environment: Mapping[str, str] | None = None,
     ):
+        """Names the program; nothing is started yet.
+
+        Args:
+            program: a file of Python, which calls `serve`.
+            first: the request that it answers before all others.
+            environment: variables beside those of this process.
+        """
         self._program, self._first = program, first
         self._environment = environment or {}
         self._lock = threading.Lock()
@@ -63,6 +69,7 @@ class Worker:
         """Returns the answer to a line.
 
         Args:
+            line: a request.
             seconds: of processor time, which the program keeps to; ten times
                 that may pass.
             most: bytes of an answer.
@@ -134,11 +141,17 @@ class Worker:
             _stop(self._running)
 
 
-def limit(memory: int) -> None:
-    """Bounds the address space of this process, in bytes; it leaves no core
-    dump, and an interrupt is the parent's affair. Each request has its own
-    limit of processor time, by signal.ITIMER_PROF."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def serve(answer: Callable[..., Any], memory: int) -> None:
+    """Answers the requests of a Worker: the program's side.
+
+    Each request is a JSON line [seconds, *arguments]. The kernel ends the
+    process once answer(*arguments) has used so much processor time.
+
+    Args:
+        answer: returns what json.dumps takes.
+        memory: bytes of address space.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process
     for kind, most in (
         (resource.RLIMIT_AS, memory),
@@ -146,6 +159,18 @@ def limit(memory: int) -> None:
     ):
         with contextlib.suppress(ValueError, OSError):  # not on every platform
             resource.setrlimit(kind, (most, most))
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    # What libraries print, when they panic too, is no answer.
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    answers.write("ready\n")
+    for line in sys.stdin.buffer:
+        seconds, *arguments = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        value = json.dumps(answer(*arguments))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        answers.write(value + "\n")
 
 
 def _ended(code: int) -> str:

@@ -1,4 +1,4 @@
-r"""What a device would hold and how fast it would decode: predicted, unmeasured.
+r"""What a device would hold and how fast it would decode, as predicted.
 
     python -m launch.plan --shape=qwen2.5-7b --device=v5e-8
     python -m launch.plan --shape=DIR,llama-3.1-70b --device=v5e-8,H100x8 \
@@ -34,7 +34,9 @@ DEVICE = flags.DEFINE_list(
 )
 PROMPT = flags.DEFINE_integer("prompt", 512, "Tokens of a prompt.")
 NEW = flags.DEFINE_integer("new", 1000, "Completion tokens of a sample.")
-PER = flags.DEFINE_integer("slots_per_group", 8, "Sequence slots that share a prompt.")
+PER = flags.DEFINE_integer(
+    "slots_per_group", 8, "Sequence slots that share a prompt."
+)
 QUANTIZE = flags.DEFINE_enum("quantize", "", ["", "int8"], "Of the weights.")
 
 

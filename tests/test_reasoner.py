@@ -11,7 +11,7 @@ from configs import reasoner
 from dynscaling_jax.checkpoints import load_model
 from dynscaling_jax.inference import Engine
 from dynscaling_jax.scaling.chains import Chain, Reader, build
-from dynscaling_jax.tasks import answered, extract, shares_problem
+from dynscaling_jax.tasks import extract, shares_problem, with_answers
 from dynscaling_jax.types import Message, Query, Request
 from projects.reasoner import config as train_reasoner
 
@@ -66,7 +66,7 @@ def test_is_right_now_and_then_and_more_often_after_attempts(engine, problems):
     asked = [
         Request(q, q.messages, i) for q in queries(problems) for i in range(4)
     ]
-    alone = [*answered(engine, "number")(asked)]
+    alone = [*with_answers(engine, "number")(asked)]
     assert 0.2 < share_right(alone, problems) < 0.8
     options = reasoner.get_config().chain
     chain = Chain(k=options.k, content=options.content, tail=options.tail)

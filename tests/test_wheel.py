@@ -15,7 +15,7 @@ engine = ds.Engine(ds.load_model("reasoner"), max_new_tokens=128)
 question = ds.load_task("shares", limit=1).problems[0]
 result = ds.scale(
     [question.query],
-    ds.answered(engine, "number"),
+    ds.with_answers(engine, "number"),
     ds.integrated(explore=2),
     ds.parse_policy("opportunity_cost"),
     ds.majority(),

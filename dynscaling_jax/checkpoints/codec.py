@@ -38,8 +38,17 @@ class Codec:
         variables: Mapping[str, Any],
         where: str = "chat template",
     ):
-        """variables are what the template may read, e.g. bos_token; where it
-        stands is said by `where`."""
+        """Compiles the template.
+
+        Args:
+            backend: encodes and decodes.
+            template: of chats; None is that of base models.
+            variables: what the template may read, e.g. bos_token.
+            where: the template stands, for messages.
+
+        Raises:
+            ValueError: the template does not parse.
+        """
         backend.no_truncation()  # tokenizer.json may ask for either
         backend.no_padding()
         self.backend = backend
@@ -62,12 +71,12 @@ class Codec:
 
     @property
     def size(self) -> int:
-        """One more than the greatest id."""
+        """Is one more than the greatest id."""
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         return 1 + max(vocabulary.values(), default=-1)
 
     def facts(self) -> dict[str, Any]:
-        """What Tokenizer tells of itself."""
+        """Returns the attributes of Tokenizer."""
         added = self.backend.get_added_tokens_decoder().values()
         return {
             "size": self.size,
@@ -79,30 +88,36 @@ class Codec:
 
     @functools.cached_property
     def end_ids(self) -> tuple[int, ...]:
-        """The ids that end a turn: of eos_token, and of the special token
-        that the template writes after what an assistant said."""
+        """Are the ids that end a turn.
+
+        They are that of eos_token, and that of the special token that the
+        template writes after the assistant's words.
+        """
         tokens = [self.variables.get("eos_token"), self._end_of_turn()]
         ids = [self.backend.token_to_id(token) for token in tokens if token]
         return tuple(dict.fromkeys(i for i in ids if i is not None))
 
     def encode(self, text: str) -> list[int]:
+        """Encodes as Tokenizer.encode does."""
         return self.backend.encode(_valid(text), add_special_tokens=False).ids
 
     def encode_content(self, text: str) -> list[int]:
+        """Encodes as Tokenizer.encode_content does."""
         return self.encode(self._defuse(text))
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Decodes as Tokenizer.decode does."""
         dropped = self._dropped if skip_special else ()
         kept = [i for i in ids if i not in dropped]
         return self.backend.decode(kept, skip_special_tokens=False)
 
     def render(self, messages: Turns) -> str:
+        """Renders as Tokenizer.render does."""
         turns, opened = self._opened(messages)
         return self._compiled.render(turns) + opened
 
     def begun(self, messages: Turns) -> str:
-        """How the prompt begins the assistant's turn: all after the last
-        words of another."""
+        """Returns all of the prompt after the last words of another role."""
         turns, opened = self._opened(messages)
         if turns:
             role, content = turns.pop()
@@ -110,7 +125,7 @@ class Codec:
         try:
             text = self._compiled.render(turns)
         except ValueError:
-            return opened  # what it refuses is said when it is rendered
+            return opened  # to render the same raises the error again
         _, found, after = text.rpartition(PROBE)
         return (after if found else "") + opened
 
@@ -127,6 +142,7 @@ class Codec:
         return turns[:-1], opened
 
     def encode_chat(self, messages: Turns) -> list[int]:
+        """Encodes as Tokenizer.encode_chat does."""
         text = self.render(messages)
         if self.template is None:
             return self.backend.encode(_valid(text)).ids
@@ -134,9 +150,11 @@ class Codec:
         return ids if ids[:1] == self._begin else self._begin + ids
 
     def as_json(self) -> str:
+        """Returns the content of a tokenizer.json."""
         return self.backend.to_str(pretty=True)
 
     def spelled(self, i: int) -> str | None:
+        """Returns the token of an id."""
         return self.backend.id_to_token(i)
 
     @functools.cached_property
@@ -151,7 +169,7 @@ class Codec:
         try:
             text = self._compiled.render(turns, prompt=False)
         except ValueError:
-            return None  # what it refuses is said when a run asks for it
+            return None  # a run that needs it gets the error
         _, found, rest = text.rpartition(PROBE)
         after = [s for s in self._specials if rest.lstrip().startswith(s)]
         return max(after, key=len) if found and after else None
@@ -164,8 +182,7 @@ class Codec:
 
 
 def open_spec(spec: Mapping[str, Any]) -> Codec:
-    """What Tokenizer asks its worker to hold: a directory, the metadata of a
-    GGUF file, or the text of a tokenizer.json."""
+    """Opens a directory, the metadata of a GGUF file, or a tokenizer.json."""
     variables = spec["variables"]
     if "directory" in spec:
         return from_directory(Path(spec["directory"]), variables)
@@ -180,7 +197,7 @@ def open_spec(spec: Mapping[str, Any]) -> Codec:
 def from_directory(
     directory: Path, variables: Mapping[str, Any] | None = None
 ) -> Codec:
-    """As tokenizer.from_directory."""
+    """Reads a directory as tokenizer.from_directory does."""
     file, model = directory / "tokenizer.json", directory / "tokenizer.model"
     if file.is_file():
         backend = _backend(read_text(file, MOST), str(file))
@@ -224,7 +241,7 @@ def _backend(text: str, where: str) -> Backend:
 
 
 def add_ends(backend: Backend, begin: str, end: str) -> None:
-    """Texts begin and end with these tokens, where named.
+    """Makes texts begin and end with these tokens; "" is none.
 
     Raises:
         ValueError: a token that the vocabulary lacks.
@@ -284,8 +301,8 @@ def _template(
 
 
 def _valid(text: str) -> str:
-    """Lone surrogates, which a byte-wise truncated answer can hold, have no
-    bytes."""
+    # Lone surrogates, which a byte-wise truncated answer can hold, have no
+    # bytes.
     return text.encode("utf-8", "replace").decode()
 
 

@@ -47,7 +47,13 @@ class Template:
         variables: Mapping[str, Any],
         where: str = "chat template",
     ):
-        """
+        """Compiles the template.
+
+        Args:
+            text: None is a template for base models.
+            variables: what it may read beside the messages.
+            where: it stands, for messages.
+
         Raises:
             ValueError: the text does not parse, or `today` is no date.
         """
@@ -57,11 +63,14 @@ class Template:
         try:
             self._compiled = sandbox.from_string(text or PLAIN)
         except UNREADABLE as error:
-            raise ValueError(_told(where, error)) from error
+            raise ValueError(_message(where, error)) from error
 
     def render(self, messages: Turns, prompt: bool = True) -> str:
-        """The text of the turns; where it is to be a prompt, the opening of
-        the assistant's turn too.
+        """Writes the text of the turns.
+
+        Args:
+            messages: role and content of each.
+            prompt: whether to open the assistant's turn too.
 
         Raises:
             ValueError: the template refuses these messages, or writes more
@@ -70,7 +79,7 @@ class Template:
         try:
             text = self._render(messages, prompt, self._in_parts)
         except FAULTS as error:
-            raise ValueError(_told(self._where, error)) from error
+            raise ValueError(_message(self._where, error)) from error
         if len(text) > MOST:
             raise ValueError(
                 f"{self._where}: it writes {len(text)} characters; expected "
@@ -97,8 +106,10 @@ class Template:
 
     @functools.cached_property
     def _in_parts(self) -> bool:
-        """Whether the template reads contents that are lists of parts alone,
-        as those of models of images may: of a text it would write nothing."""
+        """Whether the template reads only contents that are lists of parts.
+
+        Those of models of images may: of a text they would write nothing.
+        """
 
         def shown(parts: bool) -> bool:
             try:
@@ -112,17 +123,19 @@ class Template:
 def check_read(
     text: str | None, names: Sequence[str], where: str = "chat template"
 ) -> None:
-    """Raises ValueError, with the variables that the template does read,
-    where it reads none of this name: a slip of the pen would change nothing
-    and say nothing."""
+    """Refuses variables that the template does not read: slips of the pen.
+
+    Raises:
+        ValueError: it names the variables that the template reads.
+    """
     if not names:
         return
     environment = _sandbox(_date(TODAY))
-    del environment.globals["strftime_now"]  # else it is not told of
+    del environment.globals["strftime_now"]  # else it counts as declared
     try:
         read = meta.find_undeclared_variables(environment.parse(text or PLAIN))
     except UNREADABLE as error:
-        raise ValueError(_told(where, error)) from error
+        raise ValueError(_message(where, error)) from error
     read -= {"messages", "add_generation_prompt"}
     if "strftime_now" in read:
         read = read - {"strftime_now"} | {"today"}
@@ -134,7 +147,7 @@ def check_read(
             )
 
 
-def _told(where: str, error: BaseException) -> str:
+def _message(where: str, error: BaseException) -> str:
     """The message for an error of a template, with its line."""
     line = getattr(error, "lineno", None)
     for frame, at in traceback.walk_tb(error.__traceback__):
@@ -147,8 +160,7 @@ def _told(where: str, error: BaseException) -> str:
 
 
 class _Generation(ext.Extension):
-    """{% generation %} marks what the assistant wrote, for training; here it
-    is a scope and no more."""
+    """{% generation %} marks the assistant's words; here it is a scope."""
 
     tags = {"generation"}
 

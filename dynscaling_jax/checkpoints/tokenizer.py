@@ -43,8 +43,11 @@ class Tokenizer:
     """
 
     def __init__(self, name: str, spec: Mapping[str, Any]):
-        """name, of a file or directory, stands in every message; spec is that
-        of codec.open_spec.
+        """Starts the worker and waits until it has read the files.
+
+        Args:
+            name: of the file or directory; it stands in every message.
+            spec: what to read; see codec.open_spec.
 
         Raises:
             FileNotFoundError: a file that is missing.
@@ -63,32 +66,38 @@ class Tokenizer:
         self.variables: dict[str, Any] = facts["variables"]
 
     def within(self, rows: int) -> "Tokenizer":
-        """The same for an embedding of so many rows; a text with an id past
-        them is refused, and other texts are none the worse for it."""
+        """Returns the same tokenizer for an embedding of so many rows.
+
+        A text with an id past them is refused; other texts are read.
+        """
         bounded = copy.copy(self)
         bounded._rows = rows
         return bounded
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids; special tokens written in it are recognised, none is
-        added. What is no valid Unicode is read as "?"."""
+        """Encodes text; special tokens in it are recognised, none is added.
+
+        What is no valid Unicode is read as "?".
+        """
         return self._ids("encode", text)
 
     def encode_content(self, text: str) -> list[int]:
-        """What stands within a turn to ids: no special token is recognised
-        in it, see render."""
+        """Encodes what stands within a turn: without special tokens."""
         return self._ids("encode_content", text)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Ids to text. What marks a thought is never skipped: without it,
-        thought and answer would run together."""
+        """Decodes ids.
+
+        Marks of a thought are never skipped: without them, thought and answer
+        would run together.
+        """
         return self._ask("decode", [*map(int, ids)], skip_special)
 
     @functools.cached_property
     def thinking(self) -> Thinking:
-        """How the model hides its thoughts, by its template and its tokens."""
-        own = find(self.template or "", self.added)
-        marks = tuple(dict.fromkeys((*own, *KNOWN)))
+        """Is how the model hides its thoughts, by its template and tokens."""
+        found = find(self.template or "", self.added)
+        marks = tuple(dict.fromkeys((*found, *KNOWN)))
 
         @functools.lru_cache(4096)
         def begun(turns: tuple[Message, ...]) -> str:
@@ -97,7 +106,7 @@ class Tokenizer:
         return Thinking(marks, lambda turns: begun(tuple(turns)))
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text that the model reads before it writes.
+        """Returns the text of the prompt that the messages make.
 
         Where the last turn is the assistant's, the text ends in it and the
         model goes on with that turn; marks of a thought keep their force in
@@ -110,7 +119,7 @@ class Tokenizer:
         return self._ask("render", messages, seconds=_seconds(messages))
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Messages to the ids of a prompt.
+        """Encodes the prompt that the messages make.
 
         It begins with bos_token, once, where the tokenizer begins texts with
         it, whether the template writes it or leaves it out. (transformers
@@ -119,7 +128,7 @@ class Tokenizer:
         return self._ids("encode_chat", messages)
 
     def as_json(self) -> str:
-        """The content of a tokenizer.json."""
+        """Returns the content of a tokenizer.json."""
         return self._ask("as_json")
 
     def _ids(self, name: str, argument: Any) -> list[int]:
@@ -155,10 +164,10 @@ class Tokenizer:
 def from_directory(
     directory: Path, variables: Mapping[str, Any] | None = None
 ) -> Tokenizer:
-    """Reads the tokenizer and the template of a Hugging Face directory:
-    tokenizer.json or, where there is none, SentencePiece's tokenizer.model.
+    """Reads the tokenizer and the template of a Hugging Face directory.
 
     Args:
+        directory: holds tokenizer.json or SentencePiece's tokenizer.model.
         variables: for the template, beside the names of special tokens.
 
     Raises:
@@ -182,8 +191,8 @@ def from_gguf(
             is missing or does not fit the others, or variables that the
             template does not read.
     """
-    own = {k: v for k, v in metadata.items() if k.startswith("tokenizer.")}
-    spec = {"gguf": own, "variables": variables or {}}
+    read = {k: v for k, v in metadata.items() if k.startswith("tokenizer.")}
+    spec = {"gguf": read, "variables": variables or {}}
     return _with_template(Tokenizer(file, spec))
 
 
@@ -192,7 +201,7 @@ def from_json(
     template: str | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> Tokenizer:
-    """A tokenizer of the content of a tokenizer.json.
+    """Makes a tokenizer of the content of a tokenizer.json.
 
     Raises:
         ValueError: the text or the template is corrupt.

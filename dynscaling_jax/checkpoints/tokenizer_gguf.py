@@ -29,7 +29,7 @@ from dynscaling_jax.checkpoints.tokenizer_sentencepiece import (
 def from_gguf(
     metadata: Mapping[str, Any], variables: Mapping[str, Any] | None = None
 ) -> Codec:
-    """As tokenizer.from_gguf."""
+    """Builds a codec as tokenizer.from_gguf does."""
     try:
         tokens = metadata["tokenizer.ggml.tokens"]
         backend = Backend(_model(metadata, tokens))
@@ -128,8 +128,7 @@ def _model(metadata: Mapping[str, Any], tokens: Sequence[str]) -> models.BPE:
 
 
 def _as_sentencepiece(backend: Backend, space_first: bool) -> None:
-    """Spaces are written as a mark of their own; unknown characters as
-    bytes."""
+    """Writes spaces as a mark of their own, unknown characters as bytes."""
     mark = normalizers.Replace(" ", SPACE)
     if space_first:
         mark = normalizers.Sequence([normalizers.Prepend(SPACE), mark])

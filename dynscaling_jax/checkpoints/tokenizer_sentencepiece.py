@@ -1,17 +1,19 @@
 """SentencePiece's tokenizer.model to a `tokenizers` backend.
 
-The file is a protocol buffer (sentencepiece_model.proto). It is read here by
-the few fields that matter, with no more trust than a wire format needs.
+`sentencepiece` knows the format of the file. Its own encoder is not used:
+added tokens, special tokens and an export to tokenizer.json are those of
+`tokenizers`, and the tests compare the ids of the two.
 """
 
 import math
 import re
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore
 from tokenizers import (
     AddedToken,
     Regex,
@@ -30,30 +32,13 @@ FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 LONGEST = 1024  # characters of a piece; real ones have up to a few dozen
 
 
-class Piece(NamedTuple):
-    text: str
-    score: float
-    kind: int
-
-
-class Model(NamedTuple):
-    """What a tokenizer.model says."""
-
-    pieces: list[Piece]
-    kind: int
-    byte_fallback: bool
-    ids: dict[str, int]  # bos_token, eos_token, pad_token, unk_token
-    charsmap: bytes
-    space_first: bool
-    trim: bool
-
-
 def read(
     file: Path, config: Mapping[str, Any], added: Mapping[str, Any]
 ) -> tuple[Backend, dict[str, str]]:
-    """The backend, and the names of the special tokens: bos_token, ...
+    """Reads the backend, and the texts of the special tokens: bos_token, ...
 
     Args:
+        file: tokenizer.model.
         config: tokenizer_config.json. Its added_tokens_decoder comes before
             the file's own pieces and adds to them.
         added: added_tokens.json, text -> id.
@@ -65,10 +50,9 @@ def read(
     try:
         model = _parse(file.read_bytes())
         tokens = _added(model, config, added)
-        return _backend(model, config, tokens), {
-            name: model.pieces[i].text for name, i in model.ids.items()
-        }
-    except ValueError as error:
+        named = _named(model)
+        return _backend(model, config, tokens), named
+    except (ValueError, DecodeError) as error:
         raise ValueError(
             f"{file}: not a SentencePiece model that can be used: {error}"
         ) from error
@@ -77,8 +61,7 @@ def read(
 def merges_by_score(
     ids: Mapping[str, int], scores: Sequence[float], kinds: Sequence[int]
 ) -> list[tuple[str, str]]:
-    """The merges of SentencePiece's BPE: of the pairs that make a piece, those
-    of the best piece first.
+    """Lists the merges of SentencePiece's BPE, those of the best piece first.
 
     Among equals SentencePiece goes from left to right. Runs of spaces are
     such in Mistral's models; the longest left part first does the same.
@@ -102,7 +85,7 @@ def merges_by_score(
 
 
 def decoder(leading: int) -> decoders.Decoder:
-    """Marks to spaces and bytes to text, less so many leading spaces."""
+    """Makes spaces of marks and text of bytes, less so many leading spaces."""
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback()]
     steps.append(decoders.Fuse())
     if leading:
@@ -111,22 +94,28 @@ def decoder(leading: int) -> decoders.Decoder:
 
 
 def _backend(
-    model: Model, config: Mapping[str, Any], tokens: Mapping[int, AddedToken]
+    model: ModelProto,
+    config: Mapping[str, Any],
+    tokens: Mapping[int, AddedToken],
 ) -> Backend:
-    pieces = list(model.pieces)
     for i, token in tokens.items():
-        if i < len(pieces):
-            pieces[i] = pieces[i]._replace(text=token.content)
+        if i < len(model.pieces):
+            model.pieces[i].piece = token.content
+    is_unigram = model.trainer_spec.model_type == UNIGRAM
+    rules = model.normalizer_spec
     try:
-        made = _unigram if model.kind == UNIGRAM else _bpe
-        backend = Backend(made(model, pieces))
+        backend = Backend(_unigram(model) if is_unigram else _bpe(model))
         backend.normalizer = normalizers.Sequence(_normalizers(model, config))
-        if model.space_first and not config.get("legacy", True):
+        if rules.add_dummy_prefix and not config.get("legacy", True):
             # one space, at the very beginning: what transformers does then
             backend.pre_tokenizer = pre_tokenizers.Metaspace(
                 SPACE, prepend_scheme="first", split=False
             )
-        backend.decoder = decoder(LONGEST if model.trim else model.space_first)
+        backend.decoder = decoder(
+            LONGEST
+            if rules.remove_extra_whitespaces
+            else rules.add_dummy_prefix
+        )
     except ValueError:
         raise
     except Exception as error:  # tokenizers raises nothing narrower
@@ -142,73 +131,92 @@ def _backend(
     return backend
 
 
-def _bpe(model: Model, pieces: Sequence[Piece]) -> models.BPE:
-    ids = {piece.text: i for i, piece in enumerate(pieces)}
-    scores = [piece.score for piece in pieces]
-    merges = merges_by_score(ids, scores, [piece.kind for piece in pieces])
+def _bpe(model: ModelProto) -> models.BPE:
+    ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
+    scores = [piece.score for piece in model.pieces]
+    merges = merges_by_score(ids, scores, [p.type for p in model.pieces])
     return models.BPE(
         ids,
         merges,
-        unk_token=pieces[model.ids["unk_token"]].text,
+        unk_token=model.pieces[_unknown(model)].piece,
         fuse_unk=True,
-        byte_fallback=model.byte_fallback,
+        byte_fallback=model.trainer_spec.byte_fallback,
     )
 
 
-def _unigram(model: Model, pieces: Sequence[Piece]) -> models.Unigram:
+def _unigram(model: ModelProto) -> models.Unigram:
     # Only what is in no piece is written as bytes, not the text "<0x41>": its
     # token costs more than its characters, where they are known.
-    lowest = min((p.score for p in pieces if p.kind == NORMAL), default=0.0)
+    pieces = model.pieces
+    lowest = min((p.score for p in pieces if p.type == NORMAL), default=0.0)
     never = 8 * (min(lowest, 0.0) - 16)
     return models.Unigram(
-        [
-            (piece.text, piece.score if piece.kind == NORMAL else never)
-            for piece in pieces
-        ],
-        model.ids["unk_token"],
-        model.byte_fallback,
+        [(p.piece, p.score if p.type == NORMAL else never) for p in pieces],
+        _unknown(model),
+        model.trainer_spec.byte_fallback,
     )
 
 
-def _normalizers(model: Model, config: Mapping[str, Any]) -> list[Any]:
+def _unknown(model: ModelProto) -> int:
+    return next(i for i, p in enumerate(model.pieces) if p.type == UNKNOWN)
+
+
+def _named(model: ModelProto) -> dict[str, str]:
+    trainer = model.trainer_spec
+    ids = {
+        "bos_token": trainer.bos_id,
+        "eos_token": trainer.eos_id,
+        "pad_token": trainer.pad_id,
+        "unk_token": _unknown(model),
+    }
+    known = range(len(model.pieces))
+    return {n: model.pieces[i].piece for n, i in ids.items() if i in known}
+
+
+def _normalizers(model: ModelProto, config: Mapping[str, Any]) -> list[Any]:
     steps: list[Any] = []
-    if model.charsmap:
-        _check_charsmap(model.charsmap)
-        steps.append(normalizers.Precompiled(model.charsmap))
-    if model.trim:
+    rules = model.normalizer_spec
+    if rules.precompiled_charsmap:
+        _check_charsmap(rules.precompiled_charsmap)
+        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
+    if rules.remove_extra_whitespaces:
         steps += [
             normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""),
             normalizers.Replace(Regex(" {2,}"), " "),
         ]
-    if model.space_first and not config.get("legacy", True):
+    if rules.add_dummy_prefix and not config.get("legacy", True):
         return steps
-    if model.space_first:
+    if rules.add_dummy_prefix:
         # In each stretch of text between special tokens, as when each is
         # encoded by itself. Pieces of a user are found after this step and
         # must not change by it.
-        own = [re.escape(p.text) for p in model.pieces if _in_text(model, p)]
-        alone = rf"(?!(?:{'|'.join(own)})\z)" if own else ""
+        users = [re.escape(p.piece) for p in model.pieces if _in_text(model, p)]
+        alone = rf"(?!(?:{'|'.join(users)})\z)" if users else ""
         pattern = Regex(rf"\A{alone}(?=[\s\S])")
         steps.append(normalizers.Replace(pattern, SPACE))
     return [*steps, normalizers.Replace(" ", SPACE)]
 
 
-def _in_text(model: Model, piece: Piece) -> bool:
-    """Whether a piece belongs to the text around it: it is found in it once
-    spaces are marked. A map of characters must not touch it."""
-    return piece.kind == USER_DEFINED and not model.charsmap
+def _in_text(model: ModelProto, piece: ModelProto.SentencePiece) -> bool:
+    """Whether a piece is found in a text once spaces are marked.
+
+    A map of characters must not touch such a piece.
+    """
+    if piece.type != USER_DEFINED:
+        return False
+    return not model.normalizer_spec.precompiled_charsmap
 
 
 def _added(
-    model: Model, config: Mapping[str, Any], added: Mapping[str, Any]
+    model: ModelProto, config: Mapping[str, Any], added: Mapping[str, Any]
 ) -> dict[int, AddedToken]:
     """Tokens to find in a text before all else: id -> token."""
     found: dict[int, AddedToken] = {}
     for i, piece in enumerate(model.pieces):
-        if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED):
+        if piece.type in (UNKNOWN, CONTROL, USER_DEFINED):
             found[i] = AddedToken(
-                piece.text,
-                special=piece.kind != USER_DEFINED,
+                piece.piece,
+                special=piece.type != USER_DEFINED,
                 normalized=_in_text(model, piece)
                 and config.get("legacy", True),
             )
@@ -230,113 +238,44 @@ def _added(
     return found
 
 
-# The file
-
-
-def _parse(data: bytes) -> Model:
-    pieces: list[Piece] = []
-    trainer: dict[int, Any] = {}
-    normalizer: dict[int, Any] = {}
-    for number, value in _fields(data):
-        if number == 1:
-            pieces.append(_piece(value))
-        elif number == 2:
-            trainer |= dict(_fields(value))
-        elif number == 3:
-            normalizer |= dict(_fields(value))
-    if not trainer or not normalizer:
+def _parse(data: bytes) -> ModelProto:
+    model = ModelProto()
+    model.ParseFromString(data)
+    trainer, pieces = model.trainer_spec, model.pieces
+    if not all(map(model.HasField, ("trainer_spec", "normalizer_spec"))):
         raise ValueError("it ends before its settings")
-    texts = {piece.text for piece in pieces}
+    for piece in pieces:
+        if not math.isfinite(piece.score):
+            raise ValueError(f"the score of a piece is {piece.score}")
+    texts = {piece.piece for piece in pieces}
     if not pieces or len(texts) < len(pieces) or "" in texts:
         raise ValueError(
             f"{len(pieces)} pieces of {len(texts)} different texts"
         )
-    kind = trainer.get(3, UNIGRAM)
-    if kind not in (UNIGRAM, BPE):
-        raise ValueError(f"model_type {kind} is neither unigram nor BPE")
-    if trainer.get(24, 0) or not normalizer.get(5, 1):
+    if trainer.model_type not in (UNIGRAM, BPE):
+        raise ValueError(
+            f"model_type {trainer.model_type} is neither unigram nor BPE"
+        )
+    marked = model.normalizer_spec.escape_whitespaces
+    if trainer.treat_whitespace_as_suffix or not marked:
         raise ValueError(
             "spaces at the end of words, or not marked, are not supported"
         )
-    unknown = [i for i, p in enumerate(pieces) if p.kind == UNKNOWN]
-    if len(unknown) != 1:
-        raise ValueError(f"{len(unknown)} pieces are of the kind unknown")
-    fallback = bool(trainer.get(35, 0))
-    if fallback and not texts >= {f"<0x{i:02X}>" for i in range(256)}:
+    unknown = sum(piece.type == UNKNOWN for piece in pieces)
+    if unknown != 1:
+        raise ValueError(f"{unknown} pieces are of the kind unknown")
+    of_bytes = {f"<0x{i:02X}>" for i in range(256)}
+    if trainer.byte_fallback and not texts >= of_bytes:
         raise ValueError("byte_fallback, yet not a piece for each byte")
-    ids = {
-        "bos_token": _id(trainer.get(41, 1)),
-        "eos_token": _id(trainer.get(42, 2)),
-        "pad_token": _id(trainer.get(43, -1)),
-    }
-    named = {n: i for n, i in ids.items() if 0 <= i < len(pieces)}
-    return Model(
-        pieces,
-        kind,
-        fallback,
-        {**named, "unk_token": unknown[0]},
-        _bytes(normalizer.get(2, b"")),
-        bool(normalizer.get(3, 1)),
-        bool(normalizer.get(4, 1)),
-    )
-
-
-def _piece(data: bytes) -> Piece:
-    fields = dict(_fields(data))
-    (score,) = struct.unpack("<f", _bytes(fields.get(2, bytes(4)), 4))
-    if not math.isfinite(score):
-        raise ValueError(f"the score of a piece is {score}")
-    return Piece(_bytes(fields.get(1, b"")).decode(), score, fields.get(3, 1))
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a message: an int, or bytes."""
-    at, end = 0, len(_bytes(data))
-    while at < end:
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-        elif kind in (1, 2, 5):
-            size = {1: 8, 5: 4}.get(kind)
-            if size is None:
-                size, at = _varint(data, at)
-            if size > end - at:
-                raise ValueError(f"a field of {size} bytes is cut short")
-            value, at = data[at : at + size], at + size
-        else:
-            raise ValueError(f"a field of wire type {kind}")
-        yield key >> 3, value
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for count, byte in enumerate(data[at : at + 10]):
-        value |= (byte & 127) << 7 * count
-        if byte < 128:
-            return value, at + count + 1
-    raise ValueError("a number is cut short")
-
-
-def _id(value: Any) -> int:
-    """int32 is written as if it had 64 bits."""
-    if not isinstance(value, int):
-        raise ValueError("an id is no number")
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _bytes(value: Any, size: int | None = None) -> bytes:
-    if not isinstance(value, bytes) or size not in (None, len(value)):
-        raise ValueError("a field is not of its type")
-    return value
+    return model
 
 
 def _check_charsmap(blob: bytes) -> None:
-    """Raises ValueError where following the double array of a map of
-    characters could lead outside of it: `tokenizers` would panic.
+    """Refuses a map of characters that leads outside of itself.
 
-    A unit's children lie in one block of 256 units; a leaf's value is where
-    its text begins in what follows the array.
+    `tokenizers` would follow its double array without looking, and panic. A
+    unit's children lie in one block of 256 units; a leaf's value is where its
+    text begins in what follows the array.
     """
     size = int.from_bytes(blob[:4], "little")
     texts = blob[4 + size :]

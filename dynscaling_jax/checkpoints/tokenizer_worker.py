@@ -1,18 +1,13 @@
 """The worker process that holds a tokenizer and a chat template.
 
-Run as a program, not imported. Each JSON line of standard input, [seconds,
-method of Codec, arguments], is answered by one line: {"value": ...} or
-{"error": [type, message]}. The first names `open` and the files.
+Run as a program, not imported. Each request, [seconds, method of Codec,
+arguments], is answered by {"value": ...} or {"error": [is the file missing,
+message]}. The first names `open` and the files.
 
 A template can format, pad and join its way to gigabytes, a normalizer can
-double a text forty times, a pattern can panic. No list of what is forbidden is
-ever complete; here the operating system bounds memory and processor time,
-whatever the interpreter or a library in Rust is doing.
+double a text forty times, a pattern can panic: hence the limits.
 """
 
-import json
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,53 +16,39 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from dynscaling_jax.checkpoints import codec
-from dynscaling_jax.workers import limit
+from dynscaling_jax.workers import serve
 
 MEMORY = 2 << 30  # bytes of address space; 262,144 tokens take a quarter
 FULL = "tokenizer or chat template: it needs more than its limit of memory"
 
 
-def main() -> None:
-    limit(MEMORY)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    # what libraries print is no answer; where they panic, the answer says so
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
-    answers.write("ready\n")
-    opened: Any = None
-    for line in sys.stdin.buffer:
-        seconds, name, arguments = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+class Server:
+    """Holds the codec, or the error that opening it raised."""
+
+    codec: Any = None
+
+    def answer(self, method: str, arguments: list[Any]) -> dict[str, Any]:
+        """Returns what the method returned, or what went wrong."""
+        opens = method == "open"
         try:
-            if name == "open":
-                opened = None
-                opened = codec.open_spec(*arguments)
-                value = None
-            elif isinstance(opened, Exception):
-                raise opened
-            else:
-                value = getattr(opened, name)(*arguments)
-            answer = json.dumps({"value": value})
+            if opens:
+                self.codec = None
+                self.codec = codec.open_spec(*arguments)
+                return {"value": None}
+            if isinstance(self.codec, Exception):
+                raise self.codec
+            return {"value": getattr(self.codec, method)(*arguments)}
         except (ValueError, OSError) as error:
-            answer = _error(error)
-            if name == "open":
-                opened = error
+            failure: Exception = error
         except BaseException as error:  # a panic of Rust is no Exception
             said = f"{type(error).__name__}: {error}"[:500]
             full = isinstance(error, MemoryError)  # it says nothing by itself
-            wrapped = ValueError(FULL if full else said)
-            answer = _error(wrapped)
-            if name == "open":
-                opened = wrapped
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        answers.write(answer + "\n")
-
-
-def _error(error: Exception) -> str:
-    missing = isinstance(error, FileNotFoundError)
-    return json.dumps({"error": [missing, str(error)]})
+            failure = ValueError(FULL if full else said)
+        if opens:
+            self.codec = failure
+        missing = isinstance(failure, FileNotFoundError)
+        return {"error": [missing, str(failure)]}
 
 
 if __name__ == "__main__":
-    main()
+    serve(Server().answer, MEMORY)

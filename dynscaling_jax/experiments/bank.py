@@ -25,8 +25,7 @@ from dynscaling_jax import lines
 from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.experiments.log import read_samples, runs_below
 from dynscaling_jax.files import read_json
-from dynscaling_jax.tasks import Comparer, classify, kind_of
-from dynscaling_jax.tasks import reference as canonical_reference
+from dynscaling_jax.tasks import Comparer, classify, kind_of, read_reference
 
 
 class _Row(NamedTuple):
@@ -132,7 +131,7 @@ def _numbered(
     texts: Sequence[str | None], kind: str, compare: Comparer
 ) -> list[int]:
     """Ids of answers in the order first seen; -1 is None."""
-    read = [text and canonical_reference(text, kind) for text in texts]
+    read = [text and read_reference(text, kind) for text in texts]
     keys = [
         text if text is None else tidy(text) if id < 0 else id
         for text, id in zip(texts, classify(read, kind, compare), strict=True)

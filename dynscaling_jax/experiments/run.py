@@ -53,7 +53,7 @@ from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
 from dynscaling_jax.scaling.timer import Timer
 from dynscaling_jax.scaling.votes import VOTES
-from dynscaling_jax.tasks import Comparer, Task, answered, grade, load_task
+from dynscaling_jax.tasks import Comparer, Task, grade, load_task, with_answers
 from dynscaling_jax.thinking import Thinking, named
 from dynscaling_jax.types import (
     Budget,
@@ -192,7 +192,7 @@ def _run(
         )
         timer = Timer(budget.seconds, metrics.before)
         reading = functools.partial(
-            answered, kind=task.kind, thinking=sampler.thinking
+            with_answers, kind=task.kind, thinking=sampler.thinking
         )
 
         def kept_votes(sample: SampleFn) -> SampleFn:

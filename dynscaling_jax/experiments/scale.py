@@ -10,7 +10,7 @@ from dynscaling_jax import methods
 from dynscaling_jax.experiments.environment import use_compilation_cache
 from dynscaling_jax.sampler import Middleware, tap
 from dynscaling_jax.scaling.loop import Result, Round, for_queries, run_rounds
-from dynscaling_jax.tasks import Comparer, answered
+from dynscaling_jax.tasks import Comparer, with_answers
 from dynscaling_jax.tasks.choices import options
 from dynscaling_jax.types import (
     Budget,
@@ -61,7 +61,9 @@ def scale(
         query.id: kind or ("choice" if options(query) else "math")
         for query in queries
     }
-    reading = functools.partial(answered, kind=kinds, thinking=sampler.thinking)
+    reading = functools.partial(
+        with_answers, kind=kinds, thinking=sampler.thinking
+    )
     total = for_queries(budget, len(queries)).samples
     use_compilation_cache()
     # silent where there is no terminal

@@ -22,7 +22,6 @@ import itertools
 import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 
 from dynscaling_jax.tasks.choices import concluded, named, options
 from dynscaling_jax.tasks.forms import (
@@ -32,14 +31,12 @@ from dynscaling_jax.tasks.forms import (
     canonical,
     check_kind,
 )
-from dynscaling_jax.tasks.markup import INLINE, WIDE
+from dynscaling_jax.tasks.markup import INLINE, WIDE, inside
 from dynscaling_jax.tasks.numbers import BOLD, NONE, NUMBER, SCALE
 from dynscaling_jax.thinking import Thinking, visible
 from dynscaling_jax.types import Request, Sample, SampleFn
 
-Asked = Mapping[tuple[str, int], Request]
-
-_SIGNS = {"number": re.compile(r"\d"), "boolean": TRUTH}  # of an answer
+_CONTENT = {"number": re.compile(r"\d"), "boolean": TRUTH}  # of an answer
 _TRIED = 20  # announcements of one sort, from the last one back
 
 _TURN = re.compile(
@@ -177,13 +174,13 @@ _PURPOSE = re.compile(  # after a verb and its number: to read 210 pages
     r"(?:\sto\s[a-z]{2,}\s|\safter\s"
     rf"|:\s(?=[^\d]{{0,20}}[\d.,]{{1,9}}[^\d=]{{1,30}}\d)){_PLAIN_END}"
 )
-_TOLD = re.compile(
+_STATED = re.compile(
     r"\b(?:be|is|are|was|were|has|have|had|will|gets?|takes?|needs?|costs?)\b"
     r"[^\d\n]{0,40}\d"
 )
 _PLACED = re.compile(r"\bthe\s\w{1,20}\s$")  # the interval $(1, 2)$
 _LEADING = re.compile(  # is at (1, 2)
-    r"\s*+(?!(?:sin|cos|tan|log|ln|sqrt|exp|arc\w+)\s)(?:[a-z]{2,}\s){1,3}"
+    r"\A\s*+(?!(?:sin|cos|tan|log|ln|sqrt|exp|arc\w+)\s)(?:[a-z]{2,}\s){1,3}"
     r"(?=[(\[\\])"
 )
 _AND = ("", "and", "or")
@@ -204,17 +201,18 @@ def extract(
     cut: bool = False,
     letters: str = "",
 ) -> str | None:
-    """The canonical answer that `text` gives; None where none can be read.
+    """Returns the canonical answer that a text gives, None if none is readable.
 
     Only what stands outside the thoughts of the model is searched.
 
     Args:
+      text: what the model wrote.
+      kind: of the answer; see `canonical`.
       thinking: how the model marks its thoughts.
-      begun: how its prompt began the turn; see thinking.visible.
-      cut: the text ends by its length, so that its last number may be none
-        that answers: what is not announced is not read.
-      letters: the options' letters of a question of kind choice; "" where
-        nobody knows them.
+      begun: how its prompt began the turn; see `thinking.visible`.
+      cut: whether the token limit ended the text. Its last number may then
+        answer nothing: only an announced answer is read.
+      letters: the letters of the question's options; "" if they are unknown.
 
     Raises:
       ValueError: an unknown kind.
@@ -225,8 +223,8 @@ def extract(
         return None
     text = _TURN.split(shown, maxsplit=1)[0].translate(WIDE)
     text = _OFFER.sub("", _CONFIDENCE.sub("", _TAG.sub("", text)))
-    own = _NEXT.split(text, maxsplit=1)[0]
-    for part in dict.fromkeys((own, text)):
+    before_next = _NEXT.split(text, maxsplit=1)[0]
+    for part in dict.fromkeys((before_next, text)):
         boxes = _boxed(part)
         for segment in itertools.chain(reversed(boxes), _announced(part, kind)):
             if kind == "choice":
@@ -234,7 +232,7 @@ def extract(
                 answer = several if len(several) == 1 else None
             else:
                 answer = _read(segment, kind)
-                several = kind in _SIGNS and _SIGNS[kind].search(segment)
+                several = kind in _CONTENT and _CONTENT[kind].search(segment)
             if answer is not None or several:
                 return answer
     if cut or (kind in ("number", "math") and boxes):
@@ -242,13 +240,15 @@ def extract(
     return _unannounced(text, kind, letters)
 
 
-def answered(
+def with_answers(
     sample_fn: SampleFn,
     kind: str | Mapping[str, str],
     thinking: Thinking = Thinking(),  # noqa: B008
 ) -> SampleFn:
-    """Reads the canonical answer of each sample, but for failed ones; a
-    choice among the options that its own question lists.
+    """Wraps a sampler so that each sample has its canonical answer.
+
+    Failed samples have none. A choice is one of the options that its question
+    lists.
 
     Args:
       kind: of all answers, or of those of each query, by its id.
@@ -260,27 +260,28 @@ def answered(
     for known in {kind} if isinstance(kind, str) else {*kind.values()}:
         check_kind(known)
 
-    def read(asked: Asked, sample: Sample) -> Sample:
-        reason = sample.finish_reason
-        if reason.startswith("error"):
+    def with_answer(request: Request, sample: Sample) -> Sample:
+        if sample.finish_reason.startswith("error"):
             return sample
-        request = asked[sample.query_id, sample.index]
         own = kinds[sample.query_id]
         answer = extract(
             sample.text,
             own,
             thinking,
             thinking.begun(request.messages),
-            reason == "length",
+            sample.finish_reason == "length",
             options(request.query) if own == "choice" else "",
         )
         return sample._replace(answer=answer)
 
-    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-        asked = {(r.query.id, r.index): r for r in requests}
-        return map(partial(read, asked), sample_fn(requests))
+    def sample(requests: Sequence[Request]) -> Iterator[Sample]:
+        by_key = {(r.query.id, r.index): r for r in requests}
+        return (
+            with_answer(by_key[sample.query_id, sample.index], sample)
+            for sample in sample_fn(requests)
+        )
 
-    return draw
+    return sample
 
 
 def _announced(text: str, kind: str) -> Iterator[str]:
@@ -308,8 +309,7 @@ def _segment(text: str, start: int, kind: str, mark: str) -> str:
 
 
 def _is_all(segment: str, kind: str, rest: str) -> bool:
-    """Whether what follows #### or a label is an answer, and neither a
-    heading nor the start of a solution."""
+    """Whether an answer follows #### or a label: no heading, no solution."""
     if kind == "number":
         alone = _MEASURED.fullmatch(segment.strip(" *"))
         return bool(alone) and not _ENTRY.match(rest)
@@ -318,9 +318,11 @@ def _is_all(segment: str, kind: str, rest: str) -> bool:
 
 
 def _boxed(text: str) -> list[str]:
-    """The contents of boxes, ordered by where they open; before them those
-    that are never closed. Neighbours are one answer, and a box that is only
-    a part of a formula, "\\boxed{3}\\frac12", holds none."""
+    r"""The contents of boxes, ordered by where they open.
+
+    Those that are never closed come first. Neighbours are one answer, and a
+    box that is only a part of a formula, "\boxed{3}\frac12", holds none.
+    """
     spans: list[tuple[int, int, int]] = []  # from the macro; the contents
     opened: list[tuple[int, int] | None] = []  # None opens no box
     for match in _BRACES.finditer(text):
@@ -358,9 +360,11 @@ def _boxed(text: str) -> list[str]:
 
 
 def _read(segment: str, kind: str) -> str | None:
-    """The answer at the head of an announced segment. Where that is a whole
-    sentence about mathematics, its first formula with those that are listed
-    beside it, or else its number."""
+    """The answer at the head of an announced segment.
+
+    Of a sentence about mathematics it is the first formula, with those that
+    are listed beside it, or else the number.
+    """
     if kind == "math":
         formulas = _listed(segment)
         if formulas:
@@ -376,9 +380,11 @@ def _read(segment: str, kind: str) -> str | None:
 
 
 def _listed(segment: str) -> list[str]:
-    """The formula that a sentence gives, and those after it that only "or",
-    "and" or a comma parts from the one before. It is the one that follows
-    "is" where the sentence begins with its subject."""
+    """The formulas that a sentence gives: one, or a list of them.
+
+    The first is the one that follows "is" where the sentence begins with its
+    subject; the others are parted by "or", "and" or a comma alone.
+    """
     found = list(INLINE.finditer(segment))
     if found and re.search("[A-Za-z]", segment[: found[0].start()]):
         given = [m for m in found if _VERB.search(segment[: m.start()])]
@@ -387,9 +393,9 @@ def _listed(segment: str) -> list[str]:
     end = 0
     for match in found:
         between = segment[end : match.start()].strip(" ,")
-        if formulas and between not in ("", "or", "and"):
+        if formulas and between not in _AND:
             break
-        formulas.append(match[1] or match[2] or match[3])
+        formulas.append(inside(match))
         end = match.end()
     return formulas
 
@@ -398,8 +404,8 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
     if kind == "choice":
         return concluded(text, letters)
     if kind == "number":
-        said = _ASIDE.sub("", text)
-        text = said if _COUNTED.search(said) else text
+        without_asides = _ASIDE.sub("", text)
+        text = without_asides if _COUNTED.search(without_asides) else text
         line = text.rstrip().rpartition("\n")[2]
         if NONE.search(line) or _UNFINISHED.search(line[-40:]):
             return None
@@ -424,21 +430,27 @@ def _unannounced(text: str, kind: str, letters: str) -> str | None:
     return _ended(text[-LONGEST:].rstrip())
 
 
+def _last_sentence(line: str) -> str:
+    sentences = [s for s in _SENTENCE_END.split(line) if s.strip(" *$")]
+    return sentences[-1] if sentences else ""
+
+
 def _before_reason(line: str) -> str:
-    """The last sentence up to why or for what its number holds: "7 days" of
-    "It takes 7 days to read 210 pages"; "" where it says no such thing."""
-    said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
-    for mark, needed in ((_REASON, _COUNTED), (_PURPOSE, _TOLD)):
-        after = mark.search(said[-1]) if said else None
-        before = said[-1][: after.start()] if after else ""
+    """The last sentence up to a reason or a purpose; "" where it has none.
+
+    "It takes 7 days to read 210 pages": "It takes 7 days".
+    """
+    sentence = _last_sentence(line)
+    for mark, needed in ((_REASON, _COUNTED), (_PURPOSE, _STATED)):
+        reason = mark.search(sentence)
+        before = sentence[: reason.start()] if reason else ""
         if needed.search(before):
             return before
     return ""
 
 
 def _ended(text: str) -> str | None:
-    """The formula that the last sentence says something to be, and those
-    that are listed beside it, where the text ends with them."""
+    """The formulas that the last sentence gives as a value and ends with."""
     if text.count("$$") % 2 or text.rfind(r"\[") > text.rfind(r"\]"):
         return None
     line = text.rpartition("\n")[2]
@@ -446,56 +458,47 @@ def _ended(text: str) -> str | None:
         line = text[: shown.start()].rstrip().rpartition("\n")[2]
         formula = (shown[1] or shown[2]).replace("\n", " ").strip(" .,=")
         line += f" ${formula}$"
-    said = [part for part in _SENTENCE_END.split(line) if part.strip(" *$")]
-    sentence = _WHEN.split(said[-1])[0].strip(" *") if said else ""
-    aside = bool(said) and len(sentence) < len(said[-1].strip(" *"))
-    broken = r"[A-Za-z]\Z" if aside else _UNFINISHED  # ", which gives"
+    whole = _last_sentence(line)
+    sentence = _WHEN.split(whole)[0].strip(" *")
+    shortened = sentence != whole.strip(" *")
+    broken = r"[A-Za-z]\Z" if shortened else _UNFINISHED  # ", which gives"
     if "?" in line or _OPEN.search(sentence) or re.search(broken, line[-40:]):
         return None
     formulas = list(INLINE.finditer(sentence))
     rest = sentence[formulas[-1].end() :] if formulas else sentence
     *_, value = _GIVEN.split(rest)
-    if not formulas or (value != rest and re.search(r"[\dπ√]", value)):
-        if value == rest or not re.search(r"[\dπ√]", value):
-            return None
-        if leading := _LEADING.match(value):
-            value = value[leading.end() :]
+    if value != rest and re.search(r"[\dπ√]", value):
+        value = _LEADING.sub("", value)
         words = re.findall("[A-Za-z]{3,}", value)
         counted = words and not re.search(r"[π√^\\(]", value)
-        read = canonical(value, "number" if counted else "math")
-        return read if len(words) < 5 else None
-    if (
-        len(formulas) == 1
-        and re.search(r"\d", formulas[0][0])
-        and (
-            (_SO.match(sentence) and _CONCLUDED.fullmatch(rest))
-            or (_THERE.match(sentence) and not re.search(r"[\d,]", rest))
-        )
-    ):
-        rest = ""
-    if not _BESIDE.fullmatch(rest):
+        answer = canonical(value, "number" if counted else "math")
+        return answer if len(words) < 5 else None
+    if not formulas:
+        return None
+    concludes = (_SO.match(sentence) and _CONCLUDED.fullmatch(rest)) or (
+        _THERE.match(sentence) and not re.search(r"[\d,]", rest)
+    )
+    single = len(formulas) == 1 and re.search(r"\d", formulas[0][0])
+    if not (single and concludes) and not _BESIDE.fullmatch(rest):
         return None
     first = len(formulas) - 1
-    while first and (
-        sentence[formulas[first - 1].end() : formulas[first].start()].strip(
-            " ,"
-        )
-        in _AND
-    ):
+    while first:
+        between = sentence[formulas[first - 1].end() : formulas[first].start()]
+        if between.strip(" ,") not in _AND:
+            break
         first -= 1
-    value = ", ".join(m[1] or m[2] or m[3] for m in formulas[first:])
+    value = ", ".join(map(inside, formulas[first:]))
     before = sentence[: formulas[first].start()]
     ends = [mark.end() for mark in _GIVEN.finditer(before)]
-    told = (
+    located = value[-1] in ")]}" and value[0] in "([\\"
+    is_value = (
         not before
         or "=" in value
         or ends[-1:] == [len(before)]
-        or (
-            value[-1] in ")]}" and value[0] in "([\\" and _PLACED.search(before)
-        )
+        or (located and _PLACED.search(before))
         or (_SO.match(before) and re.search(r"[\d\\]", value))
     )
-    return canonical(value, "math") if told else None
+    return canonical(value, "math") if is_value else None
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str:

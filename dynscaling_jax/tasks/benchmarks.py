@@ -11,11 +11,10 @@ OPTIONS = "Options:"  # of bbh, before them
 
 
 class Item(NamedTuple):
-    """A row of a benchmark. Where there are options, `answer` is the index
-    of the right one."""
+    """A row of a benchmark."""
 
     question: str
-    answer: str
+    answer: str  # where there are options, the index of the right one
     options: tuple[str, ...] = ()
     id: str = ""  # "" is the number of the row
 
@@ -24,8 +23,10 @@ Fields = Mapping[str, str]  # what jsonl's fields are called in the file
 
 
 class Benchmark(NamedTuple):
+    """Where the questions of a benchmark are and how its rows are read."""
+
     read: Callable[[Row, Fields], Item]
-    kind: str = ""  # of answer; "" is told by the references
+    kind: str = ""  # of answer; "" is the one that reads all references
     split: str = ""  # the usual one
     subset: bool = False  # the split belongs to the name of the task
     shuffled: bool = False  # the file lists the right option first
@@ -63,14 +64,16 @@ def _options(row: Row, name: str) -> tuple[str, ...]:
 
 
 def _right(row: Row, name: str, options: tuple[str, ...]) -> str:
-    """The index of the right option. A number in the file is that index; a
-    text is the letter, the option in full, or the index, in this order."""
-    told = _field(row, name)
+    """The index of the right option, which the file names in several ways.
+
+    A number in the file is that index; a text is the letter, the option in
+    full, or the index, in this order.
+    """
     answer = _text(row, name)
     index = -1
     if re.fullmatch(r"\(?[A-Za-z]\)?", answer):
         index = ord(answer.strip("()").upper()) - ord("A")
-    elif isinstance(told, str) and options.count(answer) == 1:
+    elif isinstance(row.values[name], str) and options.count(answer) == 1:
         index = options.index(answer)
     elif re.fullmatch(r"\d{1,2}", answer):
         index = int(answer)
@@ -92,10 +95,6 @@ def _gsm8k(row: Row, _: Fields) -> Item:
     return Item(_text(row, "question"), solution.rpartition("####")[2].strip())
 
 
-def _math500(row: Row, _: Fields) -> Item:
-    return Item(_text(row, "problem"), _text(row, "answer"))
-
-
 def _svamp(row: Row, _: Fields) -> Item:
     body, question = _text(row, "Body"), _text(row, "Question")
     body = body if body[-1] in ".?!" else body + "."
@@ -107,15 +106,15 @@ def _bbh(row: Row, _: Fields) -> Item:
     text, answer = _text(row, "input"), _text(row, "target")
     question, rest = text.partition(f"\n{OPTIONS}\n")[::2]
     lines = rest.splitlines()
-    letters = [f"({letter}) " for letter in ascii_uppercase[: len(lines)]]
     known = [f"({letter})" for letter in ascii_uppercase[: len(lines)]]
-    if answer not in known or [line[:4] for line in lines] != letters:
+    heads = [line[:4] for line in lines]
+    if answer not in known or heads != [f"{head} " for head in known]:
         return Item(text, answer)
     options = tuple(line[4:] for line in lines)
     return Item(f"{question}\n{OPTIONS}", str(known.index(answer)), options)
 
 
-def _aime(row: Row, _: Fields) -> Item:
+def _problem(row: Row, _: Fields) -> Item:
     return Item(
         _text(row, "problem", "Problem"), _text(row, "answer", "Answer")
     )
@@ -145,72 +144,52 @@ def _jsonl(row: Row, fields: Fields) -> Item:
 
 FIELDS = ("question", "answer", "id", "choices")  # of jsonl
 
-_SHARD = "{split}-00000-of-00001.parquet"
+_COMMITS = {  # the version that is read of each dataset on the hub
+    "openai/gsm8k": "740312add88f781978c0658806c59bc2815b9866",
+    "HuggingFaceH4/MATH-500": "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+    "ChilleD/SVAMP": "5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef",
+    "lukaemon/bbh": "982bb89fd79532a8ac676a61fc42eb1aeec63f99",
+    "HuggingFaceH4/aime_2024": "2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
+    "math-ai/aime25": "563bb8404243c5f09de6ec262f2db674fe5bce9b",
+    "Idavidrein/gpqa": "633f5ee89ab8ad4522a9f850766b73f62147ffdd",
+    "cais/mmlu": "c30699e8356da336a370243923dbaf21066bb9fe",
+}
+
+
+def _hub(repo: str, file: str, split: str = "*") -> dict[str, HubFile]:
+    return {split: HubFile(repo, file, _COMMITS[repo])}
+
+
+_SHARD = "-00000-of-00001.parquet"
 BENCHMARKS: dict[str, Benchmark] = {
     "gsm8k": Benchmark(
         _gsm8k,
         kind="number",
         split="test",
-        hub={
-            "*": HubFile(
-                "openai/gsm8k",
-                f"main/{_SHARD}",
-                "740312add88f781978c0658806c59bc2815b9866",
-            )
-        },
+        hub=_hub("openai/gsm8k", "main/{split}" + _SHARD),
     ),
     "math500": Benchmark(
-        _math500,
+        _problem,
         kind="math",
         split="test",
-        hub={
-            "test": HubFile(
-                "HuggingFaceH4/MATH-500",
-                "test.jsonl",
-                "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-            )
-        },
+        hub=_hub("HuggingFaceH4/MATH-500", "test.jsonl", "test"),
     ),
     "svamp": Benchmark(
         _svamp,
         kind="number",
         split="test",
-        hub={
-            "*": HubFile(
-                "ChilleD/SVAMP",
-                "{split}.json",
-                "5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef",
-            )
-        },
+        hub=_hub("ChilleD/SVAMP", "{split}.json"),
     ),
     "bbh": Benchmark(
-        _bbh,
-        subset=True,
-        hub={
-            "*": HubFile(
-                "lukaemon/bbh",
-                "{split}/test-00000-of-00001.parquet",
-                "982bb89fd79532a8ac676a61fc42eb1aeec63f99",
-            )
-        },
+        _bbh, subset=True, hub=_hub("lukaemon/bbh", "{split}/test" + _SHARD)
     ),
     "aime": Benchmark(
-        _aime,
+        _problem,
         kind="number",
         split="2025",
         subset=True,
-        hub={
-            "2024": HubFile(
-                "HuggingFaceH4/aime_2024",
-                "data/train-00000-of-00001.parquet",
-                "2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
-            ),
-            "2025": HubFile(
-                "math-ai/aime25",
-                "test.jsonl",
-                "563bb8404243c5f09de6ec262f2db674fe5bce9b",
-            ),
-        },
+        hub=_hub("HuggingFaceH4/aime_2024", "data/train" + _SHARD, "2024")
+        | _hub("math-ai/aime25", "test.jsonl", "2025"),
     ),
     "gpqa": Benchmark(
         _gpqa,
@@ -218,25 +197,13 @@ BENCHMARKS: dict[str, Benchmark] = {
         split="diamond",
         subset=True,
         shuffled=True,
-        hub={
-            "*": HubFile(
-                "Idavidrein/gpqa",
-                "gpqa_{split}.csv",
-                "633f5ee89ab8ad4522a9f850766b73f62147ffdd",
-            )
-        },
+        hub=_hub("Idavidrein/gpqa", "gpqa_{split}.csv"),
     ),
     "mmlu": Benchmark(
         _mmlu,
         kind="choice",
         split="test",
-        hub={
-            "*": HubFile(
-                "cais/mmlu",
-                f"all/{_SHARD}",
-                "c30699e8356da336a370243923dbaf21066bb9fe",
-            )
-        },
+        hub=_hub("cais/mmlu", "all/{split}" + _SHARD),
     ),
     "jsonl": Benchmark(_jsonl),
 }

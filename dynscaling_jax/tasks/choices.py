@@ -1,10 +1,14 @@
-"""Options: the letter that an answer names.
+r"""Options: the letter that an answer names.
 
-Every mention of an option is first marked: \\x02 before the letter of one in
-brackets, \\x03 of one that is called an option, \\x04 of a bare capital that
+Every mention of an option is first marked: \x02 before the letter of one in
+brackets, \x03 of one that is called an option, \x04 of a bare capital that
 stands where a letter of an option can: not in "300 K", "T cells", "E. coli"
 or "A mutation". Then the rejected ones are taken out, and what is left is
 read: the one that opens the text, or else the only one.
+
+    text                                    marked, without the rejected ones
+    "Not A: (B) is best, as C fails."       "  :  \x02B  is best, as   ."
+    "A mutation in E. coli, so option C"    "A mutation in E. coli, so \x03C"
 """
 
 import re
@@ -120,14 +124,18 @@ _LISTED = re.compile(r"^[\s>-]*+[\x02\x04]([A-Z])[^\n]*+$", re.MULTILINE)
 
 
 def choice(text: str, letters: str = "") -> str | None:
-    """The one option that the text names; None where that is none, or more
-    than one. `letters` are those of the question's options."""
+    """Returns the one option that the text names; None for none or several.
+
+    Args:
+      text: an answer, or what announces one.
+      letters: of the question's options; "" if they are unknown.
+    """
     found = named(text, letters)
     return found if len(found) == 1 else None
 
 
 def named(text: str, letters: str = "") -> str:
-    """The options that an announcement names, all of equal standing."""
+    """Returns the options that an announcement names, of equal standing."""
     text = _marked(text, letters)
     several = "".join(_SEVERAL.findall(text))
     text = _SEVERAL.sub(" ", text)
@@ -141,9 +149,11 @@ def named(text: str, letters: str = "") -> str:
 
 
 def concluded(text: str, letters: str = "") -> str | None:
-    """The option on which a text ends that announces none: the last one that
-    is called right, stands alone on its line, or follows a word that points
-    to it; or else the only one in the last line."""
+    """Returns the option on which a text ends that announces none.
+
+    It is the last one that is called right, stands alone on its line, or
+    follows a word that points to it; or else the only one in the last line.
+    """
     text = _marked(text[-_SCANNED:].strip(), letters)
     praised = [match[1][1] for match in _PRAISED.finditer(text)]
     if praised:
@@ -170,7 +180,7 @@ def concluded(text: str, letters: str = "") -> str | None:
 
 
 def options(query: Query) -> str:
-    """The letters of a question's options; "" where it does not list them."""
+    """Returns the letters of a question's options; "" if it lists none."""
     return _options(query.messages[-1].content if query.messages else "")
 
 

@@ -6,21 +6,18 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from dynscaling_jax.tasks.arithmetic import arithmetic_problem
 from dynscaling_jax.tasks.benchmarks import (
     BENCHMARKS,
     FIELDS,
     OPTIONS,
     Benchmark,
-    Item,
 )
 from dynscaling_jax.tasks.forms import check_kind
-from dynscaling_jax.tasks.generated import LARGEST
+from dynscaling_jax.tasks.generated import GENERATED, LARGEST
+from dynscaling_jax.tasks.grading import kind_of, read_reference
 from dynscaling_jax.tasks.noise import misspelt
 from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
-from dynscaling_jax.tasks.references import kind_of, reference
-from dynscaling_jax.tasks.shares import shares_problem
-from dynscaling_jax.tasks.sources import download, read_rows
+from dynscaling_jax.tasks.sources import Row, download, read_rows
 from dynscaling_jax.types import Message, Query
 
 
@@ -61,7 +58,6 @@ class TaskConfig(NamedTuple):
 
 
 _LEAST = {"offset": 0, "limit": 0, "few_shot": 0, "steps": 1}
-GENERATED = {"arithmetic": arithmetic_problem, "shares": shares_problem}
 GENERATED_SIZE = 1_000  # problems where no limit is given
 
 
@@ -87,42 +83,63 @@ def load_task(name: str, **fields: Any) -> Task:
         return _generated(settings)
     benchmark = BENCHMARKS[settings.name]
     path, subset = _locate(settings, benchmark)
-    name = "/".join(filter(None, (settings.name, subset)))
-    rows = read_rows(path)
-    chosen = rows[_slice(settings, len(rows), str(path))]
-    items = [benchmark.read(row, settings.fields) for row in chosen]
-    told = "choice" if items[0].options else kind_of([i.answer for i in items])
-    kind = settings.kind or benchmark.kind or told
+    name = f"{settings.name}/{subset}" if subset else settings.name
+    rows = _chosen(read_rows(path), settings, path)
+    items = [benchmark.read(row, settings.fields) for row in rows]
+    kind = settings.kind or benchmark.kind
+    if not kind and items[0].options:
+        kind = "choice"
+    kind = kind or kind_of([item.answer for item in items])
+    shuffled = settings.shuffled or benchmark.shuffled
     problems: dict[str, Problem] = {}
     for number, (row, item) in enumerate(
-        zip(chosen, items, strict=True), settings.offset
+        zip(rows, items, strict=True), settings.offset
     ):
         id = f"{name}/{item.id or number}"
         if id in problems:
             raise ValueError(f"{row.place}: the id {id!r} occurs twice")
-        key = f"{settings.seed}/{id}"
-        item = item._replace(
-            question=misspelt(item.question, settings.noise, key)
-        )
-        question, answer = item.question, item.answer
-        shuffled = settings.shuffled or benchmark.shuffled
-        if item.options:
-            question, answer = _lettered(item, _order(item, key, shuffled))
-        elif shuffled:
+        if shuffled and not item.options:
             raise ValueError(
                 f"{row.place}: config.task.shuffled, and a question without "
                 "options"
             )
-        read = reference(answer, kind)
-        if read is None:
+        key = f"{settings.seed}/{id}"
+        question = misspelt(item.question, settings.noise, key)
+        answer = item.answer
+        if item.options:
+            order = _order(len(item.options), key if shuffled else None)
+            question = _with_options(question, item.options, order)
+            answer = ascii_uppercase[order.index(int(answer))]
+        canonical = read_reference(answer, kind)
+        if canonical is None:
             raise ValueError(
                 f"{row.place}: the answer {answer!r} cannot be read whole as "
                 f"{kind}; mend it, or set config.task.kind to another, such "
                 "as math or text"
             )
         query = Query(id, _messages(question, kind, settings))
-        problems[id] = Problem(query, read)
+        problems[id] = Problem(query, canonical)
     return Task(name, kind, tuple(problems.values()))
+
+
+def _generated(settings: TaskConfig) -> Task:
+    name, seed = settings.name, settings.seed
+    if settings.shuffled:
+        raise ValueError(f"config.task.shuffled: {name} has no options")
+    if settings.path or settings.revision:
+        raise ValueError(f"{name} is generated: it has no path or revision")
+    kind = settings.kind or "number"
+    split = settings.split or "test"
+    stop = settings.offset + (settings.limit or GENERATED_SIZE)
+    problems = []
+    for index in range(settings.offset, stop):
+        steps = 1 + index % settings.steps
+        made = GENERATED[name](seed, index, steps, split, settings.largest)
+        id = f"{name}/{index}"
+        question = misspelt(made.question, settings.noise, f"{seed}/{id}")
+        query = Query(id, _messages(question, kind, settings))
+        problems.append(Problem(query, str(made.answer)))
+    return Task(name, kind, tuple(problems))
 
 
 def _settings(given: dict[str, Any]) -> TaskConfig:
@@ -195,14 +212,15 @@ def _locate(settings: TaskConfig, benchmark: Benchmark) -> tuple[Path, str]:
     return path, split if benchmark.subset else ""
 
 
-def _slice(settings: TaskConfig, size: int, source: str) -> slice:
-    stop = settings.offset + settings.limit if settings.limit else size
-    if settings.offset >= size or stop > size:
+def _chosen(rows: list[Row], settings: TaskConfig, path: Path) -> list[Row]:
+    size, offset, limit = len(rows), settings.offset, settings.limit
+    stop = offset + limit if limit else size
+    if offset >= size or stop > size:
         raise ValueError(
-            f"{source} holds {size} problems; config.task.offset="
-            f"{settings.offset} with limit={settings.limit} passes its end"
+            f"{path} holds {size} problems; config.task.offset={offset} with "
+            f"limit={limit} passes its end"
         )
-    return slice(settings.offset, stop)
+    return rows[offset:stop]
 
 
 def _messages(
@@ -218,55 +236,25 @@ def _messages(
     turns = []
     if settings.system_prompt:
         turns.append(Message("system", settings.system_prompt))
-    for asked, answered in examples[: settings.few_shot]:
-        turns.append(Message("user", template.replace("{question}", asked)))
-        turns.append(Message("assistant", answered))
+    for example, solution in examples[: settings.few_shot]:
+        turns.append(Message("user", template.replace("{question}", example)))
+        turns.append(Message("assistant", solution))
     turns.append(Message("user", template.replace("{question}", question)))
     return tuple(turns)
 
 
-def _order(item: Item, key: str, shuffled: bool) -> list[int]:
-    """The options' order; shuffled by a hash, the same in every Python."""
-    order = list(range(len(item.options)))
-    if shuffled:
+def _order(size: int, key: str | None) -> list[int]:
+    """The options' order; shuffled by a hash of the key, where there is one."""
+    order = list(range(size))
+    if key is not None:
         order.sort(key=lambda i: sha256(f"{key}/{i}".encode()).digest())
     return order
 
 
-def _lettered(item: Item, order: Sequence[int]) -> tuple[str, str]:
-    """The question with its options, and the letter of the right one."""
-    letters = ascii_uppercase[: len(order)]
-    lines = [
-        f"({letter}) {item.options[i]}"
-        for letter, i in zip(letters, order, strict=True)
-    ]
-    right = letters[order.index(int(item.answer))]
-    gap = [] if item.question.endswith(f"\n{OPTIONS}") else [""]
-    return "\n".join([item.question, *gap, *lines]), right
-
-
-def _generated(settings: TaskConfig) -> Task:
-    name = settings.name
-    if settings.shuffled:
-        raise ValueError(f"config.task.shuffled: {name} has no options")
-    if settings.path or settings.revision:
-        raise ValueError(f"{name} is generated: it has no path or revision")
-    kind = settings.kind or "number"
-    split = settings.split or "test"
-    size = settings.limit or GENERATED_SIZE
-    problems = []
-    for index in range(settings.offset, settings.offset + size):
-        made = GENERATED[name](
-            settings.seed,
-            index,
-            1 + index % settings.steps,
-            split,
-            settings.largest,
-        )
-        id = f"{name}/{index}"
-        question = misspelt(
-            made.question, settings.noise, f"{settings.seed}/{id}"
-        )
-        query = Query(id, _messages(question, kind, settings))
-        problems.append(Problem(query, str(made.answer)))
-    return Task(name, kind, tuple(problems))
+def _with_options(
+    question: str, options: Sequence[str], order: Sequence[int]
+) -> str:
+    gap = "\n" if question.endswith(f"\n{OPTIONS}") else "\n\n"
+    letters = zip(ascii_uppercase, order, strict=False)
+    lines = [f"({letter}) {options[i]}" for letter, i in letters]
+    return question + gap + "\n".join(lines)

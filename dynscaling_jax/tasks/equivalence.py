@@ -22,6 +22,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from mpmath.ctx_mp import MPContext
+
 from dynscaling_jax.tasks.forms import canonical
 from dynscaling_jax.tasks.formulas import Listing, is_word, listing, named
 from dynscaling_jax.tasks.numbers import rational
@@ -41,12 +43,22 @@ _HARD = ["hard"]  # the meaning of a formula that took too much
 def classify(
     answers: Iterable[str | None], kind: str, compare: Compare
 ) -> tuple[int, ...]:
-    """The class of every answer of one query, numbered from 0 in the order
-    first seen: what votes count.
+    r"""Numbers the classes of one query's answers: what votes count.
 
-    An answer joins the first class whose first member it equals. One that is
-    None, or cannot be read as `kind`, is -1. A comparison that times out does
-    not join; a Comparer's limit is one for all of them.
+    An answer joins the first class whose first member it equals; a comparison
+    that times out does not join.
+
+        answers  "1/2"  "0.5"  None  "2"  "\frac12"
+        ids      0      0      -1    1    0
+
+    Args:
+      answers: None is an unreadable one.
+      kind: of the answers; see `canonical`.
+      compare: a Comparer's question limit holds for all of them together.
+
+    Returns:
+      The class of each answer, from 0 in the order first seen; -1 for one
+      that is None or cannot be read as `kind`.
     """
     compare = of_question(compare)
     ids: list[int] = []
@@ -65,8 +77,10 @@ def classify(
 
 
 def of_question(compare: Compare) -> Compare:
-    """The comparison for all the answers of one question, which share a
-    limit where `compare` is a Comparer."""
+    """Returns the comparison for all the answers of one question.
+
+    They share a limit of time where `compare` is a Comparer.
+    """
     return compare.question() if isinstance(compare, Comparer) else compare
 
 
@@ -77,21 +91,6 @@ class Comparer:
     call from several threads; with `workers` of them, that many formulas are
     read at once. Close it, or use it as a context manager; it also closes
     when it is collected.
-
-    Args:
-      time_limit: processor seconds to read one formula. What exceeds them, or
-        2 GiB, is a timeout against all others. Wall time is bounded by ten
-        times that.
-      question_limit: processor seconds to read all formulas of one call, or
-        of one `question()`; what comes after them is a timeout too. A formula
-        that was read before costs what it cost then, so that outcomes do not
-        depend on what was compared earlier.
-      workers: the number of worker processes.
-      cache_size: formulas whose meanings are kept, hard ones included.
-
-    Raises:
-      ValueError: a limit that is not positive; when called, an unknown kind.
-      RuntimeError: when called, a worker that cannot start; a closed comparer.
     """
 
     def __init__(
@@ -101,6 +100,22 @@ class Comparer:
         workers: int = 1,
         cache_size: int = 20_000,
     ):
+        """Makes a comparer that starts its workers when it needs them.
+
+        Args:
+          time_limit: processor seconds to read one formula. What exceeds
+            them, or 2 GiB, is a timeout against all others. Wall time is
+            bounded by ten times that.
+          question_limit: processor seconds to read all formulas of one call,
+            or of one `question()`; what comes after them is a timeout too. A
+            formula that was read before costs what it cost then, so that
+            outcomes do not depend on what was compared earlier.
+          workers: the number of worker processes.
+          cache_size: formulas whose meanings are kept, hard ones included.
+
+        Raises:
+          ValueError: a limit that is not positive.
+        """
         if min(time_limit, question_limit, workers, cache_size) <= 0:
             raise ValueError(
                 "time_limit, question_limit, workers and cache_size must be "
@@ -119,11 +134,19 @@ class Comparer:
             self._idle.put(worker)
 
     def __call__(self, a: str, b: str, kind: str) -> Outcome:
+        """Compares two answers.
+
+        Raises:
+          ValueError: an unknown kind.
+          RuntimeError: a worker that cannot start; a closed comparer.
+        """
         return self.question()(a, b, kind)
 
     def question(self) -> Compare:
-        """A comparison whose calls share one limit of processor seconds: for
-        all the answers of one question."""
+        """Returns a comparison for all the answers of one question.
+
+        Its calls share one limit of processor seconds.
+        """
         costs: dict[str, float] = {}
 
         def meaning(formula: str) -> Any:
@@ -174,9 +197,11 @@ class Comparer:
             self._idle.put(worker)
 
     def __enter__(self) -> "Comparer":
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Closes it."""
         self.close()
 
 
@@ -276,7 +301,7 @@ def _sets(a: Sequence[str], b: Sequence[str], meaning: Meaning) -> Outcome:
 
 
 def _grouped(number: Fraction, items: Listing) -> Outcome:
-    """ "100,101,102" is a number and a list: it equals what says either."""
+    """Whether "100,101,102", a number or a list, is the same as both."""
     groups = f"{number.numerator:,}".split(",")
     same = (
         number.denominator == 1
@@ -288,7 +313,7 @@ def _grouped(number: Fraction, items: Listing) -> Outcome:
 
 
 def _expand(parts: Listing) -> Listing:
-    """a \\pm b is the two items a + b and a - b."""
+    r"""Makes the two items a + b and a - b of a \pm b."""
     items: list[str] = []
     for item in parts.items:
         both = (_PLUS_MINUS.sub(sign, item) for sign in "+-")
@@ -296,7 +321,11 @@ def _expand(parts: Listing) -> Listing:
     return parts._replace(items=tuple(items))
 
 
-# Two meanings, as symbolic.py tells them.
+# Two meanings, as symbolic.py gives them: nested lists of values. A value is
+# exact, "1/3", or rough, [[mantissa, exponent], [mantissa, exponent]].
+
+_MP = MPContext()
+_MP.prec = 256  # of 200 that a rough value has
 
 
 def _meanings(a: Any, b: Any) -> Outcome:
@@ -304,27 +333,23 @@ def _meanings(a: Any, b: Any) -> Outcome:
         return "timeout"
     if a is None or b is None or a[0] != b[0]:
         return "different"
-    if a[0] == "set":
-        same = "" in (a[2], b[2]) or a[2] == b[2]
-        return "equal" if same and _close(a[1], b[1]) else "different"
+    if a[0] == "set" and "" in (a[2], b[2]):  # an interval names no variable
+        a, b = a[:2], b[:2]
     return "equal" if _close(a[1:], b[1:]) else "different"
 
 
 def _close(a: Any, b: Any) -> bool:
-    """Whether two lists of values, or of lists of them, are the same."""
+    """Whether two values, or lists of them, agree to some 48 digits."""
     if isinstance(a, list) and isinstance(b, list) and not _is_rough(a):
         return len(a) == len(b) and all(map(_close, a, b))
     if a == b or not (_is_rough(a) or _is_rough(b)):
         return a == b
     try:
-        one, other = _parts(a), _parts(b)
+        x, y = _number(a), _number(b)
     except ValueError:  # \infty
         return False
-    top = max(m.bit_length() + e for m, e in one + other)
-    return all(
-        abs(_scaled(x, top) - _scaled(y, top)) < 1 << 40
-        for x, y in zip(one, other, strict=True)
-    )
+    larger = max(abs(x), abs(y))
+    return abs(x - y) < _MP.ldexp(larger, -160)
 
 
 def _is_rough(value: Any) -> bool:
@@ -336,28 +361,16 @@ def _is_rough(value: Any) -> bool:
     )
 
 
-def _parts(value: Any) -> list[Sequence[int]]:
-    """Mantissa and exponent of the real and of the imaginary part."""
-    if _is_rough(value):
-        return value
-    exact = Fraction(value)
-    shift = 220 + exact.denominator.bit_length() - exact.numerator.bit_length()
-    shift = max(shift, 0)
-    return [((exact.numerator << shift) // exact.denominator, -shift), (0, 0)]
-
-
-def _scaled(part: Sequence[int], top: int) -> int:
-    """The number in units of the 200th bit below the largest."""
-    mantissa, exponent = part
-    shift = exponent - top + 200
-    if mantissa.bit_length() + shift < 0:
-        return 0
-    return mantissa << shift if shift >= 0 else mantissa >> -shift
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        exact = Fraction(value)
+        return _MP.mpf(exact.numerator) / exact.denominator
+    return _MP.mpc(*(_MP.ldexp(*part) for part in value))
 
 
 def _meaning(worker: Worker, formula: str, seconds: float) -> tuple[Any, float]:
     """What a formula means, and the processor seconds that it took to tell."""
-    request = json.dumps([formula, seconds]).encode() + b"\n"
+    request = json.dumps([seconds, formula]).encode() + b"\n"
     try:
         return tuple(json.loads(worker.ask(request, seconds, _LONGEST)))
     except StartError as error:

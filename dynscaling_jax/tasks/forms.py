@@ -30,7 +30,7 @@ _ROUNDS = 8  # layers of markup, brackets and units that are peeled off
 
 @lru_cache(maxsize=65_536)
 def canonical(answer: str, kind: str) -> str | None:
-    """The one spelling of `answer`; None where it cannot be read as `kind`.
+    """Returns the one spelling of an answer; None if `kind` cannot read it.
 
     Idempotent: the canonical form of a canonical form is itself.
 
@@ -51,6 +51,7 @@ def canonical(answer: str, kind: str) -> str | None:
 
 
 def check_kind(kind: str) -> None:
+    """Raises ValueError for an unknown kind of answer."""
     if kind not in KINDS:
         raise ValueError(
             f"unknown kind of answer {kind!r}; known: {', '.join(KINDS)}"

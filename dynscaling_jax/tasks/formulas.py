@@ -11,7 +11,14 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
 
-from dynscaling_jax.tasks.markup import TEXT, argument, clean, phrase, unwrap
+from dynscaling_jax.tasks.markup import (
+    TEXT,
+    WIDE,
+    argument,
+    clean,
+    phrase,
+    unwrap,
+)
 from dynscaling_jax.tasks.numbers import rational, show
 
 _DEEPEST = 20  # brackets within brackets
@@ -20,64 +27,33 @@ _START = r"(?<![A-Za-z\\])"
 _GROUP = r"\{[^{}]*\}"
 
 # Signs that are written as one character.
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n", strict=True))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
-_VULGAR = {"½": "12", "⅓": "13", "⅔": "23", "¼": "14", "¾": "34"}
-_GREEK = {
-    "α": "alpha",
-    "β": "beta",
-    "γ": "gamma",
-    "δ": "delta",
-    "ε": "epsilon",
-    "θ": "theta",
-    "λ": "lambda",
-    "μ": "mu",
-    "π": "pi",
-    "ρ": "rho",
-    "σ": "sigma",
-    "τ": "tau",
-    "φ": "phi",
-    "ω": "omega",
-    "Δ": "Delta",
-    "Ω": "Omega",
-}
-_SIGNS = str.maketrans(
-    {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
-    | {sign: rf"\{name} " for sign, name in _GREEK.items()}
-    | {sign: rf"\frac{top_bottom}" for sign, top_bottom in _VULGAR.items()}
-    | {
-        "ℝ": r"\mathbb{R}",
-        "ℤ": r"\mathbb{Z}",
-        "ℕ": r"\mathbb{N}",
-        "∅": r"\emptyset ",
-        "≠": r"\neq ",
-        "≈": r"\approx ",
-        "∩": r"\cap ",
-        "∧": r"\land ",
-        "∨": r"\lor ",
-        "⌊": r"\lfloor ",
-        "⌋": r"\rfloor ",
-        "⌈": r"\lceil ",
-        "⌉": r"\rceil ",
-        "¥": "",
-        "￥": "",
-        "−": "-",
-        "，": ", ",
-    }
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_COMMANDS = dict(
+    zip(
+        "α β γ δ ε θ λ μ π ρ σ τ φ ω Δ Ω ∅ ≠ ≈ ∩ ∧ ∨ ⌊ ⌋ ⌈ ⌉ ℝ ℤ ℕ".split(),
+        "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi "
+        "omega Delta Omega emptyset neq approx cap land lor lfloor rfloor "
+        "lceil rceil mathbb{R} mathbb{Z} mathbb{N}".split(),
+        strict=True,
+    )
+)
+_SIGNS = (
+    WIDE
+    | str.maketrans({sign: rf"\{name} " for sign, name in _COMMANDS.items()})
+    | str.maketrans({"¥": "", "￥": "", "−": "-", "，": ", "})
 )
 _FUNCTIONS = (
     "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp"
     "|lcm|gcd|max|min|det"
 )
 _SIDE = rf"(?:[^{{}}\\]|\\(?!over{_END})|{_GROUP})*+"
-_NAMED_SIGNS = (
-    "pi|theta|alpha|beta|lambda|infinity|infty"  # plain words for signs
-)
+_WORDS = "pi|theta|alpha|beta|lambda|infinity|infty"  # for signs
 _REWRITES = [
     (re.compile(pattern), new)
     for pattern, new in (
-        (f"([{''.join(_SUPERSCRIPTS)}]+)", lambda m: _raised("^", m[1])),
-        (f"([{''.join(_SUBSCRIPTS)}]+)", lambda m: _raised("_", m[1])),
+        ("([⁰¹²³⁴-⁹⁻ⁿ]+)", lambda m: f"^{{{m[1].translate(_RAISED)}}}"),
+        ("([₀-₉]+)", lambda m: f"_{{{m[1].translate(_LOWERED)}}}"),
         # style, colour and layout
         (rf"\\(?:text)?color\s*+{_GROUP}", ""),
         (
@@ -117,7 +93,7 @@ _REWRITES = [
             rf"{_START}({_FUNCTIONS})(?=\s*+[\d(\\^_]|\s++[A-Za-z]{_END})",
             r"\\\1 ",
         ),
-        (rf"{_START}({_NAMED_SIGNS}){_END}", r"\\\1 "),
+        (rf"{_START}({_WORDS}){_END}", r"\\\1 "),
         (rf"\\infinity{_END}", r"\\infty"),
         (rf"\\[dt]binom{_END}", r"\\binom"),
         (
@@ -183,19 +159,12 @@ _REWRITES = [
         ),
         (
             r"\\text\s*+\{\s*+(and|or)\s*+\}",
-            lambda m: rf" \l{m[1][:2] if m[1] == 'or' else m[1]} ",
+            lambda m: rf" \l{m[1]} ",
         ),
         (rf"\\(?:vee|lor){_END}|{_START}or{_END}", r" \\lor "),
         (rf"\\(?:wedge|land){_END}|{_START}and{_END}", r" \\land "),
     )
 ]
-
-
-def _raised(mark: str, text: str) -> str:
-    plain = "".join(
-        (_SUPERSCRIPTS if mark == "^" else _SUBSCRIPTS)[sign] for sign in text
-    )
-    return f"{mark}{{{plain}}}"
 
 
 # Units. One letter alone can be a variable, so it is a unit only where the
@@ -289,11 +258,13 @@ _CLOSED = re.compile(rf"\\(?:int|sum|prod|lim){_END}")  # no name is free in it
 _NUMBERED = re.compile(r"([A-Za-z]{3,}) (\d++)(?:, (\d{4}))?")  # June 20
 _INDEXED = re.compile(r"([_^])(\w)\s++(?=\d)")  # \log_2 8
 _SPACE = re.compile(r"(\\[A-Za-z]+)\s++(?=[A-Za-z])|\s++")
-_BRACKET = re.compile(r"\\[{}]|\\(?:begin|end)\b|[][(){},;]")
+_BRACKET = re.compile(
+    rf"\\[{{}}]|\\(?:begin|end)\b|[][(){{}},;]|{_EQUALS.pattern}"
+)
 
 
 class Listing(NamedTuple):
-    """A list "1, 2", a tuple or interval "(1, 2]", a set "\\{1, 2\\}"."""
+    r"""A list "1, 2", a tuple or interval "(1, 2]", a set "\{1, 2\}"."""
 
     opening: str  # "" for a bare list
     items: tuple[str, ...]
@@ -301,30 +272,36 @@ class Listing(NamedTuple):
 
 
 def listing(text: str) -> Listing:
-    """The parts between the commas at the top level of `text` and the
-    brackets around them all. A single value is a bare list of one."""
+    r"""Splits at the commas that stand outside all brackets but the outermost.
+
+    "(1, [2, 3])" has the items "1" and "[2, 3]"; a single value is a bare
+    list of one.
+    """
     tokens = list(_BRACKET.finditer(text))
-    depth, closes_at = 0, len(text)
-    for token in tokens:  # where does the first bracket close?
-        depth += _depth(token[0])
-        if depth <= 0 and token[0] not in ",;":
-            closes_at = token.end()
-            break
     opening = tokens[0][0] if tokens and tokens[0].start() == 0 else ""
-    if opening not in ("(", "[", r"\{") or closes_at != len(text):
-        opening = ""
-    closing = tokens[-1][0] if opening else ""
-    if _depth(closing) >= 0:  # never closed
-        opening = closing = ""
-    level = 1 if opening else 0
-    items, depth, start = [], 0, len(opening)
-    for token in tokens:
+    if opening in ("(", "[", r"\{"):
+        depths = accumulate(_depth(token[0]) for token in tokens)
+        closed = (
+            token
+            for token, depth in zip(tokens, depths, strict=True)
+            if depth <= 0 and token[0] not in ",;="
+        )
+        last = next(closed, tokens[-1])  # closes the first bracket
+        if last.end() == len(text) and _depth(last[0]) < 0:
+            inner = text[len(opening) : last.start()]
+            return Listing(opening, tuple(_split(inner, ",;")), last[0])
+    return Listing("", tuple(_split(text, ",;")), "")
+
+
+def _split(text: str, marks: str) -> list[str]:
+    """The parts between marks that stand outside all brackets."""
+    parts, depth, start = [], 0, 0
+    for token in _BRACKET.finditer(text):
         depth += _depth(token[0])
-        if token[0] in ",;" and depth == level:
-            items.append(text[start : token.start()].strip())
+        if token[0] in marks and depth == 0:
+            parts.append(text[start : token.start()].strip())
             start = token.end()
-    items.append(text[start : len(text) - len(closing)].strip())
-    return Listing(opening, tuple(items), closing)
+    return [*parts, text[start:].strip()]
 
 
 def _depth(token: str) -> int:
@@ -334,8 +311,11 @@ def _depth(token: str) -> int:
 
 
 def is_word(text: str) -> bool:
-    """A name or a phrase, no formula: letters alone, at least three, and a
-    vowel among them; mgh is a product."""
+    """Whether the text is a name or a phrase, and no formula.
+
+    It has letters alone, at least three, and a vowel among them: mgh is a
+    product.
+    """
     return bool(
         _WORD.fullmatch(text)
         and sum(map(str.isalpha, text)) >= 3
@@ -344,7 +324,7 @@ def is_word(text: str) -> bool:
 
 
 def named(item: str) -> tuple[str, str]:
-    """The name and the value of "x=1"; no name where it is no such."""
+    """Returns the name and the value of "x=1"; of others the name is ""."""
     parts = _EQUALS.split(item)
     if len(parts) == 2 and _NAME.fullmatch(parts[0]):
         return parts[0], parts[1]
@@ -352,7 +332,7 @@ def named(item: str) -> tuple[str, str]:
 
 
 def formula(text: str) -> str | None:
-    """The canonical form of a segment of LaTeX or plain mathematics."""
+    """Returns the canonical form of LaTeX or plain mathematics."""
     text = _plain(text)
     if whole := TEXT.fullmatch(text):
         text = unwrap(whole[1])
@@ -409,8 +389,7 @@ def _plain(text: str) -> str:
 
 
 def _listed(rows: re.Match[str]) -> str:
-    """The rows of a system of equations as a list; those of a function that
-    is defined piece by piece as a set of pairs."""
+    """A system of equations as a list, the cases of a function as a set."""
     lines = [line.strip() for line in rows[2].split(r"\\") if line.strip()]
     if rows[1] in ("cases", "array") and all("&" in line for line in lines):
         cells = [_CELL.sub(", ", line).rstrip(" ,") for line in lines]
@@ -444,7 +423,7 @@ def _item(text: str) -> tuple[str, str]:
         text = exact.strip() or rounded[0]
     elif rounded:
         text = f"{exact}={rounded[0]}"
-    parts = [part.strip() for part in _sides(text)]
+    parts = _split(text, "=")
     if len(parts) == 1 or _ORDER.search(text) or not all(parts):
         return "", _value(text)
     closed = _CLOSED.match(parts[0]) and _is_constant(parts[-1])
@@ -462,17 +441,6 @@ def _item(text: str) -> tuple[str, str]:
 def _joined(name: str, value: str) -> str:
     """A single value needs no name, but for the equation of a curve."""
     return value if not name or _is_constant(value) else f"{name}={value}"
-
-
-def _sides(text: str) -> list[str]:
-    """What stands between the equals signs outside all brackets."""
-    sides, depth, start = [], 0, 0
-    for token in re.finditer(rf"{_BRACKET.pattern}|{_EQUALS.pattern}", text):
-        depth += _depth(token[0])
-        if token[0] == "=" and depth == 0:
-            sides.append(text[start : token.start()])
-            start = token.end()
-    return [*sides, text[start:]]
 
 
 def _is_constant(text: str) -> bool:
@@ -497,7 +465,7 @@ def _value(text: str) -> str:
 
 
 def _repeating(text: str) -> Fraction | None:
-    """0.1\\overline{6} is 1/6."""
+    r"""0.1\overline{6} is 1/6."""
     match = _REPEATING.fullmatch(text)
     if match is None:
         return None

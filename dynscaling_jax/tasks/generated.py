@@ -1,8 +1,19 @@
-"""What generated problems share: their words, their numbers, their splits.
+"""Word problems of graded difficulty, made from a seed.
 
-A problem is a function of a seed and its own number. A quarter of all possible
-questions, by their hash, belong to `test`, and the rest to `train`, so that
-what is trained on is never asked.
+`arithmetic` follows one pile of things through `steps` steps: some are added,
+some are taken away, the pile grows several times, or is shared out evenly.
+The question holds all that an attempt can find out.
+
+`shares` gives the total that several people have, and asks for what the first
+of them has; each of the `steps` others has more or fewer than the one before,
+or several times as many. A reader without algebra tries a number, works out
+the total and corrects the number. So an attempt shows more than its answer:
+by how much its number was too large or too small.
+
+Every number is a whole one between 1 and `largest`. A problem is a function
+of its arguments alone. A quarter of all possible questions, by their hash,
+belong to the split `test` and the rest to `train`, so that a question of one
+is never in the other.
 """
 
 import random
@@ -10,66 +21,141 @@ from collections.abc import Callable
 from hashlib import sha256
 from itertools import count
 from operator import add, floordiv, mul, sub
-from typing import Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 SPLITS = ("train", "test")
 LARGEST = 999
 OPERATIONS = {"+": add, "-": sub, "*": mul, "/": floordiv}
-NAMES = (
-    "Ada",
-    "Bela",
-    "Chidi",
-    "Dina",
-    "Emil",
-    "Farah",
-    "Goran",
-    "Hana",
-    "Ivo",
-    "Jun",
-    "Kofi",
-    "Lena",
+_NAMES = "Ada Bela Chidi Dina Emil Farah Goran Hana Ivo Jun Kofi Lena".split()
+_THINGS = (
+    "marbles stamps shells buttons beads coins stickers cards acorns pencils "
+    "tokens pebbles"
+).split()
+_LARGEST_PILE = 60  # at the beginning
+_MOST_PEOPLE = len(_NAMES)
+_FIRST_SHARE = (3, 50)
+_LARGEST_DIFFERENCE = 30  # of two shares
+_LEAST_ROOM = 4  # a share can always be followed by one within it
+
+
+class ArithmeticProblem(NamedTuple):
+    """A pile of things, with its solution written out step by step."""
+
+    question: str
+    solution: str
+    answer: int
+    steps: int
+
+
+class SharesProblem(NamedTuple):
+    """Several people's shares of a total.
+
+    relations: of each person but the first to the one before, an operator and
+    an operand.
+    """
+
+    question: str
+    answer: int
+    steps: int
+    names: tuple[str, ...]
+    relations: tuple[tuple[str, int], ...]
+    total: int
+
+
+_OPENINGS = (
+    "{name} has {n} {things}.",
+    "{name} starts the week with {n} {things}.",
+    "In a box, {name} keeps {n} {things}.",
+    "{name} counts {n} {things} on the table.",
 )
-THINGS = (
-    "marbles",
-    "stamps",
-    "shells",
-    "buttons",
-    "beads",
-    "coins",
-    "stickers",
-    "cards",
-    "acorns",
-    "pencils",
-    "tokens",
-    "pebbles",
+_QUESTIONS = (
+    "How many {things} does {name} have now?",
+    "How many {things} is {name} left with in the end?",
+    "What number of {things} does {name} have after all this?",
 )
+_CHANGES = {
+    "+": (
+        "A friend brings {n} more {things}.",
+        "{name} finds another {n} {things} under the bed.",
+        "At the market, {name} buys {n} {things} and adds them.",
+    ),
+    "-": (
+        "{name} gives {n} of the {things} to a neighbour.",
+        "Then {n} of the {things} get lost.",
+        "{name} sells {n} {things}.",
+    ),
+    "*": (
+        "By trading well, {name} ends up with {n} times as many {things}.",
+        "A month later the number of {things} is {n} times what it was.",
+    ),
+    "/": (
+        "{name} splits the {things} evenly among {n} bags and keeps one bag.",
+        "The {things} are shared equally by {n} people, {name} among them, "
+        "and everyone takes their own share home.",
+    ),
+}
+_RELATIONS = {
+    "+": "{name} has {n} more than {before}.",
+    "-": "{name} has {n} fewer than {before}.",
+    "*": "{name} has {n} times as many as {before}.",
+}
 
 
-class _Asked(Protocol):
-    @property
-    def question(self) -> str: ...
-
-
-Made = TypeVar("Made", bound=_Asked)
-
-
-def drawn_for(
-    draw: Callable[[random.Random, int, int], Made],
-    kind: str,
+def arithmetic_problem(
     seed: int,
+    index: int,
+    steps: int,
+    split: str = "test",
+    largest: int = LARGEST,
+) -> ArithmeticProblem:
+    """Makes problem number `index` of a split.
+
+    Raises:
+      ValueError: fewer than one step, a negative index, an unknown split, a
+        `largest` below the largest pile to begin with.
+    """
+    which = f"{seed}/{split}/{index}/{steps}"
+    return _first(
+        _arithmetic, which, index, steps, split, largest, _LARGEST_PILE
+    )
+
+
+def shares_problem(
+    seed: int,
+    index: int,
+    steps: int,
+    split: str = "test",
+    largest: int = LARGEST,
+) -> SharesProblem:
+    """Makes problem number `index` of a split.
+
+    Raises:
+      ValueError: fewer than one step or more than there are names, a negative
+        index, an unknown split, a `largest` that leaves no room.
+    """
+    if steps >= _MOST_PEOPLE:
+        raise ValueError(
+            f"steps must be at most {_MOST_PEOPLE - 1}, got {steps}"
+        )
+    which = f"shares/{seed}/{split}/{index}/{steps}"
+    return _first(_shares, which, index, steps, split, largest, 100)
+
+
+GENERATED = {"arithmetic": arithmetic_problem, "shares": shares_problem}
+
+_Made = TypeVar("_Made", ArithmeticProblem, SharesProblem)
+
+
+def _first(
+    make: Callable[[random.Random, int, int], _Made],
+    which: str,
     index: int,
     steps: int,
     split: str,
     largest: int,
     least: int,
-) -> Made:
-    """The first draw(rng, steps, largest) that falls into the split: a
-    function of the arguments.
-
-    Raises:
-      ValueError: fewer than one step, a negative index, an unknown split, a
-        largest number below `least`.
-    """
+) -> _Made:
+    """The first make(rng, steps, largest) that belongs to the split."""
     if steps < 1 or index < 0 or split not in SPLITS:
         raise ValueError(
             "expected steps >= 1, index >= 0 and split train or test, got "
@@ -78,9 +164,80 @@ def drawn_for(
     if largest < least:
         raise ValueError(f"largest must be at least {least}, got {largest}")
     for attempt in count():
-        rng = random.Random(f"{kind}{seed}/{split}/{index}/{steps}/{attempt}")
-        problem = draw(rng, steps, largest)
+        problem = make(random.Random(f"{which}/{attempt}"), steps, largest)
         is_test = sha256(problem.question.encode()).digest()[0] < 64
         if is_test == (split == "test"):
             return problem
     raise AssertionError("unreachable")
+
+
+def draw_step(rng: random.Random, value: int, largest: int) -> tuple[str, int]:
+    """Draws an operator and an operand that keep the value in 1..largest."""
+    divisors = [n for n in range(2, 10) if value % n == 0]
+    factors = [n for n in range(2, 6) if value * n <= largest]
+    room = min(largest - value, 60)
+    signs = ["+"] * (room > 1) + ["-"] * (value > 2)
+    signs += ["*"] * bool(factors) + ["/"] * bool(divisors)
+    sign = rng.choice(signs)
+    if sign == "+":
+        return sign, rng.randint(2, room)
+    if sign == "-":
+        return sign, rng.randint(2, value - 1)
+    return sign, rng.choice(factors if sign == "*" else divisors)
+
+
+def _arithmetic(
+    rng: random.Random, steps: int, largest: int
+) -> ArithmeticProblem:
+    words = {"name": rng.choice(_NAMES), "things": rng.choice(_THINGS)}
+    value = rng.randint(5, _LARGEST_PILE)
+    question = [rng.choice(_OPENINGS).format(n=value, **words)]
+    solution = [f"{words['name']} begins with {value} {words['things']}."]
+    for number in range(1, steps + 1):
+        sign, n = draw_step(rng, value, largest)
+        question.append(rng.choice(_CHANGES[sign]).format(n=n, **words))
+        result = OPERATIONS[sign](value, n)
+        solution.append(f"{number}) {value} {sign} {n} = {result}.")
+        value = result
+    question.append(rng.choice(_QUESTIONS).format(**words))
+    solution.append(f"The answer is {value}.")
+    return ArithmeticProblem(
+        " ".join(question), " ".join(solution), value, steps
+    )
+
+
+def _shares(rng: random.Random, steps: int, largest: int) -> SharesProblem:
+    names, things = rng.sample(_NAMES, steps + 1), rng.choice(_THINGS)
+    first = value = total = rng.randint(*_FIRST_SHARE)
+    question = [f"{names[0]} has some {things}."]
+    relations = []
+    for i in range(steps):
+        room = largest - total - _LEAST_ROOM * (steps - 1 - i)
+        sign, n = _relation(rng, value, room)
+        wording = _RELATIONS[sign]
+        question.append(wording.format(name=names[i + 1], n=n, before=names[i]))
+        relations.append((sign, n))
+        value = OPERATIONS[sign](value, n)
+        total += value
+    question.append(
+        f"Together they have {total} {things}. How many {things} does "
+        f"{names[0]} have?"
+    )
+    return SharesProblem(
+        " ".join(question), first, steps, tuple(names), tuple(relations), total
+    )
+
+
+def _relation(rng: random.Random, value: int, room: int) -> tuple[str, int]:
+    """An operator and an operand that lead from a value to one in 1..room."""
+    factors = [n for n in (2, 3) if value * n <= room]
+    more = min(_LARGEST_DIFFERENCE, room - value)
+    least = max(2, value - room)
+    signs = ["+"] * (more >= 2) + ["-"] * (value > 2) + ["*"] * bool(factors)
+    sign = rng.choice(signs)
+    if sign == "+":
+        return sign, rng.randint(2, more)
+    if sign == "-":
+        most = max(least, min(_LARGEST_DIFFERENCE, value - 1))
+        return sign, rng.randint(least, most)
+    return sign, rng.choice(factors)

@@ -6,6 +6,13 @@ from unicodedata import normalize
 INLINE = re.compile(
     r"\$([^$\n]+)\$|\\\(([^\n]+?)\\\)|\\\[([^\n]+?)\\\]", re.DOTALL
 )
+
+
+def inside(inline: re.Match[str]) -> str:
+    """Returns the formula of a match of INLINE."""
+    return inline[1] or inline[2] or inline[3]
+
+
 TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*+\{([^{}]*)\}")
 _BLANKS = "\N{NO-BREAK SPACE}\u2006\u2007\u2009\u200a\u202f\u3000"
 WIDE = {0xFEE0 + i: i for i in range(0x21, 0x7F)}  # fullwidth forms
@@ -66,7 +73,7 @@ _REWRITES = [
 
 
 def clean(text: str) -> str:
-    """The text with its symbols and synonyms in LaTeX's plainest spelling."""
+    """Spells symbols and synonyms in LaTeX's plainest way."""
     text = text.translate(_SYMBOLS)
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
@@ -79,8 +86,7 @@ _TAKES = re.compile(rf"\\(frac|binom|sqrt){_END}\s*+|\^\s*+(?=\()")
 
 
 def braced(text: str) -> str:
-    """Braces around what \\frac, \\binom and \\sqrt take, and around a power
-    in parentheses."""
+    r"""Puts braces around what \frac, \binom, \sqrt and ^( take."""
     for match in reversed(list(_TAKES.finditer(text))):
         head, rest = match[0].strip(), text[match.end() :]
         if head == r"\sqrt" and rest.startswith("["):
@@ -98,7 +104,7 @@ _TOKEN = re.compile(r"\s*+(\\[A-Za-z]+|[^\s\\}])")
 
 
 def argument(text: str, head: str = "") -> tuple[str, str]:
-    """What a command takes from the text, and what is left."""
+    """Splits a text into what a command takes from it, and the rest."""
     token = _TOKEN.match(text)
     if token is None:
         return "", text
@@ -122,7 +128,7 @@ def argument(text: str, head: str = "") -> tuple[str, str]:
 
 
 def unwrap(text: str) -> str:
-    """Without the markup and the punctuation around it."""
+    """Takes off the markup and the punctuation around a text."""
     text = text.strip(' \t\r\n*`"').rstrip('.,;: \t\r\n*`"')
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]")):
         text = text.removeprefix(opening).removesuffix(closing)
@@ -130,4 +136,5 @@ def unwrap(text: str) -> str:
 
 
 def phrase(text: str) -> str:
+    """Makes spaces and case uniform."""
     return " ".join(text.split()).casefold()

@@ -10,11 +10,12 @@ _PARTS = re.compile(
 
 
 def misspelt(text: str, share: float, key: str) -> str:
-    """The text with two neighbouring letters swapped in a share of its words
-    of four letters or more; numbers, short words, formulas and marks stay.
-    Which ones
-    is a function of the key, and a larger share misspells the same words and
-    more."""
+    """Swaps two neighbouring letters in a share of a text's words.
+
+    Words of four letters or more are changed; numbers, formulas and marks
+    stay. Which words is a function of the key, and a larger share misspells
+    the same words and more.
+    """
     rng = random.Random(f"noise/{key}")
 
     def swapped(match: re.Match[str]) -> str:

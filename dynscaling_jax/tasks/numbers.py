@@ -30,8 +30,11 @@ NUMBER = re.compile(rf"{_SIGN}?(?:\\?\$\s?-?)?{_FRACTION}")
 
 
 def rational(text: str) -> Fraction | None:
-    """The value of a text that is a number as a whole: integer, decimal,
-    fraction, mixed number; None where it is none of these."""
+    r"""Returns the value of a text that is one number and nothing else.
+
+    "1,000", "2.5e3", "3/4", "1 1/2" and "\frac{3}{4}" are; "7 apples" is
+    not, and gives None.
+    """
     text = text.strip()
     if len(text) > _LONGEST or not text.isascii():
         return None
@@ -39,31 +42,36 @@ def rational(text: str) -> Fraction | None:
     if text.startswith(("+", "-")):
         text = text[1:].lstrip()
     if match := _PLAIN.fullmatch(text):
-        return sign * _decimal(match[1]) * Fraction(10) ** int(match[2] or 0)
+        return sign * _decimal(match)
     match = _SLASH.fullmatch(text) or _FRAC.fullmatch(text)
-    if match is None:
-        return None
-    whole, top, bottom = (_decimal(part or "0") for part in match.groups())
-    return sign * (whole + top / bottom) if bottom else None
+    value = match and _mixed(*match.groups())
+    return None if value is None else sign * value
 
 
-def _decimal(text: str) -> Fraction:
+def _decimal(literal: re.Match[str]) -> Fraction:
+    return _ungrouped(literal[1]) * Fraction(10) ** int(literal[2] or 0)
+
+
+def _ungrouped(text: str) -> Fraction:
     text = text.replace(",", "").replace(" ", "")
     return Fraction(text.replace(".", "") if text.count(".") > 1 else text)
 
 
+def _mixed(*parts: str | None) -> Fraction | None:
+    whole, top, bottom = (_ungrouped(part or "0") for part in parts)
+    return whole + top / bottom if bottom else None
+
+
 def show(value: Fraction) -> str | None:
-    """An integer, a decimal of at most 20 places, or p/q."""
-    places = next(
-        (n for n in range(21) if 10**n % value.denominator == 0), None
-    )
-    if places:
-        digits = str(abs(value.numerator) * 10**places // value.denominator)
-        digits = digits.zfill(places + 1)
-        sign = "-" if value < 0 else ""
-        text = f"{sign}{digits[:-places]}.{digits[-places:]}"
-    else:
-        text = str(value)
+    """Writes an integer, a decimal of at most 20 places, or p/q."""
+    text = str(value)
+    for places in range(1, 21):
+        scaled = value * 10**places
+        if value.denominator > 1 and scaled.denominator == 1:
+            digits = f"{abs(scaled.numerator):0{places + 1}d}"
+            sign = "-" if value < 0 else ""
+            text = f"{sign}{digits[:-places]}.{digits[-places:]}"
+            break
     return text if len(text) <= _LONGEST else None
 
 
@@ -109,8 +117,10 @@ _FORMULA = re.compile(
 
 
 def number(text: str) -> str | None:
-    """The text as a number, or else the one that it is about: "3 + 4 = 7
-    apples" gives 7, "2^3" 8, "3 or 4" nothing."""
+    """Returns the number that a text is, or is about.
+
+    "3 + 4 = 7 apples" gives 7, "2^3" 8, "3 or 4" nothing.
+    """
     bold = [part for part in BOLD.findall(text) if re.search(r"\d", part)]
     if bold and not re.match(r"[^\w*]*\d", text):
         text = bold[-1]
@@ -166,6 +176,7 @@ def _about(text: str) -> Fraction | str | None:
 # returns its value and its end; None where nothing of its kind starts there.
 
 _Found = tuple[Fraction, int] | None
+_FACTORIAL = re.compile(r"\s?!(?!\w)")
 _MIXED = re.compile(
     rf"\s*(?:(?:(\d+)\s*)?\\frac\{{({_DECIMAL})\}}\{{({_DECIMAL})\}}"
     rf"|(\d+) +(\d+) ?/ ?(\d+)(?!\d))"
@@ -214,28 +225,26 @@ def _power(text: str, at: int, depth: int) -> _Found:
 
 def _unsigned(text: str, at: int, depth: int) -> _Found:
     found = _atom(text, at, depth)
-    if found and (mark := re.compile(r"\s?!(?!\w)").match(text, found[1])):
+    if found and (mark := _FACTORIAL.match(text, found[1])):
         value = found[0]
         if value.denominator != 1 or not 0 <= value <= _MOST_FACTORIAL:
             return None
         found = Fraction(math.factorial(int(value))), mark.end()
     if found and (mark := _POWER.match(text, found[1])):
-        exponent = (
-            (Fraction(mark[1]), mark.end())
-            if mark[1]
-            else _atom(text, mark.end(), depth + 1)
-        )
+        base, exponent = found[0], (Fraction(mark[1] or 0), mark.end())
+        if not mark[1]:
+            exponent = _atom(text, mark.end(), depth + 1)
         if exponent is None:
             return found
-        base, power = found[0], exponent[0]
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+        power, end = exponent
         if (
             power.denominator != 1
             or abs(power) * bits > _MOST_BITS
             or (power < 0 and not base)
         ):
             return None
-        found = base ** int(power), exponent[1]
+        found = base ** int(power), end
     return found
 
 
@@ -243,16 +252,13 @@ def _atom(text: str, at: int, depth: int) -> _Found:
     if depth > _DEEPEST:
         return None
     if mixed := _MIXED.match(text, at):
-        whole, top, bottom = (
-            _decimal(part or "0")
-            for part in (mixed.groups()[:3] if mixed[2] else mixed.groups()[3:])
-        )
-        return (whole + top / bottom, mixed.end()) if bottom else None
+        parts = mixed.groups()
+        value = _mixed(*(parts[:3] if mixed[2] else parts[3:]))
+        return None if value is None else (value, mixed.end())
     if literal := _LITERAL.match(text, at):
         if len(literal[0]) > _LONGEST:
             return None
-        value = _decimal(literal[1]) * Fraction(10) ** int(literal[2] or 0)
-        return value, literal.end()
+        return _decimal(literal), literal.end()
     if function := _FUNCTION.match(text, at):
         return _function(function, text, depth)
     return _group(text, at, depth)
@@ -269,16 +275,13 @@ def _group(text: str, at: int, depth: int) -> _Found:
 
 def _function(function: re.Match[str], text: str, depth: int) -> _Found:
     first = _group(text, function.end(), depth)
-    if first is None:
-        return None
-    a, end = first
-    if function[1] == "sqrt":
-        value = _root(a, int(function[2] or 2))
-        return None if value is None else (value, end)
-    second = _group(text, end, depth)
+    if first is None or function[1] == "sqrt":
+        root = first and _root(first[0], int(function[2] or 2))
+        return None if first is None or root is None else (root, first[1])
+    second = _group(text, first[1], depth)
     if second is None:
         return None
-    b, end = second
+    a, (b, end) = first[0], second
     if function[1] == "frac":
         return (a / b, end) if b else None
     if a.denominator * b.denominator != 1 or not 0 <= b <= a <= 1_000:
@@ -331,6 +334,14 @@ _WORDS = re.compile(
 
 
 def _in_words(text: str) -> Fraction | None:
+    """Reads "two hundred and six thousand one hundred", word by word.
+
+    word    two  hundred  six  thousand  one      hundred
+    part    2    200      206  0         1        100
+    total   0    0        0    206,000   206,000  206,000    sum: 206,100
+
+    `part` is what the next scale multiplies; "hundred" stays within it.
+    """
     match = _WORDS.search(text.lower())
     if match is None or match[4]:
         return None

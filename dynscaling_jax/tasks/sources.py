@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from dynscaling_jax.lines import check_encoding
 
-READABLE = (".jsonl", ".json", ".csv", ".parquet")
+_Rows = Iterator[tuple[Any, str]]
 
 
 class Row(NamedTuple):
+    """A row of a file; `place` is the file and the line or row."""
+
     values: dict[str, Any]
-    place: str  # file and line or row, for messages
+    place: str
 
 
 class HubFile(NamedTuple):
@@ -30,7 +32,7 @@ class HubFile(NamedTuple):
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows of a file, in its order.
+    """Reads all rows of a file, in its order.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -38,22 +40,16 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}")
-    readers = {
-        ".jsonl": _json_lines,
-        ".json": _json_rows,
-        ".csv": _csv_rows,
-        ".parquet": _parquet_rows,
-    }
-    if path.suffix not in readers:
+    if path.suffix not in _READERS:
         raise ValueError(
             f"{path}: cannot read {path.suffix or 'a file without suffix'}; "
-            f"known: {', '.join(readers)}"
+            f"known: {', '.join(_READERS)}"
         )
     if path.suffix != ".parquet":
         with path.open("rb") as file:
             check_encoding(path, file.read(4))
     rows = []
-    for values, place in readers[path.suffix](path):
+    for values, place in _READERS[path.suffix](path):
         if not isinstance(values, dict):
             raise ValueError(
                 f"{place}: expected an object with named fields, got "
@@ -65,10 +61,7 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-_Found = Iterator[tuple[Any, str]]
-
-
-def _json_lines(path: Path) -> _Found:
+def _json_lines(path: Path) -> _Rows:
     # Binary, so that only \n ends a line: a question may hold U+2028.
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -77,7 +70,7 @@ def _json_lines(path: Path) -> _Found:
                 yield _parse_json(line, place), place
 
 
-def _json_rows(path: Path) -> _Found:
+def _json_rows(path: Path) -> _Rows:
     content = _parse_json(path.read_bytes(), str(path))
     if isinstance(content, dict):
         content = content.get("examples")
@@ -85,8 +78,11 @@ def _json_rows(path: Path) -> _Found:
         raise ValueError(
             f'{path}: expected a JSON array, or an object with "examples"'
         )
-    for number, values in enumerate(content):
-        yield values, f"{path}, row {number}"
+    return _numbered(content, path)
+
+
+def _numbered(rows: list[Any], path: Path) -> _Rows:
+    return ((row, f"{path}, row {number}") for number, row in enumerate(rows))
 
 
 def _parse_json(data: bytes, place: str) -> Any:
@@ -96,7 +92,7 @@ def _parse_json(data: bytes, place: str) -> Any:
         raise ValueError(f"{place}: not valid JSON: {error}") from error
 
 
-def _csv_rows(path: Path) -> _Found:
+def _csv_rows(path: Path) -> _Rows:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restkey="", strict=True)
         try:
@@ -114,24 +110,25 @@ def _csv_rows(path: Path) -> _Found:
             ) from error
 
 
-def _parquet_rows(path: Path) -> _Found:
+def _parquet_rows(path: Path) -> _Rows:
+    from pyarrow import ArrowException, parquet
+
     try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise ImportError(
-            f"{path} is a Parquet file: pip install pyarrow, or give it as "
-            ".jsonl"
-        ) from error
-    try:
-        rows = parquet.read_table(path).to_pylist()
+        return _numbered(parquet.read_table(path).to_pylist(), path)
     except ArrowException as error:
         raise ValueError(f"{path}: not valid Parquet: {error}") from error
-    for number, values in enumerate(rows):
-        yield values, f"{path}, row {number}"
+
+
+_READERS = {
+    ".jsonl": _json_lines,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
 
 
 def download(source: HubFile, split: str, revision: str) -> Path:
-    """The local copy of a file on the hub, fetched where it is missing.
+    """Returns the local copy of a file on the hub, fetched if it is missing.
 
     Raises:
       OSError: the hub cannot be reached, or does not give the file.
@@ -142,10 +139,8 @@ def download(source: HubFile, split: str, revision: str) -> Path:
     file = source.file.format(split=split)
     commit = revision or source.revision
     try:
-        return Path(
-            hf_hub_download(
-                source.repo, file, repo_type="dataset", revision=commit
-            )
+        path = hf_hub_download(
+            source.repo, file, repo_type="dataset", revision=commit
         )
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         first = str(error).strip().partition("\n")[0]
@@ -155,3 +150,4 @@ def download(source: HubFile, split: str, revision: str) -> Path:
             "and is the dataset open to you? Or give a local file in "
             "config.task.path."
         ) from error
+    return Path(path)

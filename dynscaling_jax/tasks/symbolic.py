@@ -1,9 +1,9 @@
 """The worker process that reads formulas with math-verify's LaTeX grammar.
 
-Run as a program, not imported. One JSON line of standard input, [formula,
-seconds], is answered by one line, [meaning, seconds used]; meaning is null
-for what is no formula, and ["hard"] where it would take too much. Two
-formulas are equal where their meanings are (equivalence.py):
+Run as a program, not imported. Each request, [seconds, formula], is answered
+by [meaning, seconds used]; meaning is null for what is no formula, and
+["hard"] where it would take too much. Two formulas are equal where their
+meanings are (equivalence.py):
 
     ["value", points]                  a number or an expression
     ["matrix", rows, [points, ...]]    row by row
@@ -20,26 +20,18 @@ exact, "p/q", where rational arithmetic gives it, and otherwise has 60
 digits, [[mantissa, exponent], [mantissa, exponent]] of its real and its
 imaginary part. So nothing is simplified, and no rounding makes 10^-23 equal
 to 10^-19.
-
-The kernel ends the process once a formula has used its seconds of processor
-time, whatever the interpreter is doing; the reader of the other end sees the
-end of the file. The same limit, and the end of its input, see to it that no
-worker outlives its parent.
 """
 
-import contextlib
+import functools
 import hashlib
-import json
 import logging
-import os
 import re
-import resource
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import sympy
@@ -47,6 +39,10 @@ from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from mpmath import mp
 from sympy.core.function import UndefinedFunction
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from dynscaling_jax.workers import serve
 
 MEMORY = 2 << 30  # bytes of address space
 DIGITS = 80
@@ -67,36 +63,23 @@ class Hard(Exception):
     """A formula whose value would take too much time or memory."""
 
 
-def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process
-    with contextlib.suppress(ValueError, OSError):  # not on every platform
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not be read as an answer
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    sys.set_int_max_str_digits(0)
-    answers.write("ready\n")
-    for line in sys.stdin:
-        formula, seconds = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        before = time.process_time()
-        try:
-            meaning = read(formula)
-        except (MemoryError, Hard, OverflowError):
-            meaning = ["hard"]
-        except Exception:  # the grammar and sympy raise nearly anything
-            meaning = None
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        used = time.process_time() - before
-        answers.write(json.dumps([meaning, used]) + "\n")
+def answer(formula: str) -> tuple[Any, float]:
+    """Returns the meaning of a formula and the seconds that it took."""
+    before = time.process_time()
+    try:
+        meaning = read(formula)
+    except (MemoryError, Hard, OverflowError):
+        meaning = ["hard"]
+    except Exception:  # the grammar and sympy raise nearly anything
+        meaning = None
+    return meaning, time.process_time() - before
 
 
 def read(text: str) -> list[Any]:
-    """The meaning of a formula.
+    """Returns the meaning of a formula.
 
-    Raises Unreadable, Hard, and whatever the grammar and sympy raise.
+    Raises:
+      Exception: Unreadable, Hard, and whatever the grammar and sympy raise.
     """
     if re.search(r"'|\\(?:dots|ldots|cdots|prime)|\^T(?![A-Za-z])", text):
         raise Unreadable  # the grammar would drop the mark
@@ -139,25 +122,18 @@ def _set(tree: Any, name: str) -> list[Any]:
     tree = _exact(tree).doit()
     if tree in (sympy.S.Integers, sympy.S.Naturals, sympy.S.Naturals0):
         return ["named", str(tree)]
-    parts = []
+    parts: list[Any] = []
     for part in tree.args if isinstance(tree, sympy.Union) else (tree,):
         if isinstance(part, sympy.Interval):
-            parts.append(
-                (part.start, part.end, part.left_open, part.right_open)
-            )
+            ends = part.start, part.end
+            parts.append((*ends, part.left_open, part.right_open))
         elif isinstance(part, sympy.FiniteSet):
             parts += [(end, end, False, False) for end in part.args]
         elif part is not sympy.S.EmptySet:
             raise Unreadable
     parts.sort(key=lambda part: _place(part[0]))
-    return [
-        "set",
-        [
-            [_points(low), _points(high), bool(below), bool(above)]
-            for low, high, below, above in parts
-        ],
-        name,
-    ]
+    shown = [[*map(_points, part[:2]), *map(bool, part[2:])] for part in parts]
+    return ["set", shown, name]
 
 
 def _place(end: Any) -> tuple[Any, Any]:
@@ -190,24 +166,18 @@ def _relation(tree: Any) -> list[Any]:
     return ["relation", sign, [_shown(_divided(v, factor)) for v in values]]
 
 
+_CALCULUS = (sympy.Integral, sympy.Derivative)
+
+
 def _points(tree: Any) -> list[Any]:
     """The values of an expression."""
     if tree in (sympy.oo, -sympy.oo):
         return [str(tree)] * POINTS
-    if tree.has(*_UNDONE):
+    if tree.has(sympy.Sum, sympy.Product, sympy.Limit, *_CALCULUS):
         tree = tree.doit()
     if tree.free_symbols or tree.has(sympy.core.function.AppliedUndef):
         return [_shown(_value_at(tree, n)) for n in range(POINTS)]
     return [_shown(_value_at(tree, 0))] * POINTS
-
-
-_UNDONE = (
-    sympy.Sum,
-    sympy.Product,
-    sympy.Integral,
-    sympy.Limit,
-    sympy.Derivative,
-)
 
 
 def _value_at(tree: Any, n: int) -> Value:
@@ -233,8 +203,7 @@ def _value_at(tree: Any, n: int) -> Value:
 
 
 def _value(tree: Any, n: int) -> Value:
-    """The value of an expression at point n, with the digits of mpmath's
-    present precision."""
+    """The value of an expression at point n, in mpmath's precision."""
     if tree.is_Rational:
         return Fraction(tree.p, tree.q)
     if tree.is_Float:
@@ -247,9 +216,9 @@ def _value(tree: Any, n: int) -> Value:
         raise Unreadable
     parts = [_value(part, n) for part in tree.args]
     if tree.is_Add:
-        return _folded(parts, _sum)
+        return functools.reduce(_sum, parts)
     if tree.is_Mul:
-        return _folded(parts, lambda a, b: a * b)
+        return functools.reduce(_product, parts)
     if tree.is_Pow:
         return _power(*parts)
     if isinstance(tree.func, UndefinedFunction):
@@ -275,38 +244,36 @@ _CONSTANTS = {
     sympy.GoldenRatio: mp.phi,
     sympy.I: mp.mpc(0, 1),
 }
-_ON_EXACT: dict[str, Callable[..., Any]] = {
+_ANY: dict[str, Callable[..., Any]] = {  # of exact values too
     "Abs": abs,
-    "floor": lambda x: x // 1,
-    "ceiling": lambda x: -(-x // 1),
     "Max": max,
     "Min": min,
     "UnevaluatedExpr": lambda x: x,
 }
+_ON_EXACT: dict[str, Callable[..., Any]] = {
+    **_ANY,
+    "floor": lambda x: x // 1,
+    "ceiling": lambda x: -(-x // 1),
+}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **_ANY,
     **{
         name: getattr(mp, name)
         for name in (
             "sin cos tan cot sec csc asin acos atan acot asec acsc sinh cosh "
             "tanh coth sech csch asinh acosh atanh exp factorial binomial "
-            "gamma zeta re im conj arg floor"
+            "gamma zeta re im conj arg floor erf"
         ).split()
     },
-    "Abs": abs,
     "ceiling": mp.ceil,
     "log": lambda x, base=mp.e: mp.log(x) / mp.log(base),
-    "Max": max,
-    "Min": min,
-    "UnevaluatedExpr": lambda x: x,
     "conjugate": mp.conj,
     "LambertW": mp.lambertw,
-    "erf": mp.erf,
 }
 
 
 def _chosen(name: str, n: int) -> Fraction:
-    """The number that stands for a variable at point n: of either sign, so
-    that \\sqrt{x^2} is not x."""
+    r"""A variable's number at point n, of either sign: \sqrt{x^2} is not x."""
     digest = hashlib.sha256(f"{name}/{n}".encode()).digest()
     size = Fraction(1 + int.from_bytes(digest[:3], "big"), 1 << 22)
     return size if n == 0 or (n == 1 and digest[3] % 2) else -size
@@ -318,20 +285,19 @@ def _approximate(value: Value) -> Any:
     return value
 
 
-def _folded(values: list[Value], operation: Callable[..., Any]) -> Value:
-    total = values[0]
-    for value in values[1:]:
-        if not isinstance(total, Fraction) or not isinstance(value, Fraction):
-            total, value = _approximate(total), _approximate(value)
-        total = _bounded(operation(total, value))
-    return total
-
-
 def _sum(a: Value, b: Value) -> Value:
-    rough = not isinstance(a, Fraction) and a and b
-    if rough and abs(mp.mag(a) - mp.mag(b)) > ABSORBED:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return _bounded(a + b)
+    a, b = _approximate(a), _approximate(b)
+    if a and b and abs(mp.mag(a) - mp.mag(b)) > ABSORBED:
         raise Hard  # 9^{9^9} + 1 would be 9^{9^9}
     return a + b
+
+
+def _product(a: Value, b: Value) -> Value:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return _bounded(a * b)
+    return _approximate(a) * _approximate(b)
 
 
 def _divided(value: Value, by: Value) -> Value:
@@ -340,10 +306,8 @@ def _divided(value: Value, by: Value) -> Value:
     return _approximate(value) / _approximate(by)
 
 
-def _bounded(value: Value) -> Value:
-    if isinstance(value, Fraction) and _bits(value) > EXACT:
-        return _approximate(value)
-    return value
+def _bounded(value: Fraction) -> Value:
+    return _approximate(value) if _bits(value) > EXACT else value
 
 
 def _bits(value: Fraction) -> int:
@@ -351,17 +315,16 @@ def _bits(value: Fraction) -> int:
 
 
 def _is_small(value: Value) -> bool:
-    return (
-        isinstance(value, Fraction)
-        and value.denominator == 1
-        and 0 <= value <= 2_000
-    )
+    whole = isinstance(value, Fraction) and value.denominator == 1
+    return whole and 0 <= value <= 2_000
 
 
 def _power(base: Value, exponent: Value) -> Value:
     if isinstance(exponent, Fraction):
         if not base:
-            return Fraction(exponent == 0) if exponent >= 0 else _nothing()
+            if exponent < 0:
+                raise Unreadable
+            return Fraction(exponent == 0)
         if isinstance(base, Fraction):
             root = _root(base, exponent.denominator)
             if root and _bits(root) * abs(exponent.numerator) <= EXACT:
@@ -384,23 +347,17 @@ def _is_negative(value: Value) -> bool:
     return not mp.im(value) and mp.re(value) < 0
 
 
-def _nothing() -> Value:
-    raise Unreadable
-
-
 def _root(value: Fraction, n: int) -> Fraction | None:
     """The exact n-th root of a fraction, None where there is none."""
     if n == 1:
         return value
     if value < 0 or n > 64:
         return None
-    ends = []
-    for whole in (value.numerator, value.denominator):
-        root, is_exact = sympy.integer_nthroot(whole, n)
-        if not is_exact:
-            return None
-        ends.append(int(root))
-    return Fraction(*ends)
+    top, top_exact = sympy.integer_nthroot(value.numerator, n)
+    bottom, bottom_exact = sympy.integer_nthroot(value.denominator, n)
+    return (
+        Fraction(int(top), int(bottom)) if top_exact and bottom_exact else None
+    )
 
 
 def _shown(value: Value) -> Any:
@@ -418,4 +375,7 @@ def _mantissa(value: Any) -> list[int]:
 
 
 if __name__ == "__main__":
-    main()
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    sys.set_int_max_str_digits(0)
+    serve(answer, MEMORY)

@@ -8,11 +8,10 @@ compare a sum with what it should be.
 
 import random
 
-from dynscaling_jax.tasks.arithmetic import draw_step
-from dynscaling_jax.tasks.generated import OPERATIONS
-from dynscaling_jax.tasks.shares import compared
+from dynscaling_jax.tasks.generated import OPERATIONS, draw_step
 from dynscaling_jax.training.sft_examples import Lesson
 from dynscaling_jax.types import Message
+from projects.reasoner.trials import compared
 
 _COMPARED = 0.4  # of the calculations
 _NEAR = 9  # a sum that is wrong, but near

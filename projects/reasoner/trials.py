@@ -14,17 +14,11 @@ import numpy as np
 
 from dynscaling_jax.scaling import chains
 from dynscaling_jax.scaling.chains import Chain, Reader
-from dynscaling_jax.tasks.shares import (
-    RIGHT,
-    SharesProblem,
-    possible,
-    slope,
-    trial,
-    values,
-)
+from dynscaling_jax.tasks.generated import OPERATIONS, SharesProblem
 from dynscaling_jax.training.sft_examples import Lesson
 from dynscaling_jax.types import Message, Query, Sample
 
+RIGHT = "that is right"
 _RETRIES = 0.3  # of made-up attempts, that try what another might answer
 _WRONG = 0.1  # of lessons that show right and wrong answers: try a wrong one
 _OFF = 3.0  # mean of how far what is tried again is off, less 1
@@ -107,3 +101,74 @@ def first_guess(problem: SharesProblem, rng: random.Random) -> int:
 def _sample(index: int, made: tuple[str, int]) -> Sample:
     text, answer = made
     return Sample("", index, 0, (), text, str(answer), "stop", 0, 0, 0, 0.0)
+
+
+# An attempt, written out.
+
+
+def values(problem: SharesProblem, guess: int) -> tuple[int, ...]:
+    """What each person has, if the first has `guess`; may be negative."""
+    found = [guess]
+    for sign, n in problem.relations:
+        found.append(OPERATIONS[sign](found[-1], n))
+    return tuple(found)
+
+
+def possible(problem: SharesProblem, guess: int) -> bool:
+    """Whether the first would have some, and nobody less than nothing."""
+    return guess > 0 and min(values(problem, guess)) >= 0
+
+
+def slope(problem: SharesProblem) -> int:
+    """How many more there are in all for one more that the first has."""
+    slopes = [1]
+    for sign, n in problem.relations:
+        slopes.append(slopes[-1] * (n if sign == "*" else 1))
+    return sum(slopes)
+
+
+def trial(
+    problem: SharesProblem, guess: int, per: int | None = None, off: int = 0
+) -> tuple[str, int]:
+    """An attempt, written out, and its answer: what comes of a guess, and
+    what the first must have had.
+
+    Args:
+      per: what the attempt takes for the `slope`; None is the right one.
+      off: how far the quotient of the difference by it is wrong.
+
+    Raises:
+      ValueError: a guess that is not `possible`.
+    """
+    if not possible(problem, guess):
+        raise ValueError(
+            f"guess={guess} leaves somebody with less than nothing"
+        )
+    has = values(problem, guess)
+    shown, total = [f"Suppose {problem.names[0]} has {guess}."], guess
+    for i, (sign, n) in enumerate(problem.relations):
+        before, total = total, total + has[i + 1]
+        shown.append(
+            f"{problem.names[i + 1]}: {has[i]} {sign} {n} = {has[i + 1]}, "
+            f"{before} + {has[i + 1]} = {total}."
+        )
+    answer = guess
+    shown.append(f"With {guess}: {compared(total, problem.total)}")
+    if total != problem.total:
+        over = abs(total - problem.total)
+        per = per or slope(problem)
+        by = max(1, over // per + off)
+        sign = "-" if total > problem.total else "+"
+        answer = max(1, OPERATIONS[sign](guess, by))
+        shown.append(f"{over} / {per} = {by}, {guess} {sign} {by} = {answer}.")
+    shown.append(f"The answer is {answer}.")
+    return " ".join(shown), answer
+
+
+def compared(total: int, due: int) -> str:
+    """What a trial says of a sum and what it should be."""
+    more, less = max(total, due), min(total, due)
+    verdict = f" too {'many' if total > due else 'few'}"
+    if total == due:
+        verdict = f", {RIGHT}"
+    return f"{more} - {less} = {more - less}{verdict}."

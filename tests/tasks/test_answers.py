@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynscaling_jax.tasks import KINDS, answered, canonical, extract, grade
+from dynscaling_jax.tasks import KINDS, canonical, extract, grade, with_answers
 from dynscaling_jax.types import Message, Query, Request, Sample
 
 READINGS = Path(__file__).with_name("readings.jsonl")
@@ -230,7 +230,7 @@ def test_a_choice_is_among_the_options_of_its_own_question():
     def read(question):
         query = Query("q", (Message("user", question),))
         sample = Sample("q", 0, 0, (), text, None, "stop", 0, 0, 0, 0.0)
-        model = answered(lambda requests: iter([sample]), "choice")
+        model = with_answers(lambda requests: iter([sample]), "choice")
         (done,) = model([Request(query, query.messages, 0)])
         return done.answer
 

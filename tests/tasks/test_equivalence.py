@@ -177,7 +177,7 @@ def test_a_formula_costs_a_question_what_it_cost_the_first(monkeypatch):
     pairs = [("a+1", "b+1"), ("c+1", "d+1")]
     with Comparer(question_limit=1.0) as compare:
         slow = lambda line, seconds, most: json.dumps(
-            [["value", [json.loads(line)[0]]], 0.6]
+            [["value", [json.loads(line)[1]]], 0.6]
         )
         monkeypatch.setattr(compare._workers[0], "ask", slow)
         first = [compare.question()(*pair, "math") for pair in pairs]
