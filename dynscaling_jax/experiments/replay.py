@@ -144,7 +144,8 @@ def replay(
     Uniform allocation is played too, to measure the others by.
 
     Args:
-        policies: by name; those of a sequence are called policy 0, policy 1.
+        policies: by name; those of a sequence have names of their own, or are
+            called policy 0, policy 1.
         budgets: samples a question; by default 2, 4, 8, 16 and 32, as far as
             the bank goes.
         replicates: orders of the samples; all numbers are means over them.
@@ -158,7 +159,9 @@ def replay(
     """
     begin = time.monotonic()
     if not isinstance(policies, Mapping):
-        policies = {f"policy {i}": one for i, one in enumerate(policies)}
+        policies = {
+            one.name or f"policy {i}": one for i, one in enumerate(policies)
+        }
     if not policies:
         raise ValueError("policies: expected at least one.")
     budgets = _budgets(bank, budgets)

@@ -32,7 +32,7 @@ from dynscaling_jax.tasks.forms import (
     check_kind,
 )
 from dynscaling_jax.tasks.markup import INLINE, WIDE, inside
-from dynscaling_jax.tasks.numbers import BOLD, NONE, NUMBER, SCALE
+from dynscaling_jax.tasks.numbers import BOLD, NONE, NUMBER, SCALE, rational
 from dynscaling_jax.thinking import Thinking, visible
 from dynscaling_jax.types import Request, Sample, SampleFn
 
@@ -473,8 +473,9 @@ def _ended(text: str) -> str | None:
         counted = words and not re.search(r"[π√^\\(]", value)
         answer = canonical(value, "number" if counted else "math")
         return answer if len(words) < 5 else None
-    if not formulas:
-        return None
+    if not formulas:  # "42.", and nothing else
+        bare = sentence.rstrip(" .")
+        return None if rational(bare) is None else canonical(bare, "math")
     concludes = (_SO.match(sentence) and _CONCLUDED.fullmatch(rest)) or (
         _THERE.match(sentence) and not re.search(r"[\d,]", rest)
     )
