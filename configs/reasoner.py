@@ -24,6 +24,6 @@ def get_config():
     config.chain.content = "tail"
     config.chain.tail = 40
     config.engine.max_new_tokens = 200
-    config.engine.rows = 256
+    config.engine.slots = 256
     config.engine.temperature = 1.0
     return config

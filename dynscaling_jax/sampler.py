@@ -25,6 +25,7 @@ class FunctionSampler:
     max_prompt_tokens: int | None = None
     max_cost: Budget = Budget()
     thinking: Thinking = Thinking()
+    name: str = ""
 
 
 def tap(sampler: Sampler, *middleware: Middleware) -> FunctionSampler:
@@ -43,6 +44,7 @@ def tap(sampler: Sampler, *middleware: Middleware) -> FunctionSampler:
         sampler.max_prompt_tokens,
         sampler.max_cost,
         sampler.thinking,
+        sampler.name,
     )
 
 

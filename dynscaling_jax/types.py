@@ -180,6 +180,11 @@ class Sampler(Protocol):
         ...
 
     @property
+    def name(self) -> str:
+        """What summaries call it."""
+        ...
+
+    @property
     def max_prompt_tokens(self) -> int | None:
         """The longest prompt that leaves room for a whole sample."""
         ...

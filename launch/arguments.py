@@ -26,14 +26,34 @@ class Command(NamedTuple):
     fields: str = ""  # the file that lists what its config may hold
 
 
+# Names of version 0.1 that are still read, for one release.
+RENAMED = {
+    "--config.engine.rows=": "--config.engine.slots=",
+    "--config.engine.rows_per_group=": "--config.engine.slots_per_group=",
+    "--rows_per_group=": "--slots_per_group=",
+    "dynscaling_planted": "dynscaling_corrupted",
+    "planted=": "corrupted=",
+}
+
+
 def start(main: Callable[[Any], object], command: Command) -> None:
     """Reads the flags and calls main; does not come back."""
     lost = terminal.prepare()
+    sys.argv[1:] = map(renamed, sys.argv[1:])
     try:
         app.run(main, flags_parser=functools.partial(_read, command))
     finally:
         if why := lost():
             sys.exit(f"{command.name}: cannot print: {why}")
+
+
+def renamed(word: str) -> str:
+    """Gives a word of the command line its name of today, and says so."""
+    for old, new in RENAMED.items():
+        if word.startswith(old) if old[0] == "-" else old in word:
+            print(f"{old.strip('=')} is now {new.strip('=')}", file=sys.stderr)
+            word = word.replace(old, new)
+    return word
 
 
 def moved(old: str, new: str) -> None:

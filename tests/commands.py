@@ -130,7 +130,7 @@ def launch(tiny_model) -> Callable[..., list[list[str]]]:
                 "--config.task.limit=6",
                 "--config.budget.samples_per_query=10.0",
                 "--config.engine.max_new_tokens=64",
-                "--config.engine.rows=8",
+                "--config.engine.slots=8",
                 *further,
                 f"--workdir={workdir}",
                 f"--coordinator={where}",

@@ -102,7 +102,7 @@ LESS = {
     "launch.replay": "--replicates=20",
     "configs/reasoner.py": "--config.task.limit=3",
     "configs/smollm2": "--config.task.limit=2 "
-    "--config.budget.samples_per_query=2.0 --config.engine.rows=8",
+    "--config.budget.samples_per_query=2.0 --config.engine.slots=8",
     "configs/smollm2_gsm8k.py": "--config.engine.max_new_tokens=4",
     "configs/smollm2_arithmetic.py": "--config.engine.max_new_tokens=4",
     "hf://": "--config.model=reasoner --config.mesh=",  # nothing is fetched

@@ -65,7 +65,10 @@ class Model:
         config: ModelConfig,
         params: transformer.Params,
         load_tokenizer: Callable[[], tokenizer.Tokenizer],
+        name: str = "",
     ):
+        """Takes a name, such as the address that it was loaded from."""
+        self.name = name
         self.config = config
         self.params = params
         self._load_tokenizer = load_tokenizer
@@ -208,7 +211,7 @@ def load_model(
         )
     if context is not None:
         config = with_context(config, context)
-    return Model(config, params, read)
+    return Model(config, params, read, str(path))
 
 
 def _adapter(file: Path, adapter: str | Path) -> Path | None:

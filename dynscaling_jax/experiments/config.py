@@ -57,9 +57,9 @@ class EngineConfig(NamedTuple):
     top_p: float = 1.0
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
-    rows: int = 64  # samples at a time
+    slots: int = 64  # samples at a time
     groups: str = ""  # auto: not so many, but all that memory holds
-    rows_per_group: int | None = None  # up to 8
+    slots_per_group: int | None = None  # up to 8
 
 
 class EndpointConfig(NamedTuple):
@@ -86,9 +86,9 @@ class RunConfig(NamedTuple):
     dtype: str = "float32"  # or bfloat16
     adapter: str = ""  # a directory with a LoRA adapter of the model
     quantize: str = ""  # int8: of the weights of a local model
-    # the devices of a local model, DATAxMODEL: 2x4 spreads rows over two parts
+    # the devices of a local model, DATAxMODEL: 2x4 spreads slots over two parts
     # of four devices each, over which the parameters are split; auto takes all
-    # devices for rows
+    # devices for slots
     mesh: str = ""
     # tokens of a sequence at most, where not what the model was trained with
     context: int | None = None
@@ -160,3 +160,12 @@ def _of_dict(kind: Any, values: dict[str, Any], path: str) -> Any:
         if hasattr(kinds[name], "_fields"):
             values[name] = _of_dict(kinds[name], value, f"{path}.{name}")
     return kind(**values)
+
+
+def renamed(config: Any) -> Any:
+    """Returns the config of a run of version 0.1 with the names of today."""
+    if not isinstance(config.get("engine"), dict):
+        return config
+    today = {"rows": "slots", "rows_per_group": "slots_per_group"}
+    engine = {today.get(k, k): v for k, v in config["engine"].items()}
+    return {**config, "engine": engine}

@@ -100,7 +100,6 @@ def run(
     budget: Budget,
     workdir: str | Path,
     *,
-    model: str = "",
     seed: int = 0,
     origin: Origin | None = None,
     processes: Processes = ALONE,
@@ -118,7 +117,6 @@ def run(
       method: strategy, policy, vote and schedule.
       budget: caps for all queries together.
       workdir: of this run alone.
-      model: what the summary calls the model.
       seed: of the policy and the chains; the sampler has a seed of its own.
       origin: what config.json says; by default what the arguments say.
       processes: that generate it together, each called with its own; the
@@ -131,13 +129,13 @@ def run(
     """
     workdir = Path(workdir)
     if origin is None:
-        origin = _origin(task, model, method, budget, seed)
+        origin = _origin(task, sampler, method, budget, seed)
     named = {**origin.identity, **identity.of_questions(task)}
     origin = origin._replace(identity=named)
     names = {
         "task": task.name,
         "kind": task.kind,
-        "model": model,
+        "model": sampler.name,
         "method": method.name,
         "strategy": method.strategy.name,
         "policy": method.policy.name,
@@ -239,7 +237,7 @@ def _run(
 
 
 def _origin(
-    task: Task, model: str, method: Method, budget: Budget, seed: int
+    task: Task, sampler: Sampler, method: Method, budget: Budget, seed: int
 ) -> Origin:
     """What the arguments of run say."""
     parts = method._asdict()
@@ -252,7 +250,7 @@ def _origin(
         {
             "task": task.name,
             "kind": task.kind,
-            "model": model,
+            "model": sampler.name,
             "method": {"name": method.name, **names, "schedule": schedule},
             "budget": budget._asdict(),
             "seed": seed,
@@ -292,11 +290,18 @@ def run_config(
     if sampler is None:
         sampler = open_sampler(fields, queries)
         origin = origin._replace(identity=model_identity(fields))
-    return run(
-        task, sampler, method, budget, workdir, model=fields.model,
-        seed=fields.seed, origin=origin, processes=processes,
+    done = run(
+        task,
+        dataclasses.replace(tap(sampler), name=fields.model),
+        method,
+        budget,
+        workdir,
+        seed=fields.seed,
+        origin=origin,
+        processes=processes,
         tensorboard=tensorboard,
-    ).summary  # fmt: skip
+    )
+    return done.summary
 
 
 def config_row(config: Any) -> dict[str, Any]:
@@ -447,20 +452,15 @@ def model_identity(config: RunConfig) -> dict[str, str]:
 
 
 def engine_fields(engine: EngineConfig) -> dict[str, Any]:
-    """What Engine takes."""
+    """Returns what Engine takes."""
     fields = engine._asdict()
     groups = fields.pop("groups")
     if groups not in ("", "auto"):
         raise ValueError(
             f"config.engine.groups={groups!r}: expected auto, or nothing for "
-            "config.engine.rows"
+            "config.engine.slots"
         )
-    rows, per_group = fields.pop("rows"), fields.pop("rows_per_group")
-    return {
-        **fields,
-        "slots": None if groups else rows,
-        "slots_per_group": per_group,
-    }
+    return {**fields, "slots": None} if groups else fields
 
 
 def json_object(config: RunConfig, name: str) -> dict[str, Any]:

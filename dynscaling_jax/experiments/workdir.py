@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dynscaling_jax.experiments.config import renamed
 from dynscaling_jax.files import read_json, write_json
 from dynscaling_jax.lines import dumps, loads, shown
 
@@ -172,7 +173,7 @@ def _same(
     ours: Mapping[str, Any],
     defaults: Mapping[str, Any],
 ) -> None:
-    config = _filled(there["config"], loads(dumps(defaults)))
+    config = _filled(renamed(there["config"]), loads(dumps(defaults)))
     differing = list(_differences(config, ours["config"]))
     thought = "end_of_thinking"  # its default was "" in version 0.1
     if config.get(thought) == "" and ours["config"].get(thought) is None:

@@ -181,6 +181,7 @@ class Endpoint:
             backoff,
             timeout,
         )
+        self.name = f"openai://{model}@{base_url}"
         self.max_prompt_tokens = None
         self.max_cost = Budget(new_tokens=max_new_tokens)
         # Nobody here knows the prompt that the server makes of a turn, so no

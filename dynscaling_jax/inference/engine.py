@@ -231,6 +231,11 @@ class Engine:
             self._prompt(Request(query, query.messages, 0))
 
     @property
+    def name(self) -> str:
+        """The address that the model was loaded from."""
+        return self.model.name
+
+    @property
     def max_prompt_tokens(self) -> int:
         """The longest prompt that leaves room for max_new_tokens."""
         config = self.model.config

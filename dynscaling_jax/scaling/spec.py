@@ -36,7 +36,10 @@ def named(factory: Callable[P, Value]) -> Callable[P, Value]:
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> Value:
-        return cached(*args, **kwargs)
+        written = (int, float, str, type(None))
+        if all(isinstance(v, written) for v in (*args, *kwargs.values())):
+            return cached(*args, **kwargs)
+        return factory(*args, **kwargs)  # a traced value has no name
 
     return make
 

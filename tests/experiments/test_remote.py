@@ -64,7 +64,7 @@ def run(bucket, tiny_model, workdir="gs://bucket/run", every=0.05):
             "--config.task.limit=6",
             "--config.budget.samples_per_query=40.0",
             "--config.engine.max_new_tokens=64",
-            "--config.engine.rows=8",
+            "--config.engine.slots=8",
             f"--workdir={workdir}",
         ],
         cwd=ROOT,

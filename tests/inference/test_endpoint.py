@@ -448,11 +448,11 @@ def test_an_endpoint_that_is_down_ends_the_run():
     on nothing."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    sample_fn = Endpoint(
+    endpoint = Endpoint(
         "m", f"http://127.0.0.1:{port}/v1", retries=1, backoff=0.01
     )
     with pytest.raises(ConnectionError, match="start the same command again"):
-        list(sample_fn([request(str(i)) for i in range(50)]))
+        list(endpoint.sample([request(str(i)) for i in range(50)]))
 
 
 def test_a_run_that_stops_leaves_no_row_of_what_was_to_be_tried_again(serve):

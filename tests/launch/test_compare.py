@@ -25,7 +25,7 @@ def compare(tiny_model, workdir, *more):
             "--config.task.limit=3",
             "--config.task.steps=1",
             "--config.engine.max_new_tokens=16",
-            "--config.engine.rows=8",
+            "--config.engine.slots=8",
             f"--workdir={workdir}",
             *more,
         ],

@@ -42,7 +42,7 @@ def runs(tmp_path_factory):
             "--config=configs/reasoner.py",
             "--config.task.limit=6",
             "--config.budget.samples_per_query=6",
-            "--config.engine.rows=16",
+            "--config.engine.slots=16",
             f"--config.method={method}",
             f"--workdir={home / method}",
         )
