@@ -16,8 +16,7 @@ from dynscaling_jax.tasks.forms import check_kind
 from dynscaling_jax.tasks.generated import GENERATED, LARGEST
 from dynscaling_jax.tasks.grading import kind_of, read_reference
 from dynscaling_jax.tasks.noise import misspelt
-from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
-from dynscaling_jax.tasks.sources import Row, download, read_rows
+from dynscaling_jax.tasks.sources import Row, bundled, download, read_rows
 from dynscaling_jax.types import Message, Query
 
 
@@ -57,6 +56,12 @@ class TaskConfig(NamedTuple):
     fields: dict[str, str] = {}  # jsonl: question, answer, id, choices
 
 
+_PROMPTS = bundled("prompts.toml")
+TEMPLATES: dict[str, str] = {k: p["template"] for k, p in _PROMPTS.items()}
+EXAMPLES: dict[str, list[tuple[str, str]]] = {
+    kind: [(e["question"], e["answer"]) for e in prompts["examples"]]
+    for kind, prompts in _PROMPTS.items()
+}
 _LEAST = {"offset": 0, "limit": 0, "few_shot": 0, "steps": 1}
 GENERATED_SIZE = 1_000  # problems where no limit is given
 
