@@ -44,7 +44,7 @@ class TaskConfig(NamedTuple):
     split: str = ""  # "" is the usual one; bbh: the subtask; aime: the year
     offset: int = 0  # problems to leave out at the start
     limit: int = 0  # problems to take; 0 is all
-    kind: str = ""  # of answer; "" is the task's own
+    kind: str = ""  # of answer; "" is that of the task
     system_prompt: str = ""  # "" is no system message
     template: str = ""  # holds {question}; "" is the one of the kind
     few_shot: int = 0  # worked examples before the question
@@ -70,7 +70,7 @@ def load_task(name: str, **fields: Any) -> Task:
     """Reads a benchmark.
 
     Problem i of the file is the query "NAME/i", whatever the offset and the
-    limit; a file with ids of its own keeps them. Options are shuffled by
+    limit; ids that the file holds are kept. Options are shuffled by
     (seed, query id) alone.
 
     Args:
@@ -192,7 +192,7 @@ def _settings(given: dict[str, Any]) -> TaskConfig:
 
 
 def _locate(settings: TaskConfig, benchmark: Benchmark) -> tuple[Path, str]:
-    """The file, and the part of the task's name that tells subsets apart."""
+    """The file, and the subset that belongs to the task's name."""
     if settings.path:
         if settings.revision:
             raise ValueError(
