@@ -267,14 +267,14 @@ def with_answers(
     def with_answer(request: Request, sample: Sample) -> Sample:
         if sample.finish_reason.startswith("error"):
             return sample
-        own = kinds[sample.query_id]
+        kind_here = kinds[sample.query_id]
         answer = extract(
             sample.text,
-            own,
+            kind_here,
             thinking,
             thinking.begun(request.messages),
             sample.finish_reason == "length",
-            options(request.query) if own == "choice" else "",
+            options(request.query) if kind_here == "choice" else "",
         )
         return sample._replace(answer=answer)
 
