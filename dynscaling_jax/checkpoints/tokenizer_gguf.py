@@ -44,7 +44,7 @@ def from_gguf(
     else:
         if pre in COMPOSED:
             backend.normalizer = normalizers.NFC()
-        backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
+        backend.pre_tokenizer = pre_tokenizer(pre)
         backend.decoder = decoders.ByteLevel()
     added = [
         AddedToken(token, special=t != USER_DEFINED, normalized=False)
@@ -54,7 +54,7 @@ def from_gguf(
     backend.add_tokens(added)
     named = _named(metadata, tokens)
     bos = named.get("bos_token", "")
-    begins = kind == "llama" or pre in WHOLE  # llama.cpp's defaults
+    begins = kind == "llama" or pre in COMPLETE  # llama.cpp's defaults
     if bos and metadata.get("tokenizer.ggml.add_bos_token", begins):
         add_ends(backend, bos, "")
     template = metadata.get("tokenizer.chat_template")
@@ -110,16 +110,16 @@ def _model(metadata: Mapping[str, Any], tokens: Sequence[str]) -> models.BPE:
         unknown = _named(metadata, tokens).get("unk_token")
         if unknown is not None:
             settings["unk_token"] = unknown
-    elif kind == "gpt2" and pre in PRE_TOKENIZERS:
+    elif kind == "gpt2" and pre in PATTERNS:
         merges = [
             tuple(m.split(" ")) for m in metadata["tokenizer.ggml.merges"]
         ]
-        settings = {"ignore_merges": pre in WHOLE}
+        settings = {"ignore_merges": pre in COMPLETE}
     else:
         raise ValueError(
             f"GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} is not "
             f"supported; known: llama, and gpt2 with "
-            f"{', '.join(PRE_TOKENIZERS)}"
+            f"{', '.join(PATTERNS)}"
         )
     try:
         return models.BPE(ids, merges, **settings)
@@ -136,76 +136,52 @@ def _as_sentencepiece(backend: Backend, space_first: bool) -> None:
     backend.decoder = decoder(space_first)
 
 
-# How a text is parted before it is merged, by llama.cpp's names; the patterns
-# are those of the families' tokenizer.json.
+# How a text is split before it is merged, by llama.cpp's names; the patterns
+# are those of the families' tokenizer.json. None is that of GPT-2.
 
-
-def _gpt2() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False)
-
-
-def _smollm() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), _gpt2()]
-    )
-
-
-def _qwen2() -> pre_tokenizers.PreTokenizer:
-    return _pattern(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-
-
-def _llama3() -> pre_tokenizers.PreTokenizer:
-    return _pattern(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-
-
+_ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_START = r"[^\r\n\p{L}\p{N}]?"
+_QWEN2 = (
+    rf"{_ENDS}|{_START}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+)
+_LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 # a word in one case, its first letter apart
-UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-START = r"[^\r\n\p{L}\p{N}]?"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _tekken() -> pre_tokenizers.PreTokenizer:
-    words = rf"{START}{UPPER}*{LOWER}+|{START}{UPPER}+{LOWER}*"
-    return _pattern(rf"{words}|\p{{N}}|{REST}")
-
-
-def _gpt4o() -> pre_tokenizers.PreTokenizer:
-    end = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    words = rf"{START}{UPPER}*{LOWER}+{end}|{START}{UPPER}+{LOWER}*{end}"
-    return _pattern(rf"{words}|\p{{N}}{{1,3}}|{REST}")
-
-
-def _pattern(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-PRE_TOKENIZERS = {
-    "default": _gpt2,
-    "gpt-2": _gpt2,
-    "llama-bpe": _llama3,
-    "llama3": _llama3,
-    "llama-v3": _llama3,
-    "smaug-bpe": _llama3,
-    "dbrx": _llama3,  # of OLMo 2 and Phi-4
-    "qwen2": _qwen2,
-    "deepseek-r1-qwen": _qwen2,
-    "smollm": _smollm,
-    "tekken": _tekken,
-    "gpt-4o": _gpt4o,  # of gpt-oss and Phi-4-mini
-    "llama4": _gpt4o,
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_MIXED = rf"{_START}{_UPPER}*{_LOWER}+", rf"{_START}{_UPPER}+{_LOWER}*"
+_MARKS = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_TEKKEN = rf"{'|'.join(_MIXED)}|\p{{N}}|{_MARKS}"
+_GPT4O = rf"{_MIXED[0]}{_ENDS}?|{_MIXED[1]}{_ENDS}?|\p{{N}}{{1,3}}|{_MARKS}"
+PATTERNS = {
+    "default": None,
+    "gpt-2": None,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "smaug-bpe": _LLAMA3,
+    "dbrx": _LLAMA3,  # of OLMo 2 and Phi-4
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "smollm": None,
+    "tekken": _TEKKEN,
+    "gpt-4o": _GPT4O,  # of gpt-oss and Phi-4-mini
+    "llama4": _GPT4O,
 }
 # a piece that is a token is not merged from parts
-WHOLE = ("llama-bpe", "llama3", "llama-v3", "tekken")
+COMPLETE = ("llama-bpe", "llama3", "llama-v3", "tekken")
 COMPOSED = ("qwen2", "deepseek-r1-qwen")  # text is put into NFC
+
+
+def pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
+    """Makes the pre-tokenizer that llama.cpp calls by this name."""
+    pattern = PATTERNS[name]
+    is_gpt2 = pattern is None
+    in_bytes = pre_tokenizers.ByteLevel(False, use_regex=is_gpt2)
+    if name == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, in_bytes])
+    if is_gpt2:
+        return in_bytes
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([split, in_bytes])

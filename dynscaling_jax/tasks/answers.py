@@ -10,8 +10,8 @@ Looked for in this order, and of each sort the last one that can be read:
 4. where nothing is announced, and the text was not cut off, by kind: the
    last number that gives no reason and was not given; the option on which
    the text ends; the last true, false, yes or no; the last line of a free
-   text; the formula that the last sentence of a mathematical text says
-   something to be, if the text ends with it
+   text; the formula that the last sentence of a mathematical text gives as
+   a value, if the text ends with it
 
 An announcement which says more than one thing, "A and C", is no answer, and
 nothing else is read in its place. The text is untrusted: nothing here raises
@@ -39,11 +39,15 @@ from dynscaling_jax.types import Request, Sample, SampleFn
 _CONTENT = {"number": re.compile(r"\d"), "boolean": TRUTH}  # of an answer
 _TRIED = 20  # announcements of one sort, from the last one back
 
+_ANSI = re.compile(  # what colours a terminal: its digits are no answer
+    r"(?:\x1b\[|\x9b)[\d;?]*+[A-Za-z]"
+    r"|\x1b\][^\x07\x1b\n]*+(?:\x07|\x1b\\)"
+)
 _TURN = re.compile(
     r"<\|(?:im_end|eot_id|endoftext|end|end_of_text|return|user|im_start)\|>"
     r"|<(?:end_of_turn|\uff5cend\u2581of\u2581sentence\uff5c|/s)>"
 )
-_NEXT = re.compile(  # a model goes on with questions of its own
+_NEXT = re.compile(  # a model goes on to questions that it makes up
     r"^[ \t#*]*+(?:Question|Problem|Q)\**:", re.MULTILINE
 )
 _CONFIDENCE = re.compile(  # how sure the model is, beside its answer
@@ -164,7 +168,7 @@ _PLAIN_END = (  # up to the end without a verb that gives a value
     r"(?:(?!\b(?:is|are|was|were|makes|gives|leav\w+|equals?|total)\b)"
     r"[^=:,\n]){0,80}\Z"
 )
-_REASON = re.compile(  # why; a number that was given, or is told beside it
+_REASON = re.compile(  # why; a number of the question, or an aside
     r",?\s(?:because|since|if)\b|,\swith\s"
     r"|,\s\d{1,9}\s(?:more|less|fewer)\sthan\b"
     r"|\s(?:over|during|for|in|on|of|among|between|from|to|at|with|by)\s"
@@ -218,7 +222,7 @@ def extract(
       ValueError: an unknown kind.
     """
     check_kind(kind)
-    shown = visible(text, thinking, begun)
+    shown = visible(_ANSI.sub("", text), thinking, begun)
     if shown is None:
         return None
     text = _TURN.split(shown, maxsplit=1)[0].translate(WIDE)
@@ -263,14 +267,14 @@ def with_answers(
     def with_answer(request: Request, sample: Sample) -> Sample:
         if sample.finish_reason.startswith("error"):
             return sample
-        own = kinds[sample.query_id]
+        kind_here = kinds[sample.query_id]
         answer = extract(
             sample.text,
-            own,
+            kind_here,
             thinking,
             thinking.begun(request.messages),
             sample.finish_reason == "length",
-            options(request.query) if own == "choice" else "",
+            options(request.query) if kind_here == "choice" else "",
         )
         return sample._replace(answer=answer)
 
@@ -353,8 +357,8 @@ def _boxed(text: str) -> list[str]:
         ):
             found[-1] += ", " + content
         elif content.strip():
-            whole = not _PART.match(text, end + (text[end : end + 1] == "}"))
-            found.append(content if whole else "")
+            after = end + (text[end : end + 1] == "}")
+            found.append("" if _PART.match(text, after) else content)
         last = end + 1
     return found
 
@@ -458,9 +462,9 @@ def _ended(text: str) -> str | None:
         line = text[: shown.start()].rstrip().rpartition("\n")[2]
         formula = (shown[1] or shown[2]).replace("\n", " ").strip(" .,=")
         line += f" ${formula}$"
-    whole = _last_sentence(line)
-    sentence = _WHEN.split(whole)[0].strip(" *")
-    shortened = sentence != whole.strip(" *")
+    last = _last_sentence(line)
+    sentence = _WHEN.split(last)[0].strip(" *")
+    shortened = sentence != last.strip(" *")
     broken = r"[A-Za-z]\Z" if shortened else _UNFINISHED  # ", which gives"
     if "?" in line or _OPEN.search(sentence) or re.search(broken, line[-40:]):
         return None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from dynscaling_jax.tasks.sources import HubFile, Row
+from dynscaling_jax.tasks.sources import HubFile, Row, bundled
 
 OPTIONS = "Options:"  # of bbh, before them
 
@@ -144,66 +144,24 @@ def _jsonl(row: Row, fields: Fields) -> Item:
 
 FIELDS = ("question", "answer", "id", "choices")  # of jsonl
 
-_COMMITS = {  # the version that is read of each dataset on the hub
-    "openai/gsm8k": "740312add88f781978c0658806c59bc2815b9866",
-    "HuggingFaceH4/MATH-500": "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-    "ChilleD/SVAMP": "5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef",
-    "lukaemon/bbh": "982bb89fd79532a8ac676a61fc42eb1aeec63f99",
-    "HuggingFaceH4/aime_2024": "2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
-    "math-ai/aime25": "563bb8404243c5f09de6ec262f2db674fe5bce9b",
-    "Idavidrein/gpqa": "633f5ee89ab8ad4522a9f850766b73f62147ffdd",
-    "cais/mmlu": "c30699e8356da336a370243923dbaf21066bb9fe",
+_READERS = {
+    "gsm8k": _gsm8k,
+    "math500": _problem,
+    "svamp": _svamp,
+    "bbh": _bbh,
+    "aime": _problem,
+    "gpqa": _gpqa,
+    "mmlu": _mmlu,
 }
 
 
-def _hub(repo: str, file: str, split: str = "*") -> dict[str, HubFile]:
-    return {split: HubFile(repo, file, _COMMITS[repo])}
+def _benchmark(read: Callable[[Row, Fields], Item], facts: Any) -> Benchmark:
+    files = facts.pop("hub", {}).items()
+    hub = {split: HubFile(**file) for split, file in files}
+    return Benchmark(read, **facts, hub=hub)
 
 
-_SHARD = "-00000-of-00001.parquet"
-BENCHMARKS: dict[str, Benchmark] = {
-    "gsm8k": Benchmark(
-        _gsm8k,
-        kind="number",
-        split="test",
-        hub=_hub("openai/gsm8k", "main/{split}" + _SHARD),
-    ),
-    "math500": Benchmark(
-        _problem,
-        kind="math",
-        split="test",
-        hub=_hub("HuggingFaceH4/MATH-500", "test.jsonl", "test"),
-    ),
-    "svamp": Benchmark(
-        _svamp,
-        kind="number",
-        split="test",
-        hub=_hub("ChilleD/SVAMP", "{split}.json"),
-    ),
-    "bbh": Benchmark(
-        _bbh, subset=True, hub=_hub("lukaemon/bbh", "{split}/test" + _SHARD)
-    ),
-    "aime": Benchmark(
-        _problem,
-        kind="number",
-        split="2025",
-        subset=True,
-        hub=_hub("HuggingFaceH4/aime_2024", "data/train" + _SHARD, "2024")
-        | _hub("math-ai/aime25", "test.jsonl", "2025"),
-    ),
-    "gpqa": Benchmark(
-        _gpqa,
-        kind="choice",
-        split="diamond",
-        subset=True,
-        shuffled=True,
-        hub=_hub("Idavidrein/gpqa", "gpqa_{split}.csv"),
-    ),
-    "mmlu": Benchmark(
-        _mmlu,
-        kind="choice",
-        split="test",
-        hub=_hub("cais/mmlu", "all/{split}" + _SHARD),
-    ),
-    "jsonl": Benchmark(_jsonl),
-}
+BENCHMARKS = {
+    name: _benchmark(_READERS[name], facts)
+    for name, facts in bundled("benchmarks.toml").items()
+} | {"jsonl": Benchmark(_jsonl)}

@@ -17,7 +17,7 @@ from string import ascii_uppercase
 
 from dynscaling_jax.types import Query
 
-USUAL = ascii_uppercase[:10]  # of a question whose options nobody tells
+USUAL = ascii_uppercase[:10]  # of a question whose options are unknown
 _SCANNED = 20_000  # characters: the end of a text without an announcement
 
 _MARKUP = re.compile(

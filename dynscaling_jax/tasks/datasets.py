@@ -16,8 +16,7 @@ from dynscaling_jax.tasks.forms import check_kind
 from dynscaling_jax.tasks.generated import GENERATED, LARGEST
 from dynscaling_jax.tasks.grading import kind_of, read_reference
 from dynscaling_jax.tasks.noise import misspelt
-from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
-from dynscaling_jax.tasks.sources import Row, download, read_rows
+from dynscaling_jax.tasks.sources import Row, bundled, download, read_rows
 from dynscaling_jax.types import Message, Query
 
 
@@ -45,7 +44,7 @@ class TaskConfig(NamedTuple):
     split: str = ""  # "" is the usual one; bbh: the subtask; aime: the year
     offset: int = 0  # problems to leave out at the start
     limit: int = 0  # problems to take; 0 is all
-    kind: str = ""  # of answer; "" is the task's own
+    kind: str = ""  # of answer; "" is that of the task
     system_prompt: str = ""  # "" is no system message
     template: str = ""  # holds {question}; "" is the one of the kind
     few_shot: int = 0  # worked examples before the question
@@ -57,6 +56,12 @@ class TaskConfig(NamedTuple):
     fields: dict[str, str] = {}  # jsonl: question, answer, id, choices
 
 
+_PROMPTS = bundled("prompts.toml")
+TEMPLATES: dict[str, str] = {k: p["template"] for k, p in _PROMPTS.items()}
+EXAMPLES: dict[str, list[tuple[str, str]]] = {
+    kind: [(e["question"], e["answer"]) for e in prompts["examples"]]
+    for kind, prompts in _PROMPTS.items()
+}
 _LEAST = {"offset": 0, "limit": 0, "few_shot": 0, "steps": 1}
 GENERATED_SIZE = 1_000  # problems where no limit is given
 
@@ -65,7 +70,7 @@ def load_task(name: str, **fields: Any) -> Task:
     """Reads a benchmark.
 
     Problem i of the file is the query "NAME/i", whatever the offset and the
-    limit; a file with ids of its own keeps them. Options are shuffled by
+    limit; ids that the file holds are kept. Options are shuffled by
     (seed, query id) alone.
 
     Args:
@@ -187,7 +192,7 @@ def _settings(given: dict[str, Any]) -> TaskConfig:
 
 
 def _locate(settings: TaskConfig, benchmark: Benchmark) -> tuple[Path, str]:
-    """The file, and the part of the task's name that tells subsets apart."""
+    """The file, and the subset that belongs to the task's name."""
     if settings.path:
         if settings.revision:
             raise ValueError(

@@ -31,7 +31,7 @@ from dynscaling_jax.workers import StartError, Worker, WorkerError
 
 Outcome = Literal["equal", "different", "timeout"]
 Compare = Callable[[str, str, str], Outcome]  # (answer, answer, kind)
-Meaning = Callable[[str], Any]  # of a formula, as symbolic.py tells it
+Meaning = Callable[[str], Any]  # of a formula; see symbolic.py
 
 _PROGRAM = Path(__file__).with_name("symbolic.py")
 _RESTART = 2.0  # processor seconds that another worker costs
@@ -160,16 +160,14 @@ class Comparer:
             first, second = canonical(a, kind), canonical(b, kind)
             if first is None or second is None:
                 return "different"
-            if first == second:
-                return "equal"
             if kind != "math":
-                return "different"
+                return _outcome(first == second)
             return _formulas(first, second, meaning)
 
         return compare
 
     def _read(self, formula: str) -> tuple[Any, float]:
-        """What a formula means, and the seconds that it took to tell."""
+        """The meaning of a formula, and the seconds that it took."""
         with self._lock:
             if formula in self._cache:
                 return self._cache[formula]
@@ -213,6 +211,10 @@ _MODULUS = re.compile(r"(.+)\\pmod\{(.+)\}")
 _RELATION = re.compile(r"[=<>]|\\(?:leq|geq|neq|equiv)")
 
 
+def _outcome(same: bool) -> Outcome:
+    return "equal" if same else "different"
+
+
 def _formulas(a: str, b: str, meaning: Meaning) -> Outcome:
     if a == b:
         return "equal"
@@ -220,17 +222,15 @@ def _formulas(a: str, b: str, meaning: Meaning) -> Outcome:
         return "different"
     x, y = rational(a), rational(b)
     if x is not None and y is not None:  # an item of \pm 2 is "+2"
-        return "equal" if x == y else "different"
+        return _outcome(x == y)
     bases = _BASE.fullmatch(a), _BASE.fullmatch(b)
     if any(bases):
-        bare = [
-            match[1] if match else text
-            for match, text in zip(bases, (a, b), strict=True)
-        ]
-        return "different" if all(bases) or bare[0] != bare[1] else "equal"
-    one, other = _MODULUS.fullmatch(a), _MODULUS.fullmatch(b)
-    if one and other:
-        return _tuples(one.groups(), other.groups(), meaning)
+        first = bases[0][1] if bases[0] else a
+        second = bases[1][1] if bases[1] else b
+        return _outcome(first == second and not all(bases))
+    moduli = _MODULUS.fullmatch(a), _MODULUS.fullmatch(b)
+    if moduli[0] and moduli[1]:
+        return _tuples(moduli[0].groups(), moduli[1].groups(), meaning)
     left, right = _expand(listing(a)), _expand(listing(b))
     sizes = {len(left.items), len(right.items)}
     if min(sizes) > 1:
@@ -283,7 +283,7 @@ def _tuples(a: Sequence[str], b: Sequence[str], meaning: Meaning) -> Outcome:
 
 
 def _sets(a: Sequence[str], b: Sequence[str], meaning: Meaning) -> Outcome:
-    """Every item of one list finds its own match in the other."""
+    """Every item of the first list matches a different one of the second."""
     left = list((Counter(a) - Counter(b)).elements())
     right = list((Counter(b) - Counter(a)).elements())
     if len(left) > _MOST_FORMULAS:
@@ -309,7 +309,7 @@ def _grouped(number: Fraction, items: Listing) -> Outcome:
         and not any(group.startswith("0") for group in groups)
         and sorted(groups) == sorted(items.items)
     )
-    return "equal" if same else "different"
+    return _outcome(same)
 
 
 def _expand(parts: Listing) -> Listing:
@@ -335,7 +335,7 @@ def _meanings(a: Any, b: Any) -> Outcome:
         return "different"
     if a[0] == "set" and "" in (a[2], b[2]):  # an interval names no variable
         a, b = a[:2], b[:2]
-    return "equal" if _close(a[1:], b[1:]) else "different"
+    return _outcome(_close(a[1:], b[1:]))
 
 
 def _close(a: Any, b: Any) -> bool:
@@ -369,7 +369,7 @@ def _number(value: Any) -> Any:
 
 
 def _meaning(worker: Worker, formula: str, seconds: float) -> tuple[Any, float]:
-    """What a formula means, and the processor seconds that it took to tell."""
+    """The meaning of a formula, and the processor seconds that it took."""
     request = json.dumps([seconds, formula]).encode() + b"\n"
     try:
         return tuple(json.loads(worker.ask(request, seconds, _LONGEST)))

@@ -87,8 +87,8 @@ _DATES = (
 def _boolean(text: str) -> str | None:
     match = TRUTH.search(EITHER.sub(" ", text))
     if match:
-        said = match[0].lower()
-        return str(said.endswith(("true", "yes")) != (" " in said))
+        words = match[0].lower()  # "not true" has two
+        return str(words.endswith(("true", "yes")) != (" " in words))
     words = re.findall(r"\w+", text.replace(r"\text", " ").lower())
     first = words[0] if words else ""
     if first in _TRUE | _FALSE and (len(words) == 1 or len(first) > 1):

@@ -334,8 +334,8 @@ def named(item: str) -> tuple[str, str]:
 def formula(text: str) -> str | None:
     """Returns the canonical form of LaTeX or plain mathematics."""
     text = _plain(text)
-    if whole := TEXT.fullmatch(text):
-        text = unwrap(whole[1])
+    if wrapped := TEXT.fullmatch(text):
+        text = unwrap(wrapped[1])
         option = re.fullmatch(r"\(?\s*+([A-Za-z])\s*+\)?", text)
         if option:  # of a question with options
             return option[1].upper()
@@ -351,8 +351,8 @@ def formula(text: str) -> str | None:
     if max(depths, default=0) > _DEEPEST:
         return None
     for pattern in (_MEMBER, _CONGRUENT, _TUPLE_NAMES):
-        if told := pattern.match(text):
-            text = text[told.end() :]
+        if name := pattern.match(text):
+            text = text[name.end() :]
     builder = _BUILDER.fullmatch(text)
     if builder and _ORDER.search(builder[1]):
         text = builder[1].strip()
@@ -363,7 +363,7 @@ def formula(text: str) -> str | None:
     named_items = [_item(item) for item in items]
     if len(items) == 1 and (opening, closing) in (("", ""), ("(", ")")):
         return _joined(*named_items[0]) or None
-    if not opening and len(set(named_items)) == 1:  # said twice
+    if not opening and len(set(named_items)) == 1:  # "5, 5"
         return _joined(*named_items[0]) or None
     names = {name for name, _ in named_items}
     keep = len(names - {""}) > 1
@@ -469,8 +469,9 @@ def _repeating(text: str) -> Fraction | None:
     match = _REPEATING.fullmatch(text)
     if match is None:
         return None
-    sign, whole, start, period = *match.groups()[:3], match[4] or match[5]
-    value = Fraction(int(whole + start + period) - int(whole + start or "0"))
+    sign, integer, start, period = *match.groups()[:3], match[4] or match[5]
+    start_digits = integer + start
+    value = Fraction(int(start_digits + period) - int(start_digits or "0"))
     value /= (10 ** len(period) - 1) * 10 ** len(start)
     return -value if sign else value
 

@@ -23,16 +23,14 @@ from itertools import count
 from operator import add, floordiv, mul, sub
 from typing import NamedTuple, TypeVar
 
+from dynscaling_jax.tasks.sources import bundled
+
 SPLITS = ("train", "test")
 LARGEST = 999
 OPERATIONS = {"+": add, "-": sub, "*": mul, "/": floordiv}
-_NAMES = "Ada Bela Chidi Dina Emil Farah Goran Hana Ivo Jun Kofi Lena".split()
-_THINGS = (
-    "marbles stamps shells buttons beads coins stickers cards acorns pencils "
-    "tokens pebbles"
-).split()
+_WORDS = bundled("word_problems.toml")
 _LARGEST_PILE = 60  # at the beginning
-_MOST_PEOPLE = len(_NAMES)
+_MOST_PEOPLE = len(_WORDS["names"])
 _FIRST_SHARE = (3, 50)
 _LARGEST_DIFFERENCE = 30  # of two shares
 _LEAST_ROOM = 4  # a share can always be followed by one within it
@@ -60,45 +58,6 @@ class SharesProblem(NamedTuple):
     names: tuple[str, ...]
     relations: tuple[tuple[str, int], ...]
     total: int
-
-
-_OPENINGS = (
-    "{name} has {n} {things}.",
-    "{name} starts the week with {n} {things}.",
-    "In a box, {name} keeps {n} {things}.",
-    "{name} counts {n} {things} on the table.",
-)
-_QUESTIONS = (
-    "How many {things} does {name} have now?",
-    "How many {things} is {name} left with in the end?",
-    "What number of {things} does {name} have after all this?",
-)
-_CHANGES = {
-    "+": (
-        "A friend brings {n} more {things}.",
-        "{name} finds another {n} {things} under the bed.",
-        "At the market, {name} buys {n} {things} and adds them.",
-    ),
-    "-": (
-        "{name} gives {n} of the {things} to a neighbour.",
-        "Then {n} of the {things} get lost.",
-        "{name} sells {n} {things}.",
-    ),
-    "*": (
-        "By trading well, {name} ends up with {n} times as many {things}.",
-        "A month later the number of {things} is {n} times what it was.",
-    ),
-    "/": (
-        "{name} splits the {things} evenly among {n} bags and keeps one bag.",
-        "The {things} are shared equally by {n} people, {name} among them, "
-        "and everyone takes their own share home.",
-    ),
-}
-_RELATIONS = {
-    "+": "{name} has {n} more than {before}.",
-    "-": "{name} has {n} fewer than {before}.",
-    "*": "{name} has {n} times as many as {before}.",
-}
 
 
 def arithmetic_problem(
@@ -189,17 +148,22 @@ def draw_step(rng: random.Random, value: int, largest: int) -> tuple[str, int]:
 def _arithmetic(
     rng: random.Random, steps: int, largest: int
 ) -> ArithmeticProblem:
-    words = {"name": rng.choice(_NAMES), "things": rng.choice(_THINGS)}
+    wordings = _WORDS["arithmetic"]
+    name, things = rng.choice(_WORDS["names"]), rng.choice(_WORDS["things"])
+
+    def worded(choices: list[str], n: int) -> str:
+        return rng.choice(choices).format(name=name, things=things, n=n)
+
     value = rng.randint(5, _LARGEST_PILE)
-    question = [rng.choice(_OPENINGS).format(n=value, **words)]
-    solution = [f"{words['name']} begins with {value} {words['things']}."]
+    question = [worded(wordings["openings"], value)]
+    solution = [f"{name} begins with {value} {things}."]
     for number in range(1, steps + 1):
         sign, n = draw_step(rng, value, largest)
-        question.append(rng.choice(_CHANGES[sign]).format(n=n, **words))
+        question.append(worded(wordings["changes"][sign], n))
         result = OPERATIONS[sign](value, n)
         solution.append(f"{number}) {value} {sign} {n} = {result}.")
         value = result
-    question.append(rng.choice(_QUESTIONS).format(**words))
+    question.append(worded(wordings["questions"], value))
     solution.append(f"The answer is {value}.")
     return ArithmeticProblem(
         " ".join(question), " ".join(solution), value, steps
@@ -207,14 +171,15 @@ def _arithmetic(
 
 
 def _shares(rng: random.Random, steps: int, largest: int) -> SharesProblem:
-    names, things = rng.sample(_NAMES, steps + 1), rng.choice(_THINGS)
+    names = rng.sample(_WORDS["names"], steps + 1)
+    things = rng.choice(_WORDS["things"])
     first = value = total = rng.randint(*_FIRST_SHARE)
     question = [f"{names[0]} has some {things}."]
     relations = []
     for i in range(steps):
         room = largest - total - _LEAST_ROOM * (steps - 1 - i)
         sign, n = _relation(rng, value, room)
-        wording = _RELATIONS[sign]
+        wording = _WORDS["shares"]["relations"][sign]
         question.append(wording.format(name=names[i + 1], n=n, before=names[i]))
         relations.append((sign, n))
         value = OPERATIONS[sign](value, n)

@@ -193,33 +193,32 @@ _FUNCTION = re.compile(r"\s*\\(frac|sqrt|binom)\s*(?:\[(\d)\])?\s*(?=\{)")
 _OPENING = {"(": ")", "[": "]", "{": "}"}
 
 
-def _sum(text: str, at: int, depth: int) -> _Found:
-    found = _product(text, at, depth)
-    while found and (sign := _PLUS.match(text, found[1])):
-        other = _product(text, sign.end(), depth)
-        if other is None:
-            break
-        term = other[0] if sign[1] == "+" else -other[0]
-        found = found[0] + term, other[1]
-    return found
+def _sum(text: str, at: int, depth: int, level: int = 0) -> _Found:
+    """What operators join that bind tighter than `level`: 1 + -, 2 * /.
 
-
-def _product(text: str, at: int, depth: int) -> _Found:
-    found = _power(text, at, depth)
-    while found and (times := _TIMES.match(text, found[1])):
-        other = _power(text, times.end(), depth)
-        if other is None or (times[1] and not other[0]):
-            break
-        factor = 1 / other[0] if times[1] else other[0]
-        found = found[0] * factor, other[1]
-    return found
-
-
-def _power(text: str, at: int, depth: int) -> _Found:
+    Of "2 + 3 * 4 - 5", level 0 reads all, level 1 from the 3 on reads
+    "3 * 4", and level 2 reads "3".
+    """
     sign = _PLUS.match(text, at)
     found = _unsigned(text, sign.end() if sign else at, depth)
     if found and sign and sign[1] == "-":
-        return -found[0], found[1]
+        found = -found[0], found[1]
+    while found:
+        value, end = found
+        if level < 1 and (plus := _PLUS.match(text, end)):
+            other = _sum(text, plus.end(), depth, 1)
+            if other is None:
+                break
+            term = other[0] if plus[1] == "+" else -other[0]
+            found = value + term, other[1]
+        elif level < 2 and (times := _TIMES.match(text, end)):
+            other = _sum(text, times.end(), depth, 2)
+            if other is None or (times[1] and not other[0]):
+                break
+            factor = 1 / other[0] if times[1] else other[0]
+            found = value * factor, other[1]
+        else:
+            break
     return found
 
 

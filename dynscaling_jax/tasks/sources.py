@@ -7,6 +7,7 @@ whole or refused: what is wrong is named with its place.
 
 import csv
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,6 +126,12 @@ _READERS = {
     ".csv": _csv_rows,
     ".parquet": _parquet_rows,
 }
+
+
+def bundled(name: str) -> dict[str, Any]:
+    """Reads a TOML file that comes with the package."""
+    file = Path(__file__).parents[1] / "bundled" / name
+    return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
 def download(source: HubFile, split: str, revision: str) -> Path:

@@ -117,8 +117,8 @@ PARTS = [
 
 
 @pytest.mark.parametrize(("name", "text", "parts"), PARTS)
-def test_texts_are_parted_as_in_the_family(name, text, parts):
-    part = tokenizer_gguf.PRE_TOKENIZERS[name]()
+def test_texts_are_split_as_in_the_family(name, text, parts):
+    part = tokenizer_gguf.pre_tokenizer(name)
     assert [piece for piece, _ in part.pre_tokenize_str(text)] == parts
 
 

@@ -6,14 +6,13 @@ import pytest
 
 from dynscaling_jax.tasks import (
     KINDS,
-    TaskConfig,
     arithmetic_problem,
     canonical,
     extract,
     load_task,
     shares_problem,
 )
-from dynscaling_jax.tasks.prompts import EXAMPLES, TEMPLATES
+from dynscaling_jax.tasks.datasets import EXAMPLES, TEMPLATES, TaskConfig
 from dynscaling_jax.types import Message
 
 
