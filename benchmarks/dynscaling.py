@@ -103,9 +103,8 @@ def at_once_rate(
     for engine in (_engine(size, model, size.new_tokens) for _ in range(2)):
         begin = time.perf_counter()  # of the second; the first one compiles
         with timed_calls(prefill) as times:
-            generated = sum(
-                sample.new_tokens for sample in engine.sample(requests)
-            )
+            samples = engine.sample(requests)
+            generated = sum(sample.new_tokens for sample in samples)
         seconds = time.perf_counter() - begin - sum(map(sum, times.values()))
     if generated != tokens:
         raise RuntimeError(

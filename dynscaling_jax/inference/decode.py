@@ -128,22 +128,6 @@ def decode(
     return state, Chunk(sampling.score(sums, config.vocab_size), active)
 
 
-def read(
-    params: Params, config: ModelConfig, state: State, token: jax.Array
-) -> tuple[jax.Array, State]:
-    """Reads a token int32 [GR] for each slot in place of a sampled one.
-
-    Returns:
-        Logits float32 [GR, V] of the token after it, and the state with one
-        more token a slot; the old one is donated.
-    """
-    x, suffix = _run_layers(params, config, state, token)
-    x = transformer.rms_norm(x, params["norm"], config)
-    slots = state.slots._replace(count=state.slots.count + 1)
-    state = state._replace(suffix=suffix, slots=slots)
-    return transformer.head(params, config, x), state
-
-
 def _run_layers(params, config, state, token) -> tuple[jax.Array, Layers]:
     """Hidden states behind all layers, not normalised, and the new suffix."""
     x = prefill.embed(transformer.without_layers(params), config, token)

@@ -87,42 +87,12 @@ class Unreachable(Failure):
 
 
 class Endpoint:
-    """Samples from a model behind BASE_URL/chat/completions; a types.Sampler.
+    """Samples of the model behind BASE_URL/chat/completions; a types.Sampler.
 
     The key is OPENAI_API_KEY of the environment; none is sent where that is
     not set. The samples' flops are 0, since nothing is known of the model, and
     cached tokens are what the endpoint says; a reply without usage is counted
     by its log-probabilities, or four bytes a token, with a warning.
-
-    Args:
-        model: its name at the server.
-        base_url: http(s)://HOST:PORT/v1.
-        seed: each sample has a seed of its own from (seed, query, index);
-            None sends none.
-        max_new_tokens: of one sample.
-        temperature: sent as it is.
-        top_k: sent where it is not 0, as not every server has it.
-        top_p: sent as it is.
-        min_p: as top_k.
-        stop: strings that end a sample.
-        logprobs: requests log-probabilities. Where the endpoint refuses them,
-            the request is repeated without, and so are all others.
-        continue_final_message: has the server continue a last assistant turn
-            (vLLM, SGLang). Otherwise, as OpenAI's own API cannot do that, a
-            user turn follows that asks the model to go on.
-        extra_body: further fields of the body; None removes one.
-        concurrency: requests under way at once.
-        retries: further tries after a time-out, a lost connection, a reply
-            that is no completion, or status 408, 409, 425, 429 or 5xx. A rate
-            limit is waited for as long as other samples come.
-        backoff: seconds before the first retry, doubled for each further one;
-            a Retry-After of the endpoint goes before.
-        timeout: seconds for one try, from the connection to the last byte.
-
-    Raises:
-        ValueError: a setting that cannot be.
-        ConnectionError: while sampling, with the endpoint's own words; it
-            refuses or fails all requests alike.
     """
 
     def __init__(
@@ -145,9 +115,37 @@ class Endpoint:
         backoff: float = 0.5,
         timeout: float = 600.0,
     ):
-        sampling.settings(
-            temperature, top_k, top_p, min_p
-        )  # refuses what is not
+        """Checks the settings; nothing is sent yet.
+
+        Args:
+            model: its name at the server.
+            base_url: http(s)://HOST:PORT/v1.
+            seed: each sample has a seed of its own from (seed, query, index);
+                None sends none.
+            max_new_tokens: of one sample.
+            temperature: sent as it is.
+            top_k: sent where it is not 0, as not every server has it.
+            top_p: sent as it is.
+            min_p: as top_k.
+            stop: strings that end a sample.
+            logprobs: requests log-probabilities. Where the endpoint refuses
+                them, this request is repeated without, and so are the others.
+            continue_final_message: has the server continue a last assistant
+                turn (vLLM, SGLang). Otherwise, as OpenAI's own API cannot do
+                that, a user turn follows that asks the model to go on.
+            extra_body: further fields of the body; None removes one.
+            concurrency: requests under way at once.
+            retries: further tries after a time-out, a lost connection, a reply
+                that is no completion, or status 408, 409, 425, 429 or 5xx. A
+                rate limit is waited for as long as other samples come.
+            backoff: seconds before the first retry, doubled for each further
+                one; a Retry-After of the endpoint goes before.
+            timeout: seconds for one try, from the connection to the last byte.
+
+        Raises:
+            ValueError: a setting that cannot be.
+        """
+        sampling.settings(temperature, top_k, top_p, min_p)  # checks them
         for name, value, least in (
             ("concurrency", concurrency, 1),
             ("retries", retries, 0),
@@ -189,10 +187,14 @@ class Endpoint:
         self.thinking = Thinking(begun=lambda _: "")
 
     def sample(self, requests: Sequence[Request]) -> Iterator[Sample]:
-        """Answers requests; yields each sample when it has arrived."""
-        return _in_background(
-            lambda put: _sample_all(self._server, requests, put)
-        )
+        """Samples what is requested; yields each sample when it arrives.
+
+        Raises:
+            ConnectionError: with the endpoint's own words; it refuses or fails
+                all requests alike.
+        """
+        server = self._server
+        return _in_background(lambda put: _sample_all(server, requests, put))
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Estimates the length of a prompt: the tokenizer is the server's."""

@@ -15,14 +15,13 @@ import numpy as np
 
 from dynscaling_jax.checkpoints.model import Model
 from dynscaling_jax.inference import (
-    cache,
     layout,
     memory,
     mesh,
     prefill,
     sampling,
 )
-from dynscaling_jax.inference.cache import Prefix, State
+from dynscaling_jax.inference.cache import Prefix
 from dynscaling_jax.inference.scheduler import Scheduler, Setup, Steps
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot, finished
 from dynscaling_jax.models.flops import sample_flops
@@ -44,10 +43,11 @@ class Change(NamedTuple):
 
 
 class Engine:
-    """Samples from a model, on the mesh that its parameters lie on.
+    """Samples from a local model; it is a types.Sampler.
 
-    It is a types.Sampler. Sample i of a query is the same however
-    many samples there are, whatever else runs beside it, and in any order.
+    Sample i of a query is the same however many samples there are, whatever
+    else runs beside it, and in any order. The engine runs on the mesh that
+    the model's parameters lie on.
     """
 
     def __init__(
@@ -135,25 +135,25 @@ class Engine:
             if slots
             else ()
         )
-        ids = model.eos_ids
-        stop_ids = np.full(max(8, len(ids)), -1, np.int32)
-        stop_ids[: len(ids)] = ids
+        stops = model.eos_ids
+        stops = np.array([*stops, *[-1] * (8 - len(stops))], np.int32)
         follows_work = layout.follows_work(self._mesh)
         self._bucket = (
             layout.quarter_bucket if follows_work else layout.power_bucket
         )
+        self._dtype = model.params["norm"].dtype
         self._setup = Setup(
             model,
+            self._mesh,
             sampling.settings(temperature, top_k, top_p, min_p),
             np.uint32(seed),
-            stop_ids,
+            stops,
             max_new_tokens,
             slots_per_group,
             self._slot_counts,
             follows_work,
             self._bucket,
             self._prefix,
-            self._empty,
             self._finished,
         )
         # Receives, before each chunk of steps, all that changed since the last
@@ -255,10 +255,6 @@ class Engine:
     def thinking(self) -> Thinking:
         """How the thoughts of the model are told from its answers."""
         return self.model.tokenizer.thinking
-
-    @property
-    def _dtype(self):
-        return self.model.params["norm"].dtype
 
     def _step(self) -> None:
         """Takes steps with each worker, or with the first bucket of prompts."""
@@ -455,13 +451,8 @@ class Engine:
     def _finished(self, slot: Slot) -> Sample | None:
         return finished(slot, self.model, self._stop)
 
-    def _empty(self, groups: int, per_group: int, bucket: int) -> State:
-        suffix, config = layout.SHORTEST_SUFFIX, self.model.config
-        shape = groups, per_group, bucket, suffix
-        return cache.empty(config, *shape, self._dtype, self._mesh)
 
-
-class _Call:
+class _Call(Iterator[Sample]):
     """The samples of one call, as they finish.
 
     Taking the next one has the engine go on with all that is under way.
@@ -471,9 +462,6 @@ class _Call:
         self._engine = engine
         self._left = {*numbers}
         self._ready: collections.deque[Sample] = collections.deque()
-
-    def __iter__(self) -> "_Call":
-        return self
 
     def __next__(self) -> Sample:
         while not self._ready:

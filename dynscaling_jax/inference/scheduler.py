@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from dynscaling_jax.checkpoints.model import Model
 from dynscaling_jax.inference import cache, decode, layout, sampling
-from dynscaling_jax.inference.cache import Prefix, State
+from dynscaling_jax.inference.cache import Prefix
 from dynscaling_jax.inference.sampling import Settings
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot
 from dynscaling_jax.types import Sample
@@ -27,16 +28,16 @@ class Setup(NamedTuple):
     """What all schedulers of an engine share."""
 
     model: Model
+    mesh: Mesh | None
     settings: Settings
     seed: np.uint32
-    stop_ids: np.ndarray
+    stops: np.ndarray  # as of decode.start
     max_new_tokens: int
     slots_per_group: int
     slot_counts: Callable[[int, int], tuple[int, ...]]  # (bucket, R) -> GR
     follows_work: bool  # layout.follows_work
     bucket: Callable[[int], int]  # the bucket policy: length -> P
     prefix: Callable[[Prompt], Prefix]
-    empty: Callable[[int, int, int], State]  # (G, R, P)
     finished: Callable[[Slot], Sample | None]
 
 
@@ -117,7 +118,7 @@ class Scheduler:
             model.params,
             model.config,
             state,
-            self._setup.stop_ids,
+            self._setup.stops,
             self._setup.settings,
             max(1, min(decode.CHUNK, most)),
             self._enough(),
@@ -193,7 +194,10 @@ class Scheduler:
         if self._state is None:
             per = self._per_group
             groups = self._needed(bucket, per) // per
-            self._state = self._setup.empty(groups, per, bucket)
+            shape = groups, per, bucket, layout.SHORTEST_SUFFIX
+            params, config = self._setup.model.params, self._setup.model.config
+            dtype = params["norm"].dtype
+            self._state = cache.empty(config, *shape, dtype, self._setup.mesh)
             self._placed = [None] * groups
             self._slots = [None] * (groups * per)
             return
@@ -264,7 +268,7 @@ class Scheduler:
             name,
             limit,
             np.array([slot is not None for slot in slots]),
-            setup.stop_ids,
+            setup.stops,
             setup.settings,
         )
         first = sampling.score(

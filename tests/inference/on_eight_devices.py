@@ -23,6 +23,7 @@ from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.sharding import param_sharding, put
 from dynscaling_jax.types import Message, Query, Request
+from tests.decoding import read_token
 
 MESHES = ("8x1", "1x8", "2x4")
 BOUND = 2e-5  # of what is measured of a token, in nats, on any mesh
@@ -174,7 +175,7 @@ def read(model: Model) -> list[np.ndarray]:
         prefix = prefill.prefill(model.params, config, tokens, np.int32(100))
         state = cache.empty(config, 2, 2, 128, 16, jnp.float32, on)
         state = decode.insert(state, prefix, np.int32(1))
-        logits, _ = decode.read(model.params, config, state, token)
+        logits, _ = read_token(model.params, config, state, token)
         return [np.asarray(prefix.logits), np.asarray(logits)[2:]]
 
 

@@ -90,7 +90,7 @@ def test_int8_is_said():
         ),
         (
             ["--shape=llama-3.1-70b", "--device=v5e-8"],
-            "llama-3.1-70b on v5e-8: one group of 8 rows takes 1.85e+10",
+            "llama-3.1-70b on v5e-8: one group of 8 slots takes 1.85e+10",
         ),
         (
             ["--shape=qwen2.5-7b", "--device=H100", "--new=0"],

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from dynscaling_jax.inference import cache, decode, prefill
+from dynscaling_jax.inference import cache, prefill
 from dynscaling_jax.models import flops, transformer
 from dynscaling_jax.models.config import ModelConfig
+from tests.decoding import read_token
 
 # wide enough that what the formula leaves out (norms, rotations, softmax,
 # sampling) weighs as little as in a real model
@@ -68,7 +69,7 @@ def test_prefill(config, params):
 def test_decode_step(config, params):
     state = cache.empty(config, ROWS // PER, PER, PROMPT, NEW, np.float32)
     counted = xla_flops(
-        jax.jit(decode.read, static_argnums=1),
+        jax.jit(read_token, static_argnums=1),
         params,
         config,
         state,

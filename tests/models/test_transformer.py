@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dynscaling_jax.checkpoints import load_model
-from dynscaling_jax.inference import cache, decode, prefill
+from dynscaling_jax.inference import cache, prefill
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import FULL, SLIDING, ModelConfig
+from tests.decoding import read_token
 
 CASES = (
     "llama_grouped",
@@ -73,7 +74,7 @@ def test_logits_equal_those_of_transformers(goldens, golden, name):
 def test_steps_through_the_grouped_cache_equal_transformers(
     goldens, golden, name
 ):
-    """Two groups of two rows."""
+    """Two groups of two slots."""
     model = load_model(goldens / name, context=LENGTH)
     params, config = model.params, model.config
     ids, expected = golden(name)["ids"], golden(name)["logits"]
@@ -84,8 +85,8 @@ def test_steps_through_the_grouped_cache_equal_transformers(
         padded[:prompt] = tokens[:prompt]
         prefix = prefill.prefill(params, config, padded, np.int32(prompt))
         assert relative_error(prefix.logits, expected[group, prompt - 1]) < 1e-4
-        state = cache.place(state, prefix, np.int32(group))
-    read = jax.jit(decode.read, static_argnums=1)
+        state = cache.insert(state, prefix, np.int32(group))
+    read = jax.jit(read_token, static_argnums=1)
     for where in range(prompt, ids.shape[1]):
         logits, state = read(
             params, config, state, np.repeat(ids[:, where], per)
