@@ -319,6 +319,34 @@ def test_what_was_corrupted_is_not_taken_for_an_answer_of_its_own(run):
     assert found.value is None and "corrupted" in found.note
 
 
+def test_a_loss_is_what_chance_does_not_explain(run):
+    """Twenty questions of which each sample is right; then a vote that is
+    wrong on all of them, and one that is wrong on a single one."""
+    references = {f"q{i}": "1" for i in range(20)}
+    good = recorded(
+        [sample(q, n, "1") for q in references for n in range(2)], references
+    )
+
+    def losing(count):
+        lost = {q: {"answer": "2", "right": False} for q in list(references)}
+        kept = list(references)[count:]
+        return good._replace(
+            name="lost",
+            answers=lost | {q: good.answers[q] for q in kept},
+        )
+
+    all_lost, one_lost = losing(20), losing(1)
+    found = report([good, all_lost, one_lost], compare)["runs"]
+    assert [one["losses"] for one in found] == [
+        [],
+        [
+            "100.0 points behind the first run on 20 questions",
+            "the vote is 100.0 points behind a single sample",
+        ],
+        [],
+    ]
+
+
 def test_what_cannot_be_judged_is_not_flagged(run):
     found = diagnostics(grade_run(run._replace(rounds=ROUNDS[:1]), compare))
     assert [one.value for one in found[1:]] == [None] * 6
