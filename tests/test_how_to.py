@@ -1,4 +1,4 @@
-"""The Python of the how-to pages runs as it stands, and prints what they say."""
+"""The Python of how-to pages runs as it stands, and prints what they say."""
 
 import os
 import re

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dynscaling_jax.analysis.graded import RecordedRun
+from dynscaling_jax.analysis.graded import RecordedRun, grade_run
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import report
 from dynscaling_jax.types import Sample
@@ -200,7 +200,7 @@ def made_up(queries, samples, text, answer=str, names=("one",)):
         for r, name in enumerate(names)
     ]
     compare = lambda a, b, kind: "equal" if a == b else "different"
-    return report(runs, compare)
+    return report([grade_run(run, compare) for run in runs])
 
 
 HOSTILE = (
