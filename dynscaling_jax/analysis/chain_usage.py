@@ -47,8 +47,7 @@ def chain_usage(run: GradedRun) -> list[ChainUsage]:
 def _relation(
     question: GradedQuestion, n: int, parents: tuple[int, ...]
 ) -> tuple[str, int]:
-    """What sample n made of its parents, and the answer that most of them
-    have, -1 where none is readable."""
+    """What sample n made of its parents, and their majority (-1: none)."""
     shown = [question.answer_N[p] for p in sorted(parents)]
     votes = Counter(answer for answer in shown if answer >= 0)
     majority = max(votes, key=lambda a: votes[a]) if votes else -1

@@ -14,8 +14,10 @@ from dynscaling_jax.analysis.statistics import Difference
 
 
 class Trial(NamedTuple):
-    """One method at one budget, over the questions of all seeds; of each, by
-    the mean of the seeds that asked it."""
+    """One method at one budget, over the questions of all seeds.
+
+    Values of a question are means over the seeds that asked it.
+    """
 
     method: str
     budget: float  # samples a question that it was given
@@ -42,9 +44,11 @@ class Standing(NamedTuple):
 def standings(
     trials: Sequence[Trial], baseline: Sequence[Trial]
 ) -> list[Standing]:
-    """Each trial against the baseline at its budget, and against the
-    cheapest baseline that spends no fewer tokens; None where there is none,
-    or where it is the trial itself."""
+    """Compares each trial with the baseline at its budget and its tokens.
+
+    The second is the cheapest baseline that spends no fewer tokens. None
+    where there is none, or where it is the trial itself.
+    """
     return [_standing(trial, baseline) for trial in trials]
 
 
@@ -70,7 +74,7 @@ def _standing(trial: Trial, baseline: Sequence[Trial]) -> Standing:
 
 
 def markdown(found: Sequence[Standing]) -> str:
-    """The table that is printed and that the report holds."""
+    """Tabulates standings, for the terminal and the report."""
     heads = (
         "method",
         "budget",
@@ -103,8 +107,7 @@ def markdown(found: Sequence[Standing]) -> str:
 
 
 def stability(trials: Sequence[Trial]) -> str:
-    """How steady each method is over seeds and, where there are several,
-    budgets, as a table."""
+    """Tabulates how steady each method is over seeds and budgets."""
     rows = []
     for method in dict.fromkeys(trial.method for trial in trials):
         own = [trial for trial in trials if trial.method == method]

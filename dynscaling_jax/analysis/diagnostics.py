@@ -88,8 +88,10 @@ def calibration_gap(run: GradedRun) -> Diagnostic:
 
 
 def ranking(run: GradedRun) -> Diagnostic:
-    """Measures whether the uncertainty that the second round saw was larger
-    where the majority of the first was wrong."""
+    """Measures whether uncertainty was larger where the majority was wrong.
+
+    The uncertainty that the second round saw, and the majority of the first.
+    """
     rounds, value = run.recorded.rounds, None
     note = "there is one round"
     if len(rounds) > 1:
@@ -117,8 +119,10 @@ def ranking(run: GradedRun) -> Diagnostic:
 
 
 def disagreement(run: GradedRun) -> Diagnostic:
-    """Measures how much the samples of a chain contradict one another: 0
-    where all give one answer, 1 where each gives another."""
+    """Measures how much the samples of a chain contradict one another.
+
+    0 where all give one answer, 1 where each gives another.
+    """
     shown = [
         [question.answer_N[parent] for parent in parents]
         for question in run.questions
@@ -145,8 +149,10 @@ def disagreement(run: GradedRun) -> Diagnostic:
 
 
 def chains_against_others(run: GradedRun) -> Diagnostic:
-    """Bounds how much more often samples with a chain are right than the
-    others of the same question: the upper end of the 95% interval."""
+    """Bounds how much more often samples with a chain are right than others.
+
+    Others are of the same question; the upper end of the 95% interval.
+    """
     pairs = []
     count = 0
     for question in run.questions:
@@ -180,8 +186,7 @@ def chains_against_others(run: GradedRun) -> Diagnostic:
 
 
 def given_up(run: GradedRun) -> Diagnostic:
-    """Measures, of the questions answered wrong, how many got nothing after
-    the first round."""
+    """Measures how many of the wrong questions got nothing after round 0."""
     later_Q = _later_samples(run)
     wrong_Q = ~run.vote_right_Q
     left, wrong, value = (
@@ -207,8 +212,7 @@ def given_up(run: GradedRun) -> Diagnostic:
 
 
 def concentration(run: GradedRun) -> Diagnostic:
-    """Measures the share of the samples after the first round that a tenth
-    of the questions got."""
+    """Measures how much of the later samples a tenth of the questions got."""
     later_Q = np.sort(_later_samples(run))[::-1]
     tenth = math.ceil(len(later_Q) / 10)
     value = None

@@ -60,8 +60,7 @@ class GradedRun(NamedTuple):
 
     @property
     def corrupted(self) -> bool:
-        """Whether chains held corrupted attempts, of which samples do not
-        tell: their parents are the samples as they were before."""
+        """Whether chains held corrupted attempts; samples do not tell."""
         strategy = self.recorded.summary.get("strategy")  # the first had none
         options = spec.read(strategy)[1] if strategy else {}
         return bool(options.get("corrupted") or options.get("planted"))
@@ -140,7 +139,7 @@ def _question(
 
 
 def majority(question: GradedQuestion, samples: int | None = None) -> Majority:
-    """The majority of the first so many samples, by default of all."""
+    """Finds the majority of the first so many samples, by default of all."""
     answer_N = question.answer_N[:samples]
     votes = Counter(answer for answer in answer_N if answer >= 0)
     if not votes:
@@ -152,8 +151,7 @@ def majority(question: GradedQuestion, samples: int | None = None) -> Majority:
 
 
 def support(question: GradedQuestion, answer: str | None) -> float:
-    """The share of the samples that give this answer, which a vote need not
-    give to the majority's."""
+    """Gives the share of the samples with this answer, which may be none."""
     texts = (sample.answer for sample in question.samples)
     ids = dict(zip(texts, question.answer_N, strict=True))
     number = ids.get(answer, -1)
@@ -163,8 +161,7 @@ def support(question: GradedQuestion, answer: str | None) -> float:
 
 
 def majorities(run: GradedRun) -> tuple[np.ndarray, np.ndarray]:
-    """Of each question, the share of its samples that its majority has, and
-    whether that is right, both [Q]."""
+    """Gives the share of each question's majority, and whether it is right."""
     found = [majority(question) for question in run.questions]
     return (
         np.array([one.share for one in found]),

@@ -50,6 +50,8 @@ def oracle(reference_Q: jax.Array) -> Policy:
 
 
 def regret(accuracy_RM: np.ndarray, oracle_RM: np.ndarray) -> np.ndarray:
-    """Mean accuracy that the oracle has more, at each budget, [M]; both on
-    the same replicates."""
+    """Averages how much more accurate the oracle is, at each budget, [M].
+
+    Both are of the same replicates.
+    """
     return (oracle_RM - accuracy_RM).mean(axis=0)

@@ -18,7 +18,7 @@ _SCRIPTS = ("charts.js", "sections.js", "browser.js", "page.js")
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """The page of what `report.report` returned.
+    """Makes the page of what `report.report` returned.
 
     The samples of a question are a block of their own, read when it is
     chosen, so that the page opens at once whatever it holds.

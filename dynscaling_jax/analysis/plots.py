@@ -27,7 +27,7 @@ STYLES = ("-", "--", ":")  # the ten colours come again in the next style
 def accuracy_curves(
     played: Mapping[str, Curve], title: str, stem: Path
 ) -> list[Path]:
-    """Draws STEM-samples.png and STEM-tokens.png, each whole or not at all.
+    """Draws STEM-samples.png and STEM-tokens.png, each in one piece.
 
     A band is the 95% normal interval of the mean over replicates: how sure
     the curve is about these recorded samples, not about other questions.
@@ -66,9 +66,10 @@ def _curves(
 
 
 def trials(found: Sequence[Trial], axis: str, path: Path) -> Path:
-    """Draws PATH, whole or not at all: the accuracy of each method at its
-    budgets, with the 95% interval over questions, against `samples` or
-    `tokens`."""
+    """Draws the accuracy of each method against `samples` or `tokens`.
+
+    Whiskers are 95% intervals over questions. PATH is written in one piece.
+    """
     figure, axes = _begun()
     for method in dict.fromkeys(trial.method for trial in found):
         own = [trial for trial in found if trial.method == method]

@@ -1,5 +1,7 @@
-"""Whole experiments replayed on a bank: the policies and votes of the live
-loop, on recorded samples in place of a model.
+"""Whole experiments replayed on a bank, without a model.
+
+The policies and votes are those of the live loop; recorded samples stand in
+for a model.
 
 A replicate puts the samples of each question in an order of its own, then
 plays the rounds of `scaling.loop` with a lax.scan.
@@ -64,13 +66,11 @@ class Rounds(NamedTuple):
 def rounds_to(
     budgets: Sequence[int], size: int, first: int | None = None
 ) -> Rounds:
-    """The rounds of a run of budgets[-1] samples, marked at every budget.
+    """Lists the rounds of a run of budgets[-1] samples, marked at every budget.
 
     As in the live loop: first samples, then size at a time, and what is left
-    of the budget at the end.
-
-    Args:
-      budgets: samples of all questions together, rising.
+    of the budget at the end. Budgets are samples of all questions together,
+    rising.
 
     Raises:
       ValueError: a budget that is no whole number of such rounds, but the
@@ -92,7 +92,7 @@ def rounds_to(
 
 
 def shuffle(bank: Bank, key: jax.Array) -> Replicate:
-    """One replicate's order: a permutation of the samples of each question."""
+    """Puts the samples of each question in a random order."""
     queries, slots = bank.answer_QN.shape
     order_QN = permutations(key, queries, slots)
     weight_QN = np.zeros((queries, slots), np.float32)
@@ -111,7 +111,7 @@ def shuffle(bank: Bank, key: jax.Array) -> Replicate:
 
 
 def permutations(key: jax.Array, queries: int, slots: int) -> jax.Array:
-    """A permutation of the slots for each query, int32 [Q, N].
+    """Draws a permutation of the slots for each query, int32 [Q, N].
 
     The slot stands in the low bits of a random word and the words are sorted,
     which XLA's CPU backend does five times faster than an argsort. Words of
@@ -128,7 +128,7 @@ def permutations(key: jax.Array, queries: int, slots: int) -> jax.Array:
 def as_first_seen(
     answer_N: jax.Array, reference: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Answer ids of one question, numbered in the order first seen."""
+    """Numbers the answers of one question in the order first seen."""
     slots = answer_N.shape[0]
     slot_N = jnp.arange(slots, dtype=jnp.int32)
     at_N = jnp.where(answer_N >= 0, answer_N, slots)
@@ -147,7 +147,7 @@ def play_replicate(
     replicate: Replicate,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One replicate of one policy, as the live loop plays it.
+    """Plays one policy on one replicate, as the live loop does.
 
     Returns (right_MQ bool, count_MQ int32, tokens_M float32).
     """
@@ -205,8 +205,7 @@ def replay_policies(
 ) -> dict[str, Curve]:
     """Plays every policy on the same replicates; memory holds one chunk.
 
-    Args:
-      progress: called with the replicates of one policy that were just done.
+    progress is called with the replicates of one policy that were just done.
 
     Raises:
       ValueError: the budget is over what the bank holds, or a policy or the
@@ -283,8 +282,11 @@ def check(bank: Bank, players: Mapping[str, PolicyOrMaker], vote: Vote) -> None:
 def _chunks(
     bank: Bank, replicates: int, seed: int, chunk: int
 ) -> Iterator[tuple[Replicate, jax.Array, int]]:
-    """(replicates, keys to play with, how many to keep). Every chunk is full,
-    so that it compiles once; of the last only what is wanted is kept."""
+    """(replicates, keys to play with, how many to keep).
+
+    Every chunk is full, so that it compiles once; of the last only what is
+    wanted is kept.
+    """
     key = jax.random.key(seed)
     shuffle_all = jax.jit(jax.vmap(partial(shuffle, bank)))
     for start in range(0, replicates, chunk):

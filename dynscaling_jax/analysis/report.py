@@ -20,22 +20,21 @@ from dynscaling_jax.analysis.graded import (
     GradedQuestion,
     GradedRun,
     RecordedRun,
-    grade_run,
     majorities,
     majority,
     support,
 )
 from dynscaling_jax.lines import finite
-from dynscaling_jax.tasks import Compare
 from dynscaling_jax.types import Sample
 
 POINTS = 32  # of a curve, at most
 TEXT = 30_000_000  # characters of samples' texts that a report holds
 
 
-def report(runs: Sequence[RecordedRun], compare: Compare) -> dict[str, Any]:
-    """Computes the report of one or several runs; the first is what the
-    others are compared with.
+def report(runs: Sequence[GradedRun]) -> dict[str, Any]:
+    """Computes the report of one or several runs.
+
+    The others are compared with the first.
 
     Returns:
         `runs`: of each its summary, outcome, difference from the first,
@@ -45,23 +44,20 @@ def report(runs: Sequence[RecordedRun], compare: Compare) -> dict[str, Any]:
         `details`: of each run and question, the samples as columns.
 
     Raises:
-        ValueError: no runs; rows that do not belong together.
+        ValueError: no runs; a round that lacks a question.
     """
     if not runs:
         raise ValueError("there are no runs to report on")
-    graded = [grade_run(one, compare) for one in runs]
     rows: dict[Key, list[GradedQuestion | None]] = {}
-    for r, run in enumerate(graded):
+    for r, run in enumerate(runs):
         for key, question in zip(_keys(run), run.questions, strict=True):
-            rows.setdefault(key, [None] * len(graded))[r] = question
-    lengths = [len(s.text) for one in runs for s in one.samples]
+            rows.setdefault(key, [None] * len(runs))[r] = question
+    lengths = [len(s.text) for one in runs for s in one.recorded.samples]
     limit = _fair_limit(lengths, TEXT)
     return {
         "runs": [
             _run(run, difference)
-            for run, difference in zip(
-                graded, _differences(graded), strict=True
-            )
+            for run, difference in zip(runs, _differences(runs), strict=True)
         ],
         "questions": [
             {
@@ -70,7 +66,7 @@ def report(runs: Sequence[RecordedRun], compare: Compare) -> dict[str, Any]:
                 "reference": reference,
                 "runs": [
                     question and _outcome(run.recorded, question)
-                    for run, question in zip(graded, row, strict=True)
+                    for run, question in zip(runs, row, strict=True)
                 ],
             }
             for (id, text, reference), row in rows.items()
@@ -116,8 +112,10 @@ def _run(run: GradedRun, difference: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def losses(run: GradedRun, difference: dict[str, Any] | None) -> list[str]:
-    """Says what a run lost, beyond chance: against the first run, or against
-    single samples. Diagnostics may explain it."""
+    """Says what a run lost beyond chance; diagnostics may explain it.
+
+    It is compared with the first run and with single samples.
+    """
     found = []
     if difference and difference["shared"] and difference["high"] < 0:
         found.append(
@@ -140,8 +138,7 @@ def losses(run: GradedRun, difference: dict[str, Any] | None) -> list[str]:
 
 
 def curve(run: GradedRun) -> dict[str, list[float | None]]:
-    """Computes the accuracy of the majority of growing prefixes of the
-    samples.
+    """Computes the accuracy of the majority of growing sets of samples.
 
     Samples count in the order of `waves`. A question without a sample so far
     counts as wrong. low and high are the 95% percentile bootstrap over
@@ -182,9 +179,11 @@ def curve(run: GradedRun) -> dict[str, list[float | None]]:
 
 
 def waves(run: GradedRun) -> list[list[tuple[int, Sample]]]:
-    """Orders all samples, each with the number of its question, as a growing
-    budget buys them: round after round, and within a round the first sample
-    of every question before the second of any."""
+    """Orders all samples, with their questions, as a growing budget buys them.
+
+    Round after round, and within a round the first sample of every question
+    before the second of any.
+    """
     by_wave: dict[tuple[int, int], list[tuple[int, Sample]]] = {}
     for q, question in enumerate(run.questions):
         rank = Counter[int]()
@@ -289,8 +288,9 @@ def _of_samples(run: GradedRun) -> dict[str, dict[str, Any]]:
 
 
 def _differences(runs: Sequence[GradedRun]) -> list[dict[str, Any] | None]:
-    """Of each run, how its votes differ from the first run's on the questions
-    that both were asked; None of the first itself.
+    """How the votes of each run differ from the first run's; None of itself.
+
+    Only questions that both were asked count.
 
     difference, low, high: share right, this run's less the first's, with the
     paired bootstrap's 95% interval; p is McNemar's exact one, p_holm the same

@@ -1,5 +1,4 @@
-"""Savings: how many samples uniform allocation needs for what a policy
-reaches with fewer.
+"""Sample efficiency: samples that uniform allocation needs, to a policy's.
 
 The goal is a share (the target) of the way from pass@1 to the accuracy of
 the uniform vote at a fixed number of samples. An accuracy curve is the mean
@@ -18,9 +17,10 @@ LEAST_GAIN = 1e-9  # a mean of equal numbers may differ from them by less
 
 
 class SampleEfficiency(NamedTuple):
-    """Per question; nan where a curve never reaches the goal, is too short
-    to set one, or gains nothing over one sample. A ratio above 1 is better
-    than uniform.
+    """Costs of a goal, per question, and their ratio; above 1 beats uniform.
+
+    nan where a curve never reaches the goal, is too short to set one, or gains
+    nothing over one sample.
 
     ratio_ci95 is a percentile bootstrap over the replicates, which the two
     share: how sure the ratio is on these recorded samples, not on others of
@@ -40,7 +40,7 @@ class SampleEfficiency(NamedTuple):
 
 
 def pass_at_1(bank: Bank) -> float:
-    """Mean accuracy of one sample; an unreadable one is wrong."""
+    """Averages the accuracy of one sample; an unreadable one is wrong."""
     return float(np.mean(bank.answer_QN == bank.reference_Q[:, None]))
 
 
@@ -54,14 +54,16 @@ def sample_efficiency(
     resamples: int = 200,
     seed: int = 0,
 ) -> SampleEfficiency:
-    """What a policy saves for a target.
+    """Compares a policy with uniform allocation at a target.
 
     Args:
-      uniform, policy: of the same replicates, marked after every round.
+      uniform: of uniform allocation, marked after every round.
+      policy: of the policy, on the same replicates.
       single: pass@1.
       target: the share of the way, 0 to 1.
       full: samples a question of the uniform vote that sets the goal.
       resamples: of the replicates, for the interval.
+      seed: of these.
     """
 
     def needs(take_R: np.ndarray | slice) -> np.ndarray:
@@ -111,8 +113,10 @@ def sample_efficiency(
 
 
 def first_reach(cost_M: np.ndarray, value_M: np.ndarray, goal: float) -> float:
-    """Cost at which the line through the points first reaches the goal, by
-    linear interpolation; nan where it never does."""
+    """Finds the cost at which the line through the points reaches the goal.
+
+    The first such cost, by linear interpolation; nan where there is none.
+    """
     there = np.flatnonzero(value_M >= goal)
     if not len(there):
         return float("nan")

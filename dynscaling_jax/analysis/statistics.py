@@ -41,11 +41,15 @@ class Stability(NamedTuple):
 def pass_at_k(
     right_Q: np.ndarray, samples_Q: np.ndarray | int, k: int
 ) -> np.ndarray:
-    """Probability that some of k samples, drawn without replacement, is
-    right: 1 - C(n - c, k) / C(n, k), of each question (arXiv 2107.03374).
+    """Computes the probability that some of k samples is right.
+
+    1 - C(n - c, k) / C(n, k) of each question, samples drawn without
+    replacement (arXiv 2107.03374).
 
     Args:
-        right_Q: c, right ones of the samples_Q, n, that were drawn.
+        right_Q: c, how many are right.
+        samples_Q: n, how many there are.
+        k: samples of each question.
 
     Raises:
         ValueError: k outside [1, n], or c outside [0, n].
@@ -77,11 +81,16 @@ def maj_at_k(
     draws: int = 200,
     seed: int = 0,
 ) -> np.ndarray:
-    """Share of random draws of k samples, without replacement, whose
-    majority is right, of each question; ties go to the answer drawn first.
+    """Estimates how often the majority of k samples is right.
+
+    Samples are drawn without replacement; ties go to the answer drawn first.
 
     Args:
         answer_QN: ids of answers, -1 for an unreadable one.
+        reference_Q: ids of the references.
+        k: samples of each question.
+        draws: how many.
+        seed: of these.
 
     Raises:
         ValueError: k outside [1, N].
@@ -109,8 +118,7 @@ def bootstrap_interval(
     draws: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Interval of the mean over questions, which are drawn with replacement
-    (percentile bootstrap, Efron 1979).
+    """Bounds the mean over questions (percentile bootstrap, Efron 1979).
 
     Raises:
         ValueError: no questions.
@@ -123,8 +131,9 @@ def bootstrap_interval(
 def wilson_interval(
     right_Q: np.ndarray, *, level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of a share of right answers (Wilson 1927). Unlike the
-    bootstrap's it is not a point where all questions, or none, are right.
+    """Bounds a share of right answers (Wilson 1927).
+
+    Unlike the bootstrap's it is no point where all are right, or none.
 
     Raises:
         ValueError: no questions, or no booleans.
@@ -166,11 +175,14 @@ def paired_bootstrap(
 
 
 def mcnemar(right_a_Q: np.ndarray, right_b_Q: np.ndarray) -> float:
-    """Exact two-sided p that two methods are right equally often: a binomial
-    test of the questions on which they differ (McNemar 1947).
+    """Computes the exact p that two methods are right equally often.
+
+    Two-sided: a binomial test of the questions on which they differ (McNemar
+    1947).
 
     Args:
-        right_a_Q, right_b_Q: bool, on the same questions.
+        right_a_Q: bool.
+        right_b_Q: bool, on the same questions.
 
     Raises:
         ValueError: not the same number of questions, or no booleans.
@@ -188,8 +200,10 @@ def mcnemar(right_a_Q: np.ndarray, right_b_Q: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p-values corrected for how many there are (Holm 1979): the chance of
-    any false difference stays below the level."""
+    """Corrects p-values for how many there are (Holm 1979).
+
+    The chance of any false difference stays below the level.
+    """
     p = np.asarray(p_values, float)
     order = p.argsort()
     stepped = p[order] * (len(p) - np.arange(len(p)))
@@ -199,7 +213,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def stability(accuracy_RM: np.ndarray) -> Stability:
-    """Spread of an accuracy over random draws and over rising budgets."""
+    """Measures the spread of an accuracy over draws and rising budgets."""
     mean_M = accuracy_RM.mean(0)
     drops = np.maximum.accumulate(mean_M) - mean_M
     deviation_M = accuracy_RM.std(0, ddof=1 if len(accuracy_RM) > 1 else 0)
@@ -207,8 +221,10 @@ def stability(accuracy_RM: np.ndarray) -> Stability:
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive scores above a negative, ties counting
-    half (Mann and Whitney); NaN where one of the two is missing."""
+    """Computes the probability that a positive scores above a negative.
+
+    Ties count half (Mann and Whitney); NaN where one of the two is missing.
+    """
     positive = np.asarray(positive, bool)
     ones, zeros = int(positive.sum()), int((~positive).sum())
     if not ones or not zeros:
@@ -221,7 +237,7 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
 def reliability(
     confidence: np.ndarray, right: np.ndarray, bins: int = 10
 ) -> Reliability:
-    """Calibration in bins of equal width over [0, 1] (arXiv 1706.04599).
+    """Measures calibration in bins of equal width (arXiv 1706.04599).
 
     Raises:
         ValueError: a confidence outside [0, 1].
@@ -253,8 +269,10 @@ def _resampled_means(value_Q: np.ndarray, draws: int, seed: int) -> np.ndarray:
 
 @functools.lru_cache(1)  # a report asks for the same again and again
 def _times_drawn(count: int, draws: int, seed: int) -> tuple[np.ndarray, ...]:
-    """How often each question is drawn, a few hundred draws at a time, and a
-    byte each: 10,000 draws of 1,000 questions are 10 MB."""
+    """How often each question is drawn, a few hundred draws at a time.
+
+    A byte each: 10,000 draws of 1,000 questions are 10 MB.
+    """
     rng = np.random.default_rng(seed)
     parts = []
     for start in range(0, draws, 256):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, the columns as wide as their longest."""
+    """Lays out cells, the columns as wide as their longest."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = tuple("-" * width for width in widths)
     return "\n".join(

@@ -50,6 +50,7 @@ def load_bank(
     read whole keeps a number of its own: it was an answer, if a wrong one.
 
     Args:
+      path: of the file or the directory.
       kind: of answers; by default the references tell it.
       references: query id -> reference, in place of those in the file.
       depth: keeps the first so many samples of each question; by default
@@ -117,9 +118,11 @@ def load_bank(
 
 
 def tidy(answer: str) -> str:
-    r"""A light canonical form, safe for any kind of answer: no outer dollar
-    signs, no spacing (blanks, \, \! \; and \left \right), \frac for \dfrac
-    and \tfrac, no full stop at the end."""
+    r"""Gives a light canonical form, safe for any kind of answer.
+
+    No outer dollar signs, no spacing (blanks, \, \! \; and \left \right),
+    \frac for \dfrac and \tfrac, no full stop at the end.
+    """
     answer = re.sub(
         r"\\(?:left|right)(?![A-Za-z])|(?<!\\)\\[,!;: ]", "", answer
     )

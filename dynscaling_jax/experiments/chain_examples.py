@@ -22,13 +22,18 @@ from dynscaling_jax.training.sft_examples import row_of, write_rows
 
 
 def write(run: Path, path: Path, solutions: str, count: int, seed: int) -> str:
-    """Writes the examples that the samples of a run give, as JSON Lines, and
-    tabulates how many there are of each kind.
+    """Writes the examples that the samples of a run give, as JSON Lines.
 
     Args:
+        run: its directory.
+        path: of the file to write.
         solutions: a file of examples with ids, whose completions are to be
             written; "" takes right samples.
         count: examples at most.
+        seed: of the choice of attempts.
+
+    Returns:
+        A table of how many there are of each kind.
 
     Raises:
         ValueError, OSError: with what to do about it.
@@ -58,7 +63,7 @@ def write(run: Path, path: Path, solutions: str, count: int, seed: int) -> str:
 
 
 def config_of(run: Path) -> Any:
-    """The config of a run, from its directory.
+    """Reads the config of a run from its directory.
 
     Raises:
         ValueError: there is none.
@@ -77,7 +82,7 @@ def config_of(run: Path) -> Any:
 
 
 def reading(config: Any) -> tuple[Chain, Reader]:
-    """The chains that a run builds or would, and who reads them."""
+    """Tells what chains a run builds or would, and who reads them."""
     options = chain_options(config.chain)
     options.pop("explore", None)  # of the strategy
     chain = Chain(**options).checked()
@@ -91,7 +96,7 @@ def reading(config: Any) -> tuple[Chain, Reader]:
 
 
 def attempts(run: Path, config: Any, known: dict[str, str]) -> list[Attempts]:
-    """The questions of a run with their samples, graded.
+    """Grades the samples of a run, question by question.
 
     Raises:
         ValueError: a solution that is not the answer of its question.
@@ -125,7 +130,7 @@ def attempts(run: Path, config: Any, known: dict[str, str]) -> list[Attempts]:
 
 
 def completions(path: str) -> dict[str, str]:
-    """Id -> completion, from a file of lessons."""
+    """Reads a file of examples: id -> completion."""
     if not path:
         return {}
     found = {}

@@ -76,17 +76,17 @@ def compare(
 
 
 class Runs:
-    """Runs of one config, by method, budget and seed; those of a seed share
-    an engine."""
+    """Runs of one config; those of a seed share an engine."""
 
     def __init__(self, config: Any, workdir: Path, seeds: int):
+        """Runs in WORKDIR, with so many seeds from config.seed on."""
         self._config, self._workdir = config, workdir
         self._seeds = range(seeds)
         self._samplers: dict[int, Sampler] = {}
         self._identity: dict[str, str] = {}
 
     def trial(self, method: str, budget: float) -> Trial:
-        """A method at one budget, over all seeds."""
+        """Runs a method at one budget, over all seeds."""
         done = [self._run(method, budget, seed) for seed in self._seeds]
         # seeds of a benchmark ask the same questions, whose answers are not
         # independent: each question counts once
@@ -140,8 +140,7 @@ class Runs:
 
 
 def cached(sample_fn: SampleFn) -> SampleFn:
-    """Draws each sample once: the same request, of whichever run, gets the
-    same sample, as it would if it were drawn again."""
+    """Generates each sample once: the same request gets the same sample."""
     known: dict[Any, Sample] = {}
 
     def name(request: Request) -> Any:

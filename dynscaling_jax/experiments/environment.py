@@ -12,7 +12,7 @@ import jax
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a result may depend on."""
+    """Gives the versions of the packages that a result may depend on."""
     names = ("dynscaling-jax", "jax", "jaxlib", "numpy", "tokenizers")
     found = {}
     for name in names:
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def about() -> dict[str, Any]:
-    """What a result may depend on beside its config."""
+    """Tells what a result may depend on beside its config."""
     here, commit = str(Path(__file__).parent), ""
     with contextlib.suppress(OSError):  # a machine without git
         commit = subprocess.run(
@@ -42,8 +42,10 @@ def about() -> dict[str, Any]:
 
 
 def use_compilation_cache() -> None:
-    """Compiled code outlives the process; JAX_COMPILATION_CACHE_DIR moves
-    it."""
+    """Keeps compiled code for later processes.
+
+    JAX_COMPILATION_CACHE_DIR says where.
+    """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         with contextlib.suppress(RuntimeError):  # a user without a home
             home = Path.home() / ".cache" / "dynscaling_jax" / "xla"

@@ -58,8 +58,7 @@ class Log:
         config: Mapping[str, Any],
         **origin: Any,
     ):
-        """config is what has to be the same for a run to go on; origin takes
-        the identity, about and defaults of workdir.claim."""
+        """Opens the log of a config; origin is of workdir.claim."""
         self.workdir = Path(workdir)
         self._order: collections.deque[Key] = collections.deque()
         self._round = 0
@@ -116,8 +115,10 @@ class Log:
         return sample_of(loads(line))
 
     def round(self, row: Mapping[str, Any]) -> None:
-        """Writes the row of a round, which must hold no times. When a run
-        goes on, the rounds that it has already are checked, not doubled."""
+        """Writes the row of a round, which must hold no times.
+
+        Those that a run which goes on has already are checked, not doubled.
+        """
         number, self._round = self._round, self._round + 1
         line = dumps(row)
         if number >= len(self._old_rounds):
@@ -131,8 +132,7 @@ class Log:
             )
 
     def _begin(self, keys: Iterable[Key]) -> None:
-        """Rows have their turns in the order of keys, after those of batches
-        that have begun already."""
+        """Gives rows their turns, after those of batches that have begun."""
         self._order.extend(k for k in keys if k not in self._at)
         self._drain()
 
@@ -161,8 +161,9 @@ class Log:
 
 
 def recorded(sample_fn: SampleFn, log: Log) -> SampleFn:
-    """A SampleFn that draws only what the log does not hold, and writes every
-    sample before it hands it on.
+    """Makes a SampleFn that samples only what the log does not hold.
+
+    Every sample is written before it is handed on.
 
     Samples that the log holds come first, the others as they are drawn; all
     are handed on as the log holds them. Raises ValueError for a sample, drawn
@@ -198,8 +199,7 @@ def recorded(sample_fn: SampleFn, log: Log) -> SampleFn:
 
 
 def runs_below(directory: Path) -> str:
-    """For a message about a directory that is not of a run but holds some, as
-    launch.compare's: where one of them is, and how many there are."""
+    """Tells where a directory that is of no run holds some, for a message."""
     found = [
         file.parent.relative_to(directory)
         for depth in ("*", "*/*")
@@ -212,17 +212,18 @@ def runs_below(directory: Path) -> str:
 
 
 def read_samples(path: str | os.PathLike) -> Iterator[Sample]:
-    """The rows of a samples.jsonl, one after the other; a last line that a
-    kill has torn is left out. Raises ValueError, with file and line, at one
-    that is malformed, and for a directory of a later version."""
+    """Reads a samples.jsonl, less a last line that a kill has torn.
+
+    Raises ValueError, with file and line, at a malformed one, and for a
+    directory of a later version.
+    """
     read_config(Path(path).parent)
     for _, _, sample in rows(Path(path), sample_of):
         yield sample
 
 
 def checksum(workdir: Path, size: int | None = None) -> dict[str, Any] | None:
-    """What the samples of a run are known by, and the first `size` bytes of
-    them; None where there are not so many."""
+    """Hashes the first `size` bytes of the samples; None if there are fewer."""
     path = workdir / "samples.jsonl"
     rest = path.stat().st_size if size is None else size
     digest, found = hashlib.sha256(), {"bytes": rest}
@@ -234,8 +235,10 @@ def checksum(workdir: Path, size: int | None = None) -> dict[str, Any] | None:
 
 
 def refuse_changed(workdir: Path) -> None:
-    """Raises ValueError where the log of a run that ended is not what it
-    ended with. Rows that came later, of a run that goes on, are none of it."""
+    """Raises ValueError where a run's log is not what it ended with.
+
+    Rows that came later, of a run that goes on, are none of it.
+    """
     try:
         known = read_json(workdir / "summary.json")["log"]
         size = known["bytes"]
@@ -260,8 +263,10 @@ def _begun(workdir: Path) -> bool:
 
 
 def row_of(sample: Sample) -> dict[str, Any]:
-    """A sample as a row of JSON, as sample_of reads it back. Raises
-    ValueError for a measure that is not finite."""
+    """Makes a row of a sample, as sample_of reads it back.
+
+    Raises ValueError for a measure that is not finite.
+    """
     row = sample._asdict() | {"parents": list(sample.parents)}
     return sample_of(row)._asdict()
 

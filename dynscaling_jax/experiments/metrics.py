@@ -75,8 +75,7 @@ class Metrics:
         add_point: AddPoint = lambda step, values: None,
         questions: int = 0,
     ):
-        """Opens the file. Curves have points by samples so far; the bar names
-        the workdir and how many questions there are."""
+        """Opens the file. Curves have points by samples so far."""
         self._add_point = add_point
         name = f"metrics-{process}.jsonl" if process else "metrics.jsonl"
         path = workdir / name
@@ -113,8 +112,7 @@ class Metrics:
         return math.ceil((self._last - self._begin) * 1000) / 1000
 
     def with_progress(self, sample_fn: SampleFn) -> SampleFn:
-        """Shows each sample, generated now or read from the log, and notes
-        what time passes between two of them."""
+        """Shows each sample, and notes what time passes between two of them."""
 
         def sample(requests: Sequence[Request]) -> Iterator[Sample]:
             self._enter()
@@ -136,8 +134,11 @@ class Metrics:
         return sample
 
     def loop_share(self) -> float | None:
-        """Divides the time that the loop took for itself (policy, strategy,
-        tables and their compilation) by that of all sessions that sampled."""
+        """Gives the part of the time that the loop took for itself.
+
+        That is policy, strategy, tables and their compilation, in all sessions
+        that sampled.
+        """
         # as metrics.jsonl has them, so that a run started again says the same
         outside = round(self._outside, 3) if self._samples else 0.0
         seconds = self.seconds()
@@ -196,8 +197,10 @@ class Metrics:
 
 
 def _sessions(path: Path) -> dict[int, tuple[float, float]]:
-    """Seconds of the earlier sessions, and of these the loop's own: the last
-    line of each counts."""
+    """Seconds of the earlier sessions, and of these the loop's own.
+
+    The last line of each counts.
+    """
     sessions: dict[int, tuple[float, float]] = {}
     if path.exists():
         for line in path.read_bytes().splitlines():

@@ -67,6 +67,8 @@ def meet(
         coordinator: "HOST:PORT", where the first listens until all are there.
             Who greets as a process does is believed: the network must be one
             that is trusted. Other connections are left alone.
+        count: how many they are.
+        number: which of them this is.
         alike: what all must have in common, JSON.
         wait: seconds after which this process gives up that waits for another.
 
@@ -98,8 +100,7 @@ def meet(
     peers = {other: _Peer(other, link, wait) for other, link in links.items()}
 
     def exchange(own: bytes, meanwhile: Callable[[], bool]) -> list[bytes]:
-        """The first hands on what each brings, in the order of the numbers,
-        so that all know whom they wait for."""
+        """The first hands on what each brings, in the order of the numbers."""
         if number:
             peers[0].send(own)
             return [peers[0].receive(meanwhile, of) for of in range(count)]
@@ -140,8 +141,10 @@ def meet(
 
 
 def difference(brought: Sequence[bytes]) -> str:
-    """The first field, of mappings in mappings, in which a process is not as
-    the first; empty where all are alike."""
+    """Names the first field in which a process is not as the first.
+
+    Of mappings in mappings; empty where all are alike.
+    """
     first, *others = [dict(_leaves(loads(part))) for part in brought]
     for number, fields in enumerate(others, 1):
         for name in [*first, *fields]:
@@ -163,8 +166,10 @@ def _leaves(fields: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class _Peer:
-    """A connection that is read from all the time, so that its end is
-    noticed at once, and the main thread interrupted in what it draws."""
+    """A connection that is read from all the time.
+
+    So its end is noticed at once, and the main thread interrupted.
+    """
 
     def __init__(self, number: int, link: socket.socket, wait: float):
         self.parting = False
@@ -187,7 +192,7 @@ class _Peer:
             raise Lost(LOST) from None
 
     def receive(self, meanwhile: Callable[[], bool], of: int) -> bytes:
-        """The next part, which is of that process."""
+        """Takes the next part, which is of that process."""
         while self._arrived.empty() and meanwhile():
             pass
         try:
@@ -359,8 +364,7 @@ def _stranger(link: socket.socket) -> socket.socket:
 
 
 def _kept(link: socket.socket, wait: float) -> socket.socket:
-    """A connection that notices a host that is gone, and one that reads no
-    more."""
+    """A connection that notices a lost host, and one that reads no more."""
     link.settimeout(None)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -24,8 +24,9 @@ ORDER = ("config.json", "pending.jsonl", "samples.jsonl", "rounds.jsonl")
 
 @contextlib.contextmanager
 def local(workdir: str) -> Iterator[Path]:
-    """The directory to work in: a path of this machine itself, or a copy of
-    what is elsewhere, which follows it.
+    """Gives the directory to work in: a local path, or a copy of a bucket's.
+
+    The bucket follows the copy.
 
     Raises:
         ValueError: an address that epath does not know.
@@ -79,15 +80,18 @@ def local(workdir: str) -> Iterator[Path]:
 
 
 def page(workdir: str) -> str:
-    """Where a person finds the page of a workdir."""
+    """Tells where a person finds the page of a workdir."""
     return f"{workdir.rstrip('/')}/report.html"
 
 
 class Copy:
-    """A directory and the one elsewhere that it is copied to. What others
-    write there meanwhile, and this one does not have, stays as it is."""
+    """A directory and the one elsewhere that it is copied to.
+
+    What others write there meanwhile, and this one lacks, stays as it is.
+    """
 
     def __init__(self, here: Path, there: Any):
+        """Copies nothing yet."""
         self._here, self._there = here, there
         self._same: dict[str, tuple[int, int]] = {}  # name -> _version
 

@@ -100,8 +100,7 @@ class Study(NamedTuple):
         }
 
     def __str__(self) -> str:
-        """Shows accuracy at each budget, the samples spent of the last, and
-        the sample efficiency at each target."""
+        """Shows accuracies, samples spent and sample efficiency as a table."""
         width = max(map(len, self.curves))
         budgets = dict.fromkeys(result.budget for result in self.results)
         lines = [
@@ -144,13 +143,16 @@ def replay(
     Uniform allocation is played too, to measure the others by.
 
     Args:
+        bank: the recorded samples.
         policies: by name; those of a sequence have names of their own, or are
             called policy 0, policy 1.
         budgets: samples a question; by default 2, 4, 8, 16 and 32, as far as
             the bank goes.
+        vote: one that reads no texts.
         replicates: orders of the samples; all numbers are means over them.
-        round_per_query: samples a question in a round; first_round_per_query
-            of them in the first one, by default as many.
+        seed: of the orders and of policies that draw at random.
+        round_per_query: samples a question in a round.
+        first_round_per_query: in the first one; by default as many.
         chunk: replicates in memory at once.
 
     Raises:
@@ -270,12 +272,8 @@ def write_studies(
     """Replays policies, named by a text, on banks, and shows their tables.
 
     Nothing is written before every bank, policy and budget is known to serve.
-
-    Args:
-        paths: of banks, or directories of runs.
-        out: the directory that gets replay.json and the figures.
-        policies: as `parse_policies` reads it, with oracle among them.
-        replicates, seed, ...: as `replay` takes them.
+    policies is a text that `parse_policies` reads, with oracle among them;
+    kind and depth are those of `load_bank`, the rest those of `replay`.
 
     Raises:
         ValueError, OSError, ImportError: with what to do about it.
@@ -335,7 +333,8 @@ def write_studies(
 
 
 def parse_players(text: str, bank: Bank) -> dict[str, PolicyOrMaker]:
-    """Reads the names of policies, and oracle, which knows the references;
+    """Reads the names of policies, with oracle, which knows the references.
+
     all is every policy that the bank can serve.
 
     Raises:
@@ -391,8 +390,7 @@ def _budgets(bank: Bank, budgets: Sequence[float] | None) -> list[float]:
 
 
 def overall(studies: Sequence[Study]) -> str:
-    """Tabulates the geometric mean over banks of the sample efficiency of
-    each policy."""
+    """Tabulates the geometric mean of the sample efficiency over banks."""
     names = dict.fromkeys(n for study in studies for n in study.efficiency)
     width = max(map(len, names))
     lines = [

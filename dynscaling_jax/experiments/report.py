@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dynscaling_jax import lines
-from dynscaling_jax.analysis.graded import RecordedRun
+from dynscaling_jax.analysis.graded import RecordedRun, grade_run
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import report
 from dynscaling_jax.experiments.log import (
@@ -28,6 +28,7 @@ def write(
     Args:
         workdirs: of finished runs, or of comparisons, as runs_of has them;
             the first is what the others are compared with.
+        out: the directory that gets report.html.
         compare: one that has compared their answers already saves the time.
 
     Raises:
@@ -36,13 +37,10 @@ def write(
         OSError: a file that cannot be read or written.
     """
     workdirs = [run for workdir in workdirs for run in runs_of(workdir)]
-    runs = [
-        read_run(workdir, name)
-        for workdir, name in zip(workdirs, names(workdirs), strict=True)
-    ]
+    runs = [*map(read_run, workdirs, names(workdirs))]
     with contextlib.ExitStack() as stack:
         compare = compare or stack.enter_context(Comparer())
-        text = page(report(runs, compare))
+        text = page(report([grade_run(run, compare) for run in runs]))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,8 +50,9 @@ def write(
 
 
 def runs_of(workdir: Path) -> list[Path]:
-    """A directory of launch.compare stands for its first seed's runs, at the
-    largest budget that all methods had; any other for itself.
+    """Lists the runs of a comparison, or the directory of a run itself.
+
+    Those of the first seed, at the largest budget that all methods had.
 
     Raises:
         ValueError: its report.json is not as launch.compare writes it.
@@ -79,12 +78,12 @@ def runs_of(workdir: Path) -> list[Path]:
 
 
 def run_name(seed: int, method: str, budget: float) -> str:
-    """Where launch.compare keeps a run."""
+    """Tells where launch.compare keeps a run."""
     return f"seed-{seed}/{method}-{budget:g}"
 
 
 def names(workdirs: Sequence[Path]) -> list[str]:
-    """The end of each path, as short as tells them apart.
+    """Shortens paths to ends that tell them apart.
 
     Raises:
         ValueError: none, or two that are one directory.
@@ -102,7 +101,7 @@ def names(workdirs: Sequence[Path]) -> list[str]:
 
 
 def read_run(workdir: Path, name: str) -> RecordedRun:
-    """The files of a finished run, under a name of one's choice.
+    """Reads the files of a finished run, under a name of one's choice.
 
     Raises:
         ValueError, OSError: as write.

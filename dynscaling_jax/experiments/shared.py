@@ -70,9 +70,12 @@ def nothing() -> bool:
 
 
 class Opened(NamedTuple):
-    """An open log: cached makes of a SampleFn one that samples only what the
-    log does not hold, together with the other processes; round writes the row
-    of a round; clock is the same in all processes."""
+    """An open log.
+
+    cached makes of a SampleFn one that samples only what the log does not
+    hold, together with the other processes; round writes the row of a round;
+    clock is the same in all processes.
+    """
 
     cached: Callable[[SampleFn], SampleFn]
     round: Callable[[Mapping[str, Any]], None]
@@ -90,11 +93,8 @@ def open_log(
     """Opens the log of a run, or one beside it that has a name.
 
     Until the end of a round a process keeps its samples in
-    WORKDIR/process-NUMBER. Raises what Log and held raise.
-
-    Args:
-        log: opens the one of a directory.
-        clock: the time of this process, in seconds.
+    WORKDIR/process-NUMBER. log opens the one of a directory; clock is the time
+    of this process, in seconds. Raises what Log and held raise.
     """
     if processes.count == 1 and not any(workdir.glob("process-*")):
         with log(workdir / name) as single:
@@ -145,8 +145,7 @@ def finish(workdir: Path, processes: Processes = ALONE) -> None:
 
 
 def held(workdir: Path, processes: Processes, name: str = "") -> Held:
-    """Collects the samples that earlier processes of the run, however many,
-    kept.
+    """Collects the samples that earlier processes of the run kept.
 
     Each reads its own logs, and those of processes that are no more; the
     first reads the log of the run too. name is that of a log beside it.
@@ -178,16 +177,17 @@ def _kept(workdir: Path, processes: Processes) -> list[Path]:
 
 
 class _Share(NamedTuple):
-    """What is left to sample of this process's share of a round, and what is
-    there."""
+    """This process's share of a round: what is left, and what is done."""
 
     samples: Iterator[Sample]
     done: list[Sample]
 
 
 def shared(sample_fn: SampleFn, processes: Processes, before: Held) -> SampleFn:
-    """Makes a SampleFn that samples its share of the requests, and yields all
-    of them, in their order, once all processes have sampled theirs.
+    """Makes a SampleFn that samples its share, and yields the samples of all.
+
+    They come in the order of the requests, once all processes have sampled
+    theirs.
 
     before holds earlier samples; it is used up. Raises ValueError for one of
     them that is not of its request.
@@ -246,6 +246,7 @@ def partition(
         counts: samples of each query in this round.
         usage: of the samples before.
         owners: who sampled a query last, where any did.
+        processes: how many there are.
 
     Returns:
         Query -> the process that samples it.
@@ -273,8 +274,10 @@ def partition(
 
 
 def merged(sample_fn: SampleFn, log: Log) -> SampleFn:
-    """Writes the samples of all into the log of the run, as `recorded` does
-    those of one process; passes on all requests, whatever the log holds."""
+    """Writes the samples of all into the log of the run, as `recorded` does.
+
+    It passes on all requests, whatever the log holds.
+    """
 
     def sample(requests: Sequence[Request]) -> Iterator[Sample]:
         return written(requests, sample_fn(requests))

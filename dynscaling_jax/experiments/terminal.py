@@ -7,8 +7,7 @@ from typing import Any
 
 
 def plain(text: str, keep: str = "") -> str:
-    r"""A text without what a terminal would obey: of files, servers and
-    models, control characters are shown as \x1b."""
+    r"""Shows control characters as \x1b, so that no terminal obeys a text."""
     return "".join(
         c
         if c.isprintable() or c in f"\n\t{keep}"
@@ -18,8 +17,9 @@ def plain(text: str, keep: str = "") -> str:
 
 
 def prepare() -> Callable[[], str]:
-    """Makes stdout and stderr write plain text, in any locale, and lose what
-    cannot be written, so that a run does not end for it.
+    """Makes stdout and stderr write plain text, and survive what they lose.
+
+    In any locale; a run does not end for what cannot be written.
 
     Returns a function that says why stdout lost something; empty where it did
     not, was closed, or was a pipe of which nobody reads more.

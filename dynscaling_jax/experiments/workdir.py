@@ -120,7 +120,7 @@ def claim(
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:
-    """What config.json says; None where there is none of this library.
+    """Reads config.json; None where there is none of this library.
 
     Raises:
       ValueError: it is of a later version.

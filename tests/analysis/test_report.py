@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from dynscaling_jax.analysis import report as reports
 from dynscaling_jax.analysis.chain_usage import chain_usage
 from dynscaling_jax.analysis.diagnostics import diagnostics
 from dynscaling_jax.analysis.graded import (
@@ -15,12 +16,16 @@ from dynscaling_jax.analysis.graded import (
     majority,
 )
 from dynscaling_jax.analysis.page import page
-from dynscaling_jax.analysis.report import _cut, _fair_limit, curve, report
+from dynscaling_jax.analysis.report import _cut, _fair_limit, curve
 from dynscaling_jax.types import Sample
 
 
 def compare(a, b, kind):
     return "equal" if a == b else "different"
+
+
+def report(runs):
+    return reports.report([grade_run(run, compare) for run in runs])
 
 
 def sample(query, index, answer, round=0, parents=(), text="so", **more):
@@ -112,7 +117,7 @@ def test_a_curve_counts_prefixes_of_the_samples(run):
 
 
 def test_allocation_and_calibration(run):
-    (found,) = report([run], compare)["runs"]
+    (found,) = report([run])["runs"]
     assert found["allocation"]["grants"] == [[2, 2, 2], [1, 2, 0]]
     assert found["allocation"]["rounds"][1] == {
         "samples": 3,
@@ -130,7 +135,7 @@ def test_allocation_and_calibration(run):
 
 
 def test_questions_and_their_samples(run):
-    found = report([run], compare)
+    found = report([run])
     b = found["questions"][1]
     assert (b["id"], b["reference"]) == ("b", "5")
     assert b["runs"] == [
@@ -157,7 +162,7 @@ def test_a_run_whose_time_was_up_can_lack_a_sample():
         sample("a", 2, "2"),
         sample("a", 4, "2", round=1, parents=(2, 0)),
     ]
-    found = report([recorded(samples, {"a": "2"})], compare)
+    found = report([recorded(samples, {"a": "2"})])
     assert found["questions"][0]["runs"][0]["right"]
     detail = found["details"][0][0]
     assert detail["index"] == [0, 2, 4]
@@ -171,7 +176,7 @@ def test_runs_are_paired_by_question_and_reference(run):
         {"a": "1", "b": "5", "c": "6"},
         name="other",
     )
-    found = report([run, other], compare)
+    found = report([run, other])
     assert len(found["questions"]) == 4
     first, second = (one["difference"] for one in found["runs"])
     assert first is None
@@ -200,7 +205,7 @@ def test_runs_are_paired_by_question_and_reference(run):
 )
 def test_rows_that_do_not_belong_together(run, change, says):
     with pytest.raises(ValueError, match=says):
-        report([run._replace(**change)], compare)
+        report([run._replace(**change)])
 
 
 def found_diagnostics(samples, references, rounds=()):
@@ -301,7 +306,7 @@ def test_a_vote_that_is_not_the_majority(run):
     """The page said that so many samples agree on it, and counted those of
     the majority."""
     other = {**run.answers, "b": {"answer": "4", "right": False}}
-    found = report([run._replace(answers=other)], compare)
+    found = report([run._replace(answers=other)])
     shares = {q["id"]: q["runs"][0]["share"] for q in found["questions"]}
     assert shares == {"a": 0.666667, "b": 0.25, "c": 0.5}
     assert found["runs"][0]["calibration"]["count"][7] == 1  # 3 of 4 say 5
@@ -317,6 +322,34 @@ def test_what_was_corrupted_is_not_taken_for_an_answer_of_its_own(run):
     assert not any(one.samples for one in chain_usage(judged))
     found = diagnostics(judged)[2]
     assert found.value is None and "corrupted" in found.note
+
+
+def test_a_loss_is_what_chance_does_not_explain(run):
+    """Twenty questions of which each sample is right; then a vote that is
+    wrong on all of them, and one that is wrong on a single one."""
+    references = {f"q{i}": "1" for i in range(20)}
+    good = recorded(
+        [sample(q, n, "1") for q in references for n in range(2)], references
+    )
+
+    def losing(count):
+        lost = {q: {"answer": "2", "right": False} for q in list(references)}
+        kept = list(references)[count:]
+        return good._replace(
+            name="lost",
+            answers=lost | {q: good.answers[q] for q in kept},
+        )
+
+    all_lost, one_lost = losing(20), losing(1)
+    found = report([good, all_lost, one_lost])["runs"]
+    assert [one["losses"] for one in found] == [
+        [],
+        [
+            "100.0 points behind the first run on 20 questions",
+            "the vote is 100.0 points behind a single sample",
+        ],
+        [],
+    ]
 
 
 def test_what_cannot_be_judged_is_not_flagged(run):
@@ -336,7 +369,7 @@ def test_a_loop_that_takes_its_time(run, share, crosses):
 
 def test_a_run_that_drew_nothing():
     """Time may be up before the first sample."""
-    found = report([recorded([], REFERENCES)], compare)
+    found = report([recorded([], REFERENCES)])
     text = page(found)
     assert found["runs"][0]["curve"]["accuracy"] == []
     assert blocks(text)["samples-0-0"]["ids"] == []
@@ -367,7 +400,7 @@ def test_a_page_holds_any_text():
         questions={text: text for text in HOSTILE},
         kind="text",
     )
-    made = report([run], compare)
+    made = report([run])
     text = page(made)
     text.encode()  # no lone surrogate is left in it
     assert "<img" not in text and "window.hit = 1</script>" not in text
@@ -380,7 +413,7 @@ def test_a_page_holds_any_text():
 
 
 def test_a_page_fetches_nothing(run):
-    text = page(report([run], compare))
+    text = page(report([run]))
     head = text[: text.index("<style>")]
     assert "default-src 'none'" in head and "'unsafe" not in text
     assert re.search(r"script-src 'sha256-[\w+/]{43}='", head)
@@ -407,7 +440,7 @@ def test_what_a_random_run_gives_is_in_order():
         for n in range(16)
     ]
     run = recorded(samples, references)
-    found = report([run], compare)
+    found = report([run])
     json.dumps(found, allow_nan=False)
     found = found["runs"][0]["curve"]
     for name in ("low", "accuracy", "high"):

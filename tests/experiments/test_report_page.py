@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dynscaling_jax.analysis.graded import RecordedRun
+from dynscaling_jax.analysis.graded import RecordedRun, grade_run
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import report
 from dynscaling_jax.types import Sample
@@ -139,8 +139,14 @@ def browser(tmp_path_factory):
     browser.close()
 
 
-def write(path, queries, samples, text, answer=str, names=("one",)):
-    """A page of made-up runs: two rounds, the second all chains.
+def write(path, *args, **changes):
+    """A page of made-up runs."""
+    path.write_text(page(made_up(*args, **changes)), encoding="utf-8")
+    return path
+
+
+def made_up(queries, samples, text, answer=str, names=("one",)):
+    """A report of runs of two rounds, the second all chains.
 
     Args:
         text, answer: of the number of a sample -> what it says.
@@ -194,8 +200,7 @@ def write(path, queries, samples, text, answer=str, names=("one",)):
         for r, name in enumerate(names)
     ]
     compare = lambda a, b, kind: "equal" if a == b else "different"
-    path.write_text(page(report(runs, compare)), encoding="utf-8")
-    return path
+    return report([grade_run(run, compare) for run in runs])
 
 
 HOSTILE = (
@@ -294,6 +299,42 @@ def click(browser, selector, text):
         Boolean(wanted)
         """.replace("const wanted", "var wanted")
     )
+
+
+def test_what_a_reader_wants_first_stands_first(opened):
+    """The page began with thresholds that nearly every run crossed."""
+    order = "[...document.querySelectorAll('main section')].map((s) => s.id)"
+    assert opened.run(order)[:3] == ["runs", "curves", "differences"]
+    rows = opened.run("document.querySelector('#runs tbody').innerText")
+    assert rows.split()[:2] == ["first", "50.0%"] and "second" in rows
+    # q0, q3, ... are wrong in one run, q2, q5, ... in the other
+    said = "document.querySelector('#differences p').textContent"
+    assert opened.run(said).startswith(
+        "All runs are right on 83 of 250 questions and wrong on 0; they "
+        "differ on 167"
+    )
+    opened.run("document.querySelectorAll('#differences .mark')[1].click()")
+    assert chosen(opened) == "q2"
+
+
+@pytest.mark.parametrize("losses", [[], ["5.0 points behind"]])
+def test_a_threshold_warns_where_something_was_lost(browser, tmp_path, losses):
+    """Nearly every run crosses one, the best of them too."""
+    made = made_up(3, 4, str)
+    figure = {"name": "divergent", "measure": "gap", "note": "", "above": True}
+    figure |= {"value": 0.9, "threshold": 0.5, "crossed": True, "loss": False}
+    made["runs"][0] |= {"losses": losses, "diagnostics": [figure]}
+    file = tmp_path / "page.html"
+    file.write_text(page(made), encoding="utf-8")
+    browser.open(file)
+    within = "document.querySelector('#diagnostics"
+    warnings = browser.run(f"{within}').querySelectorAll('.warning').length")
+    assert warnings == len(losses)
+    text = browser.run(f"{within} details').textContent")
+    assert ("(beyond it)" in text) != bool(losses)
+    text = browser.run(f"{within}').textContent")
+    assert ("What may explain it" in text) == bool(losses)
+    assert ("Nothing was lost" in text) != bool(losses)
 
 
 def test_keys_go_through_questions_and_samples(opened):

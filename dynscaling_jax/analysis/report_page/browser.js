@@ -271,7 +271,7 @@ function detail() {
   ].filter(Boolean));
 }
 
-function browser() {
+function browser(place) {
   let timer = 0;
   parts.search = node("input", {
     type: "search", placeholder: "search questions, answers and samples ( / )",
@@ -288,7 +288,7 @@ function browser() {
     const { scrollTop, clientHeight, scrollHeight } = parts.list;
     if (state.shown < state.found.length && scrollTop + clientHeight > scrollHeight - 200) more();
   });
-  body("browser").append(
+  place.append(
     node("p", { class: "note" },
       "j and k, or the arrows within this section, go through questions, ← and → through " +
       "samples; / searches. Answers of one colour and letter are the same answer; ✓ marks " +

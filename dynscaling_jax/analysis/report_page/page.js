@@ -28,15 +28,31 @@ function pressed(event) {
 const title = several ? `${runs.length} runs` : runs[0].name;
 document.title = `${title} – dynscaling_jax report`;
 document.getElementById("title").textContent = title;
-sideBySide();
-curves();
-differences(show);
-diagnostics();
-body("allocation").append(...runs.map((run, r) => allocationOf(run, r, show)));
-body("calibration").append(
-  node("div", { class: "cards" }, ...runs.map(calibrationOf)));
-body("chains").append(
-  node("div", { class: "cards" }, ...runs.map(chainsOf)));
-browser();
+const each = (card) => (place) =>
+  place.append(node("div", { class: "cards" }, ...runs.map(card)));
+
+// The sections in their order: id, name in the head of the page, title, and
+// what fills the place below it.
+const SECTIONS = [
+  ["runs", "Runs", several ? "Side by side" : "The run", sideBySide],
+  ["curves", "Accuracy", "Accuracy against budget", curves],
+  ["differences", "Differences",
+    several ? "Where runs differ" : "Where votes go wrong",
+    several ? differences : outcomes],
+  ["diagnostics", "Diagnostics", "Diagnostics", diagnostics],
+  ["allocation", "Allocation", "Allocation over rounds",
+    (place) => place.append(...runs.map(allocationOf))],
+  ["calibration", "Calibration", "Calibration", each(calibrationOf)],
+  ["chains", "Chains", "What samples make of their chains", each(chainsOf)],
+  ["browser", "Questions", "Questions and samples", browser],
+];
+for (const [id, name, title, fillPlace] of SECTIONS) {
+  const place = node("div");
+  document.querySelector("nav").append(node("a", { href: `#${id}` }, name));
+  document.querySelector("main").append(
+    node("section", { id, "aria-labelledby": `${id}-title` },
+      node("h2", { id: `${id}-title` }, title), place));
+  fillPlace(place);
+}
 document.addEventListener("keydown", pressed);
 document.documentElement.dataset.ready = "true";

@@ -4,7 +4,6 @@
 const report = JSON.parse(document.getElementById("report").textContent);
 const runs = report.runs;
 const several = runs.length > 1;
-const body = (id) => document.querySelector(`#${id} > div`);
 const swatch = (r) =>
   node("span", { class: runColour(r) }, node("span", { class: "swatch" }));
 const heading = (r) =>
@@ -53,8 +52,7 @@ function runDetails(run) {
   ]);
 }
 
-function sideBySide() {
-  if (!several) document.getElementById("runs-title").textContent = "The run";
+function sideBySide(place) {
   const asked = (run) => `${run.summary.task}, ${count(run.allocation.ids.length, "question")}, ` +
     `answers: ${run.summary.kind}; model ${run.summary.model}`;
   const alike = new Set(runs.map(asked)).size === 1;
@@ -72,7 +70,7 @@ function sideBySide() {
       ...(several ? [ahead(run.difference)] : []),
     ];
   });
-  body("runs").append(
+  place.append(
     alike ? node("p", {}, asked(runs[0])) : "",
     table(heads, rows),
     node("p", { class: "note" },
@@ -116,8 +114,8 @@ function diagnosticsOf(run, r) {
     node("details", {}, node("summary", {}, `${count(rest.length, "figure")} more`), items(rest)));
 }
 
-function diagnostics() {
-  body("diagnostics").append(
+function diagnostics(place) {
+  place.append(
     node("p", { class: "note" },
       "Losses that chance does not explain: votes behind the first run or behind single " +
       "samples, samples with a chain behind those without, time that the model did not " +
@@ -127,7 +125,7 @@ function diagnostics() {
     ...runs.map(diagnosticsOf));
 }
 
-function curves() {
+function curves(place) {
   const axes = [
     ["samples", "samples a question", true],
     ["tokens", "tokens a question, prompt and new", false],
@@ -146,7 +144,7 @@ function curves() {
   const legend = several
     ? node("p", { class: "row" }, ...runs.map((run, r) =>
       node("span", {}, swatch(r), run.name))) : "";
-  body("curves").append(
+  place.append(
     node("p", { class: "note" },
       "The majority over growing prefixes of the recorded samples: round after " +
       "round, and within a round the first sample of every question before the " +
@@ -157,7 +155,7 @@ function curves() {
     legend, node("div", { class: "cards" }, ...charts));
 }
 
-function allocationOf(run, r, show) {
+function allocationOf(run, r) {
   const a = run.allocation;
   if (a.rounds.length < 2)
     return node("div", {}, heading(r), node("p", {},
@@ -224,7 +222,7 @@ function chainsOf(run, r) {
 const SHOWN = 200; // questions that a group lists
 
 // Questions as buttons that open them in run r.
-function questionGroup(title, found, r, show) {
+function questionGroup(title, found, r) {
   return node("details", {},
     node("summary", {}, `${title}: ${found.length}`),
     node("div", { class: "row" }, ...found.slice(0, SHOWN).map((q) =>
@@ -232,12 +230,12 @@ function questionGroup(title, found, r, show) {
     found.length > SHOWN ? node("span", {}, `and ${found.length - SHOWN} more`) : null));
 }
 
-function differenceOf(run, r, show) {
+function differenceOf(run, r) {
   if (!run.difference.shared)
     return node("div", {}, heading(r),
       node("p", {}, "This run and the first share no question."));
   const shared = report.questions.filter((q) => q.runs[0] && q.runs[r]);
-  const group = (title, wanted) => questionGroup(title, shared.filter(wanted), r, show);
+  const group = (title, wanted) => questionGroup(title, shared.filter(wanted), r);
   return node("div", {}, heading(r),
     group(`right here, wrong in ${runs[0].name}`,
       (q) => q.runs[r].right && !q.runs[0].right),
@@ -246,10 +244,10 @@ function differenceOf(run, r, show) {
 }
 
 // One run alone: where its votes are wrong, and what could be done about it.
-function outcomes(show) {
+function outcomes(place) {
   const asked = report.questions.filter((q) => q.runs[0]);
-  const group = (title, wanted) => questionGroup(title, asked.filter((q) => wanted(q.runs[0])), 0, show);
-  return node("div", {},
+  const group = (title, wanted) => questionGroup(title, asked.filter((q) => wanted(q.runs[0])), 0);
+  place.append(
     group("wrong, though some sample is right: another vote would answer them",
       (one) => !one.right && one.right_samples > 0),
     group("wrong, and no sample is right: the model does not reach them",
@@ -259,7 +257,7 @@ function outcomes(show) {
 }
 
 // A column a question on which runs differ, a row a run.
-function differenceMap(found, show) {
+function differenceMap(found) {
   const cell = (one, q, r) => node("td", {}, one === null ? "·" : node("button", {
     class: one.right ? "mark good" : "mark bad", title: `${q.id}: ${one.answer ?? "no answer"}`,
     "aria-label": `${q.id}, ${runs[r].name}: ${one.right ? "right" : "wrong"}`,
@@ -271,13 +269,7 @@ function differenceMap(found, show) {
       ...found.slice(0, SHOWN).map((q) => cell(q.runs[r], q, r)))))));
 }
 
-function differences(show) {
-  const place = body("differences");
-  if (!several) {
-    document.getElementById("differences-title").textContent = "Where votes go wrong";
-    place.append(outcomes(show));
-    return;
-  }
+function differences(place) {
   const ranks = (q) => q.runs.filter((one) => one?.right).length;
   const differing = report.questions
     .filter((q) => new Set(q.runs.filter(Boolean).map((one) => one.right)).size > 1)
@@ -290,7 +282,7 @@ function differences(show) {
       `and wrong on ${none}; they differ on ${differing.length}` +
       (differing.length > SHOWN ? `, of which ${SHOWN} are shown.` : ".") +
       (differing.length ? " A mark opens its question." : "")),
-    differing.length ? differenceMap(differing, show) : "",
+    differing.length ? differenceMap(differing) : "",
     table(["run", "shared questions", "right here alone", "right there alone",
       "points ahead", "95% interval", "p", "p (Holm)"],
     runs.slice(1).map((run) => d(run).shared
@@ -299,5 +291,5 @@ function differences(show) {
         pValue(d(run).p), pValue(d(run).p_holm)]
       : [run.name, "0", "–", "–", "–", "–", "–", "–"])),
     node("details", {}, node("summary", {}, "The questions, run by run"),
-      ...runs.slice(1).map((run, r) => differenceOf(run, r + 1, show))));
+      ...runs.slice(1).map((run, r) => differenceOf(run, r + 1))));
 }
