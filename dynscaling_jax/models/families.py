@@ -1,6 +1,6 @@
 """The families of models: what is their own in config.json and in files.
 
-A family is one entry of FAMILIES, at the end. docs/add_a_model.md shows how
+A family is one entry of FAMILIES, at the end. docs/how_to_family.md shows how
 one is added. hf_config.py reads what all families share; gguf_families.py says
 what is their own in GGUF files.
 """
@@ -18,7 +18,8 @@ class Family(NamedTuple):
     """One model_type of config.json.
 
     read gives fields of ModelConfig, write the fields of config.json that
-    stand for them. names replaces parts of Hugging Face tensor names. The
+    stand for them. names and gguf_names take the place of those that
+    models.parameters has, in Hugging Face's files and in llama.cpp's. The
     others say what files hold otherwise than as a tensor for each of ours,
     with our names of the parts: fused, as rows of one; stacked, as one for
     each expert; turned, as one of all experts, in turns.
@@ -28,13 +29,14 @@ class Family(NamedTuple):
     read: Callable[[Raw], Fields]
     write: Callable[[ModelConfig], Fields]
     names: Mapping[str, str] = {}
+    gguf_names: Mapping[str, str] = {}
     fused: Mapping[str, tuple[str, ...]] = {}
     stacked: Mapping[str, str] = {}
     turned: Mapping[str, tuple[str, ...]] = {}
     defaults: Mapping[str, Any] = {}  # of config.json, where it is silent
 
 
-def _windows(
+def windows(
     raw: Raw, window: int | None, local: Callable[[int], bool]
 ) -> Fields:
     """sliding_window, and the layers that have it, which layer_types says or,
@@ -55,12 +57,14 @@ def _windows(
     return {"sliding_window": window, "layer_types": () if one else (*kinds,)}
 
 
-def _biases(raw: Raw) -> Fields:
+def biases(raw: Raw) -> Fields:
+    """Those of attention's four projections, all or none."""
     bias = bool(raw.get("attention_bias"))
     return {"qkv_bias": bias, "o_bias": bias}
 
 
-def _layer_types(config: ModelConfig) -> list[str]:
+def layer_types(config: ModelConfig) -> list[str]:
+    """SLIDING or FULL, of each layer."""
     return [
         SLIDING if config.kind(i).window else FULL
         for i in range(config.num_hidden_layers)
@@ -68,7 +72,7 @@ def _layer_types(config: ModelConfig) -> list[str]:
 
 
 def _llama(raw: Raw) -> Fields:
-    return {**_biases(raw), "mlp_bias": bool(raw.get("mlp_bias"))}
+    return {**biases(raw), "mlp_bias": bool(raw.get("mlp_bias"))}
 
 
 def _write_llama(config: ModelConfig) -> Fields:
@@ -81,7 +85,7 @@ def _write_llama(config: ModelConfig) -> Fields:
 
 
 def _mistral(raw: Raw) -> Fields:
-    return _windows(raw, raw["sliding_window"], lambda _: True)
+    return windows(raw, raw["sliding_window"], lambda _: True)
 
 
 def _write_window(config: ModelConfig) -> Fields:
@@ -102,12 +106,12 @@ def _smollm3(raw: Raw) -> Fields:
             f"got {len(rotates)}"
         )
     # transformers heeds use_sliding_window where layer_types are not given
-    windows = raw.get("layer_types") or raw.get("use_sliding_window")
-    window = windows and raw.get("sliding_window")
+    heeded = raw.get("layer_types") or raw.get("use_sliding_window")
+    window = heeded and raw.get("sliding_window")
     return {
         **_llama(raw),
         "no_rope_layers": () if all(rotates) else rotates,
-        **_windows(raw, window, lambda layer: not rotates[layer]),
+        **windows(raw, window, lambda layer: not rotates[layer]),
     }
 
 
@@ -118,14 +122,14 @@ def _write_smollm3(config: ModelConfig) -> Fields:
         "no_rope_layers": list(rotates),
         "use_sliding_window": bool(config.sliding_window),
         "sliding_window": config.sliding_window or None,
-        "layer_types": _layer_types(config),
+        "layer_types": layer_types(config),
     }
 
 
 def _qwen_window(raw: Raw) -> Fields:
     window = raw.get("use_sliding_window") and raw.get("sliding_window", 4096)
     first = raw.get("max_window_layers", 28)
-    return _windows(raw, window, lambda layer: layer >= first)
+    return windows(raw, window, lambda layer: layer >= first)
 
 
 def _qwen2(raw: Raw) -> Fields:
@@ -133,7 +137,7 @@ def _qwen2(raw: Raw) -> Fields:
 
 
 def _qwen3(raw: Raw) -> Fields:
-    return {"qk_norm": "head", **_biases(raw), **_qwen_window(raw)}
+    return {"qk_norm": "head", **biases(raw), **_qwen_window(raw)}
 
 
 def _qwen3_moe(raw: Raw) -> Fields:
@@ -171,7 +175,7 @@ def _write_qwen(config: ModelConfig) -> Fields:
         "attention_bias": config.o_bias,
         "use_sliding_window": bool(config.sliding_window),
         "sliding_window": config.sliding_window or None,
-        "layer_types": _layer_types(config),
+        "layer_types": layer_types(config),
     }
 
 
@@ -182,7 +186,7 @@ def _gemma(raw: Raw) -> Fields:
             f"{raw['query_pre_attn_scalar']}"
         )
     return {
-        **_biases(raw),
+        **biases(raw),
         "post_norm": True,
         "norm_offset": 1.0,
         "embed_scale": raw["hidden_size"] ** 0.5,
@@ -194,7 +198,7 @@ def _gemma(raw: Raw) -> Fields:
 def _gemma2(raw: Raw) -> Fields:
     return {
         **_gemma(raw),
-        **_windows(raw, raw["sliding_window"], lambda layer: layer % 2 == 0),
+        **windows(raw, raw["sliding_window"], lambda layer: layer % 2 == 0),
         "attn_logit_softcapping": raw.get("attn_logit_softcapping") or 0.0,
     }
 
@@ -207,7 +211,7 @@ def _gemma3(raw: Raw) -> Fields:
     every = raw.get("sliding_window_pattern", 6)
     return {
         **_gemma(raw),
-        **_windows(raw, raw["sliding_window"], lambda i: (i + 1) % every > 0),
+        **windows(raw, raw["sliding_window"], lambda i: (i + 1) % every > 0),
         "qk_norm": "head",
     }
 
@@ -218,7 +222,7 @@ def _write_gemma(config: ModelConfig) -> Fields:
         "attention_bias": config.qkv_bias,
         "sliding_window": config.sliding_window
         or config.max_position_embeddings,
-        "layer_types": _layer_types(config),
+        "layer_types": layer_types(config),
         "query_pre_attn_scalar": config.query_pre_attn_scalar
         or config.head_dim,
         "attn_logit_softcapping": config.attn_logit_softcapping or None,
@@ -230,7 +234,7 @@ def _write_gemma(config: ModelConfig) -> Fields:
 
 
 def _phi3(raw: Raw) -> Fields:
-    return _windows(raw, raw.get("sliding_window"), lambda _: True)
+    return windows(raw, raw.get("sliding_window"), lambda _: True)
 
 
 def _write_phi3(config: ModelConfig) -> Fields:
@@ -243,8 +247,8 @@ def _write_phi3(config: ModelConfig) -> Fields:
 
 def _gpt_oss(raw: Raw) -> Fields:
     return {
-        **_biases(raw),
-        **_windows(raw, raw["sliding_window"], lambda layer: layer % 2 == 0),
+        **biases(raw),
+        **windows(raw, raw["sliding_window"], lambda layer: layer % 2 == 0),
         "num_experts": raw["num_local_experts"],
         "num_experts_per_tok": raw["num_experts_per_tok"],
         "moe_intermediate_size": raw["intermediate_size"],
@@ -260,7 +264,7 @@ def _write_gpt_oss(config: ModelConfig) -> Fields:
     return {
         **_write_llama(config),
         "sliding_window": config.sliding_window or None,
-        "layer_types": _layer_types(config),
+        "layer_types": layer_types(config),
         "num_local_experts": config.num_experts,
         "num_experts_per_tok": config.num_experts_per_tok,
         "swiglu_limit": config.swiglu_limit,
@@ -270,17 +274,14 @@ def _write_gpt_oss(config: ModelConfig) -> Fields:
 
 def _olmo2(raw: Raw) -> Fields:
     return {
-        **_biases(raw),
+        **biases(raw),
         "qk_norm": "whole",
         "pre_norm": False,
         "post_norm": True,
     }
 
 
-_GEMMA_NAMES = {
-    "attn_post_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-}
+_GEMMA_NAMES = {"ffn_norm": "pre_feedforward_layernorm"}
 _GEMMA_DEFAULTS = {
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
@@ -350,14 +351,13 @@ FAMILIES: dict[str, Family] = {
         "Olmo2ForCausalLM",
         _olmo2,
         _write_llama,
-        names={"attn_post_norm": "post_attention_layernorm"},
         defaults={"rms_norm_eps": 1e-5},
     ),
     "gpt_oss": Family(
         "GptOssForCausalLM",
         _gpt_oss,
         _write_gpt_oss,
-        names={"router": "mlp.router"},
+        gguf_names={"ffn_norm": "post_attention_norm"},
         turned={
             "mlp.experts.gate_up_proj": ("gate", "up"),
             "mlp.experts.down_proj": ("down",),
