@@ -255,7 +255,9 @@ def with_answers(
     lists.
 
     Args:
+      sample_fn: the sampler.
       kind: of all answers, or of those of each query, by its id.
+      thinking: how the model marks its thoughts.
 
     Raises:
       ValueError: an unknown kind.

@@ -12,159 +12,112 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from dynscaling_jax.tasks.markup import (
+    END,
     TEXT,
     WIDE,
     argument,
     clean,
+    commands,
     phrase,
+    rewriter,
     unwrap,
 )
 from dynscaling_jax.tasks.numbers import rational, show
 
 _DEEPEST = 20  # brackets within brackets
-_END = r"(?![A-Za-z])"
-_START = r"(?<![A-Za-z\\])"
 _GROUP = r"\{[^{}]*\}"
 
 # Signs that are written as one character.
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n")
-_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-_COMMANDS = dict(
-    zip(
-        "α β γ δ ε θ λ μ π ρ σ τ φ ω Δ Ω ∅ ≠ ≈ ∩ ∧ ∨ ⌊ ⌋ ⌈ ⌉ ℝ ℤ ℕ".split(),
-        "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi "
-        "omega Delta Omega emptyset neq approx cap land lor lfloor rfloor "
-        "lceil rceil mathbb{R} mathbb{Z} mathbb{N}".split(),
-        strict=True,
-    )
-)
+_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789-n0123456789")
 _SIGNS = (
     WIDE
-    | str.maketrans({sign: rf"\{name} " for sign, name in _COMMANDS.items()})
-    | str.maketrans({"¥": "", "￥": "", "−": "-", "，": ", "})
+    | commands(
+        "α β γ δ ε θ λ μ π ρ σ τ φ ω Δ Ω ∅ ≠ ≈ ∩ ∧ ∨ ⌊ ⌋ ⌈ ⌉ ℝ ℤ ℕ",
+        "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi "
+        "omega Delta Omega emptyset neq approx cap land lor lfloor rfloor "
+        "lceil rceil mathbb{R} mathbb{Z} mathbb{N}",
+    )
+    | str.maketrans({"¥": "", "￥": "", "\u2212": "-", "，": ", "})
 )
 _FUNCTIONS = (
     "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp"
     "|lcm|gcd|max|min|det"
 )
-_SIDE = rf"(?:[^{{}}\\]|\\(?!over{_END})|{_GROUP})*+"
-_WORDS = "pi|theta|alpha|beta|lambda|infinity|infty"  # for signs
-_REWRITES = [
-    (re.compile(pattern), new)
-    for pattern, new in (
-        ("([⁰¹²³⁴-⁹⁻ⁿ]+)", lambda m: f"^{{{m[1].translate(_RAISED)}}}"),
-        ("([₀-₉]+)", lambda m: f"_{{{m[1].translate(_LOWERED)}}}"),
-        # style, colour and layout
-        (rf"\\(?:text)?color\s*+{_GROUP}", ""),
-        (
-            r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathtt|mathnormal"
-            r"|underline|uline|boxed|fbox|ensuremath)(?=\s*+\{)",
-            "",
-        ),
-        (r"\\(?:mathbf|boldsymbol|bm)\s++(?=\w)", ""),
-        (r"(?<![\w^}\]\\\s])\{\s*+(\w++)\s*+\}", r"\1"),
-        (
-            rf"\\(?:textstyle|scriptstyle|limits|nolimits|mathstrut|nonumber"
-            rf"|rm|bf|it|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge){_END}\s*+",
-            "",
-        ),
-        (rf"\\(?:tag|label|hspace|vspace|phantom)\*?\s*+{_GROUP}", ""),
-        (rf"\\middle{_END}", ""),
-        (rf"\\lbrace{_END}", r"\\{"),
-        (rf"\\rbrace{_END}", r"\\}"),
-        (r"(\\\\)\[[\d.]++\s*+[a-z]{2}\]", r"\1"),  # a row's height
-        (rf"\\lbrack{_END}", "["),
-        (rf"\\rbrack{_END}", "]"),
-        (rf"\\langle{_END}", "("),
-        (rf"\\rangle{_END}", ")"),
-        (rf"\\[lr]vert{_END}", "|"),
-        # upright letters and names
-        (
-            r"\\(?:mathrm|text|textrm|operatorname|mathit)\s*+"
-            r"\{\s*+([eid])\s*+\}",
-            r" \1",
-        ),
-        (
-            rf"\\(?:mathrm|text|textrm|operatorname\*?)\s*+"
-            rf"\{{\s*+({_FUNCTIONS})\s*+\}}",
-            r"\\\1 ",
-        ),
-        (
-            rf"{_START}({_FUNCTIONS})(?=\s*+[\d(\\^_]|\s++[A-Za-z]{_END})",
-            r"\\\1 ",
-        ),
-        (rf"{_START}({_WORDS}){_END}", r"\\\1 "),
-        (rf"\\infinity{_END}", r"\\infty"),
-        (rf"\\[dt]binom{_END}", r"\\binom"),
-        (
-            r"\{?\s*+([^{}\\\s]++)\s*+\\choose\s*+([^{}\\\s]++)\s*+\}?",
-            r"\\binom{\1}{\2}",
-        ),
-        (rf"\{{({_SIDE})\\over{_END}({_SIDE})\}}", r"\\frac{\1}{\2}"),
-        (rf"^({_SIDE})\\over{_END}({_SIDE})$", r"\\frac{\1}{\2}"),
-        (
-            r"(?:\{\})?\^\{?(\d++)\}?\s*+C_\{?(\d++)\}?"
-            r"|(?<![A-Za-z\\])C\((\d++),\s*+(\d++)\)",
-            lambda m: rf"\binom{{{m[1] or m[3]}}}{{{m[2] or m[4]}}}",
-        ),
-        (r"\*\*", "^"),
-        (rf"\\(?:ne|not\s*+=){_END}", r"\\neq "),
-        (rf"\\leq(?:slant|q){_END}", r"\\leq"),
-        (rf"\\geq(?:slant|q){_END}", r"\\geq"),
-        (rf"\\lt{_END}", "<"),
-        (rf"\\gt{_END}", ">"),
-        (rf"\\(?:simeq|thickapprox|doteq){_END}", r"\\approx"),
-        (rf"\\([RZNQC]){_END}", r"\\mathbb{\1}"),
-        (r"\\mathbb\s*+([A-Z])", r"\\mathbb{\1}"),
-        (rf"\\(?:varnothing|O){_END}|\\\{{\s*+\\\}}", r"\\emptyset "),
-        (r"(?<=[\[(,=])\s*+\+\s*+(?=\\infty)", ""),
-        # digits
-        (r"(?<=\d)\{,\}(?=\d{3})|(?<=\d)\\!,\\!(?=\d)", ""),
-        (r"(?<=\d),(?=0\d\d(?![\d.]))", ""),
-        (r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))", ""),
-        (
-            r"\\text\s*+\{\s*+\(?\s*+(?:in\s++)?base[\s-]++(\d++)\s*+\)?"
-            r"\s*+\}",
-            r"_{\1}",
-        ),
-        (r"(?<=\d)\s*+\(?(?:in\s++)?base[\s-]++(\d++)\)?", r"_{\1}"),
-        # ordinals: 12th, 12^{\mathrm{th}}
-        (
-            r"(?<=\d)\s*+(?:\^\s*+\{?\s*+)?(?:\\(?:text|mathrm|textrm)\s*+\{)?"
-            rf"\s*+(?:st|nd|rd|th){_END}[\s}}]*+",
-            " ",
-        ),
-        (r"(?<!\\)\\(?=[-+\d])", " "),  # half of a space
-        # 0.2727... repeats
-        (
-            r"(?<=\.)(\d*?)(\d{1,6}?)\2+(?:\.\.\.|\u2026|\\[lc]?dots)",
-            r"\1\\overline{\2}",
-        ),
-        # degrees, of angles within functions and of temperature
-        (
-            r"\\(sin|cos|tan|cot|sec|csc)\s*+[({]?\s*+(\d++(?:\.\d++)?)\s*+"
-            r"(?:\^\s*+\{?\s*+\\circ\s*+\}?|°|\\degree)\s*+[)}]?",
-            r"\\\1(\\frac{\2\\pi}{180})",
-        ),
-        (
-            r"(?:°|\^?\s*+\{?\\circ\s*+\}?)\s*+"
-            rf"(?:\\(?:text|mathrm)\s*+\{{\s*+[CF]\s*+\}}|[CF]{_END})",
-            "",
-        ),
-        # remainders
-        (
-            rf"\(?\s*+(?:\\[bp]?mod|{_START}mod){_END}\s*+"
-            r"(\{[^{}]*+\}|[^\s{}()\\,]++)\s*+\)?",
-            lambda m: rf"\pmod{{{m[1].strip('{} ')}}}",
-        ),
-        (
-            r"\\text\s*+\{\s*+(and|or)\s*+\}",
-            lambda m: rf" \l{m[1]} ",
-        ),
-        (rf"\\(?:vee|lor){_END}|{_START}or{_END}", r" \\lor "),
-        (rf"\\(?:wedge|land){_END}|{_START}and{_END}", r" \\land "),
-    )
-]
+_SIDE = rf"(?:[^{{}}\\]|\\(?!over{END})|{_GROUP})*+"
+_rewrite = rewriter(
+    r"""
+# style, colour and layout
+\\(?:text)?color\s*+<GROUP> => ''
+\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathtt|mathnormal|underline
+  |uline|boxed|fbox|ensuremath)(?=\s*+\{) => ''
+\\(?:mathbf|boldsymbol|bm)\s++(?=\w) => ''
+(?<![\w^}\]\\\s])\{\s*+(\w++)\s*+\} => '\1'
+\\(?:textstyle|scriptstyle|limits|nolimits|mathstrut|nonumber|rm|bf|it|tiny
+  |small|normalsize|[lL]arge|LARGE|[hH]uge)<END>\s*+ => ''
+\\(?:tag|label|hspace|vspace|phantom)\*?\s*+<GROUP> => ''
+\\middle<END> => ''
+\\lbrace<END> => '\\{'
+\\rbrace<END> => '\\}'
+(\\\\)\[[\d.]++\s*+[a-z]{2}\] => '\1'
+\\lbrack<END> => '['
+\\rbrack<END> => ']'
+\\langle<END> => '('
+\\rangle<END> => ')'
+\\[lr]vert<END> => '|'
+# upright letters and names
+\\(?:mathrm|text|textrm|operatorname|mathit)\s*+\{\s*+([eid])\s*+\} => ' \1'
+\\(?:mathrm|text|textrm|operatorname\*?)\s*+\{\s*+(<FUNCTION>)\s*+\} => '\\\1 '
+<START>(<FUNCTION>)(?=\s*+[\d(\\^_]|\s++[A-Za-z]<END>) => '\\\1 '
+<START>(pi|theta|alpha|beta|lambda|infinity|infty)<END> => '\\\1 '
+\\infinity<END> => '\\infty'
+\\[dt]binom<END> => '\\binom'
+\{?\s*+([^{}\\\s]++)\s*+\\choose\s*+([^{}\\\s]++)\s*+\}? => '\\binom{\1}{\2}'
+\{(<SIDE>)\\over<END>(<SIDE>)\} => '\\frac{\1}{\2}'
+^(<SIDE>)\\over<END>(<SIDE>)$ => '\\frac{\1}{\2}'
+(?:\{\})?\^\{?(\d++)\}?\s*+C_\{?(\d++)\}? => '\\binom{\1}{\2}'
+<START>C\((\d++),\s*+(\d++)\) => '\\binom{\1}{\2}'
+# signs
+\*\* => '^'
+\\(?:ne|not\s*+=)<END> => '\\neq '
+\\leq(?:slant|q)<END> => '\\leq'
+\\geq(?:slant|q)<END> => '\\geq'
+\\lt<END> => '<'
+\\gt<END> => '>'
+\\(?:simeq|thickapprox|doteq)<END> => '\\approx'
+\\([RZNQC])<END> => '\\mathbb{\1}'
+\\mathbb\s*+([A-Z]) => '\\mathbb{\1}'
+\\(?:varnothing|O)<END>|\\\{\s*+\\\} => '\\emptyset '
+(?<=[\[(,=])\s*+\+\s*+(?=\\infty) => ''
+# digits and bases
+(?<=\d)\{,\}(?=\d{3})|(?<=\d)\\!,\\!(?=\d) => ''
+(?<=\d),(?=0\d\d(?![\d.])) => ''
+(?<=\d)\\[,;: ](?=\d{3}(?!\d)) => ''
+\\text\s*+\{\s*+\(?\s*+(?:in\s++)?base[\s-]++(\d++)\s*+\)?\s*+\} => '_{\1}'
+(?<=\d)\s*+\(?(?:in\s++)?base[\s-]++(\d++)\)? => '_{\1}'
+# ordinals: 12th, 12^{\mathrm{th}}
+(?<=\d)\s*+(?:\^\s*+\{?\s*+)?(?:\\(?:text|mathrm|textrm)\s*+\{)?\s*+(?:st
+  |nd|rd|th)<END>[\s}]*+ => ' '
+# half of a space
+(?<!\\)\\(?=[-+\d]) => ' '
+# 0.2727... repeats
+(?<=\.)(\d*?)(\d{1,6}?)\2+(?:\.\.\.|\u2026|\\[lc]?dots) => '\1\\overline{\2}'
+# degrees, of angles within functions and of temperature
+\\(sin|cos|tan|cot|sec|csc)\s*+[({]?\s*+(\d++(?:\.\d++)?)\s*+(?:\^
+  \s*+\{?\s*+\\circ\s*+\}?|°|\\degree)\s*+[)}]? => '\\\1(\\frac{\2\\pi}{180})'
+(?:°|\^?\s*+\{?\\circ\s*+\}?)\s*+(?:\\(?:text|mathrm)\s*+\{\s*+[CF]\s*+\}
+  |[CF]<END>) => ''
+# remainders
+\(?\s*+(?:\\[bp]?mod|<START>mod)<END>\s*+(?:\{\s*+([^{}]*+)\}
+  |([^\s{}()\\,]++))\s*+\)? => '\\pmod{\1\2}'
+# logic
+\\text\s*+\{\s*+(and|or)\s*+\} => ' \\l\1 '
+\\(?:vee|lor)<END>|<START>or<END> => ' \\lor '
+\\(?:wedge|land)<END>|<START>and<END> => ' \\land '
+""",
+    SIDE=_SIDE,
+    GROUP=_GROUP,
+    FUNCTION=_FUNCTIONS,
+)
 
 
 # Units. One letter alone can be a variable, so it is a unit only where the
@@ -178,16 +131,16 @@ _LONG = (
 _SHORT = "[msghlLJNWVAKCFT]"
 _POWER = r"(?:\s*+\^\s*+(?:-?\d|\{\s*+-?\d++\s*+\}))?+"
 _UPRIGHT = r"\\text\s*+\{(?:[^{}]|\{[^{}]*+\})*+\}"
-_KNOWN = rf"(?:{_LONG}){_END}"
-_ANY = rf"(?:{_UPRIGHT}|{_KNOWN}|{_SHORT}{_END}){_POWER}"
+_KNOWN = rf"(?:{_LONG}){END}"
+_ANY = rf"(?:{_UPRIGHT}|{_KNOWN}|{_SHORT}{END}){_POWER}"
 _AFTER = r"(?<=[\d\s)}])"
 _UNIT = re.compile(
     r"\s*+(?:"
     rf"(?:{_AFTER}|\b)(?:{_UPRIGHT}|{_KNOWN}){_POWER}"
-    rf"(?:\s*+(?:/|\\cdot{_END}|\*)?\s*+{_ANY})*+"  # kg m^2
+    rf"(?:\s*+(?:/|\\cdot{END}|\*)?\s*+{_ANY})*+"  # kg m^2
     rf"|(?<=[\d}}])\s*+m{_POWER}"  # 10m
     rf"|{_AFTER}{_SHORT}{_POWER}\s*+/\s*+\(?{_ANY}\)?"  # 10 m/s
-    rf"|{_AFTER}{_SHORT}{_POWER}\s*+(?:\\cdot{_END})?\s*+{_SHORT}"
+    rf"|{_AFTER}{_SHORT}{_POWER}\s*+(?:\\cdot{END})?\s*+{_SHORT}"
     r"\s*+\^\s*+\{\s*+-\d++\s*+\}"  # 10 m s^{-1}
     rf"|{_AFTER}[NJWAC]\s*+\\cdot\s*+[msh]"
     r"|(?<=\d)\s++[a-z]{3,}(?:\s[a-z]{2,})*+"  # 12 red chairs
@@ -219,19 +172,19 @@ _CALLED = re.compile(
 _TUPLE_NAMES = re.compile(
     r"\(\s*+[A-Za-z](?:_\w)?(?:\s*+,\s*+[A-Za-z](?:_\w)?)++\s*+\)\s*+=\s*+(?=\()"
 )
-_MEMBER = re.compile(rf"{_NAME.pattern}\s*+\\in{_END}\s*+")
-_CONGRUENT = re.compile(rf"{_NAME.pattern}\s*+\\equiv{_END}\s*+(?=.*\\pmod)")
+_MEMBER = re.compile(rf"{_NAME.pattern}\s*+\\in{END}\s*+")
+_CONGRUENT = re.compile(rf"{_NAME.pattern}\s*+\\equiv{END}\s*+(?=.*\\pmod)")
 _INTRODUCED = re.compile(
     r"\s*+\\text\s*+\{[^{}]*?(?:\bis|:|=)\s*+\}\s*+:?(?=.)"
 )
 _EQUALS = re.compile(r"(?<![<>=\\])=(?!=)")
-_APPROXIMATELY = re.compile(rf"\\approx{_END}")
-_ORDER = re.compile(rf"[<>]|\\(?:leq|geq|neq){_END}")
+_APPROXIMATELY = re.compile(rf"\\approx{END}")
+_ORDER = re.compile(rf"[<>]|\\(?:leq|geq|neq){END}")
 _CONSTANT = re.compile(
-    rf"\\(?:pi|infty|frac|binom|sqrt|cdot|times|left|right|pm|mp|{_FUNCTIONS}){_END}"
+    rf"\\(?:pi|infty|frac|binom|sqrt|cdot|times|left|right|pm|mp|{_FUNCTIONS}){END}"
     r"|[ei](?![A-Za-z])"
 )
-_LOGIC = re.compile(rf"\s*+\\(lor|land){_END}\s*+")
+_LOGIC = re.compile(rf"\s*+\\(lor|land){END}\s*+")
 _BUILDER = re.compile(
     r"\\\{\s*+[A-Za-z](?:\s*+\\in\s*+\\mathbb\{R\})?\s*+(?:\\mid\b|\||:)"
     r"(.*)\\\}",
@@ -254,7 +207,7 @@ _ROWS = re.compile(
 )
 _WORD = re.compile(r"[A-Za-z][A-Za-z .'-]*")
 _HOUR = re.compile(r"(\d{1,2}(?::\d\d)?)\s*([ap])\.?\s?m\.?", re.IGNORECASE)
-_CLOSED = re.compile(rf"\\(?:int|sum|prod|lim){_END}")  # no name is free in it
+_CLOSED = re.compile(rf"\\(?:int|sum|prod|lim){END}")  # no name is free in it
 _NUMBERED = re.compile(r"([A-Za-z]{3,}) (\d++)(?:, (\d{4}))?")  # June 20
 _INDEXED = re.compile(r"([_^])(\w)\s++(?=\d)")  # \log_2 8
 _SPACE = re.compile(r"(\\[A-Za-z]+)\s++(?=[A-Za-z])|\s++")
@@ -380,8 +333,10 @@ def _plain(text: str) -> str:
     text = text.translate(_SIGNS)
     if r"\begin" not in text:  # no row of a matrix: an escape too many
         text = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", text)
-    for pattern, new in _REWRITES:
-        text = pattern.sub(new, text)
+    for mark, signs in (("^", "[⁰¹²³⁴-⁹⁻ⁿ]+"), ("_", "[₀-₉]+")):
+        raised = lambda m: f"{mark}{{{m[0].translate(_DIGITS)}}}"  # noqa: B023
+        text = re.sub(signs, raised, text)
+    text = _rewrite(text)
     text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", clean(text))
     text = unwrap(_ROWS.sub(_listed, text))
     inside, rest = argument(text) if text.startswith("{") else ("", "")

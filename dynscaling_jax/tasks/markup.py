@@ -1,6 +1,7 @@
 """What LaTeX and Markdown put around an answer, and its taking off."""
 
 import re
+from collections.abc import Callable
 from unicodedata import normalize
 
 INLINE = re.compile(
@@ -14,75 +15,92 @@ def inside(inline: re.Match[str]) -> str:
 
 
 TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*+\{([^{}]*)\}")
-_BLANKS = "\N{NO-BREAK SPACE}\u2006\u2007\u2009\u200a\u202f\u3000"
 WIDE = {0xFEE0 + i: i for i in range(0x21, 0x7F)}  # fullwidth forms
-_SYMBOLS = WIDE | str.maketrans(
-    dict.fromkeys(_BLANKS, " ")
-    | {  # one half
-        sign: r"\frac{{{}}}{{{}}}".format(
-            *normalize("NFKC", sign).split("\u2044")
-        )
-        for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
-    }
-    | {
-        "\N{MINUS SIGN}": "-",
-        "\N{EN DASH}": "-",
-        "\N{GREEK SMALL LETTER PI}": r"\pi ",
-        "\N{INFINITY}": r"\infty ",
-        "\N{SQUARE ROOT}": r"\sqrt ",
-        "\N{MULTIPLICATION SIGN}": r"\times ",
-        "\N{DIVISION SIGN}": "/",
-        "\N{DOT OPERATOR}": r"\cdot ",
-        "\N{PLUS-MINUS SIGN}": r"\pm ",
-        "\N{LESS-THAN OR EQUAL TO}": r"\leq ",
-        "\N{GREATER-THAN OR EQUAL TO}": r"\geq ",
-        "\N{UNION}": r"\cup ",
-        "\N{ELEMENT OF}": r"\in ",
-        "\N{DEGREE SIGN}": "",
-        "\N{SUPERSCRIPT TWO}": "^2",
-        "\N{SUPERSCRIPT THREE}": "^3",
-        "\N{EURO SIGN}": "",
-        "\N{POUND SIGN}": "",
-        "\N{YEN SIGN}": "",
-        "\N{FULLWIDTH YEN SIGN}": "",
-        "\N{INDIAN RUPEE SIGN}": "",
-    }
-)
-_END = r"(?![A-Za-z])"
-_REWRITES = [
-    (re.compile(pattern), new)
-    for pattern, new in (
-        (r"\\?[$%]", ""),
-        (rf"\\[dtc]frac{_END}", r"\\frac"),
-        (r"\\(?:left|right)\s*+\.", ""),
-        (rf"\\(?:left|right|displaystyle|[bB]igg?[lr]?){_END}", ""),
-        (r"\\!\s*+", ""),
-        (r"\{,\}", ","),
-        (rf"(?<!\\)\\[,;: ]|~|\\q?quad{_END}", " "),
-        (rf"\\(?:mbox|mathrm|textbf|mathbf|textrm|textit){_END}", r"\\text"),
-        (rf"\^\s*+(?:\\circ{_END}|\{{\s*+\\circ\s*+\}})", ""),
-        (rf"\\degree{_END}", ""),
-        (rf"\\le{_END}|<=", r"\\leq"),
-        (rf"\\ge{_END}|>=", r"\\geq"),
-        (r"\b([bBv])matrix\b", "pmatrix"),
-        (r"\\text\s*+\{\s*+(?:and|or|,)\s*+\}", ","),
-        (r"(?<![A-Za-z\\])sqrt(?=\s?[({\d])", r"\\sqrt"),
-        (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+
+
+def commands(signs: str, names: str) -> dict[int, str]:
+    """Makes a table for str.translate: signs to the commands of these names."""
+    pairs = zip(signs.split(), names.split(), strict=True)
+    return {ord(sign): rf"\{name} " for sign, name in pairs}
+
+
+def _fraction(sign: str) -> str:
+    top, bottom = normalize("NFKC", sign).split("\u2044")
+    return rf"\frac{{{top}}}{{{bottom}}}"
+
+
+_SYMBOLS = (
+    WIDE
+    | commands(
+        "π ∞ √ × ⋅ ± ≤ ≥ ∪ ∈", "pi infty sqrt times cdot pm leq geq cup in"
     )
-]
+    | {ord(sign): _fraction(sign) for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
+    | {ord(blank): " " for blank in "\xa0\u2006\u2007\u2009\u200a\u202f\u3000"}
+    | {ord(sign): "" for sign in "°€£¥￥₹"}
+    | str.maketrans(
+        {"\u2212": "-", "\u2013": "-", "÷": "/", "²": "^2", "³": "^3"}
+    )
+)
+END = r"(?![A-Za-z])"  # of a command or a word
+START = r"(?<![A-Za-z\\])"  # of a word
+
+
+def rewriter(table: str, **parts: str) -> Callable[[str], str]:
+    """Makes a function of a table of rewrites, which it applies in turn.
+
+    Args:
+      table: a rewrite a line: a pattern, =>, its replacement in quotes. A
+        pattern may go on in an indented line; # begins a line of comment.
+      parts: what <NAME> stands for in a pattern; <END> and <START> are known.
+    """
+    parts = {"END": END, "START": START, **parts}
+    rewrites, pattern = [], ""
+    for line in table.strip().splitlines():
+        head, arrow, replacement = line.strip().partition(" => ")
+        pattern += "" if line.startswith("#") else head
+        if arrow:
+            for name, part in parts.items():
+                pattern = pattern.replace(f"<{name}>", part)
+            rewrites.append((re.compile(pattern), replacement[1:-1]))
+            pattern = ""
+
+    def rewrite(text: str) -> str:
+        for pattern, replacement in rewrites:
+            text = pattern.sub(replacement, text)
+        return text
+
+    return rewrite
+
+
+_rewrite = rewriter(r"""
+\\?[$%] => ''
+\\[dtc]frac<END> => '\\frac'
+\\(?:left|right)\s*+\. => ''
+\\(?:left|right|displaystyle|[bB]igg?[lr]?)<END> => ''
+\\!\s*+ => ''
+\{,\} => ','
+(?<!\\)\\[,;: ]|~|\\q?quad<END> => ' '
+\\(?:mbox|mathrm|textbf|mathbf|textrm|textit)<END> => '\\text'
+\^\s*+(?:\\circ<END>|\{\s*+\\circ\s*+\}) => ''
+\\degree<END> => ''
+\\le<END>|<= => '\\leq'
+\\ge<END>|>= => '\\geq'
+\b([bBv])matrix\b => 'pmatrix'
+\\text\s*+\{\s*+(?:and|or|,)\s*+\} => ','
+<START>sqrt(?=\s?[({\d]) => '\\sqrt'
+<START>pi<END> => '\\pi '
+""")
 
 
 def clean(text: str) -> str:
     """Spells symbols and synonyms in LaTeX's plainest way."""
     text = text.translate(_SYMBOLS)
-    for pattern, new in _REWRITES:
-        text = pattern.sub(new, text)
-    text = braced(text)
+    text = braced(_rewrite(text))
     return _ONE_TOKEN.sub(r"\1\2", text)
 
 
 _ONE_TOKEN = re.compile(r"([_^])\{(\w)\}(?![\w{])")
-_TAKES = re.compile(rf"\\(frac|binom|sqrt){_END}\s*+|\^\s*+(?=\()")
+_TAKES = re.compile(rf"\\(frac|binom|sqrt){END}\s*+|\^\s*+(?=\()")
 
 
 def braced(text: str) -> str:
