@@ -39,16 +39,18 @@ _MALFORMED = (
 )
 
 
-class NoCompletion(Exception):
-    """A reply is not a full completion; its text says why."""
+class Failure(Exception):
+    """What failed with a request, or why a reply is not a full completion."""
 
-    def __init__(self, why: str, status: int | None = None):
-        """Takes what the reply itself calls its HTTP status.
+    def __init__(
+        self, why: str, status: int | None = None, after: str | None = None
+    ):
+        """Takes the HTTP status and a Retry-After, None where there is none.
 
-        A gateway may send an error with status 200.
+        A gateway may send an error with status 200: the reply has its own.
         """
         super().__init__(why)
-        self.status = status
+        self.status, self.after = status, after
 
 
 def read(request: Request, content: bytes, limit: int | None) -> Sample:
@@ -59,7 +61,7 @@ def read(request: Request, content: bytes, limit: int | None) -> Sample:
     is no part of it.
 
     Raises:
-        NoCompletion: the reply is none.
+        Failure: the reply is none.
     """
     try:
         streamed = content.lstrip()[:6].startswith((b"data:", b"event:", b":"))
@@ -67,16 +69,14 @@ def read(request: Request, content: bytes, limit: int | None) -> Sample:
         if error := reply.get("error"):
             code = error.get("code") if isinstance(error, dict) else None
             known = type(code) is int and 400 <= code < 600
-            raise NoCompletion(
-                error_text(content, reply), code if known else None
-            )
+            raise Failure(error_text(content, reply), code if known else None)
         choice = reply["choices"][0]
         text = _text(choice["message"].get("content"))
         thought = _text(choice["message"].get("reasoning_content"))
         thought = thought or _text(choice["message"].get("reasoning"))
         reason = choice.get("finish_reason")
     except _MALFORMED:
-        raise NoCompletion(
+        raise Failure(
             f"the reply is not a chat completion: {error_text(content)}"
         ) from None
     name = reason.lower() if isinstance(reason, str) else ""
@@ -84,7 +84,7 @@ def read(request: Request, content: bytes, limit: int | None) -> Sample:
         why = f"the endpoint ended the sample with {name!r}"
         if choice.get("error"):
             why += f": {_one_line(_message(choice))}"
-        raise NoCompletion(why)
+        raise Failure(why)
     logprob_T, confidence_T = _logprobs(choice)
     prompt, cached, new = _usage(request, reply, text + thought, len(logprob_T))
     finish = "stop"

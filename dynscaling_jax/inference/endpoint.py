@@ -10,9 +10,9 @@ started again later.
 
 import asyncio
 import contextlib
-import dataclasses
 import email.utils
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -26,12 +26,7 @@ from typing import Any
 import httpx2
 
 from dynscaling_jax.inference import sampling
-from dynscaling_jax.inference.completion import (
-    NoCompletion,
-    empty,
-    error_text,
-    read,
-)
+from dynscaling_jax.inference.completion import Failure, empty, error_text, read
 from dynscaling_jax.thinking import Thinking
 from dynscaling_jax.types import Budget, Message, Request, Sample, count_words
 
@@ -50,36 +45,6 @@ GO_ON = (
     "where it ends, without repeating it."
 )
 LATER = "start the same command again: what was sampled before is kept"
-
-
-@dataclasses.dataclass
-class Server:
-    """How requests are sent, and what they have shown of the endpoint.
-
-    The first fields are arguments of Endpoint.
-    """
-
-    url: str
-    key: str
-    body: dict[str, Any]
-    continues: bool
-    concurrency: int
-    retries: int
-    backoff: float
-    timeout: float
-    samples: int = 0  # that came
-    logprobs: bool = True  # not refused
-
-
-class Failure(Exception):
-    """What failed with a request."""
-
-    def __init__(
-        self, why: str, status: int | None = None, after: str | None = None
-    ):
-        """Takes the HTTP status, None without a reply, and a Retry-After."""
-        super().__init__(why)
-        self.status, self.after = status, after
 
 
 class Unreachable(Failure):
@@ -169,16 +134,15 @@ class Endpoint:
             "top_logprobs": sampling.TOP if logprobs else None,
             **(extra_body or {}),
         }
-        self._server = Server(
-            _address(base_url),
-            _key(),
-            {name: value for name, value in body.items() if value is not None},
-            continue_final_message,
-            concurrency,
-            retries,
-            backoff,
-            timeout,
-        )
+        self._url, self._key = _address(base_url), _key()
+        self._body = {
+            n: value for n, value in body.items() if value is not None
+        }
+        self._continues = continue_final_message
+        self._concurrency, self._retries = concurrency, retries
+        self._backoff, self._timeout = backoff, timeout
+        self._samples = 0  # that came
+        self._logprobs = True  # not refused
         self.name = f"openai://{model}@{base_url}"
         self.max_prompt_tokens = None
         self.max_cost = Budget(new_tokens=max_new_tokens)
@@ -193,8 +157,7 @@ class Endpoint:
             ConnectionError: with the endpoint's own words; it refuses or fails
                 all requests alike.
         """
-        server = self._server
-        return _in_background(lambda put: _sample_all(server, requests, put))
+        return _in_background(lambda put: _sample_all(self, requests, put))
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Estimates the length of a prompt: the tokenizer is the server's."""
@@ -297,7 +260,7 @@ def _in_background(
 
 
 async def _sample_all(
-    server: Server,
+    server: Endpoint,
     requests: Sequence[Request],
     put: Callable[[Sample], None],
 ) -> None:
@@ -328,12 +291,9 @@ async def _sample_all(
         try:
             while True:
                 alike = len({r.query.id for r, _ in held}) >= ALIKE
-                while not (alike or fatal) and (
-                    len(running) < server.concurrency
-                ):
-                    request = next(waiting, None)
-                    if request is None:
-                        break
+                free = server._concurrency - len(running)
+                free = 0 if alike or fatal else free
+                for request in itertools.islice(waiting, free):
                     one = _sample(client, server, request, stopped)
                     running[asyncio.create_task(one)] = request
                 if not running:
@@ -341,7 +301,7 @@ async def _sample_all(
                         break
                     first, failure = held[0]
                     if alike or not (
-                        server.samples or await _works(client, server, first)
+                        server._samples or await _works(client, server, first)
                     ):
                         fatal = _alike(server, failure)
                         break
@@ -355,7 +315,7 @@ async def _sample_all(
                     try:
                         sample = task.result()
                     except Failure as failure:
-                        if server.samples and failure.status not in PASSING:
+                        if server._samples and failure.status not in PASSING:
                             fail(request, failure)
                         else:
                             held.append((request, failure))
@@ -363,7 +323,7 @@ async def _sample_all(
                         fatal = fatal or error
                         stopped.set()
                     else:
-                        server.samples += 1
+                        server._samples += 1
                         release()
                         put(sample)
         finally:
@@ -374,14 +334,14 @@ async def _sample_all(
         raise fatal
 
 
-def _client(server: Server) -> httpx2.AsyncClient:
+def _client(server: Endpoint) -> httpx2.AsyncClient:
     """Follows no redirect, which could carry the key to another host."""
-    key = server.key
+    key = server._key
     try:
         return httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(None, connect=CONNECTING),
-            limits=httpx2.Limits(max_connections=server.concurrency),
+            limits=httpx2.Limits(max_connections=server._concurrency),
         )
     except ImportError as error:  # a proxy of a kind that needs a package
         raise ValueError(str(error)) from None
@@ -389,7 +349,7 @@ def _client(server: Server) -> httpx2.AsyncClient:
 
 async def _sample(
     client: httpx2.AsyncClient,
-    server: Server,
+    server: Endpoint,
     request: Request,
     stopped: asyncio.Event,
 ) -> Sample:
@@ -400,21 +360,21 @@ async def _sample(
         ConnectionError: of all requests.
     """
     body = _body(server, request)
-    if not server.logprobs:
+    if not server._logprobs:
         body = _without_logprobs(body)
-    tries, seen = 0, server.samples
+    tries, seen = 0, server._samples
     while True:
         try:
             sample = await _once(client, server, request, body)
-            if "logprobs" in server.body and "logprobs" not in body:
-                server.logprobs = False
+            if "logprobs" in server._body and "logprobs" not in body:
+                server._logprobs = False
             return sample
         except Failure as error:
             failure = error
         refused = failure.status not in PASSING | LASTING
         if "logprobs" in body and (
             "logprob" in str(failure).lower()
-            or (refused and not server.samples)  # and does not say for what
+            or (refused and not server._samples)  # and does not say for what
         ):
             body = _without_logprobs(body)
             continue
@@ -422,13 +382,13 @@ async def _sample(
             raise _lasting(server, failure)
         if refused:
             raise failure
-        if failure.status == 429 and server.samples > seen:
-            tries, seen = 0, server.samples
-        if tries == server.retries:
+        if failure.status == 429 and server._samples > seen:
+            tries, seen = 0, server._samples
+        if tries == server._retries:
             break
         wait = _seconds(failure.after)
         if wait is None:
-            wait = min(server.backoff * 2**tries, LONGEST_WAIT)
+            wait = min(server._backoff * 2**tries, LONGEST_WAIT)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopped.wait(), wait)
             # no failure of this request: leave no row
@@ -437,7 +397,7 @@ async def _sample(
     if failure.status == 429 or isinstance(failure, Unreachable):
         less = " with a lower config.endpoint.concurrency or"
         raise ConnectionError(
-            f"{server.url} cannot be used: {failure} (after {tries + 1} "
+            f"{server._url} cannot be used: {failure} (after {tries + 1} "
             f"tries);{less * (failure.status == 429)} later, {LATER}"
         )
     raise failure
@@ -445,17 +405,17 @@ async def _sample(
 
 async def _once(
     client: httpx2.AsyncClient,
-    server: Server,
+    server: Endpoint,
     request: Request,
     body: Mapping[str, Any],
 ) -> Sample:
     """One try. Raises Failure."""
-    hide = lambda text: _without(server.key, text)
+    hide = lambda text: _without(server._key, text)
     try:
         content = bytearray()
         async with (
-            asyncio.timeout(server.timeout),
-            client.stream("POST", server.url, json=body) as response,
+            asyncio.timeout(server._timeout),
+            client.stream("POST", server._url, json=body) as response,
         ):
             status, headers = response.status_code, response.headers
             async for part in response.aiter_bytes():
@@ -466,29 +426,30 @@ async def _once(
             why = f"HTTP {status}: {error_text(bytes(content))}".rstrip()
             if "location" in headers:
                 why += f" moved to {error_text(headers['location'].encode())}"
-            raise Failure(hide(why), status, headers.get("retry-after"))
+            raise Failure(why, status, headers.get("retry-after"))
         limit = body.get("max_completion_tokens", body.get("max_tokens"))
         sample = read(
             request, bytes(content), limit if type(limit) is int else None
         )
-    except NoCompletion as error:
-        raise Failure(hide(str(error)), error.status) from None
+    except Failure as error:
+        why = hide(str(error))
+        raise Failure(why, error.status, error.after) from None
     except TimeoutError:
-        raise Failure(f"no reply within {server.timeout:g} s") from None
+        raise Failure(f"no reply within {server._timeout:g} s") from None
     except httpx2.ConnectTimeout:
         raise Unreachable(f"no connection within {CONNECTING:g} s") from None
     except httpx2.RequestError as error:
         why = error_text(f"{type(error).__name__}: {error}".encode())
         lost = isinstance(error, httpx2.ConnectError)
         raise (Unreachable if lost else Failure)(hide(why)) from None
-    if len(server.key) >= 2 * SECRET and server.key in sample.text:
-        text = sample.text.replace(server.key, "***")
+    if len(server._key) >= 2 * SECRET and server._key in sample.text:
+        text = sample.text.replace(server._key, "***")
         sample = sample._replace(text=text)
     return sample
 
 
 async def _works(
-    client: httpx2.AsyncClient, server: Server, request: Request
+    client: httpx2.AsyncClient, server: Endpoint, request: Request
 ) -> bool:
     """Whether the endpoint answers a plain question, as a request without."""
     system = [m for m in request.messages if m.role == "system"]
@@ -501,48 +462,48 @@ async def _works(
     return True
 
 
-def _lasting(server: Server, failure: Failure) -> ConnectionError:
+def _lasting(server: Endpoint, failure: Failure) -> ConnectionError:
     """What to do about a status that all requests will get."""
     right = "name the right one in config.model"
-    no_model = f"has no model {server.body.get('model')!r}, or "
+    no_model = f"has no model {server._body.get('model')!r}, or "
     why, mend = {
         401: ("refuses the key in OPENAI_API_KEY", "set the right one"),
         402: ("wants to be paid", "see to that"),
         404: (no_model + "is not the URL of an endpoint", right),
     }.get(failure.status or 0, ("is not the URL of an endpoint", right))
-    if failure.status == 401 and not server.key:
+    if failure.status == 401 and not server._key:
         why, mend = "wants a key", "set OPENAI_API_KEY"
     return ConnectionError(
-        f"{server.url} {why} ({failure}); {mend}, and {LATER}"
+        f"{server._url} {why} ({failure}); {mend}, and {LATER}"
     )
 
 
-def _alike(server: Server, failure: Failure) -> ConnectionError:
+def _alike(server: Endpoint, failure: Failure) -> ConnectionError:
     does = "answers" if failure.status in PASSING else "takes"
     return ConnectionError(
-        f"{server.url} {does} none of the requests ({failure}). Nothing was "
+        f"{server._url} {does} none of the requests ({failure}). Nothing was "
         f"spent on them. When that is mended, {LATER}"
     )
 
 
-def _body(server: Server, request: Request) -> dict[str, Any]:
+def _body(server: Endpoint, request: Request) -> dict[str, Any]:
     messages = list(request.messages)
     extra: dict[str, Any] = {}
     if messages[-1].role == "assistant":
-        if server.continues:
+        if server._continues:
             extra = {
                 "continue_final_message": True,
                 "add_generation_prompt": False,
             }
         else:
             messages.append(Message("user", GO_ON))
-    if "seed" in server.body:
-        name = [server.body["seed"], request.query.id, request.index]
+    if "seed" in server._body:
+        name = [server._body["seed"], request.query.id, request.index]
         digest = hashlib.sha256(json.dumps(name).encode()).digest()
         # fits an int32
         extra["seed"] = int.from_bytes(digest[:4], "little") >> 1
     return {
-        **server.body,
+        **server._body,
         **extra,
         "messages": [
             # lone surrogates cannot be sent

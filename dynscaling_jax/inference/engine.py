@@ -14,13 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynscaling_jax.checkpoints.model import Model
-from dynscaling_jax.inference import (
-    layout,
-    memory,
-    mesh,
-    prefill,
-    sampling,
-)
+from dynscaling_jax.inference import layout, memory, mesh, prefill, sampling
 from dynscaling_jax.inference.cache import Prefix
 from dynscaling_jax.inference.scheduler import Scheduler, Setup, Steps
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot, finished
@@ -323,9 +317,8 @@ class Engine:
         """The work of each worker, or of each bucket of prompts."""
         parts = collections.defaultdict(list)
         if not self._setup.follows_work:
-            for prompt, numbered in work:
-                bucket = self._bucket(len(prompt.ids))
-                parts[bucket].append((prompt, numbered))
+            for pair in work:
+                parts[self._bucket(len(pair[0].ids))].append(pair)
             return parts
         by_prompt = layout.grouped(work, lambda pair: pair[0], len(work))
         loads = [0] * self._workers

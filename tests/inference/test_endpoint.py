@@ -166,7 +166,7 @@ def request(question="?", index=0, turns=()):
     return Request(Query(question, messages), messages, index, 2, (1,))
 
 
-def draw(server, requests, **options):
+def sampled(server, requests, **options):
     options = {"backoff": 0.01, "timeout": 5.0} | options
     return list(Endpoint("m", server.url, **options).sample(list(requests)))
 
@@ -174,8 +174,8 @@ def draw(server, requests, **options):
 def beside_a_good_one(serve, reply, **options):
     """What becomes of a request that is replied to so, where another works."""
     server = serve(lambda q, n: reply if q == "odd" else completion())
-    drawn = draw(server, [request("odd"), request("good")], **options)
-    samples = {s.query_id: s for s in drawn}
+    both = [request("odd"), request("good")]
+    samples = {s.query_id: s for s in sampled(server, both, **options)}
     assert samples["good"].finish_reason == "stop"
     return samples["odd"]
 
@@ -193,7 +193,7 @@ def refusal(serve, reply, count=12, **options):
 
 def test_a_completion_becomes_a_sample(serve):
     server = serve(lambda question, number: completion())
-    [sample] = draw(
+    [sample] = sampled(
         server, [request("2+5?", 3)], max_new_tokens=9, stop=["\n\n"]
     )
     assert sample[:5] == ("2+5?", 3, 2, (1,), "It is 7.")
@@ -214,10 +214,10 @@ def test_each_sample_has_a_seed_of_its_own(serve):
     """A public implementation sent one seed for n samples: all were equal."""
     server = serve(lambda question, number: completion())
     requests = [request(q, i) for q in "ab" for i in range(8)]
-    draw(server, requests, seed=1)
-    draw(server, requests, seed=1, concurrency=1)
-    draw(server, requests, seed=2)
-    draw(server, requests, seed=None)
+    sampled(server, requests, seed=1)
+    sampled(server, requests, seed=1, concurrency=1)
+    sampled(server, requests, seed=2)
+    sampled(server, requests, seed=None)
     seeds = [body.get("seed") for body in server.bodies]
     assert len(set(seeds[:16])) == 16
     assert sorted(seeds[:16]) == sorted(seeds[16:32])
@@ -227,12 +227,12 @@ def test_each_sample_has_a_seed_of_its_own(serve):
 
 
 def test_what_is_sent(serve):
-    """top_k and min_p were dropped, and the model drew as it liked."""
+    """top_k and min_p were dropped, and the model sampled as it liked."""
     server = serve(lambda question, number: completion())
     extra = {"max_tokens": None, "max_completion_tokens": 5, "tier": "a"}
-    draw(server, [request()], logprobs=False)
-    draw(server, [request()], top_k=3, min_p=0.5, top_p=0.9, temperature=0.5)
-    draw(server, [request()], extra_body=extra)
+    sampled(server, [request()], logprobs=False)
+    sampled(server, [request()], top_k=3, min_p=0.5, top_p=0.9, temperature=0.5)
+    sampled(server, [request()], extra_body=extra)
     plain, set_, more = server.bodies
     assert not {"top_k", "min_p", "logprobs", "top_logprobs"} & plain.keys()
     names = ("top_k", "min_p", "top_p", "temperature")
@@ -245,12 +245,12 @@ def test_a_turn_that_is_to_go_on(serve):
     """As a flag of the servers that know it; else as a turn that asks."""
     server = serve(lambda question, number: completion())
     begun = request(turns=[Message("assistant", "Attempt 1:")])
-    draw(server, [begun])
-    draw(server, [begun], continue_final_message=True)
-    asked, flagged = server.bodies
-    roles = [m["role"] for m in asked["messages"]]
+    sampled(server, [begun])
+    sampled(server, [begun], continue_final_message=True)
+    requested, flagged = server.bodies
+    roles = [m["role"] for m in requested["messages"]]
     assert roles == ["user", "assistant", "user"]
-    assert "continue_final_message" not in asked
+    assert "continue_final_message" not in requested
     assert flagged["messages"][-1]["content"] == "Attempt 1:"
     assert flagged["continue_final_message"] is True
     assert flagged["add_generation_prompt"] is False
@@ -258,7 +258,7 @@ def test_a_turn_that_is_to_go_on(serve):
 
 def test_text_that_is_no_unicode_is_sent_all_the_same(serve):
     server = serve(lambda question, number: completion("\ud800"))
-    [sample] = draw(server, [request("a\ud800")])
+    [sample] = sampled(server, [request("a\ud800")])
     assert server.bodies[0]["messages"][0]["content"] == "a?"
     assert sample.text == "\ud800"
 
@@ -314,7 +314,7 @@ def test_replies_that_are_completions(serve, reply, text, finish):
 
 
 HTML = b"<html><style>p{}</style><title>Web UI</title>hello</html>"
-REPLIES = [  # what no completion is, and what is said of it
+REPLIES = [  # what no completion is, and what is reported of it
     (failure(500, "the model\ncrashed"), "HTTP 500: the model crashed"),
     (failure(400, "prompt is too long"), "HTTP 400: prompt is too long"),
     (failure(403, "moderated"), "HTTP 403: moderated"),
@@ -376,12 +376,12 @@ def test_a_request_that_fails_is_a_row_beside_the_others(serve, reply, message):
 )
 @pytest.mark.parametrize("count", [2, 12])
 def test_what_fails_for_all_ends_the_run(serve, reply, message, count):
-    """It once became rows of failure that spent the budget, and the run ended
+    """It once became failed samples that spent the budget, and the run ended
     as if it had been one."""
-    said = refusal(serve, reply, count, retries=1)
-    assert message in said
-    assert "start the same command again" in said
-    assert said.isprintable() and KEY not in said
+    error = refusal(serve, reply, count, retries=1)
+    assert message in error
+    assert "start the same command again" in error
+    assert error.isprintable() and KEY not in error
 
 
 def test_what_was_under_way_comes_in_before_the_run_ends(serve):
@@ -413,18 +413,18 @@ def test_refusals_wait_for_a_sample_that_shows_what_they_mean(serve):
         return failure(403, "moderated")
 
     server = serve(behave)
-    drawn = draw(server, map(request, [*"abcdefghi", "good", *"jkl"]))
-    assert len(drawn) == 13
-    assert sum(s.finish_reason == "stop" for s in drawn) == 1
+    samples = sampled(server, map(request, [*"abcdefghi", "good", *"jkl"]))
+    assert len(samples) == 13
+    assert sum(s.finish_reason == "stop" for s in samples) == 1
 
 
 def test_a_run_that_has_only_refused_requests_left_can_end(serve):
-    """A kill may leave the moderated question alone to be asked again: a
+    """A kill may leave the moderated question alone to be requested again: a
     plain one tells whether the endpoint works."""
     server = serve(
         lambda q, n: failure(403, "moderated") if q == "bad" else completion()
     )
-    [sample] = draw(server, [request("bad")])
+    [sample] = sampled(server, [request("bad")])
     assert sample.finish_reason == "error: HTTP 403: moderated"
     assert server.bodies[-1]["messages"][0]["content"] == "Hello."
 
@@ -435,16 +435,16 @@ def test_an_endpoint_that_breaks_midway_ends_the_run(serve):
     samples = Endpoint(
         "m", server.url, concurrency=2, retries=1, backoff=0.01
     ).sample([request(str(i)) for i in range(100)])
-    drawn = []
+    reasons = []
     with pytest.raises(ConnectionError, match="HTTP 502"):
         for sample in samples:
-            drawn.append(sample.finish_reason)
-    assert drawn == ["stop"] * 5
+            reasons.append(sample.finish_reason)
+    assert reasons == ["stop"] * 5
     assert len(server.bodies) < 40
 
 
 def test_an_endpoint_that_is_down_ends_the_run():
-    """One row of failure for each of 100,000 requests would spend the budget
+    """One failed sample for each of 100,000 requests would spend the budget
     on nothing."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -457,7 +457,7 @@ def test_an_endpoint_that_is_down_ends_the_run():
 
 def test_a_run_that_stops_leaves_no_row_of_what_was_to_be_tried_again(serve):
     """A request that waited for its next try as the run stopped has not
-    failed: a row would keep it from being drawn when the run goes on."""
+    failed: a sample would keep it from being generated when the run goes on."""
 
     def behave(question, number):
         time.sleep(0.2 if question == "wrong key" else 0)
@@ -473,7 +473,7 @@ def test_a_run_that_stops_leaves_no_row_of_what_was_to_be_tried_again(serve):
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
 def test_a_passing_failure_is_tried_again(serve, status):
     server = serve(lambda q, n: completion() if n == 2 else failure(status))
-    [sample] = draw(server, [request()], retries=2)
+    [sample] = sampled(server, [request()], retries=2)
     assert sample.finish_reason == "stop"
     assert len(server.bodies) == 3
 
@@ -491,10 +491,10 @@ def test_a_rate_limit_is_waited_for_as_long_as_samples_come(serve):
         return completion()
 
     server = serve(behave)
-    drawn = draw(
+    samples = sampled(
         server, [request(str(i)) for i in range(12)], retries=2, backoff=0.2
     )
-    assert {s.finish_reason for s in drawn} == {"stop"}
+    assert {s.finish_reason for s in samples} == {"stop"}
 
 
 def test_retry_after_is_obeyed(serve):
@@ -510,7 +510,7 @@ def test_retry_after_is_obeyed(serve):
         return completion()
 
     server = serve(behave)
-    [sample] = draw(server, [request()], backoff=0.05, retries=6)
+    [sample] = sampled(server, [request()], backoff=0.05, retries=6)
     assert sample.finish_reason == "stop"
     assert arrivals[1] - arrivals[0] >= 0.3
     assert arrivals[-1] - arrivals[0] < 15  # what is past or no date is none
@@ -537,7 +537,7 @@ def test_a_reply_of_60_megabytes(serve):
     """Its parts were joined one by one, and copied each time."""
     reply = completion("x" * 60_000_000)
     start = time.monotonic()
-    [sample] = draw(serve(lambda q, n: reply), [request()], timeout=60)
+    [sample] = sampled(serve(lambda q, n: reply), [request()], timeout=60)
     assert len(sample.text) == 60_000_000
     assert time.monotonic() - start < 10
 
@@ -592,17 +592,17 @@ def test_log_probabilities_where_they_are_offered(
 def test_an_endpoint_that_refuses_log_probabilities_is_asked_without(
     serve, refused
 ):
-    """By any status; and is asked for them no more."""
+    """By any status; and no more are requested."""
     server = serve(lambda q, n: completion())
     server = serve(
         lambda q, n: (
             refused if "logprobs" in server.bodies[-1] else completion()
         )
     )
-    drawn = draw(server, map(request, "abc"), retries=0, concurrency=1)
-    assert {s.finish_reason for s in drawn} == {"stop"}
-    asked = ["logprobs" in body for body in server.bodies]
-    assert asked == [True, False, False, False]
+    samples = sampled(server, map(request, "abc"), retries=0, concurrency=1)
+    assert {s.finish_reason for s in samples} == {"stop"}
+    requested = ["logprobs" in body for body in server.bodies]
+    assert requested == [True, False, False, False]
     assert not any("top_logprobs" in body for body in server.bodies[1:])
 
 
@@ -624,7 +624,7 @@ def test_missing_usage_is_counted_and_warned_of(serve):
     }
     server = serve(lambda question, number: replies[question])
     with pytest.warns(UserWarning, match="four bytes a token"):
-        samples = draw(server, map(request, replies))
+        samples = sampled(server, map(request, replies))
     counted = {s.query_id: (s.prompt_tokens, s.new_tokens) for s in samples}
     assert counted == {"12345678": (2, 2), "1": (1, 5)}
 
@@ -633,7 +633,7 @@ def test_cached_tokens_are_the_endpoints(serve):
     status, reply, headers = completion()
     reply["usage"]["prompt_tokens_details"] = {"cached_tokens": 8}
     server = serve(lambda question, number: (status, reply, headers))
-    assert draw(server, [request()])[0].cached_tokens == 8
+    assert sampled(server, [request()])[0].cached_tokens == 8
 
 
 def test_requests_run_beside_one_another(serve):
@@ -643,7 +643,9 @@ def test_requests_run_beside_one_another(serve):
 
     server = serve(behave)
     start = time.monotonic()
-    samples = draw(server, [request(str(i)) for i in range(12)], concurrency=6)
+    samples = sampled(
+        server, [request(str(i)) for i in range(12)], concurrency=6
+    )
     assert time.monotonic() - start < 1.5
     assert len(samples) == 12
     assert 4 <= server.most <= 6
@@ -657,7 +659,7 @@ def test_fast_samples_do_not_wait_for_slow_ones(serve):
     server = serve(behave)
     names = ["slow", "a", "b", "c"]
     order = [
-        s.query_id for s in draw(server, map(request, names), concurrency=2)
+        s.query_id for s in sampled(server, map(request, names), concurrency=2)
     ]
     assert order[-1] == "slow"
 
@@ -668,21 +670,21 @@ def test_a_consumer_that_leaves_stops_the_requests(serve):
     samples = sample_fn([request(str(i)) for i in range(1000)])
     next(samples)
     samples.close()
-    asked = len(server.bodies)
-    assert asked < 900
+    requested = len(server.bodies)
+    assert requested < 900
     time.sleep(0.2)
-    assert len(server.bodies) <= asked + 2
+    assert len(server.bodies) <= requested + 2
 
 
 def test_a_run_goes_on_when_the_endpoint_is_back(serve, tmp_path):
-    """Nothing that was drawn is lost or drawn again, and no sample of the
+    """Nothing that was sampled is lost or sampled again, and no sample of the
     budget goes to a failure."""
-    paid, asked = [False], collections.Counter()
+    paid, requested = [False], collections.Counter()
 
     def behave(question, number):
-        if asked.total() == 7 and not paid[0]:
+        if requested.total() == 7 and not paid[0]:
             return failure(402, "your credit is used up")
-        asked[question] += 1
+        requested[question] += 1
         return completion()
 
     server = serve(behave)
@@ -706,7 +708,7 @@ def test_a_run_goes_on_when_the_endpoint_is_back(serve, tmp_path):
     paid[0] = True
     result = run()
     assert result.ledger.samples == 12
-    assert asked.total() == 12
+    assert requested.total() == 12
     assert len(list(read_samples(tmp_path / "samples.jsonl"))) == 12
 
 
@@ -716,7 +718,7 @@ def test_the_end_of_a_line_is_no_part_of_a_key(serve, monkeypatch, end):
     other line ends stood in samples.jsonl and report.html."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY + end)
     server = serve(lambda question, number: completion())
-    [sample] = draw(server, [request()])
+    [sample] = sampled(server, [request()])
     assert sample.finish_reason == "stop"
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
 
@@ -747,25 +749,25 @@ def test_a_server_that_says_the_key_is_not_repeated(serve, echo):
     reply = echo(KEY)
     server = serve(lambda question, number: reply)
     try:
-        told = str(draw(server, [request()], retries=0))
+        text = str(sampled(server, [request()], retries=0))
     except ConnectionError as error:
-        told = str(error)
+        text = str(error)
     parts = [KEY[i : i + 8] for i in range(len(KEY) - 8)]
-    assert not [part for part in parts if part in told], told
+    assert not [part for part in parts if part in text], text
 
 
 def test_no_redirect_carries_the_key_elsewhere(serve):
     other = serve(lambda question, number: completion())
     server = serve(lambda q, n: failure(308, "", location=other.url))
     with pytest.raises(ConnectionError, match="HTTP 308.*moved to"):
-        draw(server, [request()])
+        sampled(server, [request()])
     assert not other.bodies
 
 
 def test_no_key_no_header(serve, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     server = serve(lambda question, number: completion())
-    draw(server, [request()])
+    sampled(server, [request()])
     assert "Authorization" not in server.headers[0]
     assert "wants a key" in refusal(serve, failure(401))
 
@@ -822,7 +824,7 @@ def config_of(server, **fields):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "error"),
     [
         ("dtype", "bfloat16", "config.dtype='bfloat16' is of local models"),
         ("quantize", "int8", "config.quantize"),
@@ -835,11 +837,11 @@ def config_of(server, **fields):
     ],
 )
 def test_fields_that_a_server_cannot_have_are_refused(
-    serve, tmp_path, field, value, said
+    serve, tmp_path, field, value, error
 ):
     """They were ignored."""
     server = serve(lambda question, number: completion())
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=error):
         experiment.run_config(
             config_of(server, **{field: value}), tmp_path / "run"
         )
@@ -861,14 +863,14 @@ def test_every_setting_of_a_server_is_a_field(serve, tmp_path):
         (7, "a")
     }
     assert not any({"seed", "logprobs"} & body.keys() for body in server.bodies)
-    # how it is asked changes no sample: the run goes on with another way
+    # how it is requested changes no sample: the run goes on with another way
     config.endpoint.concurrency = 1
     experiment.run_config(config, tmp_path)
     assert len(server.bodies) == 6
 
 
 def test_a_run_at_a_server_that_refuses_spends_nothing(serve, tmp_path):
-    """It ended well, with rows of failure alone, and was never drawn again."""
+    """It ended well, with failed samples alone, and was never sampled again."""
     well = [False]
     server = serve(lambda q, n: completion() if well[0] else failure(400, "no"))
     with pytest.raises(ConnectionError, match="HTTP 400: no"):
@@ -914,14 +916,14 @@ def test_a_run_stops_at_once_with_64_requests_under_way(serve, tmp_path, stop):
     assert time.monotonic() - begin < 5
     assert process.returncode == 1
     assert error.strip().endswith("stopped; the same command goes on from here")
-    rows = {
+    reasons = {
         (row["query_id"], row["index"]): row["finish_reason"]
         for name in ("samples", "pending")
         for row in map(
             json.loads, (tmp_path / f"{name}.jsonl").read_bytes().splitlines()
         )
     }
-    assert list(rows.values()) == ["stop"] * 5
+    assert list(reasons.values()) == ["stop"] * 5
 
 
 @pytest.mark.filterwarnings("ignore:the endpoint's replies do not say")

@@ -66,7 +66,7 @@ def reference(model):
         *ask(QUERIES[1:], range(5)),
         *[chain(q, 70 + i) for q in QUERIES for i in range(2)],
     ]
-    found = by_name(Engine(model, **SHAPE)(work))
+    found = by_name(Engine(model, **SHAPE).sample(work))
     assert len(found) == len(work)
     return found
 
@@ -108,7 +108,8 @@ def test_samples_of_one_query_are_distinct_streams(reference):
 
 def test_a_run_of_64_contains_the_run_of_4(model, reference):
     assert_same(
-        by_name(Engine(model, **SHAPE)(ask(QUERIES[:1], range(4)))), reference
+        by_name(Engine(model, **SHAPE).sample(ask(QUERIES[:1], range(4)))),
+        reference,
     )
 
 
@@ -123,7 +124,7 @@ def test_the_order_of_requests_does_not_matter(model, reference):
     random = np.random.RandomState(0)
     for _ in range(3):
         random.shuffle(work)
-        assert_same(by_name(Engine(model, **SHAPE)(work)), reference)
+        assert_same(by_name(Engine(model, **SHAPE).sample(work)), reference)
 
 
 def test_refilled_slots_do_not_matter(model, reference):
@@ -174,7 +175,7 @@ def test_calls_that_overlap_do_not_matter(model, reference):
     later += [chain(q, 70) for q in QUERIES]
     apart = Engine(model, **SHAPE)
     for work in (first, later):
-        assert_same(by_name(apart(work)), reference)
+        assert_same(by_name(apart.sample(work)), reference)
     engine = Engine(model, **SHAPE)
     one, other = engine.sample(first), engine.sample(later)
     found = [*(next(one) for _ in range(3)), next(other), *one, *other]
@@ -186,7 +187,7 @@ def test_calls_that_overlap_do_not_matter(model, reference):
 def test_longer_prompts_may_come_later(model, reference):
     """The room for prompts grows under the slots that go on."""
     long = query("long", "y" * 200)
-    (alone,) = Engine(model, **SHAPE)(ask([long], [1]))
+    (alone,) = Engine(model, **SHAPE).sample(ask([long], [1]))
     engine = Engine(model, **SHAPE)
     one = engine.sample(ask(QUERIES[:1], range(16)))
     found = [next(one)]
@@ -212,8 +213,10 @@ def test_longer_prompts_wait_where_there_is_no_room(model, few_bytes):
     found = [next(one)]
     other = engine.sample(ask([long], range(4)))
     found += [*other, *one]
-    alone = Engine(model, **SHAPE)(ask([*short], [0]))
-    expected = by_name([*alone, *Engine(model, **SHAPE)(ask([long], range(4)))])
+    alone = Engine(model, **SHAPE).sample(ask([*short], [0]))
+    expected = by_name(
+        [*alone, *Engine(model, **SHAPE).sample(ask([long], range(4)))]
+    )
     assert by_name(found) == expected
 
 
@@ -240,20 +243,22 @@ def test_a_call_that_is_left_is_cancelled(model, reference):
     assert_same(by_name(other), reference)
     assert not engine._schedulers
     calls = Engine(model, **SHAPE)
-    list(calls(ask(QUERIES, range(5))))
+    list(calls.sample(ask(QUERIES, range(5))))
     assert engine.slot_steps < calls.slot_steps + 64 * SHAPE["max_new_tokens"]
 
 
 def test_a_request_may_be_made_twice(model, reference):
-    found = [*Engine(model, **SHAPE)(ask(QUERIES[:1], [2]) * 2)]
+    found = [*Engine(model, **SHAPE).sample(ask(QUERIES[:1], [2]) * 2)]
     assert found == [reference["q/0", 2]] * 2
 
 
 def test_seeds_and_query_ids_change_samples(model, reference):
-    other = by_name(Engine(model, **SHAPE, seed=1)(ask(QUERIES[:1], range(8))))
+    other = by_name(
+        Engine(model, **SHAPE, seed=1).sample(ask(QUERIES[:1], range(8)))
+    )
     assert all(s.text != reference[n].text for n, s in other.items())
     twin = Query("q/twin", QUERIES[0].messages)
-    found = by_name(Engine(model, **SHAPE)(ask([twin], range(8))))
+    found = by_name(Engine(model, **SHAPE).sample(ask([twin], range(8))))
     pairs = [(found["q/twin", i], reference["q/0", i]) for i in range(8)]
     assert all(a.text != b.text for a, b in pairs)
 
@@ -276,7 +281,7 @@ def test_temperature_zero_is_the_likeliest_text(model, recording_engine):
     engine = recording_engine(model, **SHAPE, temperature=0)
     samples = by_name(engine.sample(ask(QUERIES[:2], range(3))))
     again = by_name(
-        Engine(model, **SHAPE, temperature=0)(ask(QUERIES[:2], [9]))
+        Engine(model, **SHAPE, temperature=0).sample(ask(QUERIES[:2], [9]))
     )
     for q in QUERIES[:2]:
         assert len({samples[q.id, i].text for i in range(3)}) == 1
@@ -313,7 +318,7 @@ def test_stop_ids_end_a_sample(model, reference, recording_engine):
 def test_stop_strings_are_cut(model, recording_engine):
     """Also where the string begins in one chunk and ends in the next."""
     free = recording_engine(model, **SHAPE)
-    texts = by_name(free(ask(QUERIES[:1], range(64))))
+    texts = by_name(free.sample(ask(QUERIES[:1], range(64))))
     decode_text = model.tokenizer.decode
     border = decode.CHUNK  # token 0 to CHUNK are seen first, then the rest
     crossing = []
@@ -337,21 +342,23 @@ def test_stop_strings_are_cut(model, recording_engine):
 
 
 def test_the_first_of_several_stop_strings_counts(model):
-    (free,) = Engine(model, **SHAPE)(ask(QUERIES[:1], [0]))
+    (free,) = Engine(model, **SHAPE).sample(ask(QUERIES[:1], [0]))
     early, late = free.text[2:4], free.text[6:8]
     assert free.text.find(early) == 2 and free.text.find(late) == 6
     for stop in ((early, late), (late, early)):
-        (sample,) = Engine(model, **SHAPE, stop=stop)(ask(QUERIES[:1], [0]))
+        (sample,) = Engine(model, **SHAPE, stop=stop).sample(
+            ask(QUERIES[:1], [0])
+        )
         assert sample.text == free.text[:2]
 
 
 def test_a_slot_that_a_stop_string_ended_is_refilled(model):
     """The device goes on with such a slot until the host says otherwise."""
-    (free,) = Engine(model, **SHAPE)(ask(QUERIES[:1], [0]))
-    plain = by_name(Engine(model, **SHAPE)(ask(QUERIES, range(12))))
+    (free,) = Engine(model, **SHAPE).sample(ask(QUERIES[:1], [0]))
+    plain = by_name(Engine(model, **SHAPE).sample(ask(QUERIES, range(12))))
     stop = free.text[2:3]
     found = by_name(
-        Engine(model, **SHAPE, stop=(stop,))(ask(QUERIES, range(12)))
+        Engine(model, **SHAPE, stop=(stop,)).sample(ask(QUERIES, range(12)))
     )
     assert len(found) == 36
     stopped = 0
@@ -402,7 +409,7 @@ def test_a_prompt_too_long_is_refused_before_sampling(model, monkeypatch):
     monkeypatch.setattr(decode, "decode", forbidden)
     work = ask([QUERIES[0], query("long", "y" * 600)], range(4))
     with pytest.raises(ValueError, match="'long': its prompt has 6.. tokens"):
-        next(Engine(model, **SHAPE)(work))
+        next(Engine(model, **SHAPE).sample(work))
 
 
 def test_no_requests_no_samples(model):
@@ -487,7 +494,7 @@ def test_nothing_is_compiled_after_the_first_call(model):
         first = Engine(model, **settings)
         first.generate(["warm", "up"], n=4)
         first.generate(["alone"])
-        list(first([chain(q, 1) for q in QUERIES]))
+        list(first.sample([chain(q, 1) for q in QUERIES]))
         jax.random.normal(jax.random.key(0), (977,))  # the listener hears
         assert names
         names.clear()
@@ -552,4 +559,4 @@ def test_damaged_weights_are_named(model):
         lambda: model.tokenizer,
     )
     with pytest.raises(ValueError, match="'q/0': the model gives logits that"):
-        list(Engine(broken, **SHAPE)(ask(QUERIES[:1], [0])))
+        list(Engine(broken, **SHAPE).sample(ask(QUERIES[:1], [0])))

@@ -65,7 +65,7 @@ def test_a_follower_calls_what_its_leader_calls(model, called):
     generated, and one that is left before."""
     leader, messages = Engine(model, **SHAPE), []
     lockstep.lead(leader, messages.append)
-    left = leader(ask(QUERIES[:1], range(40)))
+    left = leader.sample(ask(QUERIES[:1], range(40)))
     next(left)
     turn = Message("assistant", "First, I add.")
     chains = [
@@ -74,8 +74,8 @@ def test_a_follower_calls_what_its_leader_calls(model, called):
     other = leader.sample([*chains, *ask(QUERIES[1:], range(5))])
     samples = [next(other)]
     del left
-    leader(ask(QUERIES, range(100, 120)))  # and nobody takes any
-    samples += [*other, *leader(ask(QUERIES[2:], range(7)))]
+    leader.sample(ask(QUERIES, range(100, 120)))  # and nobody takes any
+    samples += [*other, *leader.sample(ask(QUERIES[2:], range(7)))]
     assert len(samples) == 3 + 10 + 7
     assert {name for name, _ in called} >= {"prefill", "extend", "decode"}
 
@@ -95,9 +95,9 @@ def test_a_call_may_be_collected_while_another_is_left(model, monkeypatch):
     the follower as dropped, and waited on in the leader."""
     leader, messages = Engine(model, **SHAPE), []
     lockstep.lead(leader, messages.append)
-    kept = leader(ask(QUERIES[:1], range(60, 90)))
-    one = leader(ask(QUERIES[:1], range(4)))
-    others = [leader(ask(QUERIES[1:2], range(40)))]
+    kept = leader.sample(ask(QUERIES[:1], range(60, 90)))
+    one = leader.sample(ask(QUERIES[:1], range(4)))
+    others = [leader.sample(ask(QUERIES[1:2], range(40)))]
     next(kept)
 
     def collecting(*items):
@@ -111,7 +111,7 @@ def test_a_call_may_be_collected_while_another_is_left(model, monkeypatch):
     one.close()
     monkeypatch.undo()
     assert not others
-    assert len([*kept, *leader(ask(QUERIES[2:], range(2)))]) == 29 + 2
+    assert len([*kept, *leader.sample(ask(QUERIES[2:], range(2)))]) == 29 + 2
     follower = Engine(model, **SHAPE)
     received = iter([*messages, b""])
     lockstep.follow(follower, lambda: next(received))
@@ -123,7 +123,7 @@ def test_requests_come_as_they_were_sent(model):
     sent = [Request(QUERIES[1], QUERIES[0].messages, 7, 2, (1, 4), True)]
     leader, messages = Engine(model, **SHAPE), []
     lockstep.lead(leader, messages.append)
-    assert len([*leader(sent)]) == 1
+    assert len([*leader.sample(sent)]) == 1
     (change,) = lockstep.changes_of(messages[0])
     assert change.added == sent and not change.dropped
 
@@ -137,7 +137,7 @@ def test_a_leader_that_cannot_send_samples_nothing(model):
 
     leader = Engine(model, **SHAPE)
     lockstep.lead(leader, gone)
-    call = leader(ask(QUERIES[:1], range(2)))
+    call = leader.sample(ask(QUERIES[:1], range(2)))
     with pytest.raises(OSError, match="has ended"):
         next(call)
     with pytest.raises(RuntimeError, match="failed in another call"):

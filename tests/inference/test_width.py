@@ -152,12 +152,12 @@ def test_slots_become_fewer_and_samples_stay(tiny, monkeypatch):
     assert len(found) == 40 and widths and widths[-1] == 8
     for q in queries:
         own = [r for r in work if r.query == q]
-        for sample in Engine(model, **settings)(own):
+        for sample in Engine(model, **settings).sample(own):
             assert sample == found[q.id, sample.index]
     widths.clear()
     fixed = Engine(model, **settings)
     fixed.slot_counts = (64,)
-    for sample in fixed(work):
+    for sample in fixed.sample(work):
         assert sample == found[sample.query_id, sample.index]
     assert not widths and engine.slot_steps < 0.7 * fixed.slot_steps
 

@@ -80,7 +80,7 @@ def test_samples_are_those_of_one_worker(model, workers):
     """Of calls that overlap, too, and after one that is left."""
     work = ask(QUERIES, range(9))
     workers(1)
-    alone = by_name(Engine(model, **SHAPE)(work))
+    alone = by_name(Engine(model, **SHAPE).sample(work))
     workers(2)
     engine = Engine(model, **SHAPE)
     assert engine.slot_counts == (8, 16, 32)
@@ -105,7 +105,7 @@ def test_workers_decode_at_the_same_time(model, workers, monkeypatch):
         return chunk(*args)
 
     monkeypatch.setattr(decode, "decode", meeting)
-    assert len([*Engine(model, **SHAPE)(ask(QUERIES, range(4)))]) == 40
+    assert len([*Engine(model, **SHAPE).sample(ask(QUERIES, range(4)))]) == 40
     assert met
 
 
