@@ -4,7 +4,7 @@ Letters: Q questions, N samples of a question, M budgets, R rounds.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +45,11 @@ class GradedQuestion(NamedTuple):
         """Whether each sample is right."""
         return [answer in self.right for answer in self.answer_N]
 
+    def number(self, answer: str | None) -> int:
+        """Finds the id of a text that some sample answered; -1 is none."""
+        texts = (sample.answer for sample in self.samples)
+        return dict(zip(texts, self.answer_N, strict=True)).get(answer, -1)
+
 
 class GradedRun(NamedTuple):
     """A run whose answers are numbered and graded."""
@@ -78,47 +83,65 @@ def grade_run(recorded: RecordedRun, compare: Compare) -> GradedRun:
     """Numbers and grades every answer as votes and grading do.
 
     Raises:
-        ValueError: a sample of a question that has no reference; a question
-            without an answer, with a sample twice, or with one that has a
-            parent which does not come before it.
+        ValueError: a question without an answer; or as grade_questions.
     """
     if missing := recorded.references.keys() - recorded.answers.keys():
         raise ValueError(
             f"{recorded.name}: answers.json has no answer to question "
             f"{min(missing)!r}, whose reference is in references.json"
         )
-    by_query: dict[str, list[Sample]] = {i: [] for i in recorded.references}
-    for sample in recorded.samples:
+    try:
+        questions = grade_questions(
+            recorded.samples,
+            recorded.references,
+            recorded.summary["kind"],
+            compare,
+        )
+    except ValueError as error:
+        raise ValueError(f"{recorded.name}: {error}") from None
+    return GradedRun(recorded, questions)
+
+
+def grade_questions(
+    samples: Iterable[Sample],
+    references: Mapping[str, str],
+    kind: str,
+    compare: Compare,
+) -> tuple[GradedQuestion, ...]:
+    """Numbers and grades the answers to each question, [Q].
+
+    Raises:
+        ValueError: a sample of a question that has no reference; a question
+            with a sample twice, or with one that has a parent which does not
+            come before it.
+    """
+    by_query: dict[str, list[Sample]] = {id: [] for id in references}
+    for sample in samples:
         if sample.query_id not in by_query:
             raise ValueError(
-                f"{recorded.name}: a sample of question {sample.query_id!r}, "
-                "for which references.json has no reference"
+                f"a sample of question {sample.query_id!r}, for which "
+                "references.json has no reference"
             )
         by_query[sample.query_id].append(sample)
-    return GradedRun(
-        recorded,
-        tuple(
-            _question(recorded, id, samples, compare)
-            for id, samples in by_query.items()
-        ),
+    return tuple(
+        _question(id, own, references[id], kind, of_question(compare))
+        for id, own in by_query.items()
     )
 
 
 def _question(
-    recorded: RecordedRun, id: str, samples: list[Sample], compare: Compare
+    id: str, samples: list[Sample], reference: str, kind: str, compare: Compare
 ) -> GradedQuestion:
     samples.sort(key=lambda sample: sample.index)
     place = {sample.index: n for n, sample in enumerate(samples)}
     if len(place) < len(samples):
-        raise ValueError(f"{recorded.name}: question {id!r} has a sample twice")
+        raise ValueError(f"question {id!r} has a sample twice")
     for sample in samples:
         if any(p >= sample.index or p not in place for p in sample.parents):
             raise ValueError(
-                f"{recorded.name}: sample {sample.index} of question {id!r} "
-                "has a parent that does not come before it"
+                f"sample {sample.index} of question {id!r} has a parent that "
+                "does not come before it"
             )
-    kind, reference = recorded.summary["kind"], recorded.references[id]
-    compare = of_question(compare)
     answer_N = classify((s.answer for s in samples), kind, compare)
     answers: list[str] = []
     for sample, answer in zip(samples, answer_N, strict=True):
@@ -148,16 +171,6 @@ def majority(question: GradedQuestion, samples: int | None = None) -> Majority:
     answer = min(votes, key=lambda answer: (-votes[answer], answer))
     share = votes[answer] / len(answer_N)
     return Majority(answer, share, answer in question.right)
-
-
-def support(question: GradedQuestion, answer: str | None) -> float:
-    """Gives the share of the samples with this answer, which may be none."""
-    texts = (sample.answer for sample in question.samples)
-    ids = dict(zip(texts, question.answer_N, strict=True))
-    number = ids.get(answer, -1)
-    if number < 0:
-        return 0.0
-    return question.answer_N.count(number) / len(question.answer_N)
 
 
 def majorities(run: GradedRun) -> tuple[np.ndarray, np.ndarray]:

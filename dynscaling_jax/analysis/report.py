@@ -22,7 +22,6 @@ from dynscaling_jax.analysis.graded import (
     RecordedRun,
     majorities,
     majority,
-    support,
 )
 from dynscaling_jax.lines import finite
 from dynscaling_jax.types import Sample
@@ -332,10 +331,12 @@ def _keys(run: GradedRun) -> list[Key]:
 
 def _outcome(recorded: RecordedRun, question: GradedQuestion) -> dict[str, Any]:
     vote = recorded.answers[question.id]
+    number = question.number(vote["answer"])
+    share = question.answer_N.count(number) / max(1, len(question.answer_N))
     return {
         "answer": vote["answer"],
         "right": bool(vote["right"]),
-        "share": _short(support(question, vote["answer"])),
+        "share": _short(share if number >= 0 else 0.0),
         "samples": len(question.samples),
         "right_samples": sum(question.right_N),
         "chains": sum(bool(sample.parents) for sample in question.samples),

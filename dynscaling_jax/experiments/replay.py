@@ -161,9 +161,10 @@ def replay(
     """
     begin = time.monotonic()
     if not isinstance(policies, Mapping):
-        policies = {
-            one.name or f"policy {i}": one for i, one in enumerate(policies)
-        }
+        names = [p.name or f"policy {i}" for i, p in enumerate(policies)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"policies: two of one name among {names}.")
+        policies = dict(zip(names, policies, strict=True))
     if not policies:
         raise ValueError("policies: expected at least one.")
     budgets = _budgets(bank, budgets)

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dynscaling_jax import lines
-from dynscaling_jax.analysis.graded import RecordedRun, grade_run
+from dynscaling_jax.analysis.graded import (
+    GradedRun,
+    RecordedRun,
+    grade_run,
+)
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import report
 from dynscaling_jax.experiments.log import (
@@ -40,7 +44,13 @@ def write(
     runs = [*map(read_run, workdirs, names(workdirs))]
     with contextlib.ExitStack() as stack:
         compare = compare or stack.enter_context(Comparer())
-        text = page(report([grade_run(run, compare) for run in runs]))
+        graded = [grade_run(run, compare) for run in runs]
+    return write_page(graded, out)
+
+
+def write_page(runs: Sequence[GradedRun], out: Path) -> Path:
+    """Writes OUT/report.html of graded runs, as `write` does."""
+    text = page(report(runs))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

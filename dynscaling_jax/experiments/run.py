@@ -15,6 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynscaling_jax.analysis import statistics
+from dynscaling_jax.analysis.graded import (
+    GradedQuestion,
+    GradedRun,
+    RecordedRun,
+    grade_questions,
+)
 from dynscaling_jax.checkpoints import load_model
 from dynscaling_jax.experiments import identity
 from dynscaling_jax.experiments import report as reporting
@@ -53,7 +59,7 @@ from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
 from dynscaling_jax.scaling.timer import Timer
 from dynscaling_jax.scaling.votes import VOTES
-from dynscaling_jax.tasks import Comparer, Task, grade, load_task, with_answers
+from dynscaling_jax.tasks import Comparer, Task, load_task, with_answers
 from dynscaling_jax.thinking import Thinking, named
 from dynscaling_jax.types import (
     Budget,
@@ -147,12 +153,12 @@ def run(
         raise ValueError(fault)
     with Comparer() as compare:
         with board(workdir / "tensorboard", tensorboard) as draw:
-            summary, result = _run(
+            summary, result, graded_run = _run(
                 task, sampler, method, budget, workdir, seed, origin, names,
                 processes, draw, compare,
             )  # fmt: skip
         if processes.number == 0:
-            reporting.write([workdir], workdir, compare)
+            reporting.write_page([graded_run], workdir)
     return Run(workdir, summary, result)
 
 
@@ -168,20 +174,20 @@ def _run(
     processes: Processes,
     draw: AddPoint,
     compare: Comparer,
-) -> tuple[dict[str, Any], Result]:
+) -> tuple[dict[str, Any], Result, GradedRun]:
     queries = [problem.query for problem in task.problems]
     budget = for_queries(budget, len(queries))
     first = processes.number == 0
     log = functools.partial(Log, about=about(), **origin._asdict())
+    references = {p.query.id: p.reference for p in task.problems}
+    texts = {q.id: q.messages[-1].content for q in queries}
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(
             open_log(workdir, log, processes, clock=lambda: timer())
         )
         if first:  # beside the log, so that it can be replayed as a bank
             refuse_changed(workdir)
-            references = {p.query.id: p.reference for p in task.problems}
             write_json(workdir / "references.json", references)
-            texts = {q.id: q.messages[-1].content for q in queries}
             write_json(workdir / "questions.json", texts)
         metrics = stack.enter_context(
             contextlib.closing(
@@ -222,18 +228,26 @@ def _run(
             on_round=on_round,
             clock=opened.clock,
         )
+        samples = [s for of_query in result.samples for s in of_query]
+        questions = grade_questions(samples, references, task.kind, compare)
+        answers = answer_rows(result, references, questions)
+        voted_Q = np.array([answers[q.id]["right"] for q in questions])
         summary = {
             **names,
             **spent(result, metrics),
-            **graded(task, result, compare),
+            **accuracies(questions, voted_Q, samples),
         }
-    answers = summary.pop("answers")
     if first:
         summary["log"] = checksum(workdir)
         write_json(workdir / "answers.json", answers)
         write_json(workdir / "summary.json", summary)
     finish(workdir, processes)
-    return summary, result
+    rounds = [round_row(queries, done) for done in result.rounds]
+    recorded = RecordedRun(
+        workdir.resolve().name, summary, references, texts, answers, samples,
+        rounds,
+    )  # fmt: skip
+    return summary, result, GradedRun(recorded, questions)
 
 
 def _origin(
@@ -555,46 +569,40 @@ def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def graded(task: Task, result: Result, compare: Comparer) -> dict[str, Any]:
-    """Returns the accuracy of the vote and of single samples.
-
-    "answers" has, of each question, its answer and how that was graded.
-    """
-    voted = np.zeros(len(task.problems), bool)
-    single = np.zeros(len(task.problems))
-    failed = 0
-    for q, problem in enumerate(task.problems):
-        one, reference = compare.question(), problem.reference
-        known = functools.cache(
-            lambda answer, reference=reference, one=one: (
-                grade(answer, reference, task.kind, one) == "right"
-            )
-        )
-        voted[q] = known(result.answers[q])
-        samples = result.samples[q]
-        if samples:
-            single[q] = np.mean([known(s.answer) for s in samples])
-        failed += sum(s.finish_reason.startswith("error") for s in samples)
+def answer_rows(
+    result: Result,
+    references: Mapping[str, str],
+    questions: Sequence[GradedQuestion],
+) -> dict[str, dict[str, Any]]:
+    """Returns what answers.json says: of each question, its answer graded."""
     return {
-        "accuracy": float(voted.mean()),
-        "accuracy_ci95": list(statistics.wilson_interval(voted)),
-        "pass_at_1": float(single.mean()),
-        "unparsed": sum(
-            s.answer is None for samples in result.samples for s in samples
-        ),
-        "failed": failed,
-        "answers": {
-            problem.query.id: {
-                "answer": answer,
-                "reference": problem.reference,
-                "right": bool(voted[q]),
-                "right_samples": round(float(single[q]), 6),
-            }
-            for q, (problem, answer) in enumerate(
-                zip(task.problems, result.answers, strict=True)
-            )
-        },
+        question.id: {
+            "answer": answer,
+            "reference": references[question.id],
+            "right": question.number(answer) in question.right,
+            "right_samples": round(_share(question.right_N), 6),
+        }
+        for question, answer in zip(questions, result.answers, strict=True)
     }
+
+
+def accuracies(
+    questions: Sequence[GradedQuestion],
+    voted_Q: np.ndarray,
+    samples: Sequence[Sample],
+) -> dict[str, Any]:
+    """Returns the accuracy of the vote and of single samples."""
+    return {
+        "accuracy": float(voted_Q.mean()),
+        "accuracy_ci95": list(statistics.wilson_interval(voted_Q)),
+        "pass_at_1": float(np.mean([_share(q.right_N) for q in questions])),
+        "unparsed": sum(s.answer is None for s in samples),
+        "failed": sum(s.finish_reason.startswith("error") for s in samples),
+    }
+
+
+def _share(right_N: Sequence[bool]) -> float:
+    return float(np.mean(right_N)) if right_N else 0.0
 
 
 def table(summary: dict[str, Any]) -> str:

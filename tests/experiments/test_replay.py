@@ -26,9 +26,8 @@ def bank():
 
 
 def test_policies_without_names(bank):
-    study = ds.replay(
-        bank, [uniform(), ucb(c=0.2)], budgets=[4, 2.1], replicates=10
-    )
+    policies = [p._replace(name="") for p in (uniform(), ucb(c=0.2))]
+    study = ds.replay(bank, policies, budgets=[4, 2.1], replicates=10)
     assert [(r.policy, r.budget) for r in study.results] == [
         (name, budget)
         for budget in (2.1, 4.0)
@@ -54,7 +53,7 @@ def test_policies_with_names_and_the_same_orders(bank):
     alone = ds.replay(bank, [ucb(c=0.2)], budgets=[4], replicates=10)
     assert [r.policy for r in both.results] == ["narrow", "equal"]
     assert both.results[0].accuracy == alone.results[0].accuracy
-    assert both.efficiency["narrow"] == alone.efficiency["policy 0"]
+    assert both.efficiency["narrow"] == alone.efficiency["ucb(c=0.2)"]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +64,7 @@ def test_policies_with_names_and_the_same_orders(bank):
         ([uniform()], [41], "over the 40 that the bank holds"),
         ([uniform()], [0], "above 0"),
         ({"mine": uab()}, [2], "mine needs log-probabilities"),
+        ([ucb(), ucb()], [2], "two of one name among .*ucb"),
     ],
 )
 def test_what_cannot_be_played(bank, policies, budgets, message):
