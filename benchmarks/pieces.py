@@ -47,19 +47,14 @@ def _layers(model: Model, slots: int, repeats: int) -> float:
 
     def attend(kind, cache, q, k, v):
         one = jnp.ones((*q.shape[:-1], 1), jnp.float32)
-        part = attention.Part(one, one, q.astype(jnp.float32))
-        return part, (k, v)
+        state = attention.SoftmaxState(one, one, q.astype(jnp.float32))
+        return state, (k, v)
 
     @jax.jit
     def run(params, tokens):
-        return transformer.hidden_states(
-            params,
-            config,
-            tokens,
-            tokens,
-            attend,
-            [None] * config.num_hidden_layers,
-        )
+        caches = [None] * config.num_hidden_layers
+        decoder = transformer.Decoder(config, params)
+        return decoder.stream(tokens, tokens, attend, caches)
 
     once = functools.partial(run, model.params, tokens)
     jax.block_until_ready(once())

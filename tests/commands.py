@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from dynscaling_jax.checkpoints import hf_config, hf_layout
+from dynscaling_jax.checkpoints import export, hf_config
 from dynscaling_jax.models import config as configs
 from dynscaling_jax.models.transformer import init_params
 
@@ -50,16 +49,9 @@ def tiny_model(tmp_path_factory):
         eos_token_id=(257,),
     )
     params = init_params(jax.random.key(0), config)
-    tensors = {
-        hf_layout.tensor_name(
-            tuple(
-                getattr(step, "key", getattr(step, "idx", None))
-                for step in path
-            )
-        ): np.asarray(value)
-        for path, value in jax.tree_util.tree_leaves_with_path(params)
-    }
-    save_file(tensors, directory / "model.safetensors")
+    save_file(
+        dict(export.hf_tensors(config, params)), directory / "model.safetensors"
+    )
     (directory / "config.json").write_text(json.dumps(hf_config.write(config)))
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"chat_template": TEMPLATE})

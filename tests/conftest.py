@@ -23,7 +23,7 @@ from tokenizers import Tokenizer as Backend
 from dynscaling_jax.checkpoints import Model, load_model
 from dynscaling_jax.checkpoints.tokenizer import Tokenizer, from_json
 from dynscaling_jax.inference import Engine
-from dynscaling_jax.models import ModelConfig, transformer
+from dynscaling_jax.models import ModelConfig, parameters
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -123,7 +123,7 @@ def tiny(byte_tokenizer) -> Callable[..., Model]:
                 else scale * random.standard_normal(shape),
                 jnp.float32,
             ),
-            transformer.param_shapes(config),
+            parameters.tree(config, lambda parameter: parameter.shape),
             is_leaf=lambda node: isinstance(node, tuple),
         )
         return Model(config, params, lambda: byte_tokenizer)

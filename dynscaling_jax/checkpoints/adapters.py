@@ -19,9 +19,9 @@ import numpy as np
 
 from dynscaling_jax.checkpoints import hf_checkpoint, hf_layout
 from dynscaling_jax.checkpoints.files import read_json
-from dynscaling_jax.checkpoints.tensors import Tensor, leaves
+from dynscaling_jax.checkpoints.tensors import Tensor
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.transformer import param_shapes
+from dynscaling_jax.models.parameters import parameters
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Fields of adapter_config.json that make of it something else than W + s B A,
@@ -48,10 +48,11 @@ PART = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
 Tensors = dict[str, Tensor]
 
 
-def merged(
-    directory: Path, config: ModelConfig, path: tuple, value: Any
-) -> Any:
+def merged(directory: Path, config: ModelConfig, name: str, value: Any) -> Any:
     """A parameter with what an adapter adds to it, or holds in its place.
+
+    Args:
+        name: of the parameter, as Hugging Face's files have it.
 
     Raises:
         FileNotFoundError, ValueError: as hf_checkpoint.load; and an adapter
@@ -59,7 +60,6 @@ def merged(
             checked at the first parameter.
     """
     added, placed = _changes(directory, config)
-    name = hf_layout.tensor_name(path, config.family)
     if name in placed:
         value = placed[name].read()
     if name in added:
@@ -95,10 +95,7 @@ def _changes(directory: Path, config: ModelConfig) -> tuple[Tensors, Tensors]:
         f"{module}.weight": _product(directory, raw, module, kind, pair)
         for (module, kind), pair in pairs.items()
     }
-    wanted = {
-        hf_layout.tensor_name(path, config.family): shape
-        for path, shape in leaves(param_shapes(config))
-    }
+    wanted = {p.hf: p.shape for p in parameters(config).values()}
     added, placed = (hf_layout.unpack(t, config) for t in (added, placed))
     for name, tensor in (*added.items(), *placed.items()):
         if wanted.get(name) != tensor.shape:

@@ -26,8 +26,13 @@ from dynscaling_jax.checkpoints.files import read_json
 from dynscaling_jax.checkpoints.tensors import PARAMS
 from dynscaling_jax.checkpoints.tokenizer import Tokenizer
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.parameters import (
+    Parameter,
+    Params,
+    parameters,
+    tree,
+)
 from dynscaling_jax.models.sharding import param_sharding
-from dynscaling_jax.models.transformer import Params, param_shapes
 
 SIDE = (  # files that stand beside the weights
     "config.json",
@@ -87,7 +92,7 @@ def hf_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, tensor) of a Hugging Face file."""
     named = (
-        (hf_layout.tensor_name(steps(path), config.family), np.asarray(leaf))
+        (parameters(config)[steps(path)].hf, np.asarray(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     )
     return hf_layout.pack(named, config)
@@ -140,35 +145,34 @@ def load_orbax(
     """
     config = hf_checkpoint.read_config(directory)
     folder = directory.absolute() / PARAMS
-    expected = checkpoints.shapes_by_path(config)
+    expected = {
+        ".".join(map(str, path)): parameter.shape
+        for path, parameter in parameters(config).items()
+    }
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = _described(checkpointer, folder)
+        found = _described(checkpointer, folder)
         held = {
             ".".join(map(str, steps(path))): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(found)
         }
         checkpoints.refuse_misfits(str(directory), expected, held)
 
-        def described(path, shape):
-            where = sharding
+        def described(parameter: Parameter) -> jax.ShapeDtypeStruct:
+            where, shape = sharding, parameter.shape
             if isinstance(where, Mesh):
-                where = param_sharding(where, config, steps(path), shape)
+                where = param_sharding(where, config, parameter, shape)
             return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=where)
 
-        target = jax.tree_util.tree_map_with_path(
-            described,
-            param_shapes(config),
-            is_leaf=lambda node: isinstance(node, tuple),
-        )
         with _named(folder):
+            target = tree(config, described)
             return config, checkpointer.restore(folder, target)
 
 
 def orbax_dtypes(directory: Path) -> set[str]:
     """The types of the arrays of an Orbax checkpoint."""
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = _described(checkpointer, directory.absolute() / PARAMS)
-    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
+        found = _described(checkpointer, directory.absolute() / PARAMS)
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(found)}
 
 
 def _described(checkpointer: ocp.StandardCheckpointer, folder: Path) -> Any:

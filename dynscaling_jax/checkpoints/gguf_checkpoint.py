@@ -17,7 +17,7 @@ from dynscaling_jax.checkpoints import tensors as checkpoints
 from dynscaling_jax.checkpoints.gguf_layout import Stored
 from dynscaling_jax.checkpoints.tensors import Finish
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.transformer import Params
+from dynscaling_jax.models.parameters import Params
 
 _MOST_ITEMS = 2**22  # of all arrays; Gemma's vocabulary has a fifth of it
 _MOST_READS = 2**18  # six for each tensor
@@ -49,10 +49,8 @@ def load(
     params = checkpoints.place(
         str(file),
         config,
-        gguf_layout.unpack(source, config, arch.names, dtype),
-        functools.partial(
-            gguf_layout.tensor_name, config=config, names=arch.names
-        ),
+        gguf_layout.unpack(source, config, dtype),
+        lambda p: p.gguf,
         finish,
         functools.partial(
             gguf_layout.as_ours, config=config, neighbours=arch.neighbours

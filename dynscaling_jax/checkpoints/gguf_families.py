@@ -7,7 +7,6 @@ what llama.cpp knows of it without being told.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dynscaling_jax.models.config import FULL, SLIDING
@@ -28,7 +27,6 @@ class Gguf(NamedTuple):
     family: str
     read: Callable[[Get, Fields], Fields]
     neighbours: bool = False  # it rotates neighbours, Hugging Face halves
-    names: Mapping[str, str] = MappingProxyType({})  # of tensors, where others
 
 
 def _llama(get: Get, fields: Fields) -> Fields:
@@ -158,7 +156,5 @@ GGUF: Mapping[str, Gguf] = {
     "gemma3": Gguf("gemma3_text", _gemma3),
     "phi3": Gguf("phi3", _phi3),
     "olmo2": Gguf("olmo2", _olmo2),
-    "gpt-oss": Gguf(
-        "gpt_oss", _gpt_oss, names={"ffn_norm": "post_attention_norm"}
-    ),
+    "gpt-oss": Gguf("gpt_oss", _gpt_oss),
 }

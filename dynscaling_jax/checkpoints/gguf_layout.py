@@ -1,4 +1,4 @@
-"""What llama.cpp's files call our tensors, and which they hold otherwise."""
+"""What llama.cpp's files hold otherwise than as a tensor for each of ours."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynscaling_jax.checkpoints.tensors import Tensor, fill, leaves
+from dynscaling_jax.checkpoints.tensors import Tensor, fill
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.transformer import param_shapes
+from dynscaling_jax.models.parameters import Parameter, parameters
 
 FUSED = {  # rows of one tensor, which some files hold instead
     "attn_qkv": ("attn_q", "attn_k", "attn_v"),
@@ -26,47 +26,12 @@ class Stored(NamedTuple):
     taken as one."""
 
 
-def tensor_name(
-    path: tuple, config: ModelConfig, names: Mapping[str, str]
-) -> str:
-    """Our path of a parameter -> its name in a GGUF file; `names` are those
-    that an architecture has of its own."""
-    top = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
-    if path[0] in top:
-        return f"{top[path[0]]}.weight"
-    part, kind = path[2], "weight"
-    if part.endswith("_bias"):
-        part, kind = part.removesuffix("_bias"), "bias"
-    experts = "_exps" if config.sparse(path[1]) else ""
-    name = {
-        "attn_norm": "attn_norm",
-        "ffn_norm": "ffn_norm",
-        "attn_post_norm": "post_attention_norm",
-        "ffn_post_norm": "post_ffw_norm",
-        **{p: f"attn_{p}" for p in "qkv"},
-        "o": "attn_output",
-        "q_norm": "attn_q_norm",
-        "k_norm": "attn_k_norm",
-        "sinks": "attn_sinks",
-        "router": "ffn_gate_inp",
-        **{p: f"ffn_{p}{experts}" for p in ("gate", "up", "down")},
-        **names,
-    }[part]
-    return f"blk.{path[1]}.{name}.{kind}"
-
-
 def unpack(
-    source: Mapping[str, Stored],
-    config: ModelConfig,
-    names: Mapping[str, str],
-    dtype: Any,
+    source: Mapping[str, Stored], config: ModelConfig, dtype: Any
 ) -> dict[str, Tensor]:
     """A file's tensors as ours are; what does not fit stays as it is, for
     checkpoints.place to name. Vectors are float32, others of dtype."""
-    wanted = {
-        tensor_name(path, config, names): shape
-        for path, shape in leaves(param_shapes(config))
-    }
+    wanted = {p.gguf: p.shape for p in parameters(config).values()}
     result: dict[str, Tensor] = {}
     for name, stored in source.items():
         parts = _parts(name, wanted)
@@ -109,11 +74,14 @@ def _slice(
 
 
 def as_ours(
-    path: tuple, value: np.ndarray, config: ModelConfig, neighbours: bool
+    parameter: Parameter,
+    value: np.ndarray,
+    config: ModelConfig,
+    neighbours: bool,
 ) -> np.ndarray:
     """Norms without what the decoder adds to them, which llama.cpp's hold;
     rows of the q and k projections in halves, where its are neighbours."""
-    part = path[-1].removesuffix("_bias")
+    part = parameter.name.removesuffix("_bias")
     if config.norm_offset and part.endswith("norm"):
         return value - config.norm_offset
     if part not in ("q", "k") or not neighbours:

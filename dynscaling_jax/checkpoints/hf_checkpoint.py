@@ -1,7 +1,6 @@
 """Hugging Face directories: config.json and safetensors to parameters."""
 
 import contextlib
-import functools
 import json
 import math
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from dynscaling_jax.checkpoints import tensors as checkpoints
 from dynscaling_jax.checkpoints.files import read_json
 from dynscaling_jax.checkpoints.tensors import Finish, Tensor
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.transformer import Params
+from dynscaling_jax.models.parameters import Params
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 FLOATS = {  # by safetensors' names
@@ -55,10 +54,10 @@ def load(
                 f"{directory}: tie_word_embeddings is true, yet "
                 "lm_head.weight differs from model.embed_tokens.weight"
             )
-    names = functools.partial(hf_layout.tensor_name, family=config.family)
-    return config, checkpoints.place(
-        str(directory), config, source, names, finish
+    params = checkpoints.place(
+        str(directory), config, source, lambda p: p.hf, finish
     )
+    return config, params
 
 
 def read_config(directory: Path) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""What Hugging Face's files call our tensors, and which they hold otherwise.
+"""What Hugging Face's files hold otherwise than as a tensor for each of ours.
 
 Some families fuse projections, by rows; some hold each expert apart; gpt-oss
 holds all experts as one, transposed, with gate and up in turns, and may pack
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynscaling_jax.checkpoints.tensors import Tensor, leaves
+from dynscaling_jax.checkpoints.tensors import Tensor
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.families import FAMILIES
-from dynscaling_jax.models.transformer import param_shapes
+from dynscaling_jax.models.parameters import parameters
 
 Arrays = list[np.ndarray]
 # MXFP4 (OCP Microscaling Formats 1.0): blocks of 32 values of four bits, two
@@ -31,33 +31,6 @@ class Join(NamedTuple):
     held: dict[str, tuple[int, ...]]
     split: Callable[[Arrays], Arrays]  # ours to those held
     join: Callable[[Iterator[np.ndarray]], Arrays]  # and back
-
-
-def tensor_name(path: tuple, family: str = "llama") -> str:
-    """Our path of a parameter -> its name in a Hugging Face file."""
-    top = {
-        "embed": "model.embed_tokens",
-        "norm": "model.norm",
-        "head": "lm_head",
-    }
-    if path[0] in top:
-        return f"{top[path[0]]}.weight"
-    part, kind = path[2], ".weight"
-    if part.endswith("_bias"):
-        part, kind = part.removesuffix("_bias"), ".bias"
-    name = {
-        "attn_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_post_norm": "post_feedforward_layernorm",
-        "q_norm": "self_attn.q_norm",
-        "k_norm": "self_attn.k_norm",
-        "sinks": "self_attn.sinks",
-        **{p: f"self_attn.{p}_proj" for p in "qkvo"},
-        **{p: f"mlp.{p}_proj" for p in ("gate", "up", "down")},
-        **FAMILIES[family].names,
-    }[part]
-    kind = "" if part == "sinks" else kind
-    return f"model.layers.{path[1]}.{name}{kind}"
 
 
 def unpack(
@@ -106,21 +79,14 @@ def _joins(config: ModelConfig) -> Iterator[Join]:
     family = FAMILIES[config.family]
     if not (family.fused or family.stacked or family.turned):
         return
-    shapes = {
-        path: shape
-        for path, shape in leaves(param_shapes(config))
-        if path[0] == "layers"
-    }
+    described = parameters(config)
     for layer in range(config.num_hidden_layers):
         here = f"model.layers.{layer}"
 
         def ours(*parts: str, layer=layer) -> dict[str, tuple[int, ...]]:
             paths = [("layers", layer, part) for part in parts]
-            return {
-                tensor_name(path, config.family): shapes[path]
-                for path in paths
-                if path in shapes
-            }
+            found = [described[path] for path in paths if path in described]
+            return {parameter.hf: parameter.shape for parameter in found}
 
         for fused, parts in family.fused.items():
             yield _fused(ours(*parts), f"{here}.{fused}.weight")

@@ -21,11 +21,13 @@ from dynscaling_jax.checkpoints import (
 )
 from dynscaling_jax.checkpoints.files import read_json
 from dynscaling_jax.checkpoints.tensors import PARAMS
-from dynscaling_jax.models import quantization, sharding, transformer
+from dynscaling_jax.models import quantization, sharding
 from dynscaling_jax.models.config import ModelConfig, with_context
+from dynscaling_jax.models.parameters import Parameter, Params, parameters
+from dynscaling_jax.models.transformer import Decoder
 
 DTYPES = ("float32", "bfloat16")
-QUANTIZERS = {"": lambda _, weight: weight, "int8": quantization.quantize}
+QUANTIZERS = ("", "int8")
 PACKAGED = {
     # name -> package, the file or directory in it, the sha256 of the files
     # that are read, how to get it
@@ -63,7 +65,7 @@ class Model:
     def __init__(
         self,
         config: ModelConfig,
-        params: transformer.Params,
+        params: Params,
         load_tokenizer: Callable[[], tokenizer.Tokenizer],
         name: str = "",
     ):
@@ -126,8 +128,7 @@ class Model:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(params, config, ids):
-    forward = functools.partial(transformer.forward, params, config)
-    return jax.vmap(forward)(ids)
+    return jax.vmap(Decoder(config, params))(ids)
 
 
 def load_model(
@@ -170,20 +171,20 @@ def load_model(
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
     if quantize not in QUANTIZERS:
         raise ValueError(
-            f"quantize must be one of {tuple(QUANTIZERS)}, got {quantize!r}"
+            f"quantize must be one of {QUANTIZERS}, got {quantize!r}"
         )
-    kind, smaller = jnp.dtype(dtype), QUANTIZERS[quantize]
-
+    kind = jnp.dtype(dtype)
     file = resolve(str(path))
     added = _adapter(file, adapter)
 
-    def finish(config, path, value):
+    def finish(config: ModelConfig, parameter: Parameter, value: Any) -> Any:
         if added:
-            value = adapters.merged(added, config, path, value)
-        if mesh is None:
-            return smaller(path, jnp.asarray(value, kind))
-        put = functools.partial(sharding.put, mesh, config, path)
-        return put(smaller(path, put(value.astype(kind, copy=False))))
+            value = adapters.merged(added, config, parameter.hf, value)
+        put = functools.partial(sharding.put, mesh, config, parameter)
+        value = put(value.astype(kind, copy=False))
+        if quantize and parameter.quantised:
+            value = put(quantization.quantize(value))
+        return value
 
     read = functools.partial(tokenizer.from_directory, file, template_variables)
     if (file / PARAMS).is_dir():
@@ -191,7 +192,10 @@ def load_model(
 
         config, params = export.load_orbax(file, kind, mesh)
         params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: finish(config, export.steps(path), leaf), params
+            lambda path, leaf: finish(
+                config, parameters(config)[export.steps(path)], leaf
+            ),
+            params,
         )
     elif file.is_dir():
         config, params = hf_checkpoint.load(file, kind, finish)

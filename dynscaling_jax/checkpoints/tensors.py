@@ -4,21 +4,26 @@ A source is a mapping from the file's tensor names to functions that read one
 tensor, so that the host holds one tensor at a time beside the model.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.transformer import Params, param_shapes
+from dynscaling_jax.models.parameters import (
+    Parameter,
+    Params,
+    parameters,
+    tree,
+)
 
 PARAMS = "params"  # the folder of an Orbax checkpoint
 PIECE = 2**20  # values that are converted at a time
 
 
-Finish = Callable[[ModelConfig, tuple, np.ndarray], Any]
-"""(config, path of a parameter, its values) -> what the tree holds."""
+Finish = Callable[[ModelConfig, Parameter, np.ndarray], Any]
+"""(config, parameter, its values) -> what the tree holds."""
 
 
 class Tensor(NamedTuple):
@@ -32,9 +37,9 @@ def place(
     where: str,
     config: ModelConfig,
     source: Mapping[str, Tensor],
-    name: Callable[[tuple], str],
+    name: Callable[[Parameter], str],
     finish: Finish,
-    convert: Callable[[tuple, np.ndarray], np.ndarray] = lambda _, v: v,
+    convert: Callable[[Parameter, np.ndarray], np.ndarray] = lambda _, v: v,
 ) -> Params:
     """Fills the parameter tree from a source, one tensor at a time.
 
@@ -42,22 +47,18 @@ def place(
         ValueError: names every tensor that is missing, left over or of
             another shape, before anything is read.
     """
-    shapes = param_shapes(config)
-    wanted = {name(path): (path, s) for path, s in leaves(shapes)}
     refuse_misfits(
         where,
-        {n: shape for n, (_, shape) in wanted.items()},
+        {name(p): p.shape for p in parameters(config).values()},
         {n: tensor.shape for n, tensor in source.items()},
     )
-    params: Params = {"layers": [{} for _ in range(config.num_hidden_layers)]}
-    for file_name, (path, _) in wanted.items():
-        value = convert(path, source[file_name].read())
-        node = params
-        for step in path[:-1]:
-            node = node[step]
+
+    def read(parameter: Parameter) -> Any:
+        value = convert(parameter, source[name(parameter)].read())
         # else many tensors would wait for their copies to end
-        node[path[-1]] = jax.block_until_ready(finish(config, path, value))
-    return params
+        return jax.block_until_ready(finish(config, parameter, value))
+
+    return tree(config, read)
 
 
 def fill(
@@ -95,20 +96,3 @@ def refuse_misfits(
         raise ValueError(
             f"{where}: tensors do not fit the model config: {shown}{more}"
         )
-
-
-def shapes_by_path(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """ "layers.0.q" -> shape."""
-    return {
-        ".".join(map(str, path)): shape
-        for path, shape in leaves(param_shapes(config))
-    }
-
-
-def leaves(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, tuple]]:
-    if isinstance(tree, tuple):
-        yield path, tree
-    else:
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        for key, value in items:
-            yield from leaves(value, (*path, key))

@@ -19,6 +19,7 @@ from dynscaling_jax.inference.cache import Layers, Prefix, Slots, State
 from dynscaling_jax.inference.sampling import LogitSums, ScoredToken, Settings
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.parameters import Params
 from dynscaling_jax.models.sharding import (
     AXES,
     BOTH,
@@ -27,7 +28,7 @@ from dynscaling_jax.models.sharding import (
     fitting,
     on_shards,
 )
-from dynscaling_jax.models.transformer import Params
+from dynscaling_jax.models.transformer import Block, Vocabulary
 
 CHUNK = 16  # steps between two looks of the host
 
@@ -156,16 +157,14 @@ def _layer(layer, config, kind, x, length, count, prefix, suffix):
     )
     position = count - 1  # in the suffix, of the token that is read
     attend = _group_attention(config, len(length), ahead, position)
-    return transformer.block(
-        layer, config, kind, x, ahead + position, attend, (prefix, suffix)
-    )
+    block = Block(config, kind, layer)
+    return block(x, ahead + position, attend, (prefix, suffix))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _sample(top, config, hidden, slots, stops, settings):
     """Samples a token for each slot: (slots, (sums, which were active))."""
-    hidden = transformer.rms_norm(hidden, top["norm"], config)
-    logits = transformer.head(top, config, hidden)
+    logits = Vocabulary(config, top).logits(hidden)
     sums = _choose(slots.key, slots.count, logits, settings)
     step = sums, slots.active
     slots = slots._replace(
@@ -242,7 +241,7 @@ def _group_attention(config: ModelConfig, groups: int, ahead, position):
 
     def attend(kind, kv, q, k, v):
         local = on_shards(
-            functools.partial(_attend, kind, config.attn_logit_softcapping),
+            functools.partial(_attend, kind, attention.backend(config)),
             (slots, slots, along, along, along, along),
             along,
         )
@@ -251,7 +250,7 @@ def _group_attention(config: ModelConfig, groups: int, ahead, position):
     return attend
 
 
-def _attend(kind, softcap, ahead, position, kv, q, k, v):
+def _attend(kind, backend, ahead, position, kv, q, k, v):
     """Attends to the prefix as a group and to the suffix as a slot.
 
     All queries of a group meet its prefix in one product: R slots of `rep`
@@ -297,7 +296,7 @@ def _attend(kind, softcap, ahead, position, kv, q, k, v):
         shared, mask = jax.lax.optimization_barrier(
             (jnp.repeat(shared, 2, 2), jnp.repeat(mask, 2, 2))
         )
-    prefix = attention.attend_blocks(shared, pk, pv, mask, softcap)
+    prefix = attention.attend_blocks(backend, shared, pk, pv, mask)
     if lone:
         prefix = jax.tree.map(lambda x: x[:, :, :1], prefix)
     prefix = jax.tree.map(
@@ -309,11 +308,11 @@ def _attend(kind, softcap, ahead, position, kv, q, k, v):
         prefix,
     )
     completion = attention.attend_blocks(
+        backend,
         q.reshape(batch, kv_heads, rep, dim),
         sk,
         sv,
         visible(cache.capacity(((sk, sv),)), ahead, position + 1),
-        softcap,
     )
     merged = attention.merge(prefix, completion)
     return jax.tree.map(lambda x: x.reshape(batch, heads, -1), merged), suffix

@@ -14,8 +14,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.parameters import Params
 from dynscaling_jax.models.sharding import AXES, DATA, MODEL
-from dynscaling_jax.models.transformer import Params
 
 
 def build(text: str, devices: Sequence[Any] | None = None) -> Mesh | None:

@@ -19,7 +19,7 @@ from dynscaling_jax.inference import layout, memory
 from dynscaling_jax.inference.memory import Memory, Size
 from dynscaling_jax.models import flops
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.transformer import param_shapes
+from dynscaling_jax.models.parameters import parameters
 
 BFLOAT16 = 2  # bytes
 KEPT = 2e9  # bytes of prefixes that an Engine keeps by default
@@ -157,15 +157,13 @@ def parameter_bytes(config: ModelConfig, int8: bool = False) -> int:
     With int8, matrices are int8 and have a float32 scale for each of their
     rows, as models.quantization makes them.
     """
-    total, shapes = 0, param_shapes(config)
-    for part in (shapes, *shapes.pop("layers")):
-        for name, shape in part.items():
-            small = len(shape) < 2 or name == "router" or name.endswith("_bias")
-            count = math.prod(shape)
-            if int8 and not small:
-                total += count + memory.FLOAT * math.prod(shape[:-1])
-            else:
-                total += count * BFLOAT16
+    total = 0
+    for parameter in parameters(config).values():
+        count = math.prod(parameter.shape)
+        if int8 and parameter.quantised:
+            total += count + memory.FLOAT * math.prod(parameter.shape[:-1])
+        else:
+            total += count * BFLOAT16
     return total
 
 

@@ -14,8 +14,9 @@ from jax.typing import ArrayLike
 from dynscaling_jax.inference.cache import Layers, Prefix
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.parameters import Params
 from dynscaling_jax.models.sharding import constrained
-from dynscaling_jax.models.transformer import Params
+from dynscaling_jax.models.transformer import Block, Vocabulary
 
 
 def prefill(
@@ -53,7 +54,10 @@ def extend(
     return Prefix(layers, jnp.add(kept, length), logits)
 
 
-embed = jax.jit(transformer.embed, static_argnums=1)
+@functools.partial(jax.jit, static_argnums=1)
+def embed(top, config, tokens):
+    """Tokens [T] -> [T, hidden_size]."""
+    return Vocabulary(config, top).embedded(tokens)
 
 
 def _run(params, config, tokens, length, layer) -> tuple[Layers, jax.Array]:
@@ -70,7 +74,7 @@ def _run(params, config, tokens, length, layer) -> tuple[Layers, jax.Array]:
 def _prefill_layer(layer, config, kind, x):
     positions = jnp.arange(x.shape[0])
     attend = transformer.causal(config, positions)
-    return transformer.block(layer, config, kind, x, positions, attend, None)
+    return Block(config, kind, layer)(x, positions, attend, None)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 6))
@@ -89,6 +93,7 @@ def _extend_layer(layer, config, kind, x, old, kept, bucket):
     positions = kept + jnp.arange(x.shape[0])
     rep = config.num_attention_heads // config.num_key_value_heads
     query_pos = jnp.repeat(positions, rep)
+    backend = attention.backend(config)
 
     def attend(kind, old, q, k, v):
         q = transformer.group_heads(q, config.num_key_value_heads)
@@ -97,24 +102,20 @@ def _extend_layer(layer, config, kind, x, old, kept, bucket):
         mask = attention.visible(query_pos, key_pos, kind.window)
         mask &= (key_pos < kept)[None]
         softmax = attention.merge(
-            attention.attend(
-                q, old[0], old[1], mask, config.attn_logit_softcapping
-            ),
-            attention.attend_causal(
-                q, k, v, positions, kind.window, config.attn_logit_softcapping
-            ),
+            backend(q, old[0], old[1], mask),
+            attention.attend_causal(backend, q, k, v, positions, kind.window),
         )
         keys = _join(old[0], k, kept, bucket, 2)
         values = _join(old[1], v, kept, bucket, 1)
         return transformer.ungroup_heads(softmax, rep), (keys, values)
 
-    return transformer.block(layer, config, kind, x, positions, attend, old)
+    return Block(config, kind, layer)(x, positions, attend, old)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(top, config, x, length):
-    last = transformer.rms_norm(x[length - 1][None], top["norm"], config)
-    return constrained(transformer.head(top, config, last)[0])
+    last = x[length - 1][None]
+    return constrained(Vocabulary(config, top).logits(last)[0])
 
 
 def _join(old, new, kept, bucket, axis):

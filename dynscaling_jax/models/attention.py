@@ -1,9 +1,8 @@
 """Attention over keys that lie in parts, and their exact merge.
 
 A query attends to parts that are kept apart: the prompt that a whole group
-shares, and what its row wrote. Each part is reduced to
-(exponent, sum of exponentials, weighted values); the parts merge exactly
-(online softmax, Milakov and Gimelshein 2018).
+shares, and what its row wrote. Each part is reduced to a SoftmaxState; the
+states merge exactly (online softmax, Milakov and Gimelshein 2018).
 
 Exponentials are powers of two, and a part is scaled by a whole power: that
 rounds nothing. A product that is added may be rounded once or twice, and XLA
@@ -11,10 +10,13 @@ decides which by how the rows lie; a sample would depend on it.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from dynscaling_jax.models.config import ModelConfig
 
 NARROWEST = 16
 AT_ONCE = 256  # keys; products over many more round by how many there are
@@ -23,22 +25,26 @@ MASKED = -1e30  # finite: a part with no visible key must not give NaN
 LOG2_E = 1.4426950408889634
 
 
-class Part(NamedTuple):
+class SoftmaxState(NamedTuple):
     """Attention over some of the keys, not yet normalised. float32."""
 
-    peak: jax.Array  # [..., M, 1], greatest score, rounded up
-    total: jax.Array  # [..., M, 1], sum of 2**(score - peak)
-    value: jax.Array  # [..., M, D], the same sum, weighting the values
+    max: jax.Array  # [..., M, 1], greatest score, rounded up
+    sum: jax.Array  # [..., M, 1], sum of 2**(score - max)
+    acc: jax.Array  # [..., M, D], the same sum, weighting the values
 
 
-def attend(
+Backend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], SoftmaxState]
+"""(q, k, v, mask) -> state, of the shapes of reference."""
+
+
+def reference(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     mask: jax.Array,
     softcap: float = 0.0,
-) -> Part:
-    """Attends to one part.
+) -> SoftmaxState:
+    """Attends to one part of the keys, in plain XLA.
 
     Args:
         q: [..., M, D], scaled already, by LOG2_E too.
@@ -53,7 +59,9 @@ def attend(
         cuts = [slice(at, at + AT_ONCE) for at in range(0, count, AT_ONCE)]
         return merge(
             *(
-                attend(q, k[..., cut], v[..., cut, :], mask[..., cut], softcap)
+                reference(
+                    q, k[..., cut], v[..., cut, :], mask[..., cut], softcap
+                )
                 for cut in cuts
             )
         )
@@ -74,17 +82,35 @@ def attend(
         v,
         preferred_element_type=jnp.float32,
     )
-    return Part(peak, row_sums(weights), value[..., :width])
+    return SoftmaxState(peak, row_sums(weights), value[..., :width])
+
+
+ATTENTION: dict[str, Callable[..., SoftmaxState]] = {"reference": reference}
+
+
+def backend(config: ModelConfig) -> Backend:
+    """The function that a config names, with its cap of scores.
+
+    Raises:
+        ValueError: ATTENTION has none of that name.
+    """
+    name = config.attention
+    if name not in ATTENTION:
+        raise ValueError(
+            f"attention must be one of {', '.join(ATTENTION)}, got {name!r}"
+        )
+    cap = config.attn_logit_softcapping
+    return functools.partial(ATTENTION[name], softcap=cap)
 
 
 def attend_causal(
+    attend: Backend,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     positions: jax.Array,
     window: int,
-    softcap: float = 0.0,
-) -> Part:
+) -> SoftmaxState:
     """Attends within one sequence, in up to four parts of its queries.
 
     Keys behind a part, or outside the window of all of it, are left out: of a
@@ -92,7 +118,7 @@ def attend_causal(
     longer to compile.
 
     Args:
-        q, k, v: as attend's, M = T * rep and S = T, rep queries a token.
+        q, k, v: as reference's, M = T * rep and S = T, rep queries a token.
         positions: int32 [T], consecutive.
         window: as visible's.
     """
@@ -111,34 +137,33 @@ def attend_causal(
                 k[..., keys],
                 v[..., keys, :],
                 visible(own, positions[keys], window),
-                softcap,
             )
         )
     return jax.tree.map(lambda *x: jnp.concatenate(x, -2), *parts)
 
 
 def attend_blocks(
+    attend: Backend,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     mask: jax.Array,
-    softcap: float = 0.0,
-) -> Part:
+) -> SoftmaxState:
     """The same for keys that lie in blocks already: few queries take less time
     than XLA:CPU needs to cut them out.
 
     Args:
-        q, mask: as attend's, S = N * B.
+        q, mask: as reference's, S = N * B.
         k: [..., N, D, B], N blocks of B keys; v: [..., N, B, D].
     """
     blocks, size = v.shape[-3:-1]
     if blocks == 1:
         k, v = k[..., 0, :, :], v[..., 0, :, :]
-        return attend(q, k, v, mask, softcap)
+        return attend(q, k, v, mask)
     lead, last = q.shape[:-2], q.shape[-2:]
     q = jnp.broadcast_to(q[..., None, :, :], (*lead, blocks, *last))
     mask = mask.reshape(*mask.shape[:-1], blocks, size).swapaxes(-3, -2)
-    parts = attend(q, k, v, mask, softcap)
+    parts = attend(q, k, v, mask)
     return merge(
         *(
             jax.tree.map(lambda x, n=n: x[..., n, :, :], parts)
@@ -187,15 +212,15 @@ def _widened(x: jax.Array, axis: int) -> jax.Array:
     return jax.lax.optimization_barrier(x)  # or the zeros are left out again
 
 
-def merge(*parts: Part) -> Part:
-    """Joins parts over different keys, of the same leading shape."""
-    peak = functools.reduce(jnp.maximum, [part.peak for part in parts])
-    scales = [_power_of_two(part.peak - peak) for part in parts]
+def merge(*states: SoftmaxState) -> SoftmaxState:
+    """Joins states over different keys, of the same leading shape."""
+    peak = functools.reduce(jnp.maximum, [state.max for state in states])
+    scales = [_power_of_two(state.max - peak) for state in states]
     total, value = (
         functools.reduce(jnp.add, map(jnp.multiply, scales, terms))
-        for terms in ([p.total for p in parts], [p.value for p in parts])
+        for terms in ([s.sum for s in states], [s.acc for s in states])
     )
-    return Part(peak, total, value)
+    return SoftmaxState(peak, total, value)
 
 
 def _power_of_two(exponent: jax.Array) -> jax.Array:
@@ -205,22 +230,23 @@ def _power_of_two(exponent: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(biased << 23, jnp.float32)
 
 
-def output(part: Part, sinks: jax.Array | None = None) -> jax.Array:
+def output(state: SoftmaxState, sinks: jax.Array | None = None) -> jax.Array:
     """The weighted mean of the values, float32 [..., H, D].
 
     Some key must be visible.
 
     Args:
-        part: over all keys, [..., H, D].
+        state: over all keys, [..., H, D].
         sinks: [H], scores of a key without value (arXiv 2309.17453), which
             heads look at instead of any other.
     """
     if sinks is not None:
         score = LOG2_E * sinks.astype(jnp.float32)[:, None]
-        score = jnp.broadcast_to(score, part.peak.shape)
-        peak, nothing = jnp.ceil(score), jnp.zeros_like(part.value)
-        part = merge(part, Part(peak, jnp.exp2(score - peak), nothing))
-    return part.value / part.total
+        score = jnp.broadcast_to(score, state.max.shape)
+        peak, nothing = jnp.ceil(score), jnp.zeros_like(state.acc)
+        sink = SoftmaxState(peak, jnp.exp2(score - peak), nothing)
+        state = merge(state, sink)
+    return state.acc / state.sum
 
 
 def visible(query_pos: jax.Array, key_pos: jax.Array, window: int) -> jax.Array:

@@ -133,6 +133,7 @@ class ModelConfig:
     mlp_only_layers: tuple[int, ...] = ()  # those without experts
     attn_logit_softcapping: float = 0.0  # c tanh(x / c); 0 is none
     final_logit_softcapping: float = 0.0
+    attention: str = "reference"  # of models.attention.ATTENTION
 
     def __post_init__(self):
         for name in COUNTS:

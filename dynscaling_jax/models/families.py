@@ -18,7 +18,8 @@ class Family(NamedTuple):
     """One model_type of config.json.
 
     read gives fields of ModelConfig, write the fields of config.json that
-    stand for them. names replaces parts of Hugging Face tensor names. The
+    stand for them. names and gguf_names take the place of those that
+    models.parameters has, in Hugging Face's files and in llama.cpp's. The
     others say what files hold otherwise than as a tensor for each of ours,
     with our names of the parts: fused, as rows of one; stacked, as one for
     each expert; turned, as one of all experts, in turns.
@@ -28,6 +29,7 @@ class Family(NamedTuple):
     read: Callable[[Raw], Fields]
     write: Callable[[ModelConfig], Fields]
     names: Mapping[str, str] = {}
+    gguf_names: Mapping[str, str] = {}
     fused: Mapping[str, tuple[str, ...]] = {}
     stacked: Mapping[str, str] = {}
     turned: Mapping[str, tuple[str, ...]] = {}
@@ -357,7 +359,7 @@ FAMILIES: dict[str, Family] = {
         "GptOssForCausalLM",
         _gpt_oss,
         _write_gpt_oss,
-        names={"router": "mlp.router"},
+        gguf_names={"ffn_norm": "post_attention_norm"},
         turned={
             "mlp.experts.gate_up_proj": ("gate", "up"),
             "mlp.experts.down_proj": ("down",),

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.parameters import Parameter
 
 DATA, MODEL = AXES = ("data", "model")
 BOTH = (DATA, MODEL)  # of one dimension
@@ -21,50 +23,45 @@ Axis = str | tuple[str, ...] | None
 
 
 def param_sharding(
-    mesh: Mesh, config: ModelConfig, path: tuple, shape: tuple[int, ...]
+    mesh: Mesh, config: ModelConfig, parameter: Parameter, shape: Sequence[int]
 ) -> NamedSharding:
     """Where a parameter lies; the same for its quantised values and scales.
 
+    With 4 heads of 16 features on a mesh of 1 x 2, a `q` of axes (q, hidden)
+    gives each device the rows of two heads, and the `o` of axes (hidden, q)
+    that is multiplied by what they saw gives it their columns:
+        q [64, D]: rows 0-31 | rows 32-63        o [D, 64]: columns likewise
+
     Args:
-        path: e.g. ("layers", 0, "q").
         shape: of the array; sizes that the mesh does not divide stay whole.
     """
-    axes = _axes(config, path, mesh.shape[MODEL])
+    along = mesh_axes(config, mesh.shape[MODEL])
+    axes = [along.get(axis) for axis in parameter.axes]
     return NamedSharding(mesh, fitting(mesh.shape, shape, axes))
 
 
-def _axes(config: ModelConfig, path: tuple, parts: int) -> tuple[Axis, ...]:
-    part = str(path[-1])
-    weight = part.removesuffix("_bias")
-    if path[0] == "layers" and config.sparse(path[1]):
-        if weight in ("gate", "up", "down"):
-            return (MODEL,)  # whole experts
-    heads = None if config.num_attention_heads % parts else MODEL
-    keys = None if config.num_key_value_heads % parts else MODEL
-    outer = {
-        "q": heads,
-        "k": keys,
-        "v": keys,
-        "sinks": heads,
-        "gate": MODEL,
-        "up": MODEL,
-        "embed": MODEL,
-        "head": MODEL,
-    }
-    if weight in outer:
-        return (outer[weight],)
-    # what these give is summed over the devices
-    inner = {"o": heads, "down": MODEL}
-    return (None, inner[part]) if part in inner else ()
+def mesh_axes(config: ModelConfig, parts: int) -> dict[str, str]:
+    """The mesh axis of each logical axis of models.parameters that is split
+    in `parts`; heads are, if no head is cut."""
+    split = ["vocab", "mlp", "experts"]
+    if config.num_attention_heads % parts == 0:
+        split += ["heads", "q"]
+    if config.num_key_value_heads % parts == 0:
+        split += ["kv"]
+    return dict.fromkeys(split, MODEL)
 
 
-def put(mesh: Mesh, config: ModelConfig, path: tuple, value: Any) -> Any:
+def put(
+    mesh: Mesh | None, config: ModelConfig, parameter: Parameter, value: Any
+) -> Any:
     """A parameter in its shards; a host's array goes there piece by piece, so
     that no device ever holds the whole of it, and each process puts what its
-    own devices hold."""
+    own devices hold. Without a mesh it goes to the default device."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, value)
 
     def one(x: Any) -> jax.Array:
-        where = param_sharding(mesh, config, path, x.shape)
+        where = param_sharding(mesh, config, parameter, x.shape)
         if isinstance(x, jax.Array):
             return jax.device_put(x, where)
         return jax.make_array_from_callback(x.shape, where, lambda at: x[at])

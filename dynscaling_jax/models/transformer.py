@@ -1,11 +1,15 @@
-"""The decoder: tokens and a cache to hidden states and a cache.
+"""The decoder in flax.nnx: tokens and a cache to hidden states and a cache.
 
-Pure functions over a tree of arrays. Projections keep the [out, in] layout
-of the files, which XLA:CPU multiplies twice as fast as its transpose, and so
-need no copy on loading. Where keys and values live is the caller's affair:
-each layer hands its new ones to an `attend` function and gets back what its
-queries saw, so that a plain sequence, a prefill and a grouped decode step
-are the same decoder.
+Modules are made of a config and a tree of parameters, within jit as well as
+outside: an engine keeps the plain tree, which costs nothing to pass to a
+compiled function, and a module is made where it is traced. A user's own
+training loop takes the module itself.
+
+Projections keep the [out, in] layout of the files, which XLA:CPU multiplies
+twice as fast as its transpose, and so need no copy on loading. Where keys and
+values live is the caller's affair: each layer hands its new ones to an
+`attend` function and gets back what its queries saw, so that a plain
+sequence, a prefill and a grouped decode step are the same decoder.
 """
 
 from collections.abc import Callable
@@ -14,20 +18,243 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from dynscaling_jax.models import attention, experts
+from dynscaling_jax.models.attention import SoftmaxState
 from dynscaling_jax.models.config import Kind, ModelConfig, rope_frequencies
+from dynscaling_jax.models.parameters import Params, parameters, tree
 from dynscaling_jax.models.sharding import DATA, MODEL, constrained
 
 DEVIATION = 0.02  # of random parameters
-Params = dict[str, Any]
 Cache = Any  # what one layer keeps
 Attend = Callable[
     [Kind, Cache, jax.Array, jax.Array, jax.Array],
-    tuple[attention.Part, Cache],
+    tuple[SoftmaxState, Cache],
 ]
 """(kind of layer, cache, q [T, H, D], k [T, K, D], v [T, K, D]) ->
-(part [T, H, D], cache); q is rotated and scaled, by LOG2_E too, k rotated."""
+(state [T, H, D], cache); q is rotated and scaled, by LOG2_E too, k rotated."""
+
+
+class Module(nnx.Module):
+    """Holds arrays by the names that they have in Params.
+
+    Biases and norms that are not there are left out of what is computed.
+    """
+
+    def __init__(self, config: ModelConfig, params: Params):
+        self.config = config
+        for name, value in params.items():
+            setattr(self, name, nnx.Param(value))
+
+    def value(self, name: str) -> Any:
+        """The array of a parameter, None where there is none."""
+        variable = getattr(self, name, None)
+        return None if variable is None else variable.get_value()
+
+    def linear(self, x: jax.Array, name: str) -> jax.Array:
+        """[..., in] -> [..., out]."""
+        return linear(x, self.value(name), self.value(f"{name}_bias"))
+
+    def normed(self, x: jax.Array, name: str) -> jax.Array:
+        """[..., features], as rms_norm."""
+        return rms_norm(x, self.value(name), self.config)
+
+
+class Vocabulary(Module):
+    """What is before and behind the layers: embed, norm and head."""
+
+    def embedded(self, tokens: jax.Array) -> jax.Array:
+        """int32 [T] -> [T, hidden_size]."""
+        table, config = self.value("embed"), self.config
+        if isinstance(table, jax.Array):
+            x = table[tokens]
+        else:
+            x = table.qvalue[tokens].astype(jnp.float32) * table.scale[tokens]
+            x = x.astype(self.value("norm").dtype)
+        if config.embed_scale != 1.0:
+            x *= jnp.asarray(config.embed_scale, x.dtype)
+        return constrained(x, DATA)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """The residual stream [..., hidden_size] -> float32 [..., V]."""
+        head = "embed" if self.value("head") is None else "head"
+        logits = self.linear(self.normed(x, "norm"), head)
+        logits = constrained(logits, DATA, MODEL).astype(jnp.float32)
+        return attention.capped(logits, self.config.final_logit_softcapping)
+
+
+class Block(Module):
+    """One layer over the residual stream: attention, then feed-forward."""
+
+    def __init__(self, config: ModelConfig, kind: Kind, params: Params):
+        super().__init__(config, params)
+        self.kind = kind
+
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        attend: Attend,
+        cache: Cache,
+    ) -> tuple[jax.Array, Cache]:
+        """x [T, hidden_size] at positions int32 [T] -> the same, and the
+        cache with the keys and values of x."""
+        seen, cache = self.self_attention(
+            self.normed(x, "attn_norm"), positions, attend, cache
+        )
+        x = x + self.normed(self.linear(seen, "o"), "attn_post_norm")
+        made = self.feed_forward(self.normed(x, "ffn_norm"))
+        x = x + self.normed(made, "ffn_post_norm")
+        return constrained(x, DATA), cache
+
+    def self_attention(
+        self,
+        h: jax.Array,
+        positions: jax.Array,
+        attend: Attend,
+        cache: Cache,
+    ) -> tuple[jax.Array, Cache]:
+        """[T, hidden_size] -> [T, H * D], what the heads saw."""
+        config, (count, _) = self.config, h.shape
+        q, k, v = (self.linear(h, name) for name in "qkv")
+        q, k = self._heads(q, "q_norm"), self._heads(k, "k_norm")
+        q, k = (rotate(y, positions, config, self.kind) for y in (q, k))
+        scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
+        q *= np.float32(scale * attention.LOG2_E).astype(h.dtype)
+        v = v.reshape(count, config.num_key_value_heads, config.head_dim)
+        state, cache = attend(self.kind, cache, q, k, v)
+        seen = attention.output(state, self.value("sinks"))
+        return seen.reshape(count, -1).astype(h.dtype), cache
+
+    def _heads(self, x: jax.Array, norm: str) -> jax.Array:
+        """[T, heads * D] -> [T, heads, D], normed before or after the split,
+        as the weight is as long as all heads or one."""
+        heads = x.reshape(x.shape[0], -1, self.config.head_dim)
+        weight = self.value(norm)
+        if weight is not None and weight.shape[0] == x.shape[1]:
+            return self.normed(x, norm).reshape(heads.shape)
+        return self.normed(heads, norm)
+
+    def feed_forward(self, h: jax.Array) -> jax.Array:
+        """[T, hidden_size] -> the same, gated; through experts where the
+        layer has them."""
+        config = self.config
+        weights = {
+            name: value
+            for part in ("gate", "up", "down")
+            for name in (part, f"{part}_bias")
+            if (value := self.value(name)) is not None
+        }
+        if self.value("router") is None:
+            return gated(h, weights, config)
+        return experts.spread(
+            h,
+            self.linear(h, "router"),
+            lambda logits: experts.route(
+                logits, config.num_experts_per_tok, config.norm_topk_prob
+            ),
+            weights,
+            lambda rows, held, one: gated(
+                rows, jax.tree.map(lambda w: w[one], held), config
+            ),
+        )
+
+
+class Decoder(Vocabulary):
+    """The whole decoder, as a module to train.
+
+    nnx.state of it has one nnx.Param for each entry of models.parameters,
+    under the same path, whose out_sharding names its logical axes.
+    """
+
+    def __init__(self, config: ModelConfig, params: Params):
+        super().__init__(config, without_layers(params))
+        self.layers = nnx.List(
+            Block(config, config.kind(at), layer)
+            for at, layer in enumerate(params["layers"])
+        )
+        for path, parameter in parameters(config).items():
+            variable: Any = self
+            for step in path:
+                variable = (
+                    variable[step]
+                    if isinstance(step, int)
+                    else getattr(variable, step)
+                )
+            # a mesh shards when parameters are put on it, not here
+            variable.set_metadata(
+                out_sharding=parameter.axes, eager_sharding=False
+            )
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Logits float32 [L, V] of one sequence of tokens int32 [L], without
+        a cache."""
+        positions = jnp.arange(tokens.shape[0])
+        attend = causal(self.config, positions)
+        empty = [None] * len(self.layers)
+        return self.logits(self.stream(tokens, positions, attend, empty)[0])
+
+    def stream(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        attend: Attend,
+        caches: list[Cache],
+    ) -> tuple[jax.Array, list[Cache]]:
+        """Runs the layers over tokens int32 [T] at positions int32 [T].
+
+        T may be the tokens of one sequence or one token each of many: only
+        `attend` knows the difference.
+
+        Returns:
+            The residual stream [T, hidden_size], and one cache a layer.
+        """
+        x, kept = self.embedded(tokens), []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x, cache = layer(x, positions, attend, cache)
+            kept.append(cache)
+        return x, kept
+
+    def params(self) -> Params:
+        """The tree of parameters, as of load_model, for an engine or a file."""
+        params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+        return {**params, "layers": [*params["layers"].values()]}
+
+
+def without_layers(params: Params) -> Params:
+    """What is before and behind the layers: embed, norm and head."""
+    return {name: part for name, part in params.items() if name != "layers"}
+
+
+def init_params(
+    key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32
+) -> Params:
+    """Random parameters: normal with DEVIATION, norms at one."""
+    shapes = tree(config, lambda parameter: parameter.shape)
+    leaves, structure = jax.tree.flatten(
+        shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        structure,
+        [
+            jnp.ones(s, dtype)
+            if len(s) == 1
+            else DEVIATION * jax.random.normal(k, s, dtype)
+            for k, s in zip(keys, leaves, strict=True)
+        ],
+    )
+
+
+def gated(rows: jax.Array, weights: Params, config: ModelConfig) -> jax.Array:
+    """A gated feed-forward of rows [T, hidden_size]."""
+
+    def project(x: jax.Array, name: str) -> jax.Array:
+        return linear(x, weights[name], weights.get(f"{name}_bias"))
+
+    units = gate_units(config, project(rows, "gate"), project(rows, "up"))
+    return project(units, "down")
 
 
 def gate_units(
@@ -42,91 +269,6 @@ def gate_units(
     gate = jnp.minimum(gate, config.swiglu_limit)
     up = jnp.clip(up, -config.swiglu_limit, config.swiglu_limit)
     return gate * jax.nn.sigmoid(config.swiglu_alpha * gate) * (up + 1)
-
-
-def param_shapes(config: ModelConfig) -> Params:
-    """The tree of parameters, as shapes."""
-    q, kv = (
-        config.num_attention_heads * config.head_dim,
-        config.num_key_value_heads * config.head_dim,
-    )
-    layer: dict[str, tuple[int, ...]] = {
-        "q": (q, config.hidden_size),
-        "k": (kv, config.hidden_size),
-        "v": (kv, config.hidden_size),
-        "o": (config.hidden_size, q),
-        "gate": (config.intermediate_size, config.hidden_size),
-        "up": (config.intermediate_size, config.hidden_size),
-        "down": (config.hidden_size, config.intermediate_size),
-    }
-    if config.pre_norm:
-        layer |= {
-            "attn_norm": (config.hidden_size,),
-            "ffn_norm": (config.hidden_size,),
-        }
-    if config.post_norm:
-        layer["attn_post_norm"] = layer["ffn_post_norm"] = (config.hidden_size,)
-    if config.qkv_bias:
-        layer |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)}
-    if config.o_bias:
-        layer["o_bias"] = (config.hidden_size,)
-    if config.mlp_bias:
-        layer |= {
-            "gate_bias": (config.intermediate_size,),
-            "up_bias": (config.intermediate_size,),
-            "down_bias": (config.hidden_size,),
-        }
-    if config.qk_norm == "head":
-        layer["q_norm"] = layer["k_norm"] = (config.head_dim,)
-    elif config.qk_norm:
-        layer |= {"q_norm": (q,), "k_norm": (kv,)}
-    if config.sinks:
-        layer["sinks"] = (config.num_attention_heads,)
-    many, inner = config.num_experts, config.moe_intermediate_size
-    sparse = layer | {
-        "router": (many, config.hidden_size),
-        "gate": (many, inner, config.hidden_size),
-        "up": (many, inner, config.hidden_size),
-        "down": (many, config.hidden_size, inner),
-    }
-    if config.expert_bias:
-        sparse |= {
-            "router_bias": (many,),
-            "gate_bias": (many, inner),
-            "up_bias": (many, inner),
-            "down_bias": (many, config.hidden_size),
-        }
-    shapes: Params = {
-        "embed": (config.vocab_size, config.hidden_size),
-        "layers": [
-            dict(sparse if config.sparse(at) else layer)
-            for at in range(config.num_hidden_layers)
-        ],
-        "norm": (config.hidden_size,),
-    }
-    if not config.tie_word_embeddings:
-        shapes["head"] = (config.vocab_size, config.hidden_size)
-    return shapes
-
-
-def init_params(
-    key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32
-) -> Params:
-    """Random parameters: normal with DEVIATION, norms at one."""
-    shapes = param_shapes(config)
-    leaves, tree = jax.tree.flatten(
-        shapes, is_leaf=lambda x: isinstance(x, tuple)
-    )
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        tree,
-        [
-            jnp.ones(s, dtype)
-            if len(s) == 1
-            else DEVIATION * jax.random.normal(k, s, dtype)
-            for k, s in zip(keys, leaves, strict=True)
-        ],
-    )
 
 
 def linear(
@@ -176,133 +318,6 @@ def rotate(
     return jnp.concatenate([turned.astype(x.dtype), rest], -1)
 
 
-def hidden_states(
-    params: Params,
-    config: ModelConfig,
-    tokens: jax.Array,
-    positions: jax.Array,
-    attend: Attend,
-    caches: list[Cache],
-) -> tuple[jax.Array, list[Cache]]:
-    """Runs the layers over tokens int32 [T] at positions int32 [T].
-
-    Returns the normalised hidden states [T, width] and one cache a layer.
-    T may be the tokens of one sequence or one token each of many rows: only
-    `attend` knows the difference.
-    """
-    x = embed(params, config, tokens)
-    kept = []
-    layers = zip(params["layers"], caches, strict=True)
-    for at, (layer, cache) in enumerate(layers):
-        kind = config.kind(at)
-        x, cache = block(layer, config, kind, x, positions, attend, cache)
-        kept.append(cache)
-    return rms_norm(x, params["norm"], config), kept
-
-
-def without_layers(params: Params) -> Params:
-    """What is before and behind the layers: embed, norm and head."""
-    return {name: part for name, part in params.items() if name != "layers"}
-
-
-def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
-    """[T] -> [T, width]."""
-    table = params["embed"]
-    if isinstance(table, jax.Array):
-        x = table[tokens]
-    else:
-        x = table.qvalue[tokens].astype(jnp.float32) * table.scale[tokens]
-        x = x.astype(params["norm"].dtype)
-    if config.embed_scale != 1.0:
-        x *= jnp.asarray(config.embed_scale, x.dtype)
-    return constrained(x, DATA)
-
-
-def head(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """Logits, float32 [..., V]."""
-    weight = params.get("head", params["embed"])
-    logits = constrained(linear(hidden, weight), DATA, MODEL)
-    logits = logits.astype(jnp.float32)
-    return attention.capped(logits, config.final_logit_softcapping)
-
-
-def block(
-    layer: Params,
-    config: ModelConfig,
-    kind: Kind,
-    x: jax.Array,
-    positions: jax.Array,
-    attend: Attend,
-    cache: Cache,
-) -> tuple[jax.Array, Cache]:
-    """One layer over the residual stream x [T, width]; biases and norms that
-    the layer has not are left out."""
-    count, dim = x.shape[0], config.head_dim
-    h = rms_norm(x, layer.get("attn_norm"), config)
-    q, k, v = (linear(h, layer[p], layer.get(f"{p}_bias")) for p in "qkv")
-    q, k = (
-        _normed_heads(y, layer.get(f"{p}_norm"), config)
-        for y, p in ((q, "q"), (k, "k"))
-    )
-    q, k = (rotate(y, positions, config, kind) for y in (q, k))
-    scale = (config.query_pre_attn_scalar or dim) ** -0.5
-    q *= np.float32(scale * attention.LOG2_E).astype(x.dtype)
-    v = v.reshape(count, config.num_key_value_heads, dim)
-    seen, cache = attend(kind, cache, q, k, v)
-    seen = attention.output(seen, layer.get("sinks"))
-    seen = seen.reshape(count, -1).astype(x.dtype)
-    out = linear(seen, layer["o"], layer.get("o_bias"))
-    x = x + rms_norm(out, layer.get("attn_post_norm"), config)
-    h = rms_norm(x, layer.get("ffn_norm"), config)
-    out = feed_forward(layer, config, h)
-    x = x + rms_norm(out, layer.get("ffn_post_norm"), config)
-    return constrained(x, DATA), cache
-
-
-def feed_forward(layer: Params, config: ModelConfig, h: jax.Array) -> jax.Array:
-    """[T, width] -> [T, width], gated; through experts where the layer has
-    them."""
-
-    def gated(rows, weights):
-        gate, up = (
-            linear(rows, weights[p], weights.get(f"{p}_bias"))
-            for p in ("gate", "up")
-        )
-        units = gate_units(config, gate, up)
-        return linear(units, weights["down"], weights.get("down_bias"))
-
-    if "router" not in layer:
-        return gated(h, layer)
-    stacks = {
-        name: layer[name]
-        for part in ("gate", "up", "down")
-        for name in (part, f"{part}_bias")
-        if name in layer
-    }
-    return experts.spread(
-        h,
-        linear(h, layer["router"], layer.get("router_bias")),
-        lambda logits: experts.route(
-            logits, config.num_experts_per_tok, config.norm_topk_prob
-        ),
-        stacks,
-        lambda rows, held, one: gated(
-            rows, jax.tree.map(lambda w: w[one], held)
-        ),
-    )
-
-
-def _normed_heads(
-    x: jax.Array, weight: jax.Array | None, config: ModelConfig
-) -> jax.Array:
-    """[T, heads * D] -> [T, heads, D], normed before or after the split, as
-    the weight is as long as all heads or one."""
-    heads = x.reshape(x.shape[0], -1, config.head_dim)
-    if weight is not None and weight.shape[0] == x.shape[1]:
-        return rms_norm(x, weight, config).reshape(heads.shape)
-    return rms_norm(heads, weight, config)
-
-
 def _last(weight: jax.Array, x: jax.Array) -> jax.Array:
     """[D] with leading axes of one, as many as x has axes."""
     return weight.reshape((1,) * (x.ndim - 1) + weight.shape)
@@ -315,12 +330,10 @@ def causal(config: ModelConfig, positions: jax.Array) -> Attend:
     def attend(kind, _, q, k, v):
         q = group_heads(q, config.num_key_value_heads)
         k, v = heads_first(k, v)
-        seen = attention.attend_causal(
-            q, k, v, positions, kind.window, config.attn_logit_softcapping
-        )
-        return ungroup_heads(
-            seen, config.num_attention_heads // config.num_key_value_heads
-        ), (k, v)
+        backend = attention.backend(config)
+        seen = attention.attend_causal(backend, q, k, v, positions, kind.window)
+        rep = config.num_attention_heads // config.num_key_value_heads
+        return ungroup_heads(seen, rep), (k, v)
 
     return attend
 
@@ -338,7 +351,7 @@ def group_heads(q: jax.Array, kv_heads: int) -> jax.Array:
     return q.swapaxes(0, 1).reshape(kv_heads, -1, dim)
 
 
-def ungroup_heads(part: attention.Part, rep: int) -> attention.Part:
+def ungroup_heads(part: SoftmaxState, rep: int) -> SoftmaxState:
     """[K, T * rep, D] -> [T, H, D]."""
 
     def ungroup(x):
@@ -347,19 +360,3 @@ def ungroup_heads(part: attention.Part, rep: int) -> attention.Part:
         return x.reshape(x.shape[0], -1, dim)
 
     return jax.tree.map(ungroup, part)
-
-
-def forward(
-    params: Params, config: ModelConfig, tokens: jax.Array
-) -> jax.Array:
-    """Logits float32 [L, V] of one sequence of tokens [L], without a cache."""
-    positions = jnp.arange(tokens.shape[0])
-    hidden, _ = hidden_states(
-        params,
-        config,
-        tokens,
-        positions,
-        causal(config, positions),
-        [None] * config.num_hidden_layers,
-    )
-    return head(params, config, hidden)

@@ -5,11 +5,8 @@ from typing import Any
 import jax
 
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.transformer import (
-    DEVIATION,
-    Params,
-    init_params,
-)
+from dynscaling_jax.models.parameters import Params
+from dynscaling_jax.models.transformer import DEVIATION, init_params
 
 EMBED = 0.1  # deviation of embeddings
 WRITES = ("o", "down")  # what adds to the residual stream

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.transformer import Params
+from dynscaling_jax.models.parameters import Params
+from dynscaling_jax.models.transformer import Decoder
 from dynscaling_jax.training.batches import Batch
 
 
@@ -116,8 +116,7 @@ def evaluate(
 def total_loss(params: Params, config: ModelConfig, batch: Batch) -> jax.Array:
     """Sum of -log p over the tokens of the completions, float32 []."""
     tokens = jnp.asarray(batch.tokens)
-    forward = functools.partial(transformer.forward, params, config)
-    logits = jax.vmap(forward)(tokens)[:, :-1]
+    logits = jax.vmap(Decoder(config, params))(tokens)[:, :-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(
         logits, tokens[:, 1:]
     )

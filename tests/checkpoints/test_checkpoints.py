@@ -13,11 +13,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dynscaling_jax.checkpoints import export, hf_config, hf_layout, load_model
-from dynscaling_jax.checkpoints import tensors as checkpoints
+from dynscaling_jax.checkpoints import export, hf_config, load_model
 from dynscaling_jax.checkpoints.model import stored_dtype
 from dynscaling_jax.models import ModelConfig, transformer
-from dynscaling_jax.models.transformer import param_shapes
+from dynscaling_jax.models.parameters import parameters
 
 
 @pytest.fixture
@@ -58,15 +57,13 @@ def test_every_tensor_of_the_file_is_placed(goldens):
     model = load_model(directory)
     with safe_open(directory / "model.safetensors", "numpy") as file:
         names = set(file.keys())
-        for path, shape in checkpoints.leaves(param_shapes(model.config)):
+        for path, parameter in parameters(model.config).items():
             node = model.params
             for step in path:
                 node = node[step]
-            names.remove(hf_layout.tensor_name(path))
-            assert node.shape == shape
-            np.testing.assert_array_equal(
-                node, file.get_tensor(hf_layout.tensor_name(path))
-            )
+            names.remove(parameter.hf)
+            assert node.shape == parameter.shape
+            np.testing.assert_array_equal(node, file.get_tensor(parameter.hf))
     assert not names
 
 

@@ -15,12 +15,11 @@ from gguf import quants
 
 from dynscaling_jax.checkpoints import (
     export,
-    gguf_layout,
     hf_config,
     load_model,
 )
-from dynscaling_jax.checkpoints import tensors as checkpoints
 from dynscaling_jax.models import transformer
+from dynscaling_jax.models.parameters import parameters
 
 F32, F16 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16
 HEAD_SCALE = {"query_pre_attn_scalar": 8}
@@ -154,13 +153,12 @@ def test_every_type_that_gguf_dequantises(wide, tmp_path, write_gguf, kind):
 
     model = load_model(write_gguf(tmp_path / "a.gguf", wide, encode))
     assert len(held) == 10
-    for path, _ in checkpoints.leaves(transformer.param_shapes(model.config)):
-        name = gguf_layout.tensor_name(path, model.config, {})
-        if name in held:
+    for path, parameter in parameters(model.config).items():
+        if parameter.gguf in held:
             node = model.params
             for step in path:
                 node = node[step]
-            np.testing.assert_array_equal(node, held[name])
+            np.testing.assert_array_equal(node, held[parameter.gguf])
 
 
 def test_a_type_that_cannot_be_dequantised_is_named(wide, tmp_path, write_gguf):

@@ -21,6 +21,7 @@ from dynscaling_jax.inference import (
 )
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.parameters import parameters, tree
 from dynscaling_jax.models.sharding import param_sharding, put
 from dynscaling_jax.types import Message, Query, Request
 from tests.decoding import read_token
@@ -56,7 +57,8 @@ def placed(model: Model, text: str) -> Model:
     on = mesh.build(text)
     if on is None:
         return model
-    spread = lambda path, leaf: put(on, model.config, path, leaf)
+    described = parameters(model.config)
+    spread = lambda path, leaf: put(on, model.config, described[path], leaf)
     params = mapped(spread, model.params)
     return Model(model.config, params, lambda: model.tokenizer)
 
@@ -206,11 +208,12 @@ def test_no_weight_is_sent(name, text):
     groups, per = 8, 2
     largest = groups * per * config.vocab_size
 
-    def described(path, shape):
-        where = param_sharding(on, config, path, shape)
+    def described(parameter):
+        shape = parameter.shape
+        where = param_sharding(on, config, parameter, shape)
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
 
-    params = mapped(described, transformer.param_shapes(config))
+    params = tree(config, described)
     top, layer = transformer.without_layers(params), params["layers"][0]
     assert all(
         w.size > largest

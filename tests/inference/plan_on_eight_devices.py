@@ -10,6 +10,7 @@ from dynscaling_jax.checkpoints import Model, export
 from dynscaling_jax.inference import Engine, memory, mesh, plan
 from dynscaling_jax.models import quantization, sharding
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.parameters import parameters
 from dynscaling_jax.models.transformer import init_params
 
 CONFIG = ModelConfig(
@@ -32,9 +33,10 @@ def spread(text: str, int8: bool) -> Model:
     on = mesh.build(text)
 
     def place(path, leaf):
-        steps = export.steps(path)
-        leaf = quantization.quantize(steps, leaf) if int8 else leaf
-        return sharding.put(on, CONFIG, steps, leaf)
+        parameter = parameters(CONFIG)[export.steps(path)]
+        if int8 and parameter.quantised:
+            leaf = quantization.quantize(leaf)
+        return sharding.put(on, CONFIG, parameter, leaf)
 
     params = init_params(jax.random.key(0), CONFIG, jnp.bfloat16)
     params = jax.tree_util.tree_map_with_path(place, params)

@@ -18,8 +18,8 @@ LONGEST = 320  # tokens of the longest prompt and sample here
 
 @functools.partial(jax.jit, static_argnums=1)
 def plain_logprobs(params, config, ids):
-    """Log-probabilities float32 [LONGEST, V] by transformer.forward."""
-    return jax.nn.log_softmax(transformer.forward(params, config, ids))
+    """Log-probabilities float32 [LONGEST, V] without a cache."""
+    return jax.nn.log_softmax(transformer.Decoder(config, params)(ids))
 
 
 def check_against_plain(engine) -> int:

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dynscaling_jax.checkpoints import export
 from dynscaling_jax.inference import memory, plan
 from dynscaling_jax.inference.memory import Size
 from dynscaling_jax.inference.plan import Chip, Device, Rate
 from dynscaling_jax.models import quantization, transformer
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.parameters import parameters
 
 # a layer has q and o of 8 x 8, k and v of 4 x 8, three matrices of 16 x 8 and
 # two norms: 128 + 64 + 384 = 576 in matrices, 16 in vectors
@@ -105,8 +107,13 @@ def test_parameters_are_as_large_as_their_arrays(int8):
     )
     params = transformer.init_params(jax.random.key(0), config, jnp.bfloat16)
     if int8:
+        described = parameters(config)
         params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: quantization.quantize((path[-1].key,), leaf),
+            lambda path, leaf: (
+                quantization.quantize(leaf)
+                if described[export.steps(path)].quantised
+                else leaf
+            ),
             params,
         )
     taken = sum(leaf.nbytes for leaf in jax.tree.leaves(params))

@@ -77,6 +77,9 @@ def test_a_layer_rounds_by_the_slot(fields, length, least):
         **fields,
     )
     params = transformer.init_params(jax.random.key(0), config)
+    head = jax.jit(
+        lambda params, x: transformer.Decoder(config, params).logits(x)
+    )
     random = np.random.RandomState(0)
 
     def normal(*shape):
@@ -104,9 +107,7 @@ def test_a_layer_rounds_by_the_slot(fields, length, least):
             cache.to_blocks((key.swapaxes(2, 3), value)),
             cache.to_blocks((k[:width].swapaxes(2, 3), v[:width])),
         )
-        logits = jax.jit(transformer.head, static_argnums=1)(
-            params, config, hidden
-        )
+        logits = head(params, hidden)
         outs[width, per, size] = np.asarray(logits)
     for (width, *_), logits in outs.items():
         np.testing.assert_array_equal(logits[:8], outs[8, 1, least])

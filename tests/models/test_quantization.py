@@ -32,7 +32,7 @@ def dequantized(params):
 
 def test_one_scale_a_row_by_hand():
     weight = jnp.array([[255.0, -127.0, 1.1], [0.5, 0.25, -0.5]])
-    small = quantize(("head",), weight)
+    small = quantize(weight)
     assert small.qvalue.dtype == jnp.int8
     # the greatest of a row is 127.5 steps, which are cut to 127
     assert small.scale.tolist() == [[2.0], [pytest.approx(0.5 / 127.5)]]
@@ -82,9 +82,8 @@ def test_bfloat16_activations(goldens):
 
 def test_the_engine_draws_with_it(tiny):
     model = tiny(num_hidden_layers=2)
-    model.params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: quantize((getattr(path[-1], "key", None),), leaf),
-        model.params,
+    model.params = jax.tree.map(
+        lambda leaf: quantize(leaf) if leaf.ndim > 1 else leaf, model.params
     )
     engine = Engine(model, slots=4, slots_per_group=2, max_new_tokens=8)
     (samples,) = engine.generate(["What is 2 + 2?"], n=4)

@@ -11,6 +11,7 @@ from dynscaling_jax.checkpoints import load_model
 from dynscaling_jax.inference import cache, prefill
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import FULL, SLIDING, ModelConfig
+from dynscaling_jax.models.parameters import parameters, tree
 from tests.decoding import read_token
 
 CASES = (
@@ -135,9 +136,9 @@ def test_goldens_notice_a_wrong_config(goldens, golden, name, change):
     """A golden file that any decoder meets would prove nothing."""
     model = load_model(goldens / name, context=LENGTH)
     wrong = dataclasses.replace(model.config, **change)
-    logits = jax.vmap(
-        lambda ids: transformer.forward(model.params, wrong, ids)
-    )(golden(name)["ids"])
+    logits = jax.vmap(transformer.Decoder(wrong, model.params))(
+        golden(name)["ids"]
+    )
     assert relative_error(logits, golden(name)["logits"]) > 1e-3
 
 
@@ -185,7 +186,7 @@ def test_random_parameters_have_the_shapes_of_the_config():
     config = ModelConfig("llama", 50, 16, 2, 4, 2, 4, 24, 64)
     params = transformer.init_params(jax.random.key(1), config)
     shapes = jax.tree.map(lambda w: w.shape, params)
-    assert shapes == transformer.param_shapes(config)
+    assert shapes == tree(config, lambda parameter: parameter.shape)
     assert float(params["head"].std()) == pytest.approx(0.02, rel=0.1)
     tied = dataclasses.replace(config, tie_word_embeddings=True)
-    assert "head" not in transformer.param_shapes(tied)
+    assert ("head",) not in parameters(tied)

@@ -31,7 +31,7 @@ def test_products_keep_their_size(config):
 def test_the_first_guess_is_nearly_even(config):
     params = fresh_params(jax.random.key(1), config, "float32")
     tokens = np.arange(32, dtype=np.int32)
-    logits = transformer.forward(params, config, tokens)
+    logits = transformer.Decoder(config, params)(tokens)
     log_p = jax.nn.log_softmax(logits)
     assert -float(log_p[:, 0].mean()) < np.log(64) + 2
 

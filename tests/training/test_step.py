@@ -34,7 +34,7 @@ def test_only_what_the_assistant_writes_counts(model):
     total, count = learning.evaluate(model.params, model.config, one)
     expected = 0.0
     for tokens, start, length in zip(*one, strict=True):
-        logits = transformer.forward(model.params, model.config, tokens)
+        logits = transformer.Decoder(model.config, model.params)(tokens)
         logits = np.asarray(logits, np.float64)
         for at in range(start, length):
             row = logits[at - 1]
