@@ -28,7 +28,7 @@ from dynscaling_jax.checkpoints.model import resolve
 
 HERE = Path(__file__).parent
 TESTS = (
-    HERE / "models" / "test_adapters.py",
+    HERE / "checkpoints" / "test_adapters.py",
     HERE / "models" / "test_transformer.py",
     HERE / "test_smollm2.py",
     HERE / "test_gemma3.py",

@@ -1,5 +1,6 @@
 """A checkpoint as one object: config, parameters, tokenizer."""
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -22,6 +23,7 @@ from dynscaling_jax.checkpoints import (
 from dynscaling_jax.checkpoints.files import read_json
 from dynscaling_jax.checkpoints.tensors import PARAMS
 from dynscaling_jax.models import quantization, sharding
+from dynscaling_jax.models.attention import backend
 from dynscaling_jax.models.config import ModelConfig, with_context
 from dynscaling_jax.models.parameters import Parameter, Params, parameters
 from dynscaling_jax.models.transformer import Decoder
@@ -139,6 +141,7 @@ def load_model(
     template_variables: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
     adapter: str | Path = "",
+    attention: str = "reference",
 ) -> Model:
     """Loads a model by name, file, directory or hub address.
 
@@ -160,6 +163,8 @@ def load_model(
         adapter: the directory of a LoRA adapter, or its hub address, which
             is merged into the weights, as checkpoints.adapters says. One that
             lies in the model's own directory is merged without being named.
+
+        attention: the backend, of models.attention.ATTENTION.
 
     Raises:
         FileNotFoundError: what is missing, and how to get it.
@@ -215,6 +220,8 @@ def load_model(
         )
     if context is not None:
         config = with_context(config, context)
+    config = dataclasses.replace(config, attention=attention)
+    backend(config)  # or it would be missed when it is first traced
     return Model(config, params, read, str(path))
 
 

@@ -97,7 +97,8 @@ def backend(config: ModelConfig) -> Backend:
     name = config.attention
     if name not in ATTENTION:
         raise ValueError(
-            f"attention must be one of {', '.join(ATTENTION)}, got {name!r}"
+            f"attention {name!r} is not in models.attention.ATTENTION; known: "
+            f"{', '.join(ATTENTION)}"
         )
     cap = config.attn_logit_softcapping
     return functools.partial(ATTENTION[name], softcap=cap)
@@ -115,7 +116,13 @@ def attend_causal(
 
     Keys behind a part, or outside the window of all of it, are left out: of a
     long prompt three eighths of the work. More parts leave out more, and take
-    longer to compile.
+    longer to compile. Six tokens in parts of two, keys in cuts of two, and a
+    window of 3; x is multiplied, of which the mask hides what lies outside:
+
+        keys         0 1 2 3 4 5
+        queries 0 1  x x . . . .
+        queries 2 3  x x x x . .
+        queries 4 5  . . x x x x
 
     Args:
         q, k, v: as reference's, M = T * rep and S = T, rep queries a token.
@@ -213,7 +220,11 @@ def _widened(x: jax.Array, axis: int) -> jax.Array:
 
 
 def merge(*states: SoftmaxState) -> SoftmaxState:
-    """Joins states over different keys, of the same leading shape."""
+    """Joins states over different keys, of the same leading shape.
+
+    Sums of 1.5 at max 3 and 1.25 at max 5 are brought to the greater power:
+        1.5 * 2**(3 - 5) + 1.25 * 2**0 = 1.625 at max 5
+    """
     peak = functools.reduce(jnp.maximum, [state.max for state in states])
     scales = [_power_of_two(state.max - peak) for state in states]
     total, value = (

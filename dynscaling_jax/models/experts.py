@@ -53,8 +53,16 @@ def mix(
     """
     tokens, per_token = chosen.shape
     total = tokens * per_token
-    expert_A = chosen.reshape(total)  # A: assignments
-    # Sorted by expert, each expert's begin at a whole block.
+    # Three tokens with two of three experts each, in blocks of 2 (BLOCK is 8):
+    #   chosen    [[0, 2], [2, 0], [2, 1]]
+    #   expert_A  0 2 2 0 2 1       assignments, A // 2 is the token
+    #   order_A   0 3 | 5 | 1 2 4   by expert
+    #   count_E   2 1 3             in blocks_E 1 1 2, that end_E at 1 2 4
+    #   rank_A    0 1 | 0 | 0 1 2   among those of the expert
+    #   place_A   0 1 | 2 | 4 5 6   each expert's begin at a whole block
+    #   rows      0 1 | 2 - | 0 1 | 2 - | - - | - -   tokens; - is of zeros
+    #   owner_B    0     1     2     2     2     2    spare blocks behind
+    expert_A = chosen.reshape(total)
     count_E = jnp.zeros(experts, jnp.int32).at[expert_A].add(1)
     blocks_E = -(-count_E // BLOCK)
     end_E = jnp.cumsum(blocks_E)

@@ -1,6 +1,6 @@
 """The families of models: what is their own in config.json and in files.
 
-A family is one entry of FAMILIES, at the end. docs/add_a_model.md shows how
+A family is one entry of FAMILIES, at the end. docs/how_to_family.md shows how
 one is added. hf_config.py reads what all families share; gguf_families.py says
 what is their own in GGUF files.
 """
@@ -36,7 +36,7 @@ class Family(NamedTuple):
     defaults: Mapping[str, Any] = {}  # of config.json, where it is silent
 
 
-def _windows(
+def windows(
     raw: Raw, window: int | None, local: Callable[[int], bool]
 ) -> Fields:
     """sliding_window, and the layers that have it, which layer_types says or,
@@ -57,12 +57,14 @@ def _windows(
     return {"sliding_window": window, "layer_types": () if one else (*kinds,)}
 
 
-def _biases(raw: Raw) -> Fields:
+def biases(raw: Raw) -> Fields:
+    """Those of attention's four projections, all or none."""
     bias = bool(raw.get("attention_bias"))
     return {"qkv_bias": bias, "o_bias": bias}
 
 
-def _layer_types(config: ModelConfig) -> list[str]:
+def layer_types(config: ModelConfig) -> list[str]:
+    """SLIDING or FULL, of each layer."""
     return [
         SLIDING if config.kind(i).window else FULL
         for i in range(config.num_hidden_layers)
@@ -70,7 +72,7 @@ def _layer_types(config: ModelConfig) -> list[str]:
 
 
 def _llama(raw: Raw) -> Fields:
-    return {**_biases(raw), "mlp_bias": bool(raw.get("mlp_bias"))}
+    return {**biases(raw), "mlp_bias": bool(raw.get("mlp_bias"))}
 
 
 def _write_llama(config: ModelConfig) -> Fields:
@@ -83,7 +85,7 @@ def _write_llama(config: ModelConfig) -> Fields:
 
 
 def _mistral(raw: Raw) -> Fields:
-    return _windows(raw, raw["sliding_window"], lambda _: True)
+    return windows(raw, raw["sliding_window"], lambda _: True)
 
 
 def _write_window(config: ModelConfig) -> Fields:
@@ -109,7 +111,7 @@ def _smollm3(raw: Raw) -> Fields:
     return {
         **_llama(raw),
         "no_rope_layers": () if all(rotates) else rotates,
-        **_windows(raw, window, lambda layer: not rotates[layer]),
+        **windows(raw, window, lambda layer: not rotates[layer]),
     }
 
 
@@ -120,14 +122,14 @@ def _write_smollm3(config: ModelConfig) -> Fields:
         "no_rope_layers": list(rotates),
         "use_sliding_window": bool(config.sliding_window),
         "sliding_window": config.sliding_window or None,
-        "layer_types": _layer_types(config),
+        "layer_types": layer_types(config),
     }
 
 
 def _qwen_window(raw: Raw) -> Fields:
     window = raw.get("use_sliding_window") and raw.get("sliding_window", 4096)
     first = raw.get("max_window_layers", 28)
-    return _windows(raw, window, lambda layer: layer >= first)
+    return windows(raw, window, lambda layer: layer >= first)
 
 
 def _qwen2(raw: Raw) -> Fields:
@@ -135,7 +137,7 @@ def _qwen2(raw: Raw) -> Fields:
 
 
 def _qwen3(raw: Raw) -> Fields:
-    return {"qk_norm": "head", **_biases(raw), **_qwen_window(raw)}
+    return {"qk_norm": "head", **biases(raw), **_qwen_window(raw)}
 
 
 def _qwen3_moe(raw: Raw) -> Fields:
@@ -173,7 +175,7 @@ def _write_qwen(config: ModelConfig) -> Fields:
         "attention_bias": config.o_bias,
         "use_sliding_window": bool(config.sliding_window),
         "sliding_window": config.sliding_window or None,
-        "layer_types": _layer_types(config),
+        "layer_types": layer_types(config),
     }
 
 
@@ -184,7 +186,7 @@ def _gemma(raw: Raw) -> Fields:
             f"{raw['query_pre_attn_scalar']}"
         )
     return {
-        **_biases(raw),
+        **biases(raw),
         "post_norm": True,
         "norm_offset": 1.0,
         "embed_scale": raw["hidden_size"] ** 0.5,
@@ -196,7 +198,7 @@ def _gemma(raw: Raw) -> Fields:
 def _gemma2(raw: Raw) -> Fields:
     return {
         **_gemma(raw),
-        **_windows(raw, raw["sliding_window"], lambda layer: layer % 2 == 0),
+        **windows(raw, raw["sliding_window"], lambda layer: layer % 2 == 0),
         "attn_logit_softcapping": raw.get("attn_logit_softcapping") or 0.0,
     }
 
@@ -209,7 +211,7 @@ def _gemma3(raw: Raw) -> Fields:
     every = raw.get("sliding_window_pattern", 6)
     return {
         **_gemma(raw),
-        **_windows(raw, raw["sliding_window"], lambda i: (i + 1) % every > 0),
+        **windows(raw, raw["sliding_window"], lambda i: (i + 1) % every > 0),
         "qk_norm": "head",
     }
 
@@ -220,7 +222,7 @@ def _write_gemma(config: ModelConfig) -> Fields:
         "attention_bias": config.qkv_bias,
         "sliding_window": config.sliding_window
         or config.max_position_embeddings,
-        "layer_types": _layer_types(config),
+        "layer_types": layer_types(config),
         "query_pre_attn_scalar": config.query_pre_attn_scalar
         or config.head_dim,
         "attn_logit_softcapping": config.attn_logit_softcapping or None,
@@ -232,7 +234,7 @@ def _write_gemma(config: ModelConfig) -> Fields:
 
 
 def _phi3(raw: Raw) -> Fields:
-    return _windows(raw, raw.get("sliding_window"), lambda _: True)
+    return windows(raw, raw.get("sliding_window"), lambda _: True)
 
 
 def _write_phi3(config: ModelConfig) -> Fields:
@@ -245,8 +247,8 @@ def _write_phi3(config: ModelConfig) -> Fields:
 
 def _gpt_oss(raw: Raw) -> Fields:
     return {
-        **_biases(raw),
-        **_windows(raw, raw["sliding_window"], lambda layer: layer % 2 == 0),
+        **biases(raw),
+        **windows(raw, raw["sliding_window"], lambda layer: layer % 2 == 0),
         "num_experts": raw["num_local_experts"],
         "num_experts_per_tok": raw["num_experts_per_tok"],
         "moe_intermediate_size": raw["intermediate_size"],
@@ -262,7 +264,7 @@ def _write_gpt_oss(config: ModelConfig) -> Fields:
     return {
         **_write_llama(config),
         "sliding_window": config.sliding_window or None,
-        "layer_types": _layer_types(config),
+        "layer_types": layer_types(config),
         "num_local_experts": config.num_experts,
         "num_experts_per_tok": config.num_experts_per_tok,
         "swiglu_limit": config.swiglu_limit,
@@ -272,17 +274,14 @@ def _write_gpt_oss(config: ModelConfig) -> Fields:
 
 def _olmo2(raw: Raw) -> Fields:
     return {
-        **_biases(raw),
+        **biases(raw),
         "qk_norm": "whole",
         "pre_norm": False,
         "post_norm": True,
     }
 
 
-_GEMMA_NAMES = {
-    "attn_post_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-}
+_GEMMA_NAMES = {"ffn_norm": "pre_feedforward_layernorm"}
 _GEMMA_DEFAULTS = {
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
@@ -352,7 +351,6 @@ FAMILIES: dict[str, Family] = {
         "Olmo2ForCausalLM",
         _olmo2,
         _write_llama,
-        names={"attn_post_norm": "post_attention_layernorm"},
         defaults={"rms_norm_eps": 1e-5},
     ),
     "gpt_oss": Family(

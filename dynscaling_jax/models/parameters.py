@@ -35,12 +35,13 @@ class Parameter(NamedTuple):
 @functools.lru_cache(64)
 def parameters(config: ModelConfig) -> dict[Path, Parameter]:
     """Describes all parameters of a decoder, by their paths in Params."""
-    sizes, found = _sizes(config), {}
+    found: dict[Path, Parameter] = {}
+    length = sizes(config)
     for path, axes, hf, gguf in _rows(config):
         name = str(path[-1])
         found[path] = Parameter(
             path,
-            tuple(sizes[axis] for axis in axes),
+            tuple(length[axis] for axis in axes),
             axes,
             hf,
             gguf,
@@ -90,12 +91,13 @@ def _layer(
     Hugging Face, in GGUF)."""
     pre, post, qk = config.pre_norm, config.post_norm, bool(config.qk_norm)
     qkv, o, mlp = config.qkv_bias, config.o_bias, config.mlp_bias
+    sinks = config.sinks
     up, down, exps, sparse = "mlp hidden", "hidden mlp", "", config.sparse(at)
     if sparse:
         up, down = "experts expert_mlp hidden", "experts hidden expert_mlp"
         mlp, exps = config.expert_bias, "_exps"
-    # Llama's name of the norm before the feed-forward is that of OLMo's and
-    # Gemma's behind attention, and families.py renames theirs.
+    # what Llama calls the norm before the feed-forward is, where there is one
+    # behind attention, that: Gemma renames the other
     after, last = "post_attention_layernorm", "post_feedforward_layernorm"
     return {
         "q": (True, qkv, "q hidden", "self_attn.q_proj", "attn_q"),
@@ -111,24 +113,12 @@ def _layer(
         "ffn_post_norm": (post, False, "hidden", last, "post_ffw_norm"),
         "q_norm": (qk, False, "q_norm", "self_attn.q_norm", "attn_q_norm"),
         "k_norm": (qk, False, "k_norm", "self_attn.k_norm", "attn_k_norm"),
-        "sinks": (
-            config.sinks,
-            False,
-            "heads",
-            "self_attn.sinks",
-            "attn_sinks",
-        ),
-        "router": (
-            sparse,
-            mlp,
-            "router hidden",
-            "mlp.router",
-            "ffn_gate_inp",
-        ),
+        "sinks": (sinks, False, "heads", "self_attn.sinks", "attn_sinks"),
+        "router": (sparse, mlp, "router hidden", "mlp.router", "ffn_gate_inp"),
     }
 
 
-def _sizes(config: ModelConfig) -> dict[str, int]:
+def sizes(config: ModelConfig) -> dict[str, int]:
     """How long each logical axis is."""
     q = config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.parameters import Parameter
+from dynscaling_jax.models.parameters import Parameter, sizes
 
 DATA, MODEL = AXES = ("data", "model")
 BOTH = (DATA, MODEL)  # of one dimension
@@ -36,19 +36,19 @@ def param_sharding(
         shape: of the array; sizes that the mesh does not divide stay whole.
     """
     along = mesh_axes(config, mesh.shape[MODEL])
-    axes = [along.get(axis) for axis in parameter.axes]
+    axes = [along[axis] for axis in parameter.axes]
     return NamedSharding(mesh, fitting(mesh.shape, shape, axes))
 
 
-def mesh_axes(config: ModelConfig, parts: int) -> dict[str, str]:
-    """The mesh axis of each logical axis of models.parameters that is split
-    in `parts`; heads are, if no head is cut."""
-    split = ["vocab", "mlp", "experts"]
+def mesh_axes(config: ModelConfig, parts: int) -> dict[str, str | None]:
+    """The axis of the mesh for each logical axis of models.parameters, None
+    where it stays whole. Heads are split in `parts` if no head is cut."""
+    split = {"vocab", "mlp", "experts"}
     if config.num_attention_heads % parts == 0:
-        split += ["heads", "q"]
+        split |= {"heads", "q"}
     if config.num_key_value_heads % parts == 0:
-        split += ["kv"]
-    return dict.fromkeys(split, MODEL)
+        split |= {"kv"}
+    return {axis: MODEL if axis in split else None for axis in sizes(config)}
 
 
 def put(

@@ -304,8 +304,14 @@ def rms_norm(
 def rotate(
     x: jax.Array, positions: jax.Array, config: ModelConfig, kind: Kind
 ) -> jax.Array:
-    """Rotary embedding of [T, heads, D] at positions [T]; halves pair. Of
-    each head the first rope_dim features turn."""
+    """Rotary embedding of [T, heads, D] at positions [T] (RoFormer, eq. 34).
+
+    Halves of the first rope_dim features of each head pair. With rope_dim 4
+    of D = 6, and c, s the cosine and sine of an angle:
+
+        x    a0            a1            b0            b1            r0 r1
+        out  a0 c0 - b0 s0 a1 c1 - b1 s1 b0 c0 + a0 s0 b1 c1 + a1 s1 r0 r1
+    """
     if not kind.rope_theta:
         return x
     freqs = jnp.asarray(rope_frequencies(config, kind))

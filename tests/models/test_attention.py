@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynscaling_jax.checkpoints import load_model
 from dynscaling_jax.models import attention
 
 
@@ -14,8 +15,11 @@ def softmax_attention(q, k, v, mask):
     return weights / weights.sum(-1, keepdims=True) @ v
 
 
-def attend(q, k, v, mask):
-    return attention.reference(q * attention.LOG2_E, k, v, mask)
+@pytest.fixture(params=attention.ATTENTION)
+def attend(request):
+    """Every backend, for queries that are not scaled by LOG2_E."""
+    function = attention.ATTENTION[request.param]
+    return lambda q, *others: function(q * attention.LOG2_E, *others)
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def qkv():
 
 
 @pytest.mark.parametrize("cuts", [(), (7,), (1, 3), (4, 4, 11)])
-def test_parts_merge_to_the_whole(qkv, cuts):
+def test_parts_merge_to_the_whole(qkv, attend, cuts):
     q, k, v = qkv
     mask = np.random.RandomState(1).random_sample((5, 12)) < 0.7
     mask[:, 5] = True
@@ -45,7 +49,7 @@ def test_parts_merge_to_the_whole(qkv, cuts):
     )
 
 
-def test_a_part_without_visible_keys_adds_nothing(qkv):
+def test_a_part_without_visible_keys_adds_nothing(qkv, attend):
     q, k, v = qkv
     seen = attend(q, k.T, v, np.ones((5, 12), bool))
     hidden = attend(q, 9 * k.T, 9 * v, np.zeros((5, 12), bool))
@@ -57,7 +61,7 @@ def test_a_part_without_visible_keys_adds_nothing(qkv):
         np.testing.assert_array_equal(attention.output(merged), alone)
 
 
-def test_a_sink_is_a_key_without_a_value(qkv):
+def test_a_sink_is_a_key_without_a_value(qkv, attend):
     q, k, v = qkv
     sinks = np.array([0.5, -1.0, 2.0, 30.0, -30.0], "f")  # one a query here
     mask = np.ones((5, 12), bool)
@@ -67,7 +71,7 @@ def test_a_sink_is_a_key_without_a_value(qkv):
     np.testing.assert_allclose(got, weights @ v / total, rtol=2e-5, atol=1e-6)
 
 
-def test_great_scores_do_not_overflow(qkv):
+def test_great_scores_do_not_overflow(qkv, attend):
     q, k, v = qkv
     parts = [
         attend(q * 1e4, k[:6].T, v[:6], True),
@@ -103,7 +107,21 @@ def test_what_no_query_sees_can_be_left_out(count, window):
         np.testing.assert_array_equal(one, other)
 
 
-def test_gradients_are_finite(qkv):
+def test_scores_are_capped_as_natural_logarithms(qkv, attend):
+    q, k, v = qkv
+    scores = 3 * np.tanh(np.einsum("md,sd->ms", q, k) / 3)
+    weights = np.exp(scores)
+    got = attention.output(attend(q, k.T, v, np.ones((5, 12), bool), 3.0))
+    expected = weights / weights.sum(-1, keepdims=True) @ v
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_backend_that_is_not_there_is_named(goldens):
+    with pytest.raises(ValueError, match="'flash' is not in .*known: referen"):
+        load_model(goldens / "llama_grouped", attention="flash")
+
+
+def test_gradients_are_finite(qkv, attend):
     """Training differentiates through a mask of -1e30, not of -inf."""
     q, k, v = qkv
     mask = np.tri(5, 12, dtype=bool)
