@@ -6,7 +6,7 @@ from dynscaling_jax.inference import decode
 from dynscaling_jax.inference.cache import State
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
-from dynscaling_jax.models.transformer import Params
+from dynscaling_jax.models.parameters import Params
 
 
 def read_token(
@@ -15,7 +15,6 @@ def read_token(
     """Logits float32 [GR, V] after a token int32 [GR] of each slot, and the
     state with one more token a slot; the old one is donated."""
     x, suffix = decode._run_layers(params, config, state, token)
-    x = transformer.rms_norm(x, params["norm"], config)
     slots = state.slots._replace(count=state.slots.count + 1)
     state = state._replace(suffix=suffix, slots=slots)
-    return transformer.head(params, config, x), state
+    return transformer.Decoder(config, params).logits(x), state
