@@ -6,7 +6,6 @@ test_examples.py runs the snippet of README."""
 import ast
 import collections
 import json
-import os
 import re
 import shlex
 import shutil
@@ -262,32 +261,6 @@ def test_lines_of_json_can_be_read():
     assert {*read[0]} == {"question", "answer"} and len(read) >= 4
 
 
-def blocks(page, language):
-    """The blocks of code of a page in one language; "" is none."""
-    found = re.findall(
-        r"^ *```(\w*)\n(.*?)^ *```$", page.read_text(), re.M | re.S
-    )
-    return [text for name, text in found if name == language]
-
-
-@pytest.mark.parametrize(
-    "page", sorted((ROOT / "docs").glob("how_to_*.md")), ids=lambda p: p.stem
-)
-def test_python_of_the_guides_runs_and_prints_what_they_say(page, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks(page, "python"))],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    printed = "".join(blocks(page, "text"))
-    assert printed in done.stdout
-
-
 def test_snippets_of_the_guide_to_families_are_of_the_source():
     bare = lambda text: re.sub(r"#.*|[\s,]", "", text)
     files = (
@@ -295,8 +268,10 @@ def test_snippets_of_the_guide_to_families_are_of_the_source():
         *(ROOT / "dynscaling_jax/checkpoints").glob("*.py"),
     )
     source = bare("\n".join(file.read_text() for file in files))
+    guide = (ROOT / "docs/how_to_family.md").read_text()
+    fences = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", guide, re.M | re.S)
     count = 0
-    for block in blocks(ROOT / "docs/how_to_family.md", ""):
+    for block in (text for language, text in fences if not language):
         # an entry begins where a line is not indented and closes nothing
         for entry in re.split(r"\n(?=[^\s)}\]])", textwrap.dedent(block)):
             if not entry.startswith(".venv"):

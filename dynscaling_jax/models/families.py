@@ -106,8 +106,8 @@ def _smollm3(raw: Raw) -> Fields:
             f"got {len(rotates)}"
         )
     # transformers heeds use_sliding_window where layer_types are not given
-    windows = raw.get("layer_types") or raw.get("use_sliding_window")
-    window = windows and raw.get("sliding_window")
+    heeded = raw.get("layer_types") or raw.get("use_sliding_window")
+    window = heeded and raw.get("sliding_window")
     return {
         **_llama(raw),
         "no_rope_layers": () if all(rotates) else rotates,
