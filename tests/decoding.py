@@ -17,5 +17,4 @@ def read_token(
     x, suffix = decode._run_layers(params, config, state, token)
     slots = state.slots._replace(count=state.slots.count + 1)
     state = state._replace(suffix=suffix, slots=slots)
-    top = transformer.without_layers(params)
-    return transformer.Vocabulary(config, top).logits(x), state
+    return transformer.Decoder(config, params).logits(x), state

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from dynscaling_jax.models.config import ModelConfig
 
@@ -28,9 +29,9 @@ LOG2_E = 1.4426950408889634
 class SoftmaxState(NamedTuple):
     """Attention over some of the keys, not yet normalised. float32."""
 
-    max: jax.Array  # [..., M, 1], greatest score, rounded up
-    sum: jax.Array  # [..., M, 1], sum of 2**(score - max)
-    acc: jax.Array  # [..., M, D], the same sum, weighting the values
+    max: Float[Array, "... M 1"]  # greatest score, rounded up
+    sum: Float[Array, "... M 1"]  # sum of 2**(score - max)
+    acc: Float[Array, "... M D"]  # the same sum, weighting the values
 
 
 Backend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], SoftmaxState]
@@ -38,19 +39,18 @@ Backend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], SoftmaxState]
 
 
 def reference(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array,
+    q: Float[Array, "... M D"],
+    k: Float[Array, "... D S"],
+    v: Float[Array, "... S D"],
+    mask: Bool[Array, "... #M S"],
     softcap: float = 0.0,
 ) -> SoftmaxState:
     """Attends to one part of the keys, in plain XLA.
 
     Args:
-        q: [..., M, D], scaled already, by LOG2_E too.
-        k: [..., D, S], which XLA:CPU multiplies twice as fast as [..., S, D];
-            v: [..., S, D].
-        mask: bool, broadcasts to [..., M, S]; True where a key is visible.
+        q: scaled already, by LOG2_E too.
+        k: so, since XLA:CPU multiplies it twice as fast as [..., S, D].
+        mask: broadcasts to [..., M, S]; True where a key is visible.
         softcap: of the scores as natural logarithms; 0 is none.
     """
     count, width = v.shape[-2:]
@@ -106,10 +106,10 @@ def backend(config: ModelConfig) -> Backend:
 
 def attend_causal(
     attend: Backend,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    positions: jax.Array,
+    q: Float[Array, "... M D"],
+    k: Float[Array, "... D T"],
+    v: Float[Array, "... T D"],
+    positions: Int[Array, " T"],
     window: int,
 ) -> SoftmaxState:
     """Attends within one sequence, in up to four parts of its queries.
@@ -125,8 +125,8 @@ def attend_causal(
         queries 4 5  . . x x x x
 
     Args:
-        q, k, v: as reference's, M = T * rep and S = T, rep queries a token.
-        positions: int32 [T], consecutive.
+        q, k, v: as reference's, M = T * rep, rep queries a token.
+        positions: consecutive.
         window: as visible's.
     """
     count = v.shape[-2]
@@ -151,17 +151,17 @@ def attend_causal(
 
 def attend_blocks(
     attend: Backend,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array,
+    q: Float[Array, "... M D"],
+    k: Float[Array, "... N D B"],
+    v: Float[Array, "... N B D"],
+    mask: Bool[Array, "... M N*B"],
 ) -> SoftmaxState:
     """The same for keys that lie in blocks already: few queries take less time
     than XLA:CPU needs to cut them out.
 
     Args:
         q, mask: as reference's, S = N * B.
-        k: [..., N, D, B], N blocks of B keys; v: [..., N, B, D].
+        k, v: N blocks of B keys.
     """
     blocks, size = v.shape[-3:-1]
     if blocks == 1:
@@ -179,8 +179,8 @@ def attend_blocks(
     )
 
 
-def row_sums(x: jax.Array) -> jax.Array:
-    """[..., D] -> [..., 1], float32 sums that round by the row alone.
+def row_sums(x: Float[Array, "... D"]) -> Float[Array, "... 1"]:
+    """Adds in float32, and rounds by the row alone.
 
     XLA:CPU adds in an order that depends on the number of rows too, so that a
     sample would depend on how many others are drawn beside it.
@@ -241,14 +241,16 @@ def _power_of_two(exponent: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(biased << 23, jnp.float32)
 
 
-def output(state: SoftmaxState, sinks: jax.Array | None = None) -> jax.Array:
-    """The weighted mean of the values, float32 [..., H, D].
+def output(
+    state: SoftmaxState, sinks: Float[Array, " H"] | None = None
+) -> Float[Array, "... H D"]:
+    """The weighted mean of the values, float32.
 
     Some key must be visible.
 
     Args:
         state: over all keys, [..., H, D].
-        sinks: [H], scores of a key without value (arXiv 2309.17453), which
+        sinks: scores of a key without value (arXiv 2309.17453), which
             heads look at instead of any other.
     """
     if sinks is not None:
@@ -260,8 +262,10 @@ def output(state: SoftmaxState, sinks: jax.Array | None = None) -> jax.Array:
     return state.acc / state.sum
 
 
-def visible(query_pos: jax.Array, key_pos: jax.Array, window: int) -> jax.Array:
-    """Causal mask [M, S] from positions [M] and [S].
+def visible(
+    query_pos: Int[Array, "... M"], key_pos: Int[Array, "... S"], window: int
+) -> Bool[Array, "... M S"]:
+    """A causal mask from positions.
 
     A window of 3 lets the query at position 4 see keys 2, 3 and 4:
         keys    0 1 2 3 4 5

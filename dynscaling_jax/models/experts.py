@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from dynscaling_jax.models.attention import row_sums
 from dynscaling_jax.models.sharding import (
@@ -24,10 +25,9 @@ BLOCK = 8  # rows that meet one expert's weights at a time
 
 
 def route(
-    logits: jax.Array, count: int, renormalise: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Weights float32 [T, count] and ids int32 [T, count] of the experts that
-    a softmax over logits [T, E] prefers."""
+    logits: Float[Array, "T E"], count: int, renormalise: bool
+) -> tuple[Float[Array, "T {count}"], Int[Array, "T {count}"]]:
+    """Weights, float32, and ids of the experts that a softmax prefers."""
     logits = logits.astype(jnp.float32)
     odds = jnp.exp(logits - logits.max(-1, keepdims=True))
     weight, chosen = jax.lax.top_k(odds, count)
@@ -35,21 +35,20 @@ def route(
 
 
 def mix(
-    x: jax.Array,
-    weight: jax.Array,
-    chosen: jax.Array,
+    x: Float[Array, "T F"],
+    weight: Float[Array, "T k"],
+    chosen: Int[Array, "T k"],
     experts: int,
-    apply: Callable[[jax.Array, jax.Array], jax.Array],
-) -> jax.Array:
+    apply: Callable[[Array, Array], Array],
+) -> Float[Array, "T F"]:
     """The weighted sum of what its experts make of each token.
 
     Args:
-        x: [T, width].
-        weight: float32 [T, k]; chosen: int32 [T, k], ids below `experts`.
-        apply: (rows [BLOCK, width], expert id []) -> [BLOCK, width].
+        weight: float32; chosen: ids below `experts`.
+        apply: (rows [BLOCK, F], expert id []) -> [BLOCK, F].
 
     Returns:
-        [T, width], summed in float32.
+        Summed in float32, of x's dtype.
     """
     tokens, per_token = chosen.shape
     total = tokens * per_token
@@ -87,20 +86,20 @@ def mix(
 
 
 def spread(
-    x: jax.Array,
-    logits: jax.Array,
-    route: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    x: Float[Array, "T F"],
+    logits: Float[Array, "T E"],
+    route: Callable[[Array], tuple[Array, Array]],
     stacks: Any,
-    apply: Callable[[jax.Array, Any, jax.Array], jax.Array],
-) -> jax.Array:
+    apply: Callable[[Array, Any, Array], Array],
+) -> Float[Array, "T F"]:
     """mix, of the experts that `route` prefers. On a mesh each device serves
     those that it holds, and what they give is summed.
 
     Args:
-        x: [T, width]; logits: [T, E], of the router.
+        logits: of the router.
         route: logits -> weight [T, k] and chosen [T, k], as mix takes them.
         stacks: a tree of arrays [E, ...], the experts' weights.
-        apply: (rows [BLOCK, width], stacks, expert id []) -> [BLOCK, width].
+        apply: (rows [BLOCK, F], stacks, expert id []) -> [BLOCK, F].
     """
     sizes, count = ambient(), logits.shape[-1]
     held = fitting(sizes, (count,), (MODEL,))

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from dynscaling_jax.models import attention, experts
 from dynscaling_jax.models.attention import SoftmaxState
@@ -52,20 +53,24 @@ class Module(nnx.Module):
         variable = getattr(self, name, None)
         return None if variable is None else variable.get_value()
 
-    def linear(self, x: jax.Array, name: str) -> jax.Array:
-        """[..., in] -> [..., out]."""
+    def linear(
+        self, x: Float[Array, "... I"], name: str
+    ) -> Float[Array, "... O"]:
+        """Multiplies by a weight and adds its bias."""
         return linear(x, self.value(name), self.value(f"{name}_bias"))
 
-    def normed(self, x: jax.Array, name: str) -> jax.Array:
-        """[..., features], as rms_norm."""
+    def normed(
+        self, x: Float[Array, "... F"], name: str
+    ) -> Float[Array, "... F"]:
+        """rms_norm with a weight."""
         return rms_norm(x, self.value(name), self.config)
 
 
 class Vocabulary(Module):
     """What is before and behind the layers: embed, norm and head."""
 
-    def embedded(self, tokens: jax.Array) -> jax.Array:
-        """int32 [T] -> [T, hidden_size]."""
+    def embedded(self, tokens: Int[Array, " T"]) -> Float[Array, "T F"]:
+        """Rows of the table, scaled; F is hidden_size."""
         table, config = self.value("embed"), self.config
         if isinstance(table, jax.Array):
             x = table[tokens]
@@ -76,8 +81,8 @@ class Vocabulary(Module):
             x *= jnp.asarray(config.embed_scale, x.dtype)
         return constrained(x, DATA)
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        """The residual stream [..., hidden_size] -> float32 [..., V]."""
+    def logits(self, x: Float[Array, "... F"]) -> Float[Array, "... V"]:
+        """From the residual stream, not normed yet; float32."""
         head = "embed" if self.value("head") is None else "head"
         logits = self.linear(self.normed(x, "norm"), head)
         logits = constrained(logits, DATA, MODEL).astype(jnp.float32)
@@ -93,13 +98,13 @@ class Block(Module):
 
     def __call__(
         self,
-        x: jax.Array,
-        positions: jax.Array,
+        x: Float[Array, "T F"],
+        positions: Int[Array, " T"],
         attend: Attend,
         cache: Cache,
-    ) -> tuple[jax.Array, Cache]:
-        """x [T, hidden_size] at positions int32 [T] -> the same, and the
-        cache with the keys and values of x."""
+    ) -> tuple[Float[Array, "T F"], Cache]:
+        """Returns the stream behind the layer, and the cache with the keys
+        and values of x."""
         seen, cache = self.self_attention(
             self.normed(x, "attn_norm"), positions, attend, cache
         )
@@ -110,12 +115,12 @@ class Block(Module):
 
     def self_attention(
         self,
-        h: jax.Array,
-        positions: jax.Array,
+        h: Float[Array, "T F"],
+        positions: Int[Array, " T"],
         attend: Attend,
         cache: Cache,
-    ) -> tuple[jax.Array, Cache]:
-        """[T, hidden_size] -> [T, H * D], what the heads saw."""
+    ) -> tuple[Float[Array, "T H*D"], Cache]:
+        """What the heads saw, not projected by `o` yet."""
         config, (count, _) = self.config, h.shape
         q, k, v = (self.linear(h, name) for name in "qkv")
         q, k = self._heads(q, "q_norm"), self._heads(k, "k_norm")
@@ -127,18 +132,19 @@ class Block(Module):
         seen = attention.output(state, self.value("sinks"))
         return seen.reshape(count, -1).astype(h.dtype), cache
 
-    def _heads(self, x: jax.Array, norm: str) -> jax.Array:
-        """[T, heads * D] -> [T, heads, D], normed before or after the split,
-        as the weight is as long as all heads or one."""
+    def _heads(
+        self, x: Float[Array, "T H*D"], norm: str
+    ) -> Float[Array, "T H D"]:
+        """Normed before or after the split, as the weight is as long as all
+        heads or one."""
         heads = x.reshape(x.shape[0], -1, self.config.head_dim)
         weight = self.value(norm)
         if weight is not None and weight.shape[0] == x.shape[1]:
             return self.normed(x, norm).reshape(heads.shape)
         return self.normed(heads, norm)
 
-    def feed_forward(self, h: jax.Array) -> jax.Array:
-        """[T, hidden_size] -> the same, gated; through experts where the
-        layer has them."""
+    def feed_forward(self, h: Float[Array, "T F"]) -> Float[Array, "T F"]:
+        """Gated units, through experts where the layer has them."""
         config = self.config
         weights = {
             name: value
@@ -187,9 +193,8 @@ class Decoder(Vocabulary):
                 out_sharding=parameter.axes, eager_sharding=False
             )
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits float32 [L, V] of one sequence of tokens int32 [L], without
-        a cache."""
+    def __call__(self, tokens: Int[Array, " L"]) -> Float[Array, "L V"]:
+        """Logits of one sequence, float32, without a cache."""
         positions = jnp.arange(tokens.shape[0])
         attend = causal(self.config, positions)
         empty = [None] * len(self.layers)
@@ -197,18 +202,18 @@ class Decoder(Vocabulary):
 
     def stream(
         self,
-        tokens: jax.Array,
-        positions: jax.Array,
+        tokens: Int[Array, " T"],
+        positions: Int[Array, " T"],
         attend: Attend,
         caches: list[Cache],
-    ) -> tuple[jax.Array, list[Cache]]:
-        """Runs the layers over tokens int32 [T] at positions int32 [T].
+    ) -> tuple[Float[Array, "T F"], list[Cache]]:
+        """Runs the layers.
 
         T may be the tokens of one sequence or one token each of many: only
         `attend` knows the difference.
 
         Returns:
-            The residual stream [T, hidden_size], and one cache a layer.
+            The residual stream, and one cache a layer.
         """
         x, kept = self.embedded(tokens), []
         for layer, cache in zip(self.layers, caches, strict=True):
@@ -247,8 +252,10 @@ def init_params(
     )
 
 
-def gated(rows: jax.Array, weights: Params, config: ModelConfig) -> jax.Array:
-    """A gated feed-forward of rows [T, hidden_size]."""
+def gated(
+    rows: Float[Array, "T F"], weights: Params, config: ModelConfig
+) -> Float[Array, "T F"]:
+    """A gated feed-forward."""
 
     def project(x: jax.Array, name: str) -> jax.Array:
         return linear(x, weights[name], weights.get(f"{name}_bias"))
@@ -258,8 +265,8 @@ def gated(rows: jax.Array, weights: Params, config: ModelConfig) -> jax.Array:
 
 
 def gate_units(
-    config: ModelConfig, gate: jax.Array, up: jax.Array
-) -> jax.Array:
+    config: ModelConfig, gate: Float[Array, "T U"], up: Float[Array, "T U"]
+) -> Float[Array, "T U"]:
     """What a gated feed-forward passes on to `down`."""
     if config.hidden_act == "gelu_pytorch_tanh":
         return jax.nn.gelu(gate, approximate=True) * up
@@ -272,9 +279,11 @@ def gate_units(
 
 
 def linear(
-    x: jax.Array, weight: Any, bias: jax.Array | None = None
-) -> jax.Array:
-    """[..., in] x [out, in] + [out] -> [..., out]."""
+    x: Float[Array, "... I"],
+    weight: Any,
+    bias: Float[Array, " O"] | None = None,
+) -> Float[Array, "... O"]:
+    """Multiplies by a weight [O, I], an array or a qwix.QArray."""
     axes = (((x.ndim - 1,), (1,)), ((), ()))
     if isinstance(weight, jax.Array):
         y = jax.lax.dot_general(x, weight, axes, None, x.dtype)
@@ -286,10 +295,12 @@ def linear(
 
 
 def rms_norm(
-    x: jax.Array, weight: jax.Array | None, config: ModelConfig
-) -> jax.Array:
-    """Root-mean-square norm of [..., width] in float32 (arXiv 1910.07467);
-    x itself where there is no weight."""
+    x: Float[Array, "... F"],
+    weight: Float[Array, " F"] | None,
+    config: ModelConfig,
+) -> Float[Array, "... F"]:
+    """Root-mean-square norm in float32 (arXiv 1910.07467); x itself where
+    there is no weight."""
     if weight is None:
         return x
     wide = x.astype(jnp.float32)
@@ -302,9 +313,12 @@ def rms_norm(
 
 
 def rotate(
-    x: jax.Array, positions: jax.Array, config: ModelConfig, kind: Kind
-) -> jax.Array:
-    """Rotary embedding of [T, heads, D] at positions [T] (RoFormer, eq. 34).
+    x: Float[Array, "T H D"],
+    positions: Int[Array, " T"],
+    config: ModelConfig,
+    kind: Kind,
+) -> Float[Array, "T H D"]:
+    """Rotary embedding (RoFormer, arXiv 2104.09864, eq. 34).
 
     Halves of the first rope_dim features of each head pair. With rope_dim 4
     of D = 6, and c, s the cosine and sine of an angle:
@@ -329,7 +343,7 @@ def _last(weight: jax.Array, x: jax.Array) -> jax.Array:
     return weight.reshape((1,) * (x.ndim - 1) + weight.shape)
 
 
-def causal(config: ModelConfig, positions: jax.Array) -> Attend:
+def causal(config: ModelConfig, positions: Int[Array, " T"]) -> Attend:
     """Attention within one sequence; keeps its keys [K, D, T] and values
     [K, T, D]."""
 
@@ -344,14 +358,22 @@ def causal(config: ModelConfig, positions: jax.Array) -> Attend:
     return attend
 
 
-def heads_first(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[T, K, D] each -> [K, D, T] and [K, T, D], for all of a mesh's rows."""
+def heads_first(
+    k: Float[Array, "T K D"], v: Float[Array, "T K D"]
+) -> tuple[Float[Array, "K D T"], Float[Array, "K T D"]]:
+    """Keys and values as attention takes them, for all of a mesh's slots."""
     k, v = k.transpose(1, 2, 0), v.swapaxes(0, 1)
     return constrained(k, MODEL), constrained(v, MODEL)
 
 
-def group_heads(q: jax.Array, kv_heads: int) -> jax.Array:
-    """[T, H, D] -> [K, T * rep, D]: queries beside the keys they share."""
+def group_heads(
+    q: Float[Array, "T H D"], kv_heads: int
+) -> Float[Array, "K T*rep D"]:
+    """Puts queries beside the keys they share.
+
+    Two tokens a, b of four heads, for two key heads:
+        a0 a1 a2 a3 | b0 b1 b2 b3  ->  a0 a1 b0 b1 | a2 a3 b2 b3
+    """
     count, heads, dim = q.shape
     q = q.reshape(count, kv_heads, heads // kv_heads, dim)
     return q.swapaxes(0, 1).reshape(kv_heads, -1, dim)
