@@ -21,10 +21,10 @@ def code(notebook):
 @pytest.mark.parametrize(
     "notebook", sorted(p.name for p in (ROOT / "examples").glob("*.ipynb"))
 )
-def test_runs(notebook, smollm2):
+def test_runs(notebook, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code(notebook)],
-        cwd=ROOT,
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

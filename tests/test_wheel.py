@@ -8,22 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ("dynscaling_jax", "README.md", "LICENSE")
-CODE = """
-import jax, dynscaling_jax as ds
-print(ds.__file__)
-engine = ds.Engine(ds.load_model("reasoner"), max_new_tokens=128)
-question = ds.load_task("shares", limit=1).problems[0]
-result = ds.scale(
-    [question.query],
-    ds.with_answers(engine, "number"),
-    ds.integrated(explore=2),
-    ds.parse_policy("opportunity_cost"),
-    ds.majority(),
-    ds.Budget(samples=6),
-    jax.random.key(0),
-)
-print(*result.answers)
-"""
+README = (ROOT / "README.md").read_text()
+SNIPPET = README.partition("```python\n")[2].partition("```")[0]
 
 
 def python(directory, *words, **environ):
@@ -61,7 +47,11 @@ def test_a_wheel_works_outside_the_repository(tmp_path):
         "dynscaling_jax",
         next(installed.glob("*.dist-info")).name,
     }
-    said = python(elsewhere, "-c", CODE, PYTHONPATH=str(installed))
-    where, answers = said.splitlines()
+    code = f"{SNIPPET}\nprint(ds.__file__)"
+    printed = python(elsewhere, "-c", code, PYTHONPATH=str(installed))
+    answers, *table, where = printed.splitlines()
     assert Path(where).is_relative_to(installed)
-    assert answers.isdigit()  # what the reasoner makes of it
+    assert answers == "('21', '14')"  # both are right
+    for line in ("the vote", "uniform", "ucb(c=0.2)"):
+        assert any(row.startswith(line) for row in table), table
+    assert (elsewhere / "runs/a/report.html").exists()
