@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import dynscaling_jax as ds
 from configs import common
 from dynscaling_jax.experiments import identity
 from dynscaling_jax.experiments import report as reporting
@@ -249,3 +250,31 @@ def test_what_cannot_be_is_refused_by_name(tmp_path, field, value, said):
     with pytest.raises(ValueError, match=said):
         run(workdir, config)
     assert not workdir.exists()
+
+
+def test_a_run_from_python_goes_on_to_the_same_bytes(tmp_path):
+    """As launch.run does, with values in place of flags."""
+    task = ds.load_task("arithmetic", limit=4)
+    budget = ds.Budget(samples_per_query=6)
+
+    def start(name, sample, budget=budget):
+        sampler = FunctionSampler(sample, max_cost=MOST, name="stub")
+        method = ds.methods.dynscaling()
+        return ds.run(task, sampler, method, budget, tmp_path / name, seed=3)
+
+    done = start("whole", model)
+    assert str(done).startswith("task        arithmetic, 4 questions")
+    assert (done.summary["model"], done.summary["policy"]) == (
+        "stub",
+        "opportunity_cost",
+    )
+    assert done.result.ledger.samples == done.summary["samples"] == 24
+    with pytest.raises(KeyboardInterrupt):
+        start("killed", killed)
+    start("killed", model)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    with pytest.raises(ValueError, match="budget.samples_per_query"):
+        start("killed", model, ds.Budget(samples_per_query=7))
+    bank = ds.load_bank(tmp_path / "whole", depth=4)
+    study = ds.replay(bank, [ds.policies.uniform()], [2], replicates=20)
+    assert "uniform" in str(study)

@@ -177,3 +177,24 @@ def test_a_stop_is_not_lost_and_waits_for_nothing(stop):
 def test_a_command_of_old_says_its_new_name(old, new):
     error = launch(old).stderr
     assert error.startswith(f"{old} is now {new}\n{new}: give --")
+
+
+def test_names_of_0_1_are_still_read(tmp_path):
+    """For one release, with a line that says the name of today."""
+    done = launch(
+        "launch.run",
+        CONFIG,
+        f"--workdir={tmp_path}/run",
+        "--config.task.limit=2",
+        "--config.engine.rows=8",
+        "--config.engine.max_new_tokens=8",
+        "--config.method=dynscaling_planted",
+        "--config.budget.samples_per_query=3",
+    )
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "--config.engine.rows is now --config.engine.slots",
+        "dynscaling_planted is now dynscaling_corrupted",
+    ):
+        assert line in done.stderr
+    assert '"slots": 8' in (tmp_path / "run/config.json").read_text()
