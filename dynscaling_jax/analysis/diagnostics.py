@@ -50,22 +50,82 @@ class Diagnostic(NamedTuple):
 
 def diagnostics(run: GradedRun) -> list[Diagnostic]:
     """Computes every figure of a run, crossed or not."""
+    gap, chance = _calibration_gap(run)
+    share = run.recorded.summary.get("loop_share")
     return [
-        calibration_gap(run),
-        ranking(run),
-        disagreement(run),
-        chains_against_others(run),
-        given_up(run),
-        concentration(run),
-        overhead(run),
+        Diagnostic(
+            "miscalibrated uncertainty",
+            "mean gap between the share of samples that voted for an answer "
+            "and how often such answers are right",
+            # few questions give an error by chance alone
+            max(CALIBRATION_GAP, chance),
+            True,
+            gap,
+            f"95% of calibrated runs with these shares stay below {chance:.3f}",
+        ),
+        Diagnostic(
+            "miscalibrated uncertainty",
+            "chance that a question which is wrong after the first round is "
+            "more uncertain then, by the entropy of its answers, than one "
+            "which is right",
+            RANKING,
+            False,
+            *_ranking(run),
+        ),
+        Diagnostic(
+            "divergent chains",
+            "mean disagreement of the answers that a chain holds (0: all the "
+            "same, 1: all different)",
+            DISAGREEMENT,
+            True,
+            *_disagreement(run),
+        ),
+        Diagnostic(
+            "divergent chains",
+            "how much more often samples with a chain are right than those "
+            "without, question by question: upper end of the 95% interval",
+            0.0,
+            False,
+            *_chains_against_others(run),
+            loss=True,
+        ),
+        Diagnostic(
+            "too little exploration",
+            "share of the questions answered wrong that got no sample after "
+            "the first round",
+            GIVEN_UP,
+            True,
+            *_given_up(run),
+        ),
+        Diagnostic(
+            "too little exploration",
+            "share of the samples after the first round that one tenth of the "
+            "questions got",
+            CONCENTRATION,
+            True,
+            *_concentration(run),
+        ),
+        Diagnostic(
+            "overhead of the bandit",
+            "share of the time that went to policy, strategy and tables, and "
+            "not to the model",
+            OVERHEAD,
+            True,
+            share,
+            "" if share is not None else "the run did not record it",
+            loss=True,
+        ),
     ]
 
 
-def calibration_gap(run: GradedRun) -> Diagnostic:
-    """Measures the expected calibration error of the vote share, in ten bins.
+Figure = tuple[float | None, str]  # its value and a note
 
-    Few questions give an error by chance alone, so the threshold is not below
-    what 95% of runs stay under whose votes are right as often as they say.
+
+def _calibration_gap(run: GradedRun) -> tuple[float, float]:
+    """The calibration error, and what 95% of calibrated runs stay below.
+
+    The error is the expected one of the vote share, in ten bins; a calibrated
+    run is one whose votes are right as often as they say.
     """
     share_Q, right_Q = majorities(run)
     random = np.random.default_rng(0)
@@ -75,175 +135,76 @@ def calibration_gap(run: GradedRun) -> Diagnostic:
         ).ece
         for _ in range(DRAWS // 10)
     ]
-    chance = float(np.quantile(by_chance, 0.95))
-    return Diagnostic(
-        "miscalibrated uncertainty",
-        "mean gap between the share of samples that voted for an answer and "
-        "how often such answers are right",
-        max(CALIBRATION_GAP, chance),
-        True,
-        statistics.reliability(share_Q, right_Q).ece,
-        f"95% of calibrated runs with these shares stay below {chance:.3f}",
-    )
+    gap = statistics.reliability(share_Q, right_Q).ece
+    return gap, float(np.quantile(by_chance, 0.95))
 
 
-def ranking(run: GradedRun) -> Diagnostic:
-    """Measures whether uncertainty was larger where the majority was wrong.
-
-    The uncertainty that the second round saw, and the majority of the first.
-    """
-    rounds, value = run.recorded.rounds, None
-    note = "there is one round"
-    if len(rounds) > 1:
-        first_Q = _first_samples(run)
-        wrong_Q = np.array(
-            [
-                not majority(question, first).right
-                for question, first in zip(run.questions, first_Q, strict=True)
-            ]
-        )
-        note = f"fewer than {FEWEST} questions are wrong, or right, then"
-        if FEWEST <= wrong_Q.sum() <= len(wrong_Q) - FEWEST:
-            unsure = [rounds[1]["uncertainty"][q.id] for q in run.questions]
-            value, note = statistics.auroc(np.array(unsure), wrong_Q), ""
-    return Diagnostic(
-        "miscalibrated uncertainty",
-        "chance that a question which is wrong after the first round is more "
-        "uncertain then, by the entropy of its answers, than one which is "
-        "right",
-        RANKING,
-        False,
-        value,
-        note,
-    )
+def _ranking(run: GradedRun) -> Figure:
+    """Of the uncertainty that the second round saw."""
+    rounds = run.recorded.rounds
+    if len(rounds) < 2:
+        return None, "there is one round"
+    counts = zip(run.questions, _first_samples(run), strict=True)
+    wrong_Q = np.array([not majority(q, first).right for q, first in counts])
+    if not FEWEST <= wrong_Q.sum() <= len(wrong_Q) - FEWEST:
+        return None, f"fewer than {FEWEST} questions are wrong, or right, then"
+    unsure_Q = [rounds[1]["uncertainty"][q.id] for q in run.questions]
+    return statistics.auroc(np.array(unsure_Q), wrong_Q), ""
 
 
-def disagreement(run: GradedRun) -> Diagnostic:
-    """Measures how much the samples of a chain contradict one another.
-
-    0 where all give one answer, 1 where each gives another.
-    """
+def _disagreement(run: GradedRun) -> Figure:
     shown = [
         [question.answer_N[parent] for parent in parents]
         for question in run.questions
         for parents in question.parents
         if len(parents) > 1
     ]
-    value = None
     note = f"{len(shown)} chains of two samples and more"
     if run.corrupted:
-        note = "which attempts of chains were corrupted is not recorded"
-    elif len(shown) < CHAINED:
-        note += f", fewer than {CHAINED}"
-    else:
-        value = float(np.mean([(len({*c}) - 1) / (len(c) - 1) for c in shown]))
-    return Diagnostic(
-        "divergent chains",
-        "mean disagreement of the answers that a chain holds (0: all the "
-        "same, 1: all different)",
-        DISAGREEMENT,
-        True,
-        value,
-        note,
-    )
+        return None, "which attempts of chains were corrupted is not recorded"
+    if len(shown) < CHAINED:
+        return None, f"{note}, fewer than {CHAINED}"
+    apart = [(len({*c}) - 1) / (len(c) - 1) for c in shown]
+    return float(np.mean(apart)), note
 
 
-def chains_against_others(run: GradedRun) -> Diagnostic:
-    """Bounds how much more often samples with a chain are right than others.
-
-    Others are of the same question; the upper end of the 95% interval.
-    """
-    pairs = []
-    count = 0
+def _chains_against_others(run: GradedRun) -> Figure:
+    pairs, count = [], 0
     for question in run.questions:
         right_N = np.array(question.right_N, float)
         chained_N = np.array([bool(s.parents) for s in question.samples], bool)
         count += int(chained_N.sum())
         if chained_N.any() and not chained_N.all():
-            pairs.append(
-                (right_N[chained_N].mean(), right_N[~chained_N].mean())
-            )
-    value, note = None, f"{count} samples with a chain, fewer than {CHAINED}"
-    if count >= CHAINED and len(pairs) >= FEWEST:
-        chained_Q, others_Q = np.array(pairs).T
-        found = statistics.paired_bootstrap(chained_Q, others_Q, draws=DRAWS)
-        value = found.high
-        note = (
-            f"{100 * found.mean:+.1f} points, 95% interval "
-            f"{100 * found.low:+.1f} to {100 * found.high:+.1f}, on "
-            f"{len(pairs)} questions"
-        )
-    return Diagnostic(
-        "divergent chains",
-        "how much more often samples with a chain are right than those "
-        "without, question by question: upper end of the 95% interval",
-        0.0,
-        False,
-        value,
-        note,
-        loss=True,
+            chained, others = right_N[chained_N], right_N[~chained_N]
+            pairs.append((chained.mean(), others.mean()))
+    if count < CHAINED or len(pairs) < FEWEST:
+        return None, f"{count} samples with a chain, fewer than {CHAINED}"
+    chained_Q, others_Q = np.array(pairs).T
+    found = statistics.paired_bootstrap(chained_Q, others_Q, draws=DRAWS)
+    return found.high, (
+        f"{100 * found.mean:+.1f} points, 95% interval {100 * found.low:+.1f} "
+        f"to {100 * found.high:+.1f}, on {len(pairs)} questions"
     )
 
 
-def given_up(run: GradedRun) -> Diagnostic:
-    """Measures how many of the wrong questions got nothing after round 0."""
+def _given_up(run: GradedRun) -> Figure:
     later_Q = _later_samples(run)
-    wrong_Q = ~run.vote_right_Q
-    left, wrong, value = (
-        int((wrong_Q & (later_Q == 0)).sum()),
-        wrong_Q.sum(),
-        None,
-    )
     if later_Q.min() == later_Q.max():
-        note = "every question got the same after the first round"
-    elif wrong < FEWEST:
-        note = f"fewer than {FEWEST} questions are wrong"
-    else:
-        value, note = left / wrong, f"{left} of {wrong}"
-    return Diagnostic(
-        "too little exploration",
-        "share of the questions answered wrong that got no sample after the "
-        "first round",
-        GIVEN_UP,
-        True,
-        value,
-        note,
-    )
+        return None, "every question got the same after the first round"
+    wrong_Q = ~run.vote_right_Q
+    left, wrong = int((wrong_Q & (later_Q == 0)).sum()), int(wrong_Q.sum())
+    if wrong < FEWEST:
+        return None, f"fewer than {FEWEST} questions are wrong"
+    return left / wrong, f"{left} of {wrong}"
 
 
-def concentration(run: GradedRun) -> Diagnostic:
-    """Measures how much of the later samples a tenth of the questions got."""
+def _concentration(run: GradedRun) -> Figure:
     later_Q = np.sort(_later_samples(run))[::-1]
     tenth = math.ceil(len(later_Q) / 10)
-    value = None
-    note = "every question got the same, or there are fewer than 10"
-    if later_Q.min() != later_Q.max() and len(later_Q) >= 2 * FEWEST:
-        value = float(later_Q[:tenth].sum() / later_Q.sum())
-        note = f"{tenth} of {len(later_Q)} questions"
-    return Diagnostic(
-        "too little exploration",
-        "share of the samples after the first round that one tenth of the "
-        "questions got",
-        CONCENTRATION,
-        True,
-        value,
-        note,
-    )
-
-
-def overhead(run: GradedRun) -> Diagnostic:
-    """Reads the share of a run's time that allocation and chains took."""
-    share = run.recorded.summary.get("loop_share")
-    return Diagnostic(
-        "overhead of the bandit",
-        "share of the time that went to policy, strategy and tables, and not "
-        "to the model",
-        OVERHEAD,
-        True,
-        share,
-        "" if share is not None else "the run did not record it",
-        loss=True,
-    )
+    if later_Q.min() == later_Q.max() or len(later_Q) < 2 * FEWEST:
+        return None, "every question got the same, or there are fewer than 10"
+    share = later_Q[:tenth].sum() / later_Q.sum()
+    return float(share), f"{tenth} of {len(later_Q)} questions"
 
 
 def _first_samples(run: GradedRun) -> list[int]:
@@ -253,6 +214,5 @@ def _first_samples(run: GradedRun) -> list[int]:
 
 def _later_samples(run: GradedRun) -> np.ndarray:
     """Samples of each question after the first round, [Q]."""
-    return np.array([len(q.samples) for q in run.questions]) - np.array(
-        _first_samples(run)
-    )
+    counts = np.array([len(question.samples) for question in run.questions])
+    return counts - np.array(_first_samples(run))

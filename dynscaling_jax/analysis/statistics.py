@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 
 class Difference(NamedTuple):
@@ -36,79 +36,6 @@ class Stability(NamedTuple):
     over_draws_M: np.ndarray  # deviation over the draws, at each budget
     over_budgets: float  # deviation over the budgets of the mean accuracy
     worst_drop: float  # largest fall of the mean from a budget to a larger
-
-
-def pass_at_k(
-    right_Q: np.ndarray, samples_Q: np.ndarray | int, k: int
-) -> np.ndarray:
-    """Computes the probability that some of k samples is right.
-
-    1 - C(n - c, k) / C(n, k) of each question, samples drawn without
-    replacement (arXiv 2107.03374).
-
-    Args:
-        right_Q: c, how many are right.
-        samples_Q: n, how many there are.
-        k: samples of each question.
-
-    Raises:
-        ValueError: k outside [1, n], or c outside [0, n].
-    """
-    right_Q = np.asarray(right_Q)
-    samples_Q = np.broadcast_to(np.asarray(samples_Q), right_Q.shape)
-    if k < 1 or (k > samples_Q).any():
-        raise ValueError(
-            f"pass@{k} needs 1 <= k <= the samples of every question, the "
-            f"fewest being {samples_Q.min()}"
-        )
-    if ((right_Q < 0) | (right_Q > samples_Q)).any():
-        raise ValueError("right_Q must lie between 0 and samples_Q")
-    wrong_Q = samples_Q - right_Q
-    none = np.exp(
-        special.gammaln(wrong_Q + 1)
-        - special.gammaln(np.maximum(wrong_Q - k, 0) + 1)
-        + special.gammaln(samples_Q - k + 1)
-        - special.gammaln(samples_Q + 1)
-    )
-    return 1.0 - np.where(wrong_Q >= k, none, 0.0)
-
-
-def maj_at_k(
-    answer_QN: np.ndarray,
-    reference_Q: np.ndarray,
-    k: int,
-    *,
-    draws: int = 200,
-    seed: int = 0,
-) -> np.ndarray:
-    """Estimates how often the majority of k samples is right.
-
-    Samples are drawn without replacement; ties go to the answer drawn first.
-
-    Args:
-        answer_QN: ids of answers, -1 for an unreadable one.
-        reference_Q: ids of the references.
-        k: samples of each question.
-        draws: how many.
-        seed: of these.
-
-    Raises:
-        ValueError: k outside [1, N].
-    """
-    queries, samples = answer_QN.shape
-    if not 1 <= k <= samples:
-        raise ValueError(f"maj@{k} of {samples} samples a question")
-    rng = np.random.default_rng(seed)
-    right_Q = np.zeros(queries)
-    for _ in range(draws):
-        order = rng.random(answer_QN.shape).argsort(1)[:, :k]
-        drawn_QK = np.take_along_axis(answer_QN, order, 1)
-        same = drawn_QK[:, :, None] == drawn_QK[:, None]
-        votes_QK = np.where(drawn_QK >= 0, same.sum(2), 0)
-        first = votes_QK.argmax(1)  # the first of equals
-        winner_Q = drawn_QK[np.arange(queries), first]
-        right_Q += (winner_Q == reference_Q) & (winner_Q >= 0)
-    return right_Q / draws
 
 
 def bootstrap_interval(

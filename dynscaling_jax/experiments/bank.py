@@ -47,7 +47,7 @@ def load_bank(
     """Reads a bank file, or the samples.jsonl of a run or its directory.
 
     Answers are numbered as votes and grading do; one that the kind does not
-    read whole keeps a number of its own: it was an answer, if a wrong one.
+    read in full keeps a number of its own: it was an answer, if a wrong one.
 
     Args:
       path: of the file or the directory.
@@ -144,7 +144,7 @@ def _numbered(
 
 
 def _depth(path: Path, rows: list[_Row], depth: int | None) -> int:
-    """Samples of each question that the bank has, or that are asked for."""
+    """Samples of each question that the bank has, or that are wanted."""
     shortest = min(rows, key=lambda row: len(row.answers))
     longest = max(rows, key=lambda row: len(row.answers))
     least, most = len(shortest.answers), len(longest.answers)
@@ -225,7 +225,7 @@ def _bank_row(value: Any) -> _Row:
 
 
 def _logged(path: Path) -> list[_Row]:
-    """The samples of a run, gathered by question in the order drawn."""
+    """The samples of a run by question, in the order of their indices."""
     rows: dict[str, list] = {}
     for sample in read_samples(path):
         rows.setdefault(sample.query_id, []).append(sample)

@@ -41,8 +41,8 @@ def write(run: Path, path: Path, solutions: str, count: int, seed: int) -> str:
     config = config_of(run)
     chain, reader = reading(config)
     wanted = chain_examples.wanted(chain.k, count)
-    drawn = attempts(run, config, completions(solutions))
-    made = list(chain_examples.pairs(drawn, chain, count, seed, reader))
+    found = attempts(run, config, completions(solutions))
+    made = list(chain_examples.pairs(found, chain, count, seed, reader))
     if not made:
         raise ValueError(
             f"{run}: no question has right samples to learn from; draw more, "
@@ -106,27 +106,27 @@ def attempts(run: Path, config: Any, known: dict[str, str]) -> list[Attempts]:
     for sample in read_samples(run / "samples.jsonl"):
         if sample.answer is not None:
             samples.setdefault(sample.query_id, []).append(sample)
-    drawn = []
+    found = []
     with Comparer() as compare:
         for query, reference in task.problems:
-            own = samples.get(query.id, [])
-            one = compare.question()
+            answered = samples.get(query.id, [])
+            same = compare.question()
             verdict = {
-                answer: grade(answer, reference, task.kind, one) == "right"
-                for answer in {sample.answer for sample in own}
+                answer: grade(answer, reference, task.kind, same) == "right"
+                for answer in {sample.answer for sample in answered}
             }
-            right = tuple(verdict[sample.answer] for sample in own)
+            right = tuple(verdict[sample.answer] for sample in answered)
             solution = known.get(query.id)
             if solution is not None:
-                found = extract(solution, task.kind, letters=options(query))
-                if grade(found, reference, task.kind, one) != "right":
+                read = extract(solution, task.kind, letters=options(query))
+                if grade(read, reference, task.kind, same) != "right":
                     raise ValueError(
-                        f"the solution of {query.id} says {found}, and its "
+                        f"the solution of {query.id} says {read}, and its "
                         f"reference {reference}: is --solutions of another "
                         "seed, or of other questions?"
                     )
-            drawn.append(Attempts(query, tuple(own), right, solution))
-    return drawn
+            found.append(Attempts(query, tuple(answered), right, solution))
+    return found
 
 
 def completions(path: str) -> dict[str, str]:

@@ -53,7 +53,7 @@ def compare(
     if not sizes:
         raise ValueError("--budgets names none; give some, such as 4,8,16")
     runs = Runs(config, workdir, seeds)
-    # the largest first: it draws what the smaller ones take their part of
+    # the largest first: its samples are those of the smaller ones too
     trials = [runs.trial(name, size) for name in names for size in sizes[::-1]]
     trials.sort(key=lambda t: (t.budget, names.index(t.method)))
     baseline = [t for t in trials if t.method == BASELINE]
@@ -96,13 +96,14 @@ class Runs:
                 by_question.setdefault(question, []).append(answer)
 
         def mean_Q(value: Callable[[dict[str, Any]], float]) -> np.ndarray:
-            own = by_question.values()
-            return np.array([np.mean([value(a) for a in each]) for each in own])
+            return np.array(
+                [np.mean([*map(value, a)]) for a in by_question.values()]
+            )
 
         accuracy_S = np.array([summary["accuracy"] for summary, _ in done])
-        asked = sum(len(answers) for _, answers in done)
+        questions = sum(len(answers) for _, answers in done)
         total = lambda field: sum(summary[field] for summary, _ in done)
-        read = total("prompt_tokens") - total("cached_tokens")
+        prompt = total("prompt_tokens") - total("cached_tokens")
         return Trial(
             method,
             budget,
@@ -110,8 +111,8 @@ class Runs:
             mean_Q(lambda answer: answer["right_samples"]),
             mean_Q(lambda answer: answer["right_samples"] > 0),
             accuracy_S,
-            total("samples") / asked,
-            (read + total("new_tokens")) / asked,
+            total("samples") / questions,
+            (prompt + total("new_tokens")) / questions,
         )
 
     def _run(
@@ -143,34 +144,27 @@ def cached(sample_fn: SampleFn) -> SampleFn:
     """Generates each sample once: the same request gets the same sample."""
     known: dict[Any, Sample] = {}
 
-    def name(request: Request) -> Any:
-        return (
-            request.query.id,
-            request.index,
-            request.messages,
-            request.shared,
-        )
+    def name(r: Request) -> Any:
+        return r.query.id, r.index, r.messages, r.shared
 
-    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
+    def answer(requests: Sequence[Request]) -> Iterator[Sample]:
         missing = [r for r in requests if name(r) not in known]
-        return handed_on(requests, missing, sample_fn(missing))
+        held = [r for r in requests if name(r) in known]
+        return in_turn(held, missing, sample_fn(missing))
 
-    def handed_on(
-        requests: Sequence[Request],
+    def in_turn(
+        held: Sequence[Request],
         missing: Sequence[Request],
         samples: Iterator[Sample],
     ) -> Iterator[Sample]:
-        asked = {(r.query.id, r.index): r for r in missing}
-        for request in requests:
-            if (request.query.id, request.index) not in asked:
-                yield known[name(request)]._replace(
-                    round=request.round, parents=request.parents
-                )
+        for r in held:
+            yield known[name(r)]._replace(round=r.round, parents=r.parents)
+        names = {(r.query.id, r.index): name(r) for r in missing}
         for sample in samples:
-            known[name(asked[sample.query_id, sample.index])] = sample
+            known[names[sample.query_id, sample.index]] = sample
             yield sample
 
-    return draw
+    return answer
 
 
 def _budget(text: str) -> float:

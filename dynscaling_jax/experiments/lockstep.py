@@ -29,7 +29,7 @@ def run(
     coordinator: str,
     tensorboard: bool = False,
 ) -> dict[str, Any]:
-    """As experiment.run_config; the first process draws, the others follow it.
+    """As experiment.run_config; the first process samples, the others follow.
 
     Returns:
         The summary of the run; nothing in processes that follow.
@@ -41,9 +41,9 @@ def run(
     if config.model.startswith("openai://"):
         raise ValueError("--lockstep shares a local model, not an endpoint")
 
-    def hear(own: bytes = b"") -> bytes:
+    def hear(message: bytes = b"") -> bytes:
         """What the first process says, which it is itself where it has any."""
-        return processes.exchange(own, nothing)[0]
+        return processes.exchange(message, nothing)[0]
 
     port = hear(_free_port()).decode()
     jax.config.update("jax_enable_preemption_service", False)  # takes SIGTERM
@@ -58,8 +58,8 @@ def run(
     try:
         use_compilation_cache()
         on = _mesh(config.mesh)
-        own = str(memory.available()).encode()
-        available = min(map(float, processes.exchange(own, nothing)))
+        free = str(memory.available()).encode()
+        available = min(map(float, processes.exchange(free, nothing)))
         fields = typed(config)
         engine = experiment.open_engine(fields, on, available)
         summary = {}

@@ -1,15 +1,15 @@
-"""The log of a run: what was drawn, kept so that a kill costs nothing.
+"""The log of a run: its samples, kept so that a kill costs nothing.
 
     WORKDIR/config.json     what the run is, and the version of its files
     WORKDIR/samples.jsonl   one row a sample, in the order of the requests
     WORKDIR/pending.jsonl   rows that were finished before their turn
     WORKDIR/rounds.jsonl    one row a round
 
-`recorded` makes of any SampleFn one that remembers: what the log holds is not
-drawn again. Rows reach samples.jsonl in the order of the requests, whatever
+`recorded` puts the log before any SampleFn: what it holds is not generated
+again. Rows reach samples.jsonl in the order of the requests, whatever
 order they are finished in, and hold no time of day. So a run that is killed
 at any moment and started again ends with the same bytes as one that was not,
-as long as its model draws the same sample for the same request.
+as long as its model gives the same sample for the same request.
 """
 
 import collections
@@ -49,7 +49,7 @@ class Log:
       ValueError: the directory is of another config; a file has a malformed
         line; a row is not what this run asks for or already wrote.
       OSError: a file cannot be written, the disk being full for instance.
-        What was written before stays whole, and the run can go on from it.
+        What was written before stays, and the run can go on from it.
     """
 
     def __init__(
@@ -165,27 +165,27 @@ def recorded(sample_fn: SampleFn, log: Log) -> SampleFn:
 
     Every sample is written before it is handed on.
 
-    Samples that the log holds come first, the others as they are drawn; all
-    are handed on as the log holds them. Raises ValueError for a sample, drawn
-    now or before, that is not of its request: not asked for, given twice, or
-    of another round or other parents.
+    Samples that the log holds come first, the others as they are finished;
+    all come as the log holds them. Raises ValueError for a sample, new or
+    held, that is not of its request: not requested, given twice, or of
+    another round or other parents.
     """
 
-    def draw(requests: Sequence[Request]) -> Iterator[Sample]:
-        asked = {(r.query.id, r.index): r for r in requests}
-        missing = {k: r for k, r in asked.items() if k not in log}
-        log._begin(asked)
+    def answer(requests: Sequence[Request]) -> Iterator[Sample]:
+        by_key = {(r.query.id, r.index): r for r in requests}
+        missing = {k: r for k, r in by_key.items() if k not in log}
+        log._begin(by_key)
         samples = sample_fn([*missing.values()]) if missing else iter(())
-        return handed_on(asked, missing, samples)
+        return written(by_key, missing, samples)
 
-    def handed_on(
-        asked: dict[Key, Request],
+    def written(
+        by_key: dict[Key, Request],
         missing: dict[Key, Request],
         samples: Iterator[Sample],
     ) -> Iterator[Sample]:
         try:
-            for key in [k for k in asked if k not in missing]:
-                yield of_request(log.read(key), asked[key], "the log holds")
+            for key in [k for k in by_key if k not in missing]:
+                yield of_request(log.read(key), by_key[key], "the log holds")
             for sample in samples:
                 request = missing.pop(_key(sample), None)
                 log._write(of_request(sample, request, "the model gave"))
@@ -195,7 +195,7 @@ def recorded(sample_fn: SampleFn, log: Log) -> SampleFn:
             if close:
                 close()
 
-    return draw
+    return answer
 
 
 def runs_below(directory: Path) -> str:
@@ -253,7 +253,7 @@ def refuse_changed(workdir: Path) -> None:
 
 
 def _begun(workdir: Path) -> bool:
-    """Whether a run, its vote or a process of it drew anything."""
+    """Whether a run, its vote or a process of it has any sample."""
     return any(
         file.stat().st_size
         for depth in ("", "*/", "*/*/")
@@ -314,10 +314,10 @@ def of_request(sample: Sample, request: Request | None, source: str) -> Sample:
     what = f"{source} sample {sample.index} of query {sample.query_id!r}"
     if request is None:
         raise ValueError(f"{what}, which was not asked for, or twice")
-    drawn = (sample.round, sample.parents)
-    if drawn != (request.round, request.parents):
+    found = (sample.round, sample.parents)
+    if found != (request.round, request.parents):
         raise ValueError(
-            f"{what} with (round, parents) {drawn}, but this run asks for "
+            f"{what} with (round, parents) {found}, but this run asks for "
             f"{(request.round, request.parents)}; a run goes on only as it "
             "began. Use a new workdir"
         )

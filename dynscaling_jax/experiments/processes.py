@@ -1,4 +1,4 @@
-"""Processes that draw one run together: who they are, and how they meet.
+"""Processes that sample one run together: who they are, and how they meet.
 
 Each is a JAX of its own, with the devices of its host; what they exchange is
 a few kilobytes a sample at the end of a round, over TCP, by way of the first.
@@ -99,14 +99,14 @@ def meet(
         links = _listen(address, count, wait)
     peers = {other: _Peer(other, link, wait) for other, link in links.items()}
 
-    def exchange(own: bytes, meanwhile: Callable[[], bool]) -> list[bytes]:
+    def exchange(mine: bytes, meanwhile: Callable[[], bool]) -> list[bytes]:
         """The first hands on what each brings, in the order of the numbers."""
         if number:
-            peers[0].send(own)
+            peers[0].send(mine)
             return [peers[0].receive(meanwhile, of) for of in range(count)]
         parts = []
         for of in range(count):
-            parts.append(peers[of].receive(meanwhile, of) if of else own)
+            parts.append(peers[of].receive(meanwhile, of) if of else mine)
             for peer in peers.values():
                 peer.send(parts[-1])
         return parts
@@ -130,8 +130,8 @@ def meet(
     except (KeyboardInterrupt, JaxRuntimeError) as error:
         for peer in peers.values():
             peer.noticed.set()
-        told = isinstance(error, KeyboardInterrupt)
-        if _any_lost(peers.values(), 0 if told else NOTICE):
+        stopped = isinstance(error, KeyboardInterrupt)
+        if _any_lost(peers.values(), 0 if stopped else NOTICE):
             raise Lost(LOST) from None
         raise
     finally:
@@ -204,7 +204,7 @@ class _Peer:
         return part
 
     def close(self) -> None:
-        """Ends it at once; close() alone waits for the thread that reads."""
+        """Shuts down first: closing alone waits for the thread that reads."""
         with contextlib.suppress(OSError):
             self._link.shutdown(socket.SHUT_RDWR)
         self._link.close()
@@ -260,7 +260,7 @@ def _listen(
     strangers: list[socket.socket] = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(address))
-        stack.callback(lambda: [one.close() for one in strangers])
+        stack.callback(lambda: [link.close() for link in strangers])
         while missing := set(range(1, count)) - links.keys():
             left = max(0, until - time.monotonic())
             ready = until_ready([server, *strangers], left)
@@ -269,13 +269,13 @@ def _listen(
                     f"processes {sorted(missing)} did not come within "
                     f"{wait:.0f} s"
                 )
-            for one in [one for one in strangers if one in ready]:
-                strangers.remove(one)
-                number = _greeted(one, missing, count)
+            for link in [link for link in strangers if link in ready]:
+                strangers.remove(link)
+                number = _greeted(link, missing, count)
                 if number is None:
-                    one.close()
+                    link.close()
                 else:
-                    links[number] = _kept(one, wait)
+                    links[number] = _kept(link, wait)
             if server in ready:
                 strangers.append(_stranger(server.accept()[0]))
             if len(strangers) > STRANGERS:
@@ -292,12 +292,12 @@ def _greeted(
         ValueError: a process that is not waited for.
     """
     try:
-        said = link.recv(GREETING.size)
+        greeting = link.recv(GREETING.size)
     except OSError:
         return None
-    if len(said) < GREETING.size or not said.startswith(MARK):
+    if len(greeting) < GREETING.size or not greeting.startswith(MARK):
         return None
-    _, number, of = GREETING.unpack(said)
+    _, number, of = GREETING.unpack(greeting)
     fits = of == count and number in missing
     with contextlib.suppress(OSError):  # its end is noticed later
         # what is no number of a process is a refusal, and no echo
@@ -313,7 +313,7 @@ def _call(
     """The connection to the first, which may still be starting."""
     until = time.monotonic() + wait
     greeting = GREETING.pack(MARK, number, count)
-    told = False
+    announced = False
     while True:
         with contextlib.ExitStack() as stack:
             try:
@@ -334,9 +334,9 @@ def _call(
                 f"process 0 did not answer at {_place(address)} within "
                 f"{wait:.0f} s ({why})"
             )
-        if not told:
+        if not announced:
             _tell(f"process {number} waits for 0 at {_place(address)}")
-        told = True
+        announced = True
         time.sleep(0.2)
 
 

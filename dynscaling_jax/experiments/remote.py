@@ -2,7 +2,7 @@
 
 A log appends to its files and waits for the disk, of which a bucket can do
 neither. So a run works in a directory of this machine that begins as a copy of
-its workdir, and files that changed are copied to the workdir, whole, every
+its workdir, and files that changed are copied to the workdir every
 half minute and at the end. A machine that is lost takes that half minute along;
 the same command, on any machine, goes on from the rest. Nothing locks a bucket:
 two runs of one workdir at a time are not noticed.
@@ -30,7 +30,7 @@ def local(workdir: str) -> Iterator[Path]:
 
     Raises:
         ValueError: an address that epath does not know.
-        OSError: the workdir cannot be read or written; what was drawn is then
+        OSError: the workdir cannot be read or written; its samples are then
             in a directory that the message names.
     """
     if "://" not in workdir:
@@ -46,7 +46,7 @@ def local(workdir: str) -> Iterator[Path]:
         copy.fetch()
     except BaseException as error:
         shutil.rmtree(directory)
-        raise _said(workdir, error) from None
+        raise _refusal(workdir, error) from None
     done = threading.Event()
     following = threading.Thread(target=copy.follow, args=(done,), daemon=True)
     following.start()
@@ -73,8 +73,8 @@ def local(workdir: str) -> Iterator[Path]:
             logging.error("%s", second)  # the first is what is raised
         for kind in (ValueError, OSError, RuntimeError):
             if isinstance(error, kind):  # as the user knows the directory
-                said = str(error).replace(str(home), workdir)
-                raise kind(said) from error
+                text = str(error).replace(str(home), workdir)
+                raise kind(text) from error
         raise
     end()
 
@@ -107,19 +107,18 @@ class Copy:
     def _fetch(self, there: Any, here: Path) -> None:
         here.mkdir(exist_ok=True)
         for path in there.iterdir():
-            own = here / path.name
+            copy = here / path.name
             if path.is_dir():
-                self._fetch(path, own)
+                self._fetch(path, copy)
             elif path.name == ".probe" or (
                 # a bucket may list a mark of the directory within it
                 path.name == there.name and not path.exists()
             ):
                 continue
             else:
-                own.write_bytes(path.read_bytes())
-                self._same[own.relative_to(self._here).as_posix()] = _version(
-                    own
-                )
+                copy.write_bytes(path.read_bytes())
+                name = copy.relative_to(self._here).as_posix()
+                self._same[name] = _version(copy)
 
     def push(self) -> None:
         """Copies what changed, and removes there what was removed here.
@@ -167,7 +166,7 @@ def _version(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _said(workdir: str, error: BaseException) -> BaseException:
+def _refusal(workdir: str, error: BaseException) -> BaseException:
     """What to raise for what a backend raised."""
     if isinstance(error, (KeyError, NotImplementedError)):  # the scheme
         return ValueError(

@@ -27,7 +27,7 @@ READ = ("task", "kind", "model", "samples", "accuracy")  # of summary.json
 def write(
     workdirs: Sequence[Path], out: Path, compare: Compare | None = None
 ) -> Path:
-    """Writes OUT/report.html, whole or not at all, and returns its path.
+    """Writes OUT/report.html in one piece, and returns its path.
 
     Args:
         workdirs: of finished runs, or of comparisons, as runs_of has them;

@@ -30,7 +30,7 @@ from dynscaling_jax.lines import dumps, loads, shown
 
 SCHEMA = 1
 BLOCK, STRIDE = 1 << 16, 1 << 22  # bytes: of each STRIDE a BLOCK is read
-WHOLE = 1 << 27  # bytes of a file that is read whole
+FULL = 1 << 27  # bytes of a file that is read in full
 
 
 @contextlib.contextmanager
@@ -85,10 +85,9 @@ def claim(
     Nothing is spoilt where nothing was begun: a directory whose start was
     refused may be claimed again for another config.
 
-    Args:
-      begun: whether the directory holds what was made of its config.
-      unversioned: whether a config.json without a version is of this kind.
-      defaults: of fields that a config of an earlier version lacks.
+    begun says whether the directory holds what was made of its config,
+    unversioned whether a config.json without a version is of this kind;
+    defaults are of fields that a config of an earlier version lacks.
 
     Raises:
       ValueError: the directory is of something else; it names what differs.
@@ -106,8 +105,8 @@ def claim(
             "tell what it is of; choose another workdir"
         )
     if there is not None:
-        own = unversioned if "schema" not in there else there["kind"] == kind
-        if not own:
+        same = unversioned if "schema" not in there else there["kind"] == kind
+        if not same:
             raise ValueError(
                 f"{workdir} is not of a {kind}, as its config.json says; "
                 "choose another workdir"
@@ -144,7 +143,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
 def fingerprint(path: Path) -> str:
     """Tells whether a file, or any file in a directory, is still the same.
 
-    A file of up to 128 MiB is read whole. Of a larger one its size, its first
+    A file of up to 128 MiB is read in full. Of a larger one its size, its first
     128 MiB, its end and 64 KiB of every further 4 MiB are: no tensor of 4 MiB
     can change unseen, and 140 GB cost the time of 2.
     """
@@ -157,11 +156,11 @@ def fingerprint(path: Path) -> str:
         return hashlib.sha256(dumps(parts)).hexdigest()
     with open(path, "rb") as data:
         size = os.fstat(data.fileno()).st_size
-        if size <= WHOLE:
+        if size <= FULL:
             return hashlib.file_digest(data, "sha256").hexdigest()
         digest = hashlib.sha256(b"%d" % size)
-        digest.update(data.read(WHOLE))
-        for at in (*range(WHOLE, size, STRIDE), size - BLOCK):
+        digest.update(data.read(FULL))
+        for at in (*range(FULL, size, STRIDE), size - BLOCK):
             digest.update(os.pread(data.fileno(), BLOCK, at))
         return digest.hexdigest()
 

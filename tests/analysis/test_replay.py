@@ -18,7 +18,6 @@ from dynscaling_jax.analysis.replay import (
     rounds_to,
     shuffle,
 )
-from dynscaling_jax.analysis.statistics import maj_at_k
 from dynscaling_jax.sampler import FunctionSampler
 from dynscaling_jax.scaling.bandits import uab, ucb, uniform
 from dynscaling_jax.scaling.loop import run_rounds
@@ -179,6 +178,22 @@ def test_replay_and_the_live_loop_in_lock_step(name):
         )
     ]
     assert right == right_MQ[-1].tolist()
+
+
+def maj_at_k(answer_QN, reference_Q, k, draws, seed):
+    """Share of random draws of k samples, without replacement, whose majority
+    is right, of each question; ties go to the answer drawn first."""
+    rng = np.random.default_rng(seed)
+    right_Q = np.zeros(len(answer_QN))
+    for _ in range(draws):
+        order = rng.random(answer_QN.shape).argsort(1)[:, :k]
+        drawn_QK = np.take_along_axis(answer_QN, order, 1)
+        same = drawn_QK[:, :, None] == drawn_QK[:, None]
+        votes_QK = np.where(drawn_QK >= 0, same.sum(2), 0)
+        first = votes_QK.argmax(1)  # the first of equals
+        winner_Q = drawn_QK[np.arange(len(answer_QN)), first]
+        right_Q += (winner_Q == reference_Q) & (winner_Q >= 0)
+    return right_Q / draws
 
 
 def test_uniform_replay_is_maj_at_k():

@@ -1,7 +1,5 @@
 """Each statistic against enumeration or an independent implementation."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,49 +7,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dynscaling_jax.analysis import statistics as s
-
-
-@pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (6, 3, 4), (4, 4, 2)])
-def test_pass_at_k_is_the_mean_over_all_subsets(n, c, k):
-    right = np.arange(n) < c
-    subsets = list(itertools.combinations(right, k))
-    expected = np.mean([any(subset) for subset in subsets])
-    got = s.pass_at_k(np.array([c]), n, k)
-    np.testing.assert_allclose(got, expected)
-
-
-def test_pass_at_k_of_none_and_of_all():
-    np.testing.assert_allclose(
-        s.pass_at_k(np.array([0, 80]), 80, 40), [0.0, 1.0], atol=1e-12
-    )
-
-
-@pytest.mark.parametrize(("c", "k"), [(2, 0), (2, 6), (6, 2), (-1, 2)])
-def test_pass_at_k_refuses_what_cannot_be(c, k):
-    with pytest.raises(ValueError, match="pass@|between"):
-        s.pass_at_k(np.array([c]), 5, k)
-
-
-def majority(drawn):
-    readable = [a for a in drawn if a >= 0]
-    counts = {a: readable.count(a) for a in readable}
-    return max(counts, key=counts.__getitem__) if counts else -1
-
-
-def test_maj_at_k_is_the_mean_over_all_orders():
-    """One published implementation takes the first k samples: on this
-    question, whose first samples are right, it would say 1."""
-    answers, k = np.array([[0, 0, 1, 1, 1, -1]]), 3
-    orders = itertools.permutations(answers[0], k)
-    expected = np.mean([majority(o) == 0 for o in orders])
-    got = s.maj_at_k(answers, np.array([0]), k, draws=20_000)
-    assert abs(got[0] - expected) < 4 * np.sqrt(0.25 / 20_000)
-    assert expected < 0.5
-
-
-def test_maj_at_k_of_unreadable_samples_alone_is_wrong():
-    nothing = np.full((2, 4), -1)
-    assert s.maj_at_k(nothing, np.array([-2, -1]), 2).tolist() == [0, 0]
 
 
 def test_a_bootstrap_interval_covers_as_often_as_it_says():

@@ -85,15 +85,15 @@ def test_long_values_are_not_shown_whole(tmp_path):
 
 def test_a_fingerprint_sees_every_tensor(tmp_path, monkeypatch):
     """Of what is past the first bytes parts are read."""
-    monkeypatch.setattr(records, "WHOLE", WHOLE := 2**23)
+    monkeypatch.setattr(records, "FULL", FULL := 2**23)
     small, large = tmp_path / "small", tmp_path / "large"
     small.write_bytes(b"abc")
     assert fingerprint(small) == hashlib.sha256(b"abc").hexdigest()
-    size = WHOLE + 10 * 2**22
+    size = FULL + 10 * 2**22
     with open(large, "wb") as file:
         file.truncate(size)
     seen = {fingerprint(large)}
-    for at, length in [(5, 1), (WHOLE + 3 * 2**22 + 99, 2**22), (size - 1, 1)]:
+    for at, length in [(5, 1), (FULL + 3 * 2**22 + 99, 2**22), (size - 1, 1)]:
         with open(large, "r+b") as file:
             file.seek(at)
             file.write(b"x" * length)
