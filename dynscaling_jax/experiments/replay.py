@@ -84,6 +84,7 @@ class Study(NamedTuple):
     results: tuple[Result, ...]  # of each budget, of each policy
     efficiency: Mapping[str, tuple[SampleEfficiency, ...]]  # of each target
     curves: Mapping[str, Curve]
+    settings: Mapping[str, Any]  # as replay.json has them
 
     def row(self) -> dict[str, Any]:
         """Gives what replay.json says of a bank; its keys are a contract."""
@@ -225,6 +226,12 @@ def replay(
             for name in policies
         },
         {name: curves[name] for name in policies},
+        {
+            "replicates": replicates,
+            "seed": seed,
+            "round": round_per_query,
+            "first": first_round_per_query or round_per_query,
+        },
     )
 
 
@@ -263,18 +270,14 @@ def write_studies(
     vote: str = "majority",
     kind: str = "",
     depth: int | None = None,
-    replicates: int = 1000,
-    seed: int = 0,
-    round_per_query: float = 0.25,
-    first_round_per_query: float | None = None,
-    chunk: int = 25,
     show: Callable[[str], object] = print,
+    **settings: Any,
 ) -> None:
     """Replays policies, named by a text, on banks, and shows their tables.
 
     Nothing is written before every bank, policy and budget is known to serve.
     policies is a text that `parse_policies` reads, with oracle among them;
-    kind and depth are those of `load_bank`, the rest those of `replay`.
+    kind and depth are those of `load_bank`, settings those of `replay`.
 
     Raises:
         ValueError, OSError, ImportError: with what to do about it.
@@ -303,27 +306,11 @@ def write_studies(
     out.mkdir(parents=True, exist_ok=True)
     studies = []
     for bank, one in zip(banks, players, strict=True):
-        study = replay(
-            bank,
-            one,
-            wanted,
-            vote=rule,
-            replicates=replicates,
-            seed=seed,
-            round_per_query=round_per_query,
-            first_round_per_query=first_round_per_query,
-            chunk=chunk,
-        )
+        study = replay(bank, one, wanted, vote=rule, **settings)
         studies.append(study)
         show(f"\n{study}")
-    row = {
-        "vote": vote,
-        "replicates": replicates,
-        "seed": seed,
-        "round": round_per_query,
-        "first": first_round_per_query or round_per_query,
-        "banks": [study.row() for study in studies],
-    }
+    banks = [study.row() for study in studies]
+    row = {"vote": vote, **studies[0].settings, "banks": banks}
     write_json(out / "replay.json", finite(row))
     for study in studies:
         accuracy_curves(study.curves, study.bank, out / study.bank)
