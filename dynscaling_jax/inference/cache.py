@@ -109,7 +109,10 @@ def empty(
 
 
 def insert(state: State, prefix: Prefix, group: jax.Array) -> State:
-    """Puts a prompt into a group, whose slots must be inactive."""
+    """Puts a prompt into a group, whose slots must be inactive.
+
+    Slot i continues group i // R: with R = 2, slots 2 and 3 continue group 1.
+    """
 
     def put(all_groups: jax.Array, one: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(all_groups, one, group, 0)
