@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from dynscaling_jax.models import attention
 from dynscaling_jax.models.config import ModelConfig
@@ -39,26 +40,26 @@ class Prefix(NamedTuple):
     """A prompt after prefill: what the slots that continue it need."""
 
     layers: Layers
-    length: jax.Array  # int32, tokens that are not padding
-    logits: jax.Array  # float32 [V], of the token after the last
+    length: Int32[Array, ""]  # tokens that are not padding
+    logits: Float32[Array, " V"]  # of the token after the last
 
 
 class Slots(NamedTuple):
     """The sample of each sequence slot; inactive ones compute for nothing."""
 
-    token: jax.Array  # int32 [GR], the newest, not yet read
-    count: jax.Array  # int32 [GR], completion tokens
-    active: jax.Array  # bool [GR]
-    limit: jax.Array  # int32 [GR], of count
-    key: jax.Array  # uint32 [GR, 2], key data of the sample
+    token: Int32[Array, " GR"]  # the newest, not yet read
+    count: Int32[Array, " GR"]  # completion tokens
+    active: Bool[Array, " GR"]
+    limit: Int32[Array, " GR"]  # of count
+    key: UInt32[Array, "GR 2"]  # key data of the sample
 
 
 class State(NamedTuple):
     """All that a decode step changes; donated from chunk to chunk."""
 
     prefix: Layers  # [G, ...]
-    length: jax.Array  # int32 [G]
-    logits: jax.Array  # float32 [G, V]
+    length: Int32[Array, " G"]
+    logits: Float32[Array, "G V"]
     suffix: Layers  # [GR, ...]
     slots: Slots
 
@@ -108,8 +109,11 @@ def empty(
     )
 
 
-def insert(state: State, prefix: Prefix, group: jax.Array) -> State:
-    """Puts a prompt into a group, whose slots must be inactive."""
+def insert(state: State, prefix: Prefix, group: Int32[Array, ""]) -> State:
+    """Puts a prompt into a group, whose slots must be inactive.
+
+    Slot i continues group i // R: with R = 2, slots 2 and 3 continue group 1.
+    """
 
     def put(all_groups: jax.Array, one: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(all_groups, one, group, 0)
@@ -123,9 +127,12 @@ def insert(state: State, prefix: Prefix, group: jax.Array) -> State:
 
 
 def write(
-    suffix: KV, key: jax.Array, value: jax.Array, position: jax.Array
+    suffix: KV,
+    key: Float[Array, "GR K D"],
+    value: Float[Array, "GR K D"],
+    position: Int32[Array, " GR"],
 ) -> KV:
-    """Puts a layer's key and value [GR, K, D] of each slot at position [GR].
+    """Puts a layer's key and value of each slot at its position.
 
     With W = 256, position 300 is place 44 of block 1. Inactive slots may have
     positions past the last block; these are dropped.

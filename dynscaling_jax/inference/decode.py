@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from dynscaling_jax.inference import cache, prefill, sampling
 from dynscaling_jax.inference.cache import Layers, Prefix, Slots, State
@@ -37,11 +39,11 @@ class Chunk(NamedTuple):
     """The tokens of C steps; a slot's tokens count while it is active."""
 
     tokens: ScoredToken  # numpy, each [C, GR]
-    active: np.ndarray  # bool [C, GR]
+    active: Bool[np.ndarray, "C GR"]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def insert(state: State, prefix: Prefix, group: jax.Array) -> State:
+def insert(state: State, prefix: Prefix, group: Int32[Array, ""]) -> State:
     """Jits cache.insert; the state is donated."""
     return cache.insert(state, prefix, group)
 
@@ -49,13 +51,13 @@ def insert(state: State, prefix: Prefix, group: jax.Array) -> State:
 @functools.partial(jax.jit, donate_argnums=0)
 def start(
     slots: Slots,
-    logits: jax.Array,
-    seed: jax.Array,
-    fresh: jax.Array,
-    name: jax.Array,
-    limit: jax.Array,
-    active: jax.Array,
-    stops: jax.Array,
+    logits: Float32[Array, "G V"],
+    seed: UInt32[Array, ""],
+    fresh: Bool[Array, " GR"],
+    name: UInt32[Array, "GR 3"],
+    limit: Int32[Array, " GR"],
+    active: Bool[Array, " GR"],
+    stops: Int32[Array, " stops"],
     settings: Settings,
 ) -> tuple[Slots, LogitSums]:
     """Samples the first token of fresh slots from the logits of their group.
@@ -63,14 +65,14 @@ def start(
     It sees no keys, so one compilation serves prompts of every length.
 
     Args:
-        slots: the slots [GR], donated.
-        logits: float32 [G, V], as State has them.
-        seed: uint32, of the run.
-        fresh: bool [GR], slots that begin a sample.
-        name: uint32 [GR, 3] of fresh slots, as sampling.sample_key takes it.
-        limit: int32 [GR] of fresh slots, completion tokens at most.
-        active: bool [GR], which of the other slots go on.
-        stops: int32 token ids that end a sample, padded with -1.
+        slots: they are donated.
+        logits: as State has them.
+        seed: of the run.
+        fresh: slots that begin a sample.
+        name: of fresh slots, as sampling.sample_key takes it.
+        limit: of fresh slots, completion tokens at most.
+        active: which of the other slots go on.
+        stops: token ids that end a sample, padded with -1.
         settings: how to sample.
     """
     per_group = slots.token.shape[0] // logits.shape[0]
@@ -96,7 +98,7 @@ def decode(
     params: Params,
     config: ModelConfig,
     state: State,
-    stops: jax.typing.ArrayLike,
+    stops: Int32[ArrayLike, " stops"],
     settings: Settings,
     steps: int = CHUNK,
     enough: int = 0,
@@ -188,9 +190,9 @@ _resize = jax.jit(cache.resize, static_argnums=1)
 
 def select(
     state: State,
-    groups: np.ndarray,
-    slots: np.ndarray,
-    active: np.ndarray,
+    groups: Int32[np.ndarray, " new_G"],
+    slots: Int32[np.ndarray, " new_GR"],
+    active: Bool[np.ndarray, " new_GR"],
     bucket: int,
 ) -> State:
     """Rearranges a state; slots that are not active may repeat others.
@@ -204,10 +206,10 @@ def select(
 
     Args:
         state: its arrays are copied.
-        groups: int32 [G'], old groups by number.
-        slots: int32 [G'R'], old slots by number, beside others of their group.
-        active: bool [G'R'], which may go on.
-        bucket: P', positions of a prefix.
+        groups: old groups by number.
+        slots: old slots by number, beside others of their group.
+        active: which may go on.
+        bucket: positions of a prefix.
     """
     take = lambda layers, index: tuple(_take(kv, index) for kv in layers)
     taken = _take(state.slots, slots)
@@ -340,5 +342,5 @@ def _replicated(tree):
     return jax.tree.map(constrained, tree)
 
 
-def _stops(token: jax.Array, stops: jax.Array) -> jax.Array:
+def _stops(token, stops) -> Bool[Array, " GR"]:
     return (token[:, None] == stops[None]).any(-1)

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Int32
 
 from dynscaling_jax.inference.cache import Layers, Prefix
 from dynscaling_jax.models import attention, transformer
@@ -20,9 +21,12 @@ from dynscaling_jax.models.transformer import Block, Vocabulary
 
 
 def prefill(
-    params: Params, config: ModelConfig, tokens: ArrayLike, length: ArrayLike
+    params: Params,
+    config: ModelConfig,
+    tokens: Int32[ArrayLike, " P"],
+    length: Int32[ArrayLike, ""],
 ) -> Prefix:
-    """Computes a prompt's keys and values: tokens [P], of which length count.
+    """Computes a prompt's keys and values; `length` of the tokens count.
 
     Padding follows the tokens that count, so a causal mask hides it from them.
     """
@@ -35,16 +39,16 @@ def extend(
     params: Params,
     config: ModelConfig,
     base: Layers,
-    kept: ArrayLike,
-    tokens: ArrayLike,
-    length: ArrayLike,
+    kept: Int32[ArrayLike, ""],
+    tokens: Int32[ArrayLike, " T"],
+    length: Int32[ArrayLike, ""],
     bucket: int,
 ) -> Prefix:
     """Computes a prompt's keys and values from a cached prefix.
 
     The first `kept` positions of base, layers of a Prefix, stand at the
-    beginning of this prompt too. tokens [T] are the others, right-padded, of
-    which length count. The result has `bucket` positions, which must be at
+    beginning of this prompt too. tokens are the others, right-padded, of which
+    `length` count. The result has `bucket` positions, which must be at
     least kept + length.
     """
     layer = lambda at, *arguments: _extend_layer(

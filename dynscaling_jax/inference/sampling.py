@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int32, UInt32
 
 from dynscaling_jax.models.attention import row_sums
 
@@ -22,10 +23,10 @@ WINDOW = 2048  # tokens of DeepConf's windows
 class Settings(NamedTuple):
     """How to sample. All are traced: no value causes a compilation."""
 
-    temperature: jax.Array  # float32; 0 takes the likeliest token
-    top_k: jax.Array  # int32; 0 keeps all
-    top_p: jax.Array  # float32; 1 keeps all
-    min_p: jax.Array  # float32; 0 keeps all
+    temperature: Float32[Array, ""]  # 0 takes the likeliest token
+    top_k: Int32[Array, ""]  # 0 keeps all
+    top_p: Float32[Array, ""]  # 1 keeps all
+    min_p: Float32[Array, ""]  # 0 keeps all
 
 
 class ScoredToken(NamedTuple):
@@ -34,20 +35,20 @@ class ScoredToken(NamedTuple):
     That is the one before temperature and truncation.
     """
 
-    token: jax.Array  # int32
-    logprob: jax.Array  # float32, of the token
-    confidence: jax.Array  # float32, minus the mean of the TOP greatest
-    certainty: jax.Array  # float32, KL(uniform || p), arXiv 2502.18581
+    token: Int32[Array, "..."]
+    logprob: Float32[Array, "..."]  # of the token
+    confidence: Float32[Array, "..."]  # minus the mean of the TOP greatest
+    certainty: Float32[Array, "..."]  # KL(uniform || p), arXiv 2502.18581
 
 
 class LogitSums(NamedTuple):
-    """A token, and float32 sums over the vocabulary."""
+    """A token, and sums over the vocabulary."""
 
-    token: jax.Array  # int32
-    logit: jax.Array  # of the token
-    log_total: jax.Array  # log of the sum of exponentials
-    top: jax.Array  # sum of the TOP greatest logits
-    all: jax.Array  # sum of all
+    token: Int32[Array, "..."]
+    logit: Float32[Array, "..."]  # of the token
+    log_total: Float32[Array, "..."]  # log of the sum of exponentials
+    top: Float32[Array, "..."]  # sum of the TOP greatest logits
+    all: Float32[Array, "..."]  # sum of all
 
 
 def settings(
@@ -79,10 +80,12 @@ def query_words(query_id: str) -> tuple[int, int]:
     return int.from_bytes(digest[:4]), int.from_bytes(digest[4:8])
 
 
-def sample_key(seed: jax.Array, name: jax.Array) -> jax.Array:
-    """Derives the key data uint32 [2] of one sample.
+def sample_key(
+    seed: UInt32[Array, ""], name: UInt32[Array, " 3"]
+) -> UInt32[Array, " 2"]:
+    """Derives the key data of one sample.
 
-    name is uint32 [3]: the two words of the query and the sample's index. The
+    name holds the two words of the query and the sample's index. The
     key of token t folds t in at the end. For token 5 of sample 2 of "q/0" in
     a run with seed 7:
 
@@ -111,8 +114,10 @@ def score(sums: LogitSums, vocabulary: int) -> ScoredToken:
     )
 
 
-def choose(key: jax.Array, logits: jax.Array, settings: Settings) -> LogitSums:
-    """Samples one token from logits float32 [V].
+def choose(
+    key: jax.Array, logits: Float32[Array, " V"], settings: Settings
+) -> LogitSums:
+    """Samples one token.
 
     The vocabulary is read as blocks [B, BLOCK] whose sums and greatest
     values answer the rest. One uniform chooses a block, a second one a token
@@ -160,7 +165,9 @@ def choose(key: jax.Array, logits: jax.Array, settings: Settings) -> LogitSums:
     )
 
 
-def windowed(confidence_T: np.ndarray, size: int = WINDOW) -> dict[str, float]:
+def windowed(
+    confidence_T: Float[np.ndarray, " T"], size: int = WINDOW
+) -> dict[str, float]:
     """Computes DeepConf's measures (arXiv 2508.15260, section 3).
 
     confidence_T is, for each completion token, minus the mean log-probability
@@ -179,14 +186,18 @@ def windowed(confidence_T: np.ndarray, size: int = WINDOW) -> dict[str, float]:
     }
 
 
-def _blocks(logits: jax.Array, padding: float = -np.inf) -> jax.Array:
-    """[V] -> [B, BLOCK], padded: tokens that are never sampled."""
+def _blocks(
+    logits: Float32[Array, " V"], padding: float = -np.inf
+) -> Float32[Array, "B BLOCK"]:
+    """The vocabulary in blocks, padded by tokens that are never sampled."""
     missing = -len(logits) % BLOCK
     padded = jnp.pad(logits, (0, missing), constant_values=padding)
     return padded.reshape(-1, BLOCK)
 
 
-def _invert(uniform: jax.Array, weights: jax.Array) -> jax.Array:
+def _invert(
+    uniform: Float32[Array, ""], weights: Float32[Array, " weights"]
+) -> Int32[Array, ""]:
     """The first index of weight whose running sum passes uniform x total."""
     sums = weights.cumsum()
     # Rounding may let no sum pass, and, where sums are added up as a tree,
@@ -196,7 +207,9 @@ def _invert(uniform: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.where(passed.any(), passed.argmax(), last).astype(jnp.int32)
 
 
-def _cutoff(logits: jax.Array, settings: Settings) -> jax.Array:
+def _cutoff(
+    logits: Float32[Array, " V"], settings: Settings
+) -> Float32[Array, ""]:
     """The least logit that top-k, top-p and min-p keep, in this order.
 
     They follow temperature (min-p: arXiv 2407.01082), and ties at a cutoff
@@ -225,7 +238,7 @@ def _cutoff(logits: jax.Array, settings: Settings) -> jax.Array:
     return jnp.where(kept, logits, jnp.inf).min()
 
 
-def _sortable(logits: jax.Array) -> jax.Array:
+def _sortable(logits: Float32[Array, " V"]) -> UInt32[Array, " V"]:
     """uint32 that sort as the float32 do.
 
     Bits of floats sort as sign and magnitude: 2.0 is 0x40000000, -2.0 is
@@ -239,7 +252,7 @@ def _sortable(logits: jax.Array) -> jax.Array:
     return jnp.where(bits < sign, bits | sign, ~bits)
 
 
-def _bisect(holds) -> jax.Array:
+def _bisect(holds) -> UInt32[Array, ""]:
     """The greatest uint32 cut for which holds(cut), true at 0, falling."""
 
     def halve(_, bounds):
