@@ -103,7 +103,7 @@ PHRASES = (
 HEADS = "[<\\[\u25c1ah]"  # what all of these begin with
 
 
-def own_words(messages: Sequence[Message]) -> str:
+def assistant_words(messages: Sequence[Message]) -> str:
     """Returns the words of the assistant's turn that the messages end with."""
     last = messages[-1] if messages else None
     return last.content if last and last.role == "assistant" else ""
@@ -112,12 +112,12 @@ def own_words(messages: Sequence[Message]) -> str:
 class Thinking(NamedTuple):
     """How a model hides its thoughts.
 
-    marks are all that count; with none, nothing is hidden. begun gives, of
+    marks are all that count; with none, nothing is hidden. turn_start gives, of
     the messages of a request, how its prompt begins the assistant's turn.
     """
 
     marks: tuple[Marks, ...] = KNOWN
-    begun: Callable[[Sequence[Message]], str] = own_words
+    turn_start: Callable[[Sequence[Message]], str] = assistant_words
 
 
 def find(template: str, tokens: Iterable[str]) -> tuple[Marks, ...]:
@@ -152,7 +152,7 @@ def parts(marks: Sequence[Marks], tokens: Iterable[str]) -> set[str]:
 def visible(
     text: str,
     thinking: Thinking = Thinking(),  # noqa: B008, immutable
-    begun: str = "",
+    turn_start: str = "",
 ) -> str | None:
     """Returns a text without its thoughts; None if the last is unfinished.
 
@@ -162,11 +162,11 @@ def visible(
     Args:
       text: what the model wrote.
       thinking: how it marks its thoughts.
-      begun: how its prompt begins the turn; see Thinking.
+      turn_start: how its prompt begins the turn; see Thinking.
     """
     if not thinking.marks:
         return text.strip()
-    _, inside = _outside(begun, thinking.marks, None)
+    _, inside = _outside(turn_start, thinking.marks, None)
     shown, inside = _outside(text, thinking.marks, inside)
     return _bare("".join(shown)) if inside is None else None
 

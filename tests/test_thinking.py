@@ -252,7 +252,7 @@ def test_families(name, byte_tokenizer):
     how = tokenizer.thinking
     for written, shown in FAMILIES[name][4].items():
         text = tokenizer.decode(tokenizer.encode(written))
-        assert visible(text, how, how.begun(ASK)) == shown, written
+        assert visible(text, how, how.turn_start(ASK)) == shown, written
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -272,9 +272,9 @@ def test_a_prompt_may_depend_on_the_question(byte_tokenizer):
     how = of_family(
         "Nemotron, told by a word of the question", byte_tokenizer
     ).thinking
-    assert visible("42", how, how.begun(ASK)) == "42"
+    assert visible("42", how, how.turn_start(ASK)) == "42"
     other = (Message("user", "What is 5 + 5?"),)
-    assert visible("10", how, how.begun(other)) is None
+    assert visible("10", how, how.turn_start(other)) is None
 
 
 def test_a_turn_that_goes_on_within_a_thought(byte_tokenizer):
@@ -283,7 +283,10 @@ def test_a_turn_that_goes_on_within_a_thought(byte_tokenizer):
     how = of_family("Qwen3", byte_tokenizer).thinking
     forced = (*ASK, Message("assistant", "<think>\n36?\n\nWait"))
     closed = (*ASK, Message("assistant", "<think>36?</think>So"))
-    for asked in (how.begun, Thinking().begun):  # own words suffice
+    for asked in (
+        how.turn_start,
+        Thinking().turn_start,
+    ):  # the messages suffice
         assert visible(", no: 41, or", how, asked(forced)) is None
         assert visible(", no.</think>42", how, asked(forced)) == "42"
         assert visible("it is 42", how, asked(closed)) == "it is 42"
@@ -316,7 +319,9 @@ def test_a_turn_of_gpt_oss_has_a_channel(byte_tokenizer):
     text = tokenizer.render([*ASK, turn])
     assert text.endswith(f"<|start|>assistant{FINAL}I try again.")
     how = tokenizer.thinking
-    assert visible("It is 42.", how, how.begun([*ASK, turn])) == "It is 42."
+    assert (
+        visible("It is 42.", how, how.turn_start([*ASK, turn])) == "It is 42."
+    )
 
 
 def test_what_the_real_model_skips(smollm2):
@@ -325,7 +330,9 @@ def test_what_the_real_model_skips(smollm2):
     assert find(tokenizer.template, tokenizer.added) == ()
     ids = tokenizer.encode("<|im_start|>It is 42.<|im_end|>\n<think>")
     assert tokenizer.decode(ids) == "It is 42.\n<think>"
-    assert tokenizer.thinking.begun(ASK).endswith("<|im_start|>assistant\n")
+    assert tokenizer.thinking.turn_start(ASK).endswith(
+        "<|im_start|>assistant\n"
+    )
     backend = Backend.from_str(tokenizer.as_json())
     assert tokenizer.decode(ids) == backend.decode(ids)
 

@@ -116,7 +116,7 @@ class Codec:
         turns, opened = self._opened(messages)
         return self._compiled.render(turns) + opened
 
-    def begun(self, messages: Turns) -> str:
+    def turn_start(self, messages: Turns) -> str:
         """Returns all of the prompt after the last words of another role."""
         turns, opened = self._opened(messages)
         if turns:

@@ -100,10 +100,10 @@ class Tokenizer:
         marks = tuple(dict.fromkeys((*found, *KNOWN)))
 
         @functools.lru_cache(4096)
-        def begun(turns: tuple[Message, ...]) -> str:
-            return self._ask("begun", turns, seconds=_seconds(turns))
+        def turn_start(turns: tuple[Message, ...]) -> str:
+            return self._ask("turn_start", turns, seconds=_seconds(turns))
 
-        return Thinking(marks, lambda turns: begun(tuple(turns)))
+        return Thinking(marks, lambda turns: turn_start(tuple(turns)))
 
     def render(self, messages: Sequence[Message]) -> str:
         """Returns the text of the prompt that the messages make.

@@ -148,7 +148,7 @@ class Endpoint:
         self.max_cost = Budget(new_tokens=max_new_tokens)
         # Nobody here knows the prompt that the server makes of a turn, so no
         # thought is taken to begin in it.
-        self.thinking = Thinking(begun=lambda _: "")
+        self.thinking = Thinking(turn_start=lambda _: "")
 
     def sample(self, requests: Sequence[Request]) -> Iterator[Sample]:
         """Samples what is requested; yields each sample when it arrives.

@@ -330,8 +330,8 @@ def _ask(query: Query, responses: Sequence[str]) -> tuple[Message, ...]:
 
 def _said(reader: Reader, request: Request, reply: str) -> str:
     """A reply without the thought of the model that gives it."""
-    begun = reader.thinking.begun(request.messages)
-    return visible(reply, reader.thinking, begun) or ""
+    turn_start = reader.thinking.turn_start(request.messages)
+    return visible(reply, reader.thinking, turn_start) or ""
 
 
 def _chosen(reply: str, shown: Sequence[int]) -> int | None:

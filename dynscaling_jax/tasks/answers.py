@@ -201,7 +201,7 @@ def extract(
     text: str,
     kind: str,
     thinking: Thinking = Thinking(),  # noqa: B008, immutable
-    begun: str = "",
+    turn_start: str = "",
     cut: bool = False,
     letters: str = "",
 ) -> str | None:
@@ -213,7 +213,7 @@ def extract(
       text: what the model wrote.
       kind: of the answer; see `canonical`.
       thinking: how the model marks its thoughts.
-      begun: how its prompt began the turn; see `thinking.visible`.
+      turn_start: how its prompt began the turn; see `thinking.visible`.
       cut: whether the token limit ended the text. Its last number may then
         answer nothing: only an announced answer is read.
       letters: the letters of the question's options; "" if they are unknown.
@@ -222,7 +222,7 @@ def extract(
       ValueError: an unknown kind.
     """
     check_kind(kind)
-    shown = visible(_ANSI.sub("", text), thinking, begun)
+    shown = visible(_ANSI.sub("", text), thinking, turn_start)
     if shown is None:
         return None
     text = _TURN.split(shown, maxsplit=1)[0].translate(WIDE)
@@ -274,7 +274,7 @@ def with_answers(
             sample.text,
             kind_here,
             thinking,
-            thinking.begun(request.messages),
+            thinking.turn_start(request.messages),
             sample.finish_reason == "length",
             options(request.query) if kind_here == "choice" else "",
         )

@@ -322,7 +322,7 @@ def _expand(parts: Listing) -> Listing:
 
 
 # Two meanings, as symbolic.py gives them: nested lists of values. A value is
-# exact, "1/3", or rough, [[mantissa, exponent], [mantissa, exponent]].
+# exact, "1/3", or rough, {"re": [mantissa, exponent], "im": ...}.
 
 _MP = MPContext()
 _MP.prec = 256  # of 200 that a rough value has
@@ -340,9 +340,9 @@ def _meanings(a: Any, b: Any) -> Outcome:
 
 def _close(a: Any, b: Any) -> bool:
     """Whether two values, or lists of them, agree to some 48 digits."""
-    if isinstance(a, list) and isinstance(b, list) and not _is_rough(a):
+    if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_close, a, b))
-    if a == b or not (_is_rough(a) or _is_rough(b)):
+    if a == b or dict not in (type(a), type(b)):
         return a == b
     try:
         x, y = _number(a), _number(b)
@@ -352,20 +352,11 @@ def _close(a: Any, b: Any) -> bool:
     return abs(x - y) < _MP.ldexp(larger, -160)
 
 
-def _is_rough(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(isinstance(p, list) and len(p) == 2 for p in value)
-        and all(isinstance(n, int) for part in value for n in part)
-    )
-
-
 def _number(value: Any) -> Any:
     if isinstance(value, str):
         exact = Fraction(value)
         return _MP.mpf(exact.numerator) / exact.denominator
-    return _MP.mpc(*(_MP.ldexp(*part) for part in value))
+    return _MP.mpc(_MP.ldexp(*value["re"]), _MP.ldexp(*value["im"]))
 
 
 def _meaning(worker: Worker, formula: str, seconds: float) -> tuple[Any, float]:

@@ -17,9 +17,8 @@ meanings are (equivalence.py):
 An expression is known by its values at a few points: each variable is given
 a number that its name decides, here and in every other formula. A value is
 exact, "p/q", where rational arithmetic gives it, and otherwise has 60
-digits, [[mantissa, exponent], [mantissa, exponent]] of its real and its
-imaginary part. So nothing is simplified, and no rounding makes 10^-23 equal
-to 10^-19.
+digits, {"re": [mantissa, exponent], "im": [mantissa, exponent]}. So nothing
+is simplified, and no rounding makes 10^-23 equal to 10^-19.
 """
 
 import functools
@@ -365,7 +364,7 @@ def _shown(value: Value) -> Any:
         return str(value)
     if not mp.isfinite(value):
         raise Unreadable
-    return [_mantissa(mp.re(value)), _mantissa(mp.im(value))]
+    return {"re": _mantissa(mp.re(value)), "im": _mantissa(mp.im(value))}
 
 
 def _mantissa(value: Any) -> list[int]:

@@ -121,7 +121,7 @@ def test_a_local_model_is_read_by_its_template(
     config = get_config()
     config.model = str(directory)
     how = open_sampler(typed(config)).thinking
-    begun = how.begun([Message("user", "2 + 2?")])
-    assert begun.endswith(prompt)
-    assert visible("4", how, begun) == shown
-    assert visible("5?</think>4", how, begun) == "4"
+    turn_start = how.turn_start([Message("user", "2 + 2?")])
+    assert turn_start.endswith(prompt)
+    assert visible("4", how, turn_start) == shown
+    assert visible("5?</think>4", how, turn_start) == "4"
