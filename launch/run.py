@@ -68,11 +68,11 @@ def work() -> str:
     check_several()
     # JAX is imported after the flags are read, so that --help and a mistyped
     # field answer at once.
-    from dynscaling_jax.experiments import lockstep
-    from dynscaling_jax.experiments import run as experiment
+    from dynscaling_jax.experiments import configured, lockstep
     from dynscaling_jax.experiments.environment import versions
     from dynscaling_jax.experiments.processes import meet
     from dynscaling_jax.experiments.remote import local, page
+    from dynscaling_jax.experiments.run import table
 
     config, curves = CONFIG.value, bool(TENSORBOARD.value)
     where, count = str(COORDINATOR.value), PROCESSES.value or 1
@@ -82,7 +82,7 @@ def work() -> str:
         workdir = Path()  # those that follow another keep nothing
         if not (one_model and number):
             workdir = stack.enter_context(local(str(WORKDIR.value)))
-        row = experiment.config_row(config)
+        row = configured.config_row(config)
         alike = {"config": row, "versions": versions()}
         processes = stack.enter_context(
             meet(where, count, number, alike, WAIT.value or 0)
@@ -91,12 +91,12 @@ def work() -> str:
             summary = lockstep.run(config, workdir, processes, where, curves)
         else:
             curves = curves and number == 0
-            summary = experiment.run_config(
+            summary = configured.run_config(
                 config, workdir, processes=processes, tensorboard=curves
             )
     if number:
         return f"process {number}: done"
-    said = experiment.table(summary)
+    said = table(summary)
     return f"{said}\n{'report':<11} {page(str(WORKDIR.value))}"
 
 

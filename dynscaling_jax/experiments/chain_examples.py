@@ -6,11 +6,11 @@ from typing import Any
 import ml_collections
 
 from dynscaling_jax.checkpoints import load_model
-from dynscaling_jax.experiments.log import read_samples
-from dynscaling_jax.experiments.run import (
+from dynscaling_jax.experiments.configured import (
     chain_options,
     thinking_of,
 )
+from dynscaling_jax.experiments.log import read_samples
 from dynscaling_jax.files import read_json
 from dynscaling_jax.scaling.chains import Chain, Reader
 from dynscaling_jax.tasks import Comparer, extract, grade, load_task

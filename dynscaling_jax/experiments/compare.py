@@ -11,7 +11,7 @@ from dynscaling_jax.analysis import comparison, statistics
 from dynscaling_jax.analysis.comparison import Trial
 from dynscaling_jax.experiments import report as reporting
 from dynscaling_jax.experiments.config import typed
-from dynscaling_jax.experiments.run import (
+from dynscaling_jax.experiments.configured import (
     model_identity,
     open_sampler,
     run_config,

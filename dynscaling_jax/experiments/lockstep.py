@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dynscaling_jax.experiments import run as experiment
+from dynscaling_jax.experiments import configured
 from dynscaling_jax.experiments.config import typed
 from dynscaling_jax.experiments.environment import use_compilation_cache
 from dynscaling_jax.experiments.shared import Processes, nothing
@@ -29,7 +29,7 @@ def run(
     coordinator: str,
     tensorboard: bool = False,
 ) -> dict[str, Any]:
-    """As experiment.run_config; the first process samples, the others follow.
+    """As configured.run_config; the first process samples, the others follow.
 
     Returns:
         The summary of the run; nothing in processes that follow.
@@ -61,17 +61,17 @@ def run(
         free = str(memory.available()).encode()
         available = min(map(float, processes.exchange(free, nothing)))
         fields = typed(config)
-        engine = experiment.open_engine(fields, on, available)
+        engine = configured.open_engine(fields, on, available)
         summary = {}
         if processes.number:
             lockstep.follow(engine, hear)
         else:
             lockstep.lead(engine, hear)
-            summary = experiment.run_config(
+            summary = configured.run_config(
                 config,
                 workdir,
-                experiment.with_thinking(fields, engine),
-                experiment.model_identity(fields),
+                configured.with_thinking(fields, engine),
+                configured.model_identity(fields),
                 tensorboard=tensorboard,
             )
             hear()  # nothing more to follow

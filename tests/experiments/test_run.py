@@ -15,8 +15,8 @@ import dynscaling_jax as ds
 from configs import common
 from dynscaling_jax.experiments import identity
 from dynscaling_jax.experiments import report as reporting
-from dynscaling_jax.experiments import run as experiment
 from dynscaling_jax.experiments.bank import load_bank
+from dynscaling_jax.experiments.configured import run_config
 from dynscaling_jax.experiments.log import read_samples
 from dynscaling_jax.experiments.shared import Processes
 from dynscaling_jax.sampler import FunctionSampler
@@ -52,7 +52,7 @@ def config_of(**task):
 def run(workdir, config=None, sample_fn=model, **named):
     most = Budget(new_tokens=64)
     sampler = FunctionSampler(sample_fn, max_cost=most)
-    return experiment.run_config(config or config_of(), workdir, sampler, named)
+    return run_config(config or config_of(), workdir, sampler, named)
 
 
 def killed(requests):
@@ -205,9 +205,7 @@ def test_processes_reach_a_cap_on_seconds_together(tmp_path):
 
         sampler = FunctionSampler(drawn, max_cost=MOST)
         together = Processes(number, 2, exchange)
-        return experiment.run_config(
-            config, tmp_path, sampler, processes=together
-        )
+        return run_config(config, tmp_path, sampler, processes=together)
 
     found, drew = [], []
     for _ in range(2):

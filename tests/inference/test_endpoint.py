@@ -19,7 +19,7 @@ import jax
 import pytest
 
 from configs import smollm2_arithmetic
-from dynscaling_jax.experiments import run as experiment
+from dynscaling_jax.experiments.configured import run_config
 from dynscaling_jax.experiments.log import Log, read_samples, recorded
 from dynscaling_jax.inference.endpoint import Endpoint, parse_url
 from dynscaling_jax.sampler import tap
@@ -842,9 +842,7 @@ def test_fields_that_a_server_cannot_have_are_refused(
     """They were ignored."""
     server = serve(lambda question, number: completion())
     with pytest.raises(ValueError, match=error):
-        experiment.run_config(
-            config_of(server, **{field: value}), tmp_path / "run"
-        )
+        run_config(config_of(server, **{field: value}), tmp_path / "run")
     assert not server.bodies and not (tmp_path / "run").exists()
 
 
@@ -857,7 +855,7 @@ def test_every_setting_of_a_server_is_a_field(serve, tmp_path):
         endpoint__logprobs=False,
         endpoint__extra_body='{"tier": "a"}',
     )
-    summary = experiment.run_config(config, tmp_path)
+    summary = run_config(config, tmp_path)
     assert (summary["samples"], summary["failed"]) == (6, 0)
     assert {(body["top_k"], body["tier"]) for body in server.bodies} == {
         (7, "a")
@@ -865,7 +863,7 @@ def test_every_setting_of_a_server_is_a_field(serve, tmp_path):
     assert not any({"seed", "logprobs"} & body.keys() for body in server.bodies)
     # how it is requested changes no sample: the run goes on with another way
     config.endpoint.concurrency = 1
-    experiment.run_config(config, tmp_path)
+    run_config(config, tmp_path)
     assert len(server.bodies) == 6
 
 
@@ -874,11 +872,11 @@ def test_a_run_at_a_server_that_refuses_spends_nothing(serve, tmp_path):
     well = [False]
     server = serve(lambda q, n: completion() if well[0] else failure(400, "no"))
     with pytest.raises(ConnectionError, match="HTTP 400: no"):
-        experiment.run_config(config_of(server), tmp_path)
+        run_config(config_of(server), tmp_path)
     assert not (tmp_path / "samples.jsonl").read_bytes()
     assert not (tmp_path / "summary.json").exists()
     well[0] = True
-    assert experiment.run_config(config_of(server), tmp_path)["failed"] == 0
+    assert run_config(config_of(server), tmp_path)["failed"] == 0
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -936,7 +934,7 @@ def test_a_key_stands_nowhere(serve, tmp_path, capfd):
     ]
     server = serve(lambda q, n: replies[len(server.bodies) % len(replies)])
     config = config_of(server, endpoint__retries=0, task__limit=6)
-    experiment.run_config(config, tmp_path)
+    run_config(config, tmp_path)
     files = [f for f in tmp_path.rglob("*") if f.is_file()]
     assert {"samples.jsonl", "report.html"} <= {f.name for f in files}
     assert not [f for f in files if KEY.encode() in f.read_bytes()]

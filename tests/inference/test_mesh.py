@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from configs import common
 from dynscaling_jax.experiments.config import typed
-from dynscaling_jax.experiments.run import open_sampler
+from dynscaling_jax.experiments.configured import open_sampler
 from dynscaling_jax.inference import mesh
 from dynscaling_jax.models.sharding import AXES, fitting
 

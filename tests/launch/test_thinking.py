@@ -12,7 +12,7 @@ import pytest
 
 from configs.common import get_config
 from dynscaling_jax.experiments.config import typed
-from dynscaling_jax.experiments.run import (
+from dynscaling_jax.experiments.configured import (
     open_sampler,
     thinking_of,
 )
