@@ -34,13 +34,13 @@ $(DONE): pyproject.toml third_party/pins.txt third_party/models.txt
 
 COMPARE := $(BIN)/python -m launch.compare --config=configs/reasoner.py
 demo: setup
-	@$(COMPARE) --workdir=runs/demo --methods=dynscaling --budgets=4,8
+	@$(COMPARE) --config.task.limit=100 --workdir=runs/demo --methods=dynscaling --budgets=4,8
 	@echo
-	@echo "Both methods answered 200 word problems, with 4 and with 8 samples a problem; 'right' is the share of votes that are right."
-	@echo "'same tokens' is the lead of DynScaling over self-consistency where both spend as many tokens. make demo-all adds three methods and a budget of 16."
+	@echo "Both methods answered 100 word problems, with 4 and with 8 samples a problem; 'right' is the share of votes that are right."
+	@echo "'same tokens' is the lead of DynScaling over self-consistency where both spend as many tokens. make demo-all has 200 problems, three more methods and a budget of 16."
 
 demo-all: setup
-	$(COMPARE) --workdir=runs/demo
+	$(COMPARE) --workdir=runs/demo-all
 
 gains: setup
 	$(COMPARE) --config.task.limit=100 --seeds=5 --workdir=runs/gains
