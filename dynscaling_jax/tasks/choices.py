@@ -38,38 +38,28 @@ _NAME = (
     r"(?:options?|choices?|letters?|answer\schoices?|opci[oó]n|opção"
     r"|opzione|r[ée]ponse|respuesta|resposta|risposta|antwort|letra|lettre|lettera|Buchstabe|вариант)"
 )
-_MENTIONS = (
-    (
-        "\x02",
-        re.compile(
-            r"(?<![\w\\)^_])\(\s*+([A-Za-z])\s*+\)(?!\()"
-            r"|[\[\u3010]\s*+([A-Za-z])\s*+[\]\u3011]|\A\W*+([A-Za-z])\W*+\Z"
-            r"|^[\s\"'>#-]*+([A-Za-z])(?:\)|\.(?=\s+[^a-z]|\s*+$|[A-Z][a-z]"
-            r"|\s(?:is|was)\s))"
-            r"|(?<=\s)([A-Z])\)",
-            re.MULTILINE,
-        ),
-    ),
-    (
-        "\x03",
-        re.compile(
-            rf"\b(?:[Oo]nly|(?i:{_NAME}))\s++[\"'(\[]*+(?:([A-Z])(?![\w-]|'\w)"
-            r"|([a-z])(?=[\"')\]]*+(?:$|[.,;:]|\s++[a-z]*ly\b)))",
-            re.MULTILINE,
-        ),
-    ),
-    (
-        "\x04",
-        re.compile(
-            r"(?<![A-Za-z\d'.^_\\+=\x02\x03-])([A-HJ-Z])(?="
-            r"[\"')\] \t]*+"
-            r"(?:$|[^\x00-\u024f]|[,;:/&(\u2013\u2014]|-+\s|[=-]>"
-            rf"|[!?]|\.(?!\s?+(?:{_SPECIES})\b|\w|\s?+[A-Z]\.))"
-            rf"|\s++(?:{_FOLLOWING})\b)(?!\s++=)",
-            re.MULTILINE,
-        ),
-    ),
+_BRACKETED = re.compile(
+    r"(?<![\w\\)^_])\(\s*+([A-Za-z])\s*+\)(?!\()"
+    r"|[\[\u3010]\s*+([A-Za-z])\s*+[\]\u3011]|\A\W*+([A-Za-z])\W*+\Z"
+    r"|^[\s\"'>#-]*+([A-Za-z])(?:\)|\.(?=\s+[^a-z]|\s*+$|[A-Z][a-z]"
+    r"|\s(?:is|was)\s))"
+    r"|(?<=\s)([A-Z])\)",
+    re.MULTILINE,
 )
+_CALLED = re.compile(
+    rf"\b(?:[Oo]nly|(?i:{_NAME}))\s++[\"'(\[]*+(?:([A-Z])(?![\w-]|'\w)"
+    r"|([a-z])(?=[\"')\]]*+(?:$|[.,;:]|\s++[a-z]*ly\b)))",
+    re.MULTILINE,
+)
+_BARE = re.compile(
+    r"(?<![A-Za-z\d'.^_\\+=\x02\x03-])([A-HJ-Z])(?="
+    r"[\"')\] \t]*+"
+    r"(?:$|[^\x00-\u024f]|[,;:/&(\u2013\u2014]|-+\s|[=-]>"
+    rf"|[!?]|\.(?!\s?+(?:{_SPECIES})\b|\w|\s?+[A-Z]\.))"
+    rf"|\s++(?:{_FOLLOWING})\b)(?!\s++=)",
+    re.MULTILINE,
+)
+_MENTIONS = {"\x02": _BRACKETED, "\x03": _CALLED, "\x04": _BARE}
 _ONE = r"(?:[\x02-\x04][A-Z])"
 _MORE = rf"(?:[\s,;]*+(?:or|nor|and)?\s*+{_ONE})*+"
 _REJECTED = re.compile(
@@ -204,6 +194,6 @@ def _marked(text: str, letters: str) -> str:
         known = letters or (ascii_uppercase if alone else USUAL)
         return f" {sign}{letter} " if letter in known else match[0]
 
-    for sign, pattern in _MENTIONS:  # noqa: B007, mark reads it
+    for sign, pattern in _MENTIONS.items():  # noqa: B007, mark reads it
         text = pattern.sub(mark, text)
     return _REJECTED.sub(" ", text)
