@@ -1,7 +1,8 @@
 """The types that all parts share, and the key of dimension letters.
 
-A suffix names the axes of an array: answer_QN is [Q, N]. The letters keep
-their meaning in the whole library; a module that has others opens with them.
+A suffix names the axes of an array: answer_QN is [Q, N]; annotations of
+jaxtyping have the same letters. They keep their meaning in the whole library;
+a module that has others opens with them.
 
     Q queries                        N sample slots of a query
     A distinct answers of a query    V vocabulary
@@ -12,7 +13,7 @@ their meaning in the whole library; a module that has others opens with them.
     B blocks of keys or logits,      W keys of a block
       or sequences of a batch        E experts
     H attention heads                K key/value heads
-    D width of a head
+    D width of a head                M queries of a product
 """
 
 from __future__ import annotations

@@ -152,16 +152,16 @@ def attend_causal(
 def attend_blocks(
     attend: Backend,
     q: Float[Array, "... M D"],
-    k: Float[Array, "... N D B"],
-    v: Float[Array, "... N B D"],
-    mask: Bool[Array, "... M N*B"],
+    k: Float[Array, "... B D W"],
+    v: Float[Array, "... B W D"],
+    mask: Bool[Array, "... M B*W"],
 ) -> SoftmaxState:
     """The same for keys that lie in blocks already: few queries take less time
     than XLA:CPU needs to cut them out.
 
     Args:
         q, mask: as reference's, S = N * B.
-        k, v: N blocks of B keys.
+        k, v: B blocks of W keys.
     """
     blocks, size = v.shape[-3:-1]
     if blocks == 1:
