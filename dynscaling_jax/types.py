@@ -12,7 +12,7 @@ their meaning in the whole library; a module that has others opens with them.
     B blocks of keys or logits,      W keys of a block
       or sequences of a batch        E experts
     H attention heads                K key/value heads
-    D width of a head
+    D features of a head             F features of the residual stream
 """
 
 from __future__ import annotations
