@@ -13,7 +13,8 @@ a module that has others opens with them.
     B blocks of keys or logits,      W keys of a block
       or sequences of a batch        E experts
     H attention heads                K key/value heads
-    D width of a head                M queries of a product
+    D features of a head             M queries of a product
+    F features of the residual stream
 """
 
 from __future__ import annotations

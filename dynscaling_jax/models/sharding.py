@@ -75,6 +75,10 @@ def fitting(
     """The axes of a mesh for each dimension, but for those whose size does not
     divide it: of several, the last is left out first.
 
+    On a mesh of data 2 and model 4, the axes ((data, model), model) of an array
+    [8, 6] are P((data, model)): 8 is split in 8, and 6 cannot be in 4; those
+    of [6, 8] are P(data, model).
+
     What says the same is the same, or it would be compiled again: no axes of
     size one, no None at the end.
     """

@@ -10,6 +10,9 @@ twice as fast as its transpose, and so need no copy on loading. Where keys and
 values live is the caller's affair: each layer hands its new ones to an
 `attend` function and gets back what its queries saw, so that a plain
 sequence, a prefill and a grouped decode step are the same decoder.
+
+Dimension letters are those of docs/glossary.md; I and O are features that a
+projection takes and gives, U the units of a feed-forward.
 """
 
 from collections.abc import Callable
