@@ -24,6 +24,7 @@ PAGES = [
     ROOT / "third_party/README.md",
     ROOT / "dynscaling_jax/bundled/reasoner/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/lab").glob("*.md")),
 ]
 CODE = [
     *sorted((ROOT / "configs").glob("*.py")),
@@ -307,14 +308,14 @@ def test_snippets_of_the_guide_to_families_are_of_the_source():
     assert count >= 5
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         if "://" not in link:
             assert (page.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_of_the_source_that_are_named_are_there(page):
     """Files moved, and the guides sent readers to where they had been."""
     files = [
