@@ -30,6 +30,13 @@ class Command(NamedTuple):
 RENAMED = {
     "--config.engine.rows=": "--config.engine.slots=",
     "--config.engine.rows_per_group=": "--config.engine.slots_per_group=",
+    "--config.lessons=": "--config.examples=",
+    "--config.shape.width=": "--config.shape.hidden_size=",
+    "--config.shape.layers=": "--config.shape.num_hidden_layers=",
+    "--config.shape.heads=": "--config.shape.num_attention_heads=",
+    "--config.shape.kv_heads=": "--config.shape.num_key_value_heads=",
+    "--config.shape.ffn=": "--config.shape.intermediate_size=",
+    "--config.shape.context=": "--config.shape.max_position_embeddings=",
     "--rows_per_group=": "--slots_per_group=",
     "dynscaling_planted": "dynscaling_corrupted",
     "planted=": "corrupted=",

@@ -1,7 +1,7 @@
 """Every field of a run, with its type and default: configs start from here.
 
-RunConfig is written once. get_config() makes of it what flags can set, an
-ml_collections.ConfigDict, and typed() reads that back.
+RunConfig and TrainingConfig are written once. get_config() makes of them what
+flags can set, an ml_collections.ConfigDict, and typed() reads that back.
 """
 
 import typing
@@ -112,6 +112,45 @@ class RunConfig(NamedTuple):
     endpoint: EndpointConfig = EndpointConfig()
 
 
+class ShapeConfig(NamedTuple):
+    """The shape of a new model, in the words of config.json."""
+
+    vocab_size: int = 640  # ids of a byte-level BPE, learnt first
+    hidden_size: int = 160
+    num_hidden_layers: int = 5
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    intermediate_size: int = 448
+    max_position_embeddings: int = 1024
+
+
+class TrainingConfig(NamedTuple):
+    """All of a training."""
+
+    # what a run takes; empty begins a new model, of the shape below
+    model: str = ""
+    dtype: str = "float32"  # or bfloat16
+    seed: int = 0  # of new parameters and of the order of examples
+    # chat JSON Lines, as dynscaling_jax/training/sft_examples.py says
+    examples: tuple[str, ...] = ()
+    held_out: str = ""  # a file of examples to evaluate on
+    steps: int = 1000
+    batch: int = 32  # examples of a step
+    parts: int = 1  # of a batch, computed one after another
+    longest: int = 1024  # tokens; longer examples are left out
+    warmup: int = 100  # steps
+    learning_rate: float = 3e-4
+    final: float = 0.1  # share of the learning rate at the end
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    b2: float = 0.95
+    log_every: int = 10  # steps
+    evaluate_every: int = 200
+    save_every: int = 200
+    shape: ShapeConfig = ShapeConfig()
+
+
 COLUMNS = ("question", "answer", "id", "choices")  # of a jsonl task
 
 
@@ -120,6 +159,11 @@ def get_config() -> Any:
     config = _config_dict(RunConfig())
     config.task.fields = ml_collections.ConfigDict(dict.fromkeys(COLUMNS, ""))
     return config
+
+
+def get_training_config() -> Any:
+    """Returns TrainingConfig() as a ConfigDict, whose fields flags can set."""
+    return _config_dict(TrainingConfig())
 
 
 def typed(config: Any) -> RunConfig:

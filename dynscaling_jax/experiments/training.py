@@ -49,10 +49,10 @@ def train(config: Config, workdir: Path, tensorboard: bool = False) -> Path:
     """
     check(config)
     use_compilation_cache()
-    files = [Path(path) for path in config.lessons]
+    files = [Path(path) for path in config.examples]
     lessons = [one for file in files for one in read_lessons(file)]
     if not lessons:
-        raise ValueError("config.lessons names no file")
+        raise ValueError("config.examples names no file")
     others: list[Lesson] = []
     if config.held_out:
         files.append(Path(config.held_out))
@@ -71,7 +71,7 @@ def _train(
 ) -> Path:
     side, draft = workdir / "tokenizer", workdir / ".model.tmp"
     model = open_model(config, side, lessons)
-    data = encoded(lessons, model, config.longest, "config.lessons")
+    data = encoded(lessons, model, config.longest, "config.examples")
     held_out = None
     if others:
         held_out = encoded(others, model, config.longest, "config.held_out")
@@ -131,7 +131,7 @@ def claim_training(config: Config, workdir: Path, files: list[Path]) -> None:
         "training",
         row,
         begun=begun,
-        unversioned=there is not None and "lessons" in there["config"],
+        unversioned=there is not None and "examples" in there["config"],
         identity=identity.of_model(config.model) if config.model else {},
         about=about(),
     )

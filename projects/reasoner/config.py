@@ -21,7 +21,7 @@ from configs import training
 
 def get_config():
     config = training.get_config()
-    config.lessons = (
+    config.examples = (
         "runs/reasoner/chained.jsonl",
         "runs/reasoner/plain.jsonl",
         "runs/reasoner/drills.jsonl",

@@ -93,7 +93,7 @@ def test_lessons_of_arithmetic_and_drills(tmp_path):
 def training(lessons, workdir, *more):
     return (
         "--config=configs/training.py",
-        f"--config.lessons=('{lessons}',)",
+        f"--config.examples=('{lessons}',)",
         f"--config.held_out={lessons}",
         "--config.batch=8",
         "--config.steps=12",
