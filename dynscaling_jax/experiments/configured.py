@@ -113,8 +113,8 @@ def method_axes(config: RunConfig) -> dict[str, str]:
 
 
 def chain_options(chain: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options of chains that a config sets."""
-    return {k: v for k, v in chain.items() if v not in (None, "")}
+    """Returns those options of chains that a config sets, sorted by name."""
+    return {k: v for k, v in sorted(chain.items()) if v not in (None, "")}
 
 
 def method_of(config: RunConfig, axes: Mapping[str, str]) -> Method:
