@@ -5,11 +5,8 @@ r"""Replays policies on banks of recorded samples.
         --replicates=1000 --seed=0 --out=DIR
 
 Writes DIR/replay.json and figures, and prints a table. A bank is a file of
-recorded samples or the directory of a run; a budget is the average number of
-samples a question; --policies=all runs every policy that the banks
-can serve, and `oracle`, which reads the references, may be named too.
-
-Answers are compared as answers of a kind: 033 is 33 where the kind is number.
+recorded samples or the directory of a run. --policies=all is every policy that
+the banks can serve; `oracle`, which reads the references, may be named too.
 dynscaling_jax/experiments/replay.py says what replay.json holds.
 """
 
@@ -35,10 +32,7 @@ flags.DEFINE_string(
     "Names, with hyper-parameters: ucb(uncertainty=beta,c=0.2); or all.",
 )
 flags.DEFINE_string(
-    "kind",
-    "",
-    "Of the answers: number, math, choice, boolean or text; by default the "
-    "references tell it.",
+    "kind", "", "Of the answers; by default the references tell it."
 )
 flags.DEFINE_string("vote", "majority", "The vote.")
 flags.DEFINE_list(

@@ -1,0 +1,1 @@
+"""What recorded samples say: replay, statistics, figures and the report."""
