@@ -70,7 +70,7 @@ def moved(old: str, new: str) -> None:
 
 
 def quiet(*loggers: str) -> None:
-    """absl shows what others log: devices that are not there, each request."""
+    """Hides what others log: devices that are not there, each request."""
     for name in loggers:
         logging.getLogger(name).setLevel(logging.WARNING)
     # read at its import, when it sets the level of its logger itself
@@ -78,8 +78,11 @@ def quiet(*loggers: str) -> None:
 
 
 def resumable(command: Command, work: Callable[[], str]) -> None:
-    """Prints what work returns. Where it cannot go on, or is told to stop,
-    one line says so and the command fails."""
+    """Prints what work returns.
+
+    Where it cannot go on, or is told to stop, one line says so and the command
+    fails.
+    """
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(stop, _stop)
     sys.unraisablehook = _again
@@ -107,8 +110,11 @@ PATIENCE = 1.5  # seconds to take the samples that have arrived
 
 
 def _stop(number: int, _: object) -> None:
-    """Raises the interrupt; behind the samples that have arrived, where they
-    come from a server and are taken in time."""
+    """Raises the interrupt.
+
+    Samples that have arrived from a server come first, if they are taken in
+    time.
+    """
     endpoint = sys.modules.get("dynscaling_jax.inference.endpoint")
     taken = STOP.__traceback__ is not None
     if number == signal.SIGALRM:
@@ -122,8 +128,10 @@ def _stop(number: int, _: object) -> None:
 
 
 def _again(lost: Any) -> None:
-    """An interrupt in a callback, as JAX has one for each collection of
-    garbage, is lost: it comes again."""
+    """Raises an interrupt again that was lost in a callback.
+
+    JAX has a callback for each collection of garbage.
+    """
     if lost.exc_value is STOP:
         STOP.__traceback__ = None
         signal.setitimer(signal.ITIMER_REAL, 0.1)
