@@ -154,7 +154,7 @@ def attend_blocks(
     q: Float[Array, "... M D"],
     k: Float[Array, "... N D B"],
     v: Float[Array, "... N B D"],
-    mask: Bool[Array, "... M N*B"],
+    mask: Bool[Array, "... #M S"],
 ) -> SoftmaxState:
     """The same for keys that lie in blocks already: few queries take less time
     than XLA:CPU needs to cut them out.
