@@ -154,7 +154,7 @@ def attend_blocks(
     q: Float[Array, "... M D"],
     k: Float[Array, "... B D W"],
     v: Float[Array, "... B W D"],
-    mask: Bool[Array, "... M B*W"],
+    mask: Bool[Array, "... #M S"],
 ) -> SoftmaxState:
     """The same for keys that lie in blocks already: few queries take less time
     than XLA:CPU needs to cut them out.

@@ -122,7 +122,7 @@ class Block(Module):
         positions: Int[Array, " T"],
         attend: Attend,
         cache: Cache,
-    ) -> tuple[Float[Array, "T H*D"], Cache]:
+    ) -> tuple[Float[Array, "T HD"], Cache]:
         """What the heads saw, not projected by `o` yet."""
         config, (count, _) = self.config, h.shape
         q, k, v = (self.linear(h, name) for name in "qkv")
@@ -136,7 +136,7 @@ class Block(Module):
         return seen.reshape(count, -1).astype(h.dtype), cache
 
     def _heads(
-        self, x: Float[Array, "T H*D"], norm: str
+        self, x: Float[Array, "T HD"], norm: str
     ) -> Float[Array, "T H D"]:
         """Normed before or after the split, as the weight is as long as all
         heads or one."""
@@ -371,7 +371,7 @@ def heads_first(
 
 def group_heads(
     q: Float[Array, "T H D"], kv_heads: int
-) -> Float[Array, "K T*rep D"]:
+) -> Float[Array, "K M D"]:
     """Puts queries beside the keys they share.
 
     Two tokens a, b of four heads, for two key heads:
