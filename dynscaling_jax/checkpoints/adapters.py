@@ -49,10 +49,13 @@ Tensors = dict[str, Tensor]
 
 
 def merged(directory: Path, config: ModelConfig, name: str, value: Any) -> Any:
-    """A parameter with what an adapter adds to it, or holds in its place.
+    """Adds to a parameter what an adapter has, or puts it in its place.
 
     Args:
+        directory: of the adapter.
+        config: of the model.
         name: of the parameter, as Hugging Face's files have it.
+        value: the parameter, an array.
 
     Raises:
         FileNotFoundError, ValueError: as hf_checkpoint.load; and an adapter
@@ -69,8 +72,7 @@ def merged(directory: Path, config: ModelConfig, name: str, value: Any) -> Any:
 
 @functools.lru_cache(1)
 def _changes(directory: Path, config: ModelConfig) -> tuple[Tensors, Tensors]:
-    """What is added to parameters and what is put in their place, by the
-    names of Hugging Face."""
+    """Reads what is added to parameters and what is put in their place."""
     raw = read_json(directory / CONFIG)
     _check(directory, raw)
     if not (directory / WEIGHTS).is_file():
@@ -170,7 +172,7 @@ def _product(
     kind: str,
     pair: Mapping[str, Tensor],
 ) -> Tensor:
-    """s B A, which of an embedding [V, width] is stored turned."""
+    """Describes s B A, which of an embedding [V, width] is stored turned."""
     a, b = pair.get("A"), pair.get("B")
     shapes = [tensor and tensor.shape for tensor in (a, b)]
     rank = _for_module(raw, "r", "rank_pattern", module)

@@ -56,8 +56,11 @@ def save_orbax(directory: Path, params: Params) -> None:
 def save_hf(
     directory: Path, config: ModelConfig, params: Params, shard: int = SHARD
 ) -> None:
-    """Writes safetensors that transformers loads, in shards with an index
-    where one file would be larger than `shard` bytes."""
+    """Writes safetensors that transformers loads.
+
+    Where one file would be larger than `shard` bytes there are shards, with
+    an index.
+    """
 
     def save(tensors: dict[str, np.ndarray], name: str) -> None:
         file = directory / name
@@ -104,8 +107,7 @@ def save_side_files(
     config: ModelConfig,
     tokenizer: Callable[[], Tokenizer],
 ) -> None:
-    """Writes config and tokenizer: copies of the source's, or made from a
-    GGUF file's metadata."""
+    """Writes config and tokenizer: the source's, or made of GGUF metadata."""
     if source.is_dir():
         for pattern in SIDE:
             for file in source.glob(pattern):
@@ -136,6 +138,8 @@ def load_orbax(
     """Reads what save_orbax wrote.
 
     Args:
+        directory: of params and config.json.
+        dtype: of the arrays.
         sharding: where each parameter is to lie, or a mesh on which
             models.sharding says it; it is read straight there.
 
@@ -186,9 +190,11 @@ def _described(checkpointer: ocp.StandardCheckpointer, folder: Path) -> Any:
 
 
 def _check_files(folder: Path) -> None:
-    """Raises FileNotFoundError or ValueError for a file that is missing, cut
-    or no JSON. Once arrays are read, each would complain of it in sixty lines,
-    from threads that nobody waits for."""
+    """Raises an error for a file that is missing, cut or no JSON.
+
+    Once arrays are read, each would complain of it in sixty lines, from
+    threads that nobody waits for.
+    """
     for name in ("_METADATA", "_sharding", "array_metadatas/*"):
         for file in folder.glob(name):
             read_json(file)

@@ -31,8 +31,9 @@ FACTORS = {  # of rotary frequencies, by kind
 def load(
     file: Path, dtype: Any, finish: Finish
 ) -> tuple[ModelConfig, Params, dict]:
-    """Reads and dequantises a GGUF file, or the files of which it is the
-    first; also returns the metadata.
+    """Reads and dequantises a GGUF file, or the files of which it is the first.
+
+    It returns the metadata too.
 
     Raises:
         FileNotFoundError, ValueError: as hf_checkpoint.load.
@@ -60,8 +61,7 @@ def load(
 
 
 def _as_held(config: ModelConfig, source: Mapping[str, Stored]) -> ModelConfig:
-    """With what metadata do not say: whether there are biases and a head of
-    its own is seen by the tensors."""
+    """Sees by the tensors whether there are biases and a head of its own."""
     qkv_bias = {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}
     return dataclasses.replace(
         config,
@@ -202,8 +202,11 @@ def _header(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _stored(file: Path, tensor: Any) -> Stored:
-    """Reads rows from the file, not through a map of it, whose pages would
-    count as the process's memory until the whole file lies in it."""
+    """Describes a tensor whose rows are read from the file.
+
+    Pages of a map of it would count as the process's memory, until the whole
+    file lies in it.
+    """
     shape = tuple(int(n) for n in reversed(tensor.shape)) or (1,)
     size = int(tensor.n_bytes) // max(1, math.prod(shape[:-1]))
 

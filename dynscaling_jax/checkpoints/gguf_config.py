@@ -36,6 +36,7 @@ def read(metadata: Raw, factors: Factors = MappingProxyType({})) -> ModelConfig:
     """Reads GGUF key/value metadata (llama.cpp's names).
 
     Args:
+        metadata: keys and values of the file.
         factors: of rotary frequencies, which files hold as tensors: all, or
             short and long.
 
@@ -89,8 +90,7 @@ def _shared(metadata: Raw, get: Get, factors: Factors) -> Fields:
 
 
 def _context(get: Get, factors: Factors) -> int:
-    """In longrope the short factors serve up to the context that the model
-    was trained with."""
+    """Reads the context, of longrope that which its short factors serve."""
     longest = get("context_length")
     if "short" not in factors:
         return longest

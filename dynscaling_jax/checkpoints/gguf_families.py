@@ -64,8 +64,14 @@ def _experts(get: Get, width: int) -> Fields:
 
 
 def _gemma(get: Get, fields: Fields, every: int, largest: int) -> Fields:
-    """every: one of so many layers, the last, sees everything; largest: how
-    many layers the 27B model has, whose queries are scaled in its own way."""
+    """Reads what Gemma 2 and 3 share.
+
+    Args:
+        get: as of Gguf.read.
+        fields: likewise.
+        every: of so many layers the last sees everything.
+        largest: layers of the 27B model, which scales queries in its own way.
+    """
     scaled, width = {}, fields["hidden_size"]
     if fields["num_hidden_layers"] == largest:
         scale = width // fields["num_attention_heads"]

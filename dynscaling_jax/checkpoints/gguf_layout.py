@@ -29,8 +29,10 @@ class Stored(NamedTuple):
 def unpack(
     source: Mapping[str, Stored], config: ModelConfig, dtype: Any
 ) -> dict[str, Tensor]:
-    """A file's tensors as ours are; what does not fit stays as it is, for
-    checkpoints.place to name. Vectors are float32, others of dtype."""
+    """Splits a file's tensors into ours, vectors in float32, others in dtype.
+
+    What does not fit stays as it is, for checkpoints.place to name.
+    """
     wanted = {p.gguf: p.shape for p in parameters(config).values()}
     result: dict[str, Tensor] = {}
     for name, stored in source.items():
@@ -79,8 +81,11 @@ def as_ours(
     config: ModelConfig,
     neighbours: bool,
 ) -> np.ndarray:
-    """Norms without what the decoder adds to them, which llama.cpp's hold;
-    rows of the q and k projections in halves, where its are neighbours."""
+    """Brings the values of llama.cpp's files to our form.
+
+    Norms lose what the decoder adds to them; rows of the q and k projections
+    lie in halves, where a file's are neighbours.
+    """
     part = parameter.name.removesuffix("_bias")
     if config.norm_offset and part.endswith("norm"):
         return value - config.norm_offset

@@ -125,8 +125,9 @@ def _kinds(handle: safe_open) -> dict[str, str]:
 
 
 def read_tensors(file: Path, dtype: Any) -> dict[str, Tensor]:
-    """The tensors of a safetensors file: floats as dtype, packed ones as they
-    are.
+    """Describes the tensors of a safetensors file.
+
+    Floats are read as dtype, packed ones as they are.
 
     Raises:
         ValueError: a corrupt file, or tensors that are quantised.
@@ -185,8 +186,11 @@ def _tensor(
     stored: np.dtype,
     dtype: np.dtype,
 ) -> Tensor:
-    """Reads the file, not a map of it, whose pages would count as memory of
-    the process until the whole file lies in it."""
+    """Describes a tensor that is read from the file, not from a map of it.
+
+    Pages of a map would count as memory of the process, until the whole file
+    lies in it.
+    """
     *outer, width = shape or (1,)
 
     def rows(first: int, end: int) -> np.ndarray:

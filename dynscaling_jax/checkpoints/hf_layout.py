@@ -36,8 +36,10 @@ class Join(NamedTuple):
 def unpack(
     source: Mapping[str, Tensor], config: ModelConfig
 ) -> dict[str, Tensor]:
-    """A file's tensors as ours are; what does not fit stays as it is, for
-    checkpoints.place to name."""
+    """Turns a file's tensors into ours.
+
+    What does not fit stays as it is, for checkpoints.place to name.
+    """
     result = _dequantized(source)
     for join in _joins(config):
         held = [result.get(name) for name in join.held]
@@ -177,8 +179,12 @@ def _dequantized(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def mxfp4(block: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Values float32 [E, rows, 32 B] of blocks uint8 [E, rows, B, 16] and
-    exponents uint8 [E, rows, B], which are 127 too large."""
+    """Unpacks MXFP4 to float32 [E, rows, 32 B].
+
+    Args:
+        block: uint8 [E, rows, B, 16], two values a byte.
+        scale: uint8 [E, rows, B], exponents, which are 127 too large.
+    """
     value = np.empty((*block.shape, 2), np.float32)
     value[..., 0] = FOUR_BITS[block & 15]
     value[..., 1] = FOUR_BITS[block >> 4]

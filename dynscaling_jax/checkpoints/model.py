@@ -98,15 +98,22 @@ class Model:
 
     @functools.cached_property
     def eos_ids(self) -> tuple[int, ...]:
-        """The ids that end a turn: those of the config, and those that the
-        tokenizer knows. A directory need not say again in its config that
-        its template ends turns with <|im_end|>."""
+        """The ids that end a turn, of the config and of the tokenizer.
+
+        A directory need not say again in its config that its template ends
+        turns with <|im_end|>.
+        """
         ids = (*self.config.eos_token_id, *self.tokenizer.end_ids)
         return tuple(dict.fromkeys(ids))
 
     def logits(self, token_ids: ArrayLike) -> jax.Array:
-        """Logits float32 [B, L, V] of whole sequences [B, L], without a
-        cache.
+        """Computes logits of whole sequences, without a cache.
+
+        Args:
+            token_ids: integers [B, L].
+
+        Returns:
+            float32 [B, L, V].
 
         Raises:
             ValueError: another shape, more tokens than the context, or ids
@@ -245,8 +252,10 @@ def _adapter(file: Path, adapter: str | Path) -> Path | None:
 
 
 def stored_dtype(source: Path) -> str:
-    """bfloat16 where all tensors of a checkpoint are; else float32, which
-    holds every type that is read but float64 without loss."""
+    """Gives bfloat16 where all tensors of a checkpoint are, else float32.
+
+    float32 holds every type that is read, but float64, without loss.
+    """
     if (source / PARAMS).is_dir():
         from dynscaling_jax.checkpoints import export
 

@@ -66,8 +66,11 @@ def fill(
     read: Callable[[int, int], np.ndarray],
     start: int = 0,
 ) -> None:
-    """Fills [rows, width] from read(first, end), a few rows at a time from
-    `start`, so that a tensor is not held in the form of the file too."""
+    """Fills [rows, width] from read(first, end), a few rows at a time.
+
+    So a tensor is not held in the form of the file too. `start` is the first
+    row that is read.
+    """
     if not rows.size:  # a file may claim any number of rows without values
         return
     step = max(1, PIECE // rows.shape[1])
@@ -81,8 +84,11 @@ def refuse_misfits(
     expected: Mapping[str, tuple[int, ...]],
     held: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Raises ValueError with the first tensors, by name, that are missing,
-    left over or of another shape, if there are any."""
+    """Refuses tensors that are missing, left over or of another shape.
+
+    Raises:
+        ValueError: names the first of them.
+    """
     faults = [f"missing {n}" for n in expected if n not in held]
     faults += [f"unknown {n}" for n in held if n not in expected]
     faults += [

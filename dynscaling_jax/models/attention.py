@@ -50,6 +50,7 @@ def reference(
     Args:
         q: scaled already, by LOG2_E too.
         k: so, since XLA:CPU multiplies it twice as fast as [..., S, D].
+        v: values of the keys.
         mask: broadcasts to [..., M, S]; True where a key is visible.
         softcap: of the scores as natural logarithms; 0 is none.
     """
@@ -125,7 +126,10 @@ def attend_causal(
         queries 4 5  . . x x x x
 
     Args:
-        q, k, v: as reference's, M = T * rep, rep queries a token.
+        attend: the backend.
+        q: as reference's, M = T * rep, rep queries a token.
+        k: keys of all tokens.
+        v: their values.
         positions: consecutive.
         window: as visible's.
     """
@@ -154,14 +158,18 @@ def attend_blocks(
     q: Float[Array, "... M D"],
     k: Float[Array, "... B D W"],
     v: Float[Array, "... B W D"],
-    mask: Bool[Array, "... #M B*W"],
+    mask: Bool[Array, "... #M S"],
 ) -> SoftmaxState:
-    """The same for keys that lie in blocks already: few queries take less time
-    than XLA:CPU needs to cut them out.
+    """Attends to keys that lie in blocks already.
+
+    Few queries take less time than XLA:CPU needs to cut the keys into blocks.
 
     Args:
-        q, mask: as reference's, S = N * B.
-        k, v: B blocks of W keys.
+        attend: the backend.
+        q: as reference's.
+        k: B blocks of W keys.
+        v: their values.
+        mask: as reference's, S = B * W.
     """
     blocks, size = v.shape[-3:-1]
     if blocks == 1:
@@ -192,8 +200,10 @@ def row_sums(x: Float[Array, "... D"]) -> Float[Array, "... 1"]:
 
 
 def _in_order(x: jax.Array) -> jax.Array:
-    """Sums of sixteen neighbours at a time, each order written out; zeros
-    behind the others change nothing."""
+    """Adds sixteen neighbours at a time, each order written out.
+
+    Zeros behind the others change nothing.
+    """
     while x.shape[-1] > 1:
         missing = -x.shape[-1] % 16
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
@@ -204,7 +214,7 @@ def _in_order(x: jax.Array) -> jax.Array:
 
 
 def capped(x: jax.Array, cap: float) -> jax.Array:
-    """c tanh(x / c), which stays within c (Gemma 2, arXiv 2408.00118)."""
+    """Caps x to c tanh(x / c), within c (Gemma 2, arXiv 2408.00118)."""
     return cap * jnp.tanh(x / cap) if cap else x
 
 
@@ -235,8 +245,10 @@ def merge(*states: SoftmaxState) -> SoftmaxState:
 
 
 def _power_of_two(exponent: jax.Array) -> jax.Array:
-    """2**exponent of whole numbers up to 0, by its bits: exactly, and 0 where
-    float32 holds no such power in full."""
+    """Makes 2**exponent, of whole numbers up to 0, by its bits.
+
+    It is exact, and 0 where float32 holds no such power in full.
+    """
     biased = jnp.maximum(exponent, -127).astype(jnp.int32) + 127
     return jax.lax.bitcast_convert_type(biased << 23, jnp.float32)
 

@@ -200,6 +200,7 @@ class ModelConfig:
         return self.num_experts > 0 and layer not in self.mlp_only_layers
 
     def kind(self, layer: int) -> Kind:
+        """What a layer has of its own."""
         kinds = self.layer_types
         local = kinds[layer] == SLIDING if kinds else self.sliding_window > 0
         theta, scaling = self.rope_theta, self.rope_scaling
@@ -237,9 +238,11 @@ def with_context(config: ModelConfig, tokens: int) -> ModelConfig:
 
 
 def _check_whole(where: str, value: Any, name: str, least: int) -> None:
-    """A file's values are of any type: of what is no number, or none that an
-    array's shape can hold, Python or XLA would complain later, and far from
-    here."""
+    """Refuses what is no whole number that an array's shape can hold.
+
+    A file's values are of any type; Python or XLA would complain later, and
+    far from here.
+    """
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not least <= value < 2**31:
         sign = (
@@ -253,7 +256,7 @@ def _check_whole(where: str, value: Any, name: str, least: int) -> None:
 def _check_number(
     where: str, value: Any, name: str, above: bool = False
 ) -> None:
-    """json reads NaN and Infinity, of which all logits would become NaN."""
+    """Refuses NaN and Infinity, which json reads: all logits would be NaN."""
     real = isinstance(value, (int, float)) and math.isfinite(value)
     if not real or value < 0 or (above and not value):
         sign = "positive and finite" if above else "finite and not negative"
@@ -261,8 +264,11 @@ def _check_number(
 
 
 def check_layers(layers: object) -> None:
-    """Raises ValueError for more layers than any decoder has, which a damaged
-    file may claim: each costs memory before its weights are looked for."""
+    """Raises ValueError for more layers than any decoder has.
+
+    A damaged file may claim them, and each costs memory before its weights
+    are looked for.
+    """
     if isinstance(layers, int) and layers > MOST_LAYERS:
         raise ValueError(
             f"model config: num_hidden_layers must be at most {MOST_LAYERS}, "
@@ -279,6 +285,7 @@ def rope_frequencies(
     blends linearly in between; so does YaRN (arXiv 2309.00071), by feature.
 
     Args:
+        config: of the model.
         kind: of the layer; by default of the first.
     """
     kind = kind or config.kind(0)

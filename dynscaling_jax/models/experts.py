@@ -41,10 +41,13 @@ def mix(
     experts: int,
     apply: Callable[[Array, Array], Array],
 ) -> Float[Array, "T F"]:
-    """The weighted sum of what its experts make of each token.
+    """Sums, with weights, what its experts make of each token.
 
     Args:
-        weight: float32; chosen: ids below `experts`.
+        x: the tokens.
+        weight: float32, of the chosen experts.
+        chosen: their ids, below `experts`.
+        experts: how many there are.
         apply: (rows [BLOCK, F], expert id []) -> [BLOCK, F].
 
     Returns:
@@ -92,10 +95,13 @@ def spread(
     stacks: Any,
     apply: Callable[[Array, Any, Array], Array],
 ) -> Float[Array, "T F"]:
-    """mix, of the experts that `route` prefers. On a mesh each device serves
-    those that it holds, and what they give is summed.
+    """Mixes the experts that `route` prefers.
+
+    On a mesh each device serves those that it holds, and what they give is
+    summed.
 
     Args:
+        x: the tokens.
         logits: of the router.
         route: logits -> weight [T, k] and chosen [T, k], as mix takes them.
         stacks: a tree of arrays [E, ...], the experts' weights.

@@ -39,8 +39,10 @@ class Family(NamedTuple):
 def windows(
     raw: Raw, window: int | None, local: Callable[[int], bool]
 ) -> Fields:
-    """sliding_window, and the layers that have it, which layer_types says or,
-    where the file has none, local(layer)."""
+    """Reads sliding_window and the layers that have it.
+
+    layer_types says which, or where the file has none local(layer).
+    """
     layers = raw["num_hidden_layers"]
     kinds = raw.get("layer_types") or [
         SLIDING if local(layer) else FULL for layer in range(layers)

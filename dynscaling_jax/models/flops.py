@@ -29,8 +29,9 @@ def head_flops(config: ModelConfig) -> float:
 
 
 def attention_flops(config: ModelConfig, first: int, last: int) -> float:
-    """Of scores and weighted values, for queries at positions first up to
-    and without last, each seeing itself and what its window shows before.
+    """Counts scores and weighted values of queries at positions [first, last).
+
+    Each sees itself and what its window shows before.
     """
     keys = sum(
         _visible(config.kind(layer).window or last, first, last)

@@ -29,6 +29,7 @@ class Parameter(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The last step of the path."""
         return str(self.path[-1])
 
 
@@ -87,8 +88,10 @@ def _rows(config: ModelConfig) -> Iterator[tuple[Path, tuple, str, str]]:
 def _layer(
     config: ModelConfig, at: int
 ) -> dict[str, tuple[bool, bool, str, str, str]]:
-    """What a layer may have: name -> (has it, has it a bias, axes, name in
-    Hugging Face, in GGUF)."""
+    """What a layer may have, by name.
+
+    Values are (has it, has it a bias, axes, name in Hugging Face, in GGUF).
+    """
     pre, post, qk = config.pre_norm, config.post_norm, bool(config.qk_norm)
     qkv, o, mlp = config.qkv_bias, config.o_bias, config.mlp_bias
     sinks = config.sinks

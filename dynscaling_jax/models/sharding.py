@@ -25,7 +25,7 @@ Axis = str | tuple[str, ...] | None
 def param_sharding(
     mesh: Mesh, config: ModelConfig, parameter: Parameter, shape: Sequence[int]
 ) -> NamedSharding:
-    """Where a parameter lies; the same for its quantised values and scales.
+    """Says where a parameter lies, and its quantised values and scales.
 
     With 4 heads of 16 features on a mesh of 1 x 2, a `q` of axes (q, hidden)
     gives each device the rows of two heads, and the `o` of axes (hidden, q)
@@ -33,6 +33,9 @@ def param_sharding(
         q [64, D]: rows 0-31 | rows 32-63        o [D, 64]: columns likewise
 
     Args:
+        mesh: of ('data', 'model').
+        config: of the model.
+        parameter: its axes are used.
         shape: of the array; sizes that the mesh does not divide stay whole.
     """
     along = mesh_axes(config, mesh.shape[MODEL])
@@ -41,8 +44,10 @@ def param_sharding(
 
 
 def mesh_axes(config: ModelConfig, parts: int) -> dict[str, str | None]:
-    """The axis of the mesh for each logical axis of models.parameters, None
-    where it stays whole. Heads are split in `parts` if no head is cut."""
+    """Gives each logical axis of models.parameters its axis of the mesh.
+
+    None stays whole. Heads are split in `parts` if no head is cut.
+    """
     split = {"vocab", "mlp", "experts"}
     if config.num_attention_heads % parts == 0:
         split |= {"heads", "q"}
@@ -54,9 +59,12 @@ def mesh_axes(config: ModelConfig, parts: int) -> dict[str, str | None]:
 def put(
     mesh: Mesh | None, config: ModelConfig, parameter: Parameter, value: Any
 ) -> Any:
-    """A parameter in its shards; a host's array goes there piece by piece, so
-    that no device ever holds the whole of it, and each process puts what its
-    own devices hold. Without a mesh it goes to the default device."""
+    """Puts a parameter into its shards.
+
+    A host's array goes there piece by piece, so that no device ever holds the
+    whole of it, and each process puts what its own devices hold. Without a
+    mesh it goes to the default device.
+    """
     if mesh is None:
         return jax.tree.map(jnp.asarray, value)
 
@@ -72,8 +80,9 @@ def put(
 def fitting(
     sizes: Mapping[str, int], shape: Sequence[int], axes: Sequence[Axis]
 ) -> PartitionSpec:
-    """The axes of a mesh for each dimension, but for those whose size does not
-    divide it: of several, the last is left out first.
+    """Leaves out axes of a mesh whose size does not divide a dimension.
+
+    Of several axes of a dimension, the last is left out first.
 
     On a mesh of data 2 and model 4, the axes ((data, model), model) of an array
     [8, 6] are P((data, model)): 8 is split in 8, and 6 cannot be in 4; those
@@ -103,8 +112,10 @@ def ambient() -> Mapping[str, int]:
 
 
 def constrained(x: jax.Array, *axes: Axis) -> jax.Array:
-    """x, each dimension along its axes of the ambient mesh as far as they fit,
-    further ones whole. Without a mesh x itself."""
+    """Lays x along axes of the ambient mesh, as far as they fit.
+
+    Further dimensions stay whole. Without a mesh it is x itself.
+    """
     sizes = ambient()
     if not sizes:
         return x
@@ -114,8 +125,10 @@ def constrained(x: jax.Array, *axes: Axis) -> jax.Array:
 def on_shards(
     function: Callable, inside: Sequence[PartitionSpec], outside: PartitionSpec
 ) -> Callable:
-    """A function of whole arrays that each device of the ambient mesh runs on
-    its own shards of them. Without a mesh the function itself."""
+    """Makes each device of the ambient mesh run a function on its own shards.
+
+    Without a mesh it is the function itself.
+    """
     if not ambient():
         return function
     return jax.shard_map(

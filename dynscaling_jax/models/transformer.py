@@ -106,8 +106,7 @@ class Block(Module):
         attend: Attend,
         cache: Cache,
     ) -> tuple[Float[Array, "T F"], Cache]:
-        """Returns the stream behind the layer, and the cache with the keys
-        and values of x."""
+        """Returns the stream behind the layer, and the cache with its keys."""
         seen, cache = self.self_attention(
             self.normed(x, "attn_norm"), positions, attend, cache
         )
@@ -138,8 +137,10 @@ class Block(Module):
     def _heads(
         self, x: Float[Array, "T HD"], norm: str
     ) -> Float[Array, "T H D"]:
-        """Normed before or after the split, as the weight is as long as all
-        heads or one."""
+        """Splits heads and norms them: all at once, or each of them.
+
+        The length of the weight says which.
+        """
         heads = x.reshape(x.shape[0], -1, self.config.head_dim)
         weight = self.value(norm)
         if weight is not None and weight.shape[0] == x.shape[1]:
@@ -302,8 +303,10 @@ def rms_norm(
     weight: Float[Array, " F"] | None,
     config: ModelConfig,
 ) -> Float[Array, "... F"]:
-    """Root-mean-square norm in float32 (arXiv 1910.07467); x itself where
-    there is no weight."""
+    """Root-mean-square norm in float32 (arXiv 1910.07467).
+
+    Without a weight it is x itself.
+    """
     if weight is None:
         return x
     wide = x.astype(jnp.float32)
@@ -347,8 +350,7 @@ def _last(weight: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def causal(config: ModelConfig, positions: Int[Array, " T"]) -> Attend:
-    """Attention within one sequence; keeps its keys [K, D, T] and values
-    [K, T, D]."""
+    """Attends within one sequence, whose keys and values are the cache."""
 
     def attend(kind, _, q, k, v):
         q = group_heads(q, config.num_key_value_heads)

@@ -25,8 +25,9 @@ class Batch(NamedTuple):
 def batches(
     lessons: Lessons, size: int, seed: int, first: int = 0
 ) -> Iterator[Batch]:
-    """Endless batches of `size` lessons, from step `first` on. Each epoch
-    leaves out what does not fill a batch.
+    """Yields batches of `size` lessons without end, from step `first` on.
+
+    Each epoch leaves out what does not fill a batch.
 
     Raises:
         ValueError: fewer lessons than a batch holds.
@@ -46,8 +47,10 @@ def batches(
 def order(
     lengths: np.ndarray, size: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """The batches of an epoch, as numbers of lessons: shuffled, and of
-    similar length within a batch, so that little is padding."""
+    """Shuffles an epoch into batches, of numbers of lessons.
+
+    Lengths within a batch are similar, so that little is padding.
+    """
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     shuffled = rng.permutation(len(lengths))
     shuffled = shuffled[: len(lengths) // size * size]
@@ -68,7 +71,9 @@ def take(lessons: Lessons, which: np.ndarray) -> Batch:
 
 
 def padded_length(longest: int) -> int:
-    """Steps of a quarter of a power of two, so that few lengths compile and
-    at most a fifth is padding; 32 at least."""
+    """Rounds up by quarters of a power of two, to 32 at least.
+
+    Few lengths compile, and at most a fifth is padding.
+    """
     step = max(8, 2 ** ((longest - 1).bit_length() - 3))
     return max(32, -(-longest // step) * step)

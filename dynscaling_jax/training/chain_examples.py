@@ -48,15 +48,20 @@ def pairs(
     seed: int,
     reader: Reader = Reader(),  # noqa: B008, immutable
 ) -> Iterator[tuple[Kind, Lesson]]:
-    """Lessons of 1 to chain.k attempts, each number of them as often, and of
-    these each number of right ones as often.
+    """Yields lessons of 1 to chain.k attempts, in equal shares.
+
+    Each number of attempts is as frequent, and of these each number of right
+    ones.
 
     A question gives at most one pair of each kind, so that fewer than
     `count` come where few questions have both right and wrong samples.
 
     Args:
+        drawn: questions with their attempts.
         chain: its k, content, layout and tail are used.
         count: pairs in all, at most.
+        seed: of what is chosen.
+        reader: of the attempts, for the chain.
 
     Raises:
         ValueError: fewer pairs than there are kinds of the largest chains.
@@ -100,8 +105,11 @@ def _able(one: Attempts, kind: Kind) -> bool:
 
 
 def _whole(sample: Sample) -> bool:
-    """Whether a right sample can be a solution: one that was cut off does not
-    end, and one that read a chain may speak of what is not shown."""
+    """Whether a right sample can be a solution.
+
+    One that was cut off does not end, and one that read a chain may speak of
+    what is not shown.
+    """
     return sample.finish_reason == "stop" and not sample.parents
 
 

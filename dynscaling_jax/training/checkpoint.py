@@ -34,8 +34,10 @@ class Checkpoints:
         self._manager.save(int(state.step), args=ocp.args.StandardSave(kept))
 
     def restore(self, fresh: Callable[[], State], sharding: Any) -> State:
-        """The newest whole state, put where `sharding` says; a fresh one where
-        there is none. Newer ones that were cut are told of and removed.
+        """Reads the newest whole state, or makes a fresh one.
+
+        It is put where `sharding` says. Newer ones that were cut are told of
+        and removed.
 
         Raises:
             ValueError: none can be read, or they are of another model or

@@ -13,9 +13,10 @@ WRITES = ("o", "down")  # what adds to the residual stream
 
 
 def fresh_params(key: jax.Array, config: ModelConfig, dtype: Any) -> Params:
-    """Normal parameters whose products keep their size: deviation
-    fan_in^-1/2, and of what each layer adds to the residual stream less by
-    the root of how often that is.
+    """Draws normal parameters whose products keep their size.
+
+    Their deviation is fan_in^-1/2, and of what each layer adds to the residual
+    stream less by the root of how often that is.
 
     With init_params' one DEVIATION for all, a small model took twice as many
     steps to the same loss (docs/training.md).

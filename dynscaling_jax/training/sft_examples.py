@@ -33,9 +33,11 @@ class Lesson(NamedTuple):
 
 
 class Lessons(NamedTuple):
-    """Many lessons as ids, one after another: lesson i is
-    ids[ends[i - 1] : ends[i]], and its completion begins at starts[i],
-    counted from its own first token."""
+    """Many lessons as ids, one after another.
+
+    Lesson i is ids[ends[i - 1] : ends[i]], and its completion begins at
+    starts[i], counted from its own first token.
+    """
 
     ids: np.ndarray  # int32 [tokens of all]
     ends: np.ndarray  # int64 [lessons]

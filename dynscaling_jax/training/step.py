@@ -68,9 +68,13 @@ def step(
     """Takes a step; the state is used up.
 
     Args:
+        state: donated.
+        config: of the model.
+        hyper: how to learn.
         parts: that the batch is read in, one after another, so that the
             activations of one part alone are held; they add up to the same
             gradients.
+        batch: of lessons, a multiple of `parts`.
 
     Returns:
         The next state, the mean loss a token of the completions in nats, and
@@ -124,6 +128,6 @@ def total_loss(params: Params, config: ModelConfig, batch: Batch) -> jax.Array:
 
 
 def _counted(batch: Batch) -> jax.Array:
-    """bool [B, L - 1]: which next tokens the assistant is to write."""
+    """Marks, bool [B, L - 1], which next tokens the assistant is to write."""
     at = jnp.arange(1, batch.tokens.shape[1])[None]
     return (at >= batch.start[:, None]) & (at < batch.length[:, None])

@@ -26,8 +26,9 @@ TEMPLATE = (
 def save_tokenizer(
     directory: Path, texts: Iterable[str], vocab_size: int
 ) -> None:
-    """Learns a vocabulary (arXiv 1508.07909) and writes it in Hugging Face
-    layout; any text can be spelled by its bytes.
+    """Learns a vocabulary (arXiv 1508.07909), in Hugging Face's layout.
+
+    Any text can be spelled by its bytes.
 
     Raises:
         ValueError: fewer ids than bytes and special tokens take.
