@@ -1,4 +1,4 @@
-"""The command prints what docs/allocation.md shows."""
+"""The command prints what two pages show."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PAGES = ("allocation.md", "lab/allocation.md")
 
 
 def launch(*arguments):
@@ -35,14 +36,14 @@ def tables(text):
     return found
 
 
-def test_the_guide_shows_what_it_prints():
+def test_the_pages_show_what_it_prints():
     """Of the numbers of hosts that are quick to play."""
     done = launch("--hosts=1,4,16")
     assert (done.returncode, done.stderr) == (0, "")
     printed = tables(done.stdout)
-    guide = (ROOT / "docs" / "allocation.md").read_text()
-    section = guide.partition("\n## Many hosts")[2]
-    shown = tables(section)
+    pages = (ROOT / "docs" / name for name in PAGES)
+    parts = (p.read_text().partition("\n## Many hosts")[2] for p in pages)
+    shown = tables("".join(parts))
     assert len(shown) == 14 and shown.keys() == printed.keys()
     for key, cells in printed.items():
         assert cells.items() <= shown[key].items(), key
