@@ -1,4 +1,4 @@
-r"""Makes lessons in using chains, from the samples of a run.
+r"""Makes examples in using chains, from the samples of a run.
 
     python -m launch.run --config=configs/reasoner.py \
         --config.task.split=train --workdir=runs/attempts
@@ -6,7 +6,7 @@ r"""Makes lessons in using chains, from the samples of a run.
 
 The run must be on questions that no test will ask. Chains are those of its
 config. What is to be written is a right sample of the same question, or its
-completion in --solutions, a file of lessons with ids. launch.train reads the
+completion in --solutions, a file of examples with ids. launch.train reads the
 result.
 """
 
@@ -24,7 +24,7 @@ COMMAND = Command(
 )
 RUN = flags.DEFINE_string("run", None, "Directory of a run.")
 OUT = flags.DEFINE_string("out", None, "The file, JSON Lines.")
-SOLUTIONS = flags.DEFINE_string("solutions", "", "Lessons with ids.")
+SOLUTIONS = flags.DEFINE_string("solutions", "", "Examples with ids.")
 PAIRS = flags.DEFINE_integer("pairs", 40_000, "How many at most.", 1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the choice of attempts.")
 

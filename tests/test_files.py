@@ -31,5 +31,5 @@ def test_parts_that_fail_leave_nothing(tmp_path):
         raise ValueError("two")
 
     with pytest.raises(ValueError, match="two"):
-        files.write_text(tmp_path / "lessons.jsonl", parts())
+        files.write_text(tmp_path / "examples.jsonl", parts())
     assert not list(tmp_path.iterdir())

@@ -29,10 +29,10 @@ from dynscaling_jax.training.batches import Batch, batches, take
 from dynscaling_jax.training.checkpoint import Checkpoints
 from dynscaling_jax.training.initial import fresh_params
 from dynscaling_jax.training.sft_examples import (
-    Lesson,
-    Lessons,
+    Example,
+    Examples,
     encode,
-    read_lessons,
+    read_examples,
 )
 from dynscaling_jax.training.vocabulary import save_tokenizer
 
@@ -50,28 +50,28 @@ def train(config: Config, workdir: Path, tensorboard: bool = False) -> Path:
     check(config)
     use_compilation_cache()
     files = [Path(path) for path in config.examples]
-    lessons = [one for file in files for one in read_lessons(file)]
-    if not lessons:
+    examples = [one for file in files for one in read_examples(file)]
+    if not examples:
         raise ValueError("config.examples names no file")
-    others: list[Lesson] = []
+    others: list[Example] = []
     if config.held_out:
         files.append(Path(config.held_out))
-        others = list(read_lessons(files[-1]))
+        others = list(read_examples(files[-1]))
     with locked(workdir):
         claim_training(config, workdir, files)
-        return _train(config, workdir, lessons, others, tensorboard)
+        return _train(config, workdir, examples, others, tensorboard)
 
 
 def _train(
     config: Config,
     workdir: Path,
-    lessons: list[Lesson],
-    others: list[Lesson],
+    examples: list[Example],
+    others: list[Example],
     tensorboard: bool,
 ) -> Path:
     side, draft = workdir / "tokenizer", workdir / ".model.tmp"
-    model = open_model(config, side, lessons)
-    data = encoded(lessons, model, config.longest, "config.examples")
+    model = open_model(config, side, examples)
+    data = encoded(examples, model, config.longest, "config.examples")
     held_out = None
     if others:
         held_out = encoded(others, model, config.longest, "config.held_out")
@@ -158,14 +158,14 @@ def check(config: Config) -> None:
         )
 
 
-def open_model(config: Config, side: Path, lessons: list[Lesson]) -> Model:
+def open_model(config: Config, side: Path, examples: list[Example]) -> Model:
     """The model to tune, or a new one, whose vocabulary is learnt first."""
     if config.model:
         return load_model(config.model, config.dtype)
     if not (side / "tokenizer_config.json").exists():
         texts = (
             " ".join([*(m.content for m in one.prompt), one.completion])
-            for one in lessons[:20_000]
+            for one in examples[:20_000]
         )
         save_tokenizer(side, texts, config.shape.vocab_size)
     tokenizer = tokenizers.from_directory(side)
@@ -181,17 +181,17 @@ def open_model(config: Config, side: Path, lessons: list[Lesson]) -> Model:
 
 
 def encoded(
-    lessons: list[Lesson], model: Model, longest: int, name: str
-) -> Lessons:
-    """Lessons as ids; says how many were left out."""
+    examples: list[Example], model: Model, longest: int, name: str
+) -> Examples:
+    """Examples as ids; says how many were left out."""
     longest = min(longest, model.config.max_position_embeddings)
     # the template's own end of a turn comes last; a config may name others
     ends = model.tokenizer.end_ids or model.eos_ids
     if not ends:
         raise ValueError("the model has no token that ends a turn")
-    data, dropped = encode(lessons, model.tokenizer, ends[-1], longest)
+    data, dropped = encode(examples, model.tokenizer, ends[-1], longest)
     if dropped:
-        print(f"{name}: {dropped} of {len(lessons)} left out, over {longest}")
+        print(f"{name}: {dropped} of {len(examples)} left out, over {longest}")
     return data
 
 
@@ -201,9 +201,9 @@ def placed(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def mean_loss(
-    params: Any, config: ModelConfig, data: Lessons, size: int
+    params: Any, config: ModelConfig, data: Examples, size: int
 ) -> float:
-    """Nats a token of the completions of all lessons, `size` at a time."""
+    """Nats a token of the completions of all examples, `size` at a time."""
     order = np.argsort(data.lengths, kind="stable")
     loss = tokens = 0.0
     for at in range(0, len(order), size):

@@ -1,4 +1,4 @@
-"""The order of lessons: a function of the seed and the number of the step.
+"""The order of examples: a function of the seed and the number of the step.
 
 Nothing is kept between steps, so that a run that goes on from step 1,000
 meets the very batches that it would have met.
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynscaling_jax.training.sft_examples import Lessons
+from dynscaling_jax.training.sft_examples import Examples
 
-NEIGHBOURS = 32  # batches within which lessons are sorted by length
+NEIGHBOURS = 32  # batches within which examples are sorted by length
 
 
 class Batch(NamedTuple):
-    """B lessons, padded to a common length L."""
+    """B examples, padded to a common length L."""
 
     tokens: np.ndarray  # int32 [B, L]
     start: np.ndarray  # int32 [B], where the completion begins
@@ -23,31 +23,31 @@ class Batch(NamedTuple):
 
 
 def batches(
-    lessons: Lessons, size: int, seed: int, first: int = 0
+    examples: Examples, size: int, seed: int, first: int = 0
 ) -> Iterator[Batch]:
-    """Yields batches of `size` lessons without end, from step `first` on.
+    """Yields batches of `size` examples without end, from step `first` on.
 
     Each epoch leaves out what does not fill a batch.
 
     Raises:
-        ValueError: fewer lessons than a batch holds.
+        ValueError: fewer examples than a batch holds.
     """
-    count = len(lessons.ends) // size
+    count = len(examples.ends) // size
     if not count:
         raise ValueError(
-            f"{len(lessons.ends)} lessons do not fill a batch of {size}"
+            f"{len(examples.ends)} examples do not fill a batch of {size}"
         )
     epoch, at = divmod(first, count)
     while True:
-        for which in order(lessons.lengths, size, seed, epoch)[at:]:
-            yield take(lessons, which)
+        for which in order(examples.lengths, size, seed, epoch)[at:]:
+            yield take(examples, which)
         epoch, at = epoch + 1, 0
 
 
 def order(
     lengths: np.ndarray, size: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """Shuffles an epoch into batches, of numbers of lessons.
+    """Shuffles an epoch into batches, of numbers of examples.
 
     Lengths within a batch are similar, so that little is padding.
     """
@@ -63,11 +63,11 @@ def order(
     return [groups[i] for i in rng.permutation(len(groups))]
 
 
-def take(lessons: Lessons, which: np.ndarray) -> Batch:
-    """Some lessons as a batch."""
-    lengths = lessons.lengths[which].astype(np.int32)
+def take(examples: Examples, which: np.ndarray) -> Batch:
+    """Some examples as a batch."""
+    lengths = examples.lengths[which].astype(np.int32)
     size = padded_length(int(lengths.max()))
-    return Batch(lessons.padded(which, size), lessons.starts[which], lengths)
+    return Batch(examples.padded(which, size), examples.starts[which], lengths)
 
 
 def padded_length(longest: int) -> int:

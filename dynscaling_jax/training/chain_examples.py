@@ -1,4 +1,4 @@
-"""Integrator tuning: drawn attempts -> lessons in using a chain of them.
+"""Integrator tuning: drawn attempts -> examples in using a chain of them.
 
 A model that never saw a chain may copy its first attempt, or start over. A
 pair shows it some attempts at a question, right and wrong ones mixed, in the
@@ -17,7 +17,7 @@ import numpy as np
 from dynscaling_jax.scaling import chains
 from dynscaling_jax.scaling.chains import Chain, Reader
 from dynscaling_jax.thinking import visible
-from dynscaling_jax.training.sft_examples import Lesson
+from dynscaling_jax.training.sft_examples import Example
 from dynscaling_jax.types import Query, Sample
 
 
@@ -47,8 +47,8 @@ def pairs(
     count: int,
     seed: int,
     reader: Reader = Reader(),  # noqa: B008, immutable
-) -> Iterator[tuple[Kind, Lesson]]:
-    """Yields lessons of 1 to chain.k attempts, in equal shares.
+) -> Iterator[tuple[Kind, Example]]:
+    """Yields examples of 1 to chain.k attempts, in equal shares.
 
     Each number of attempts is as frequent, and of these each number of right
     ones.
@@ -119,7 +119,7 @@ def _pair(
     chain: Chain,
     reader: Reader,
     rng: np.random.Generator,
-) -> Lesson:
+) -> Example:
     order = rng.permutation(len(one.samples))
     right = [one.samples[i] for i in order if one.right[i]]
     wrong = [one.samples[i] for i in order if not one.right[i]]
@@ -131,9 +131,9 @@ def _pair(
     shown = [*right[: kind.right], *wrong[: kind.attempts - kind.right]]
     layout = chain._replace(k=len(shown), which="all", order="shuffled")
     messages, _ = chains.build(layout, reader, one.query, shown, rng)
-    return Lesson(messages, solution)
+    return Example(messages, solution)
 
 
-def counted(made: Sequence[tuple[Kind, Lesson]]) -> Counter[Kind]:
+def counted(made: Sequence[tuple[Kind, Example]]) -> Counter[Kind]:
     """How many pairs there are of each kind."""
     return Counter(kind for kind, _ in made)

@@ -1,6 +1,6 @@
-"""Lessons: what a model is tuned on, from chat JSON Lines to token ids.
+"""Examples: what a model is tuned on, from chat JSON Lines to token ids.
 
-A line is either a chat, of which every turn of the assistant is a lesson,
+A line is either a chat, of which every turn of the assistant is an example,
 
     {"messages": [{"role": "user", "content": "..."}, ...]}
 
@@ -25,27 +25,27 @@ from dynscaling_jax.tasks.sources import read_rows
 from dynscaling_jax.types import Message
 
 
-class Lesson(NamedTuple):
+class Example(NamedTuple):
     """A prompt, and what the assistant is to write after it."""
 
     prompt: tuple[Message, ...]
     completion: str
 
 
-class Lessons(NamedTuple):
-    """Many lessons as ids, one after another.
+class Examples(NamedTuple):
+    """Many examples as ids, one after another.
 
-    Lesson i is ids[ends[i - 1] : ends[i]], and its completion begins at
+    Example i is ids[ends[i - 1] : ends[i]], and its completion begins at
     starts[i], counted from its own first token.
     """
 
     ids: np.ndarray  # int32 [tokens of all]
-    ends: np.ndarray  # int64 [lessons]
-    starts: np.ndarray  # int32 [lessons]
+    ends: np.ndarray  # int64 [examples]
+    starts: np.ndarray  # int32 [examples]
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each, int64 [lessons]."""
+        """Tokens of each, int64 [examples]."""
         return np.diff(self.ends, prepend=0)
 
     def padded(self, which: np.ndarray, size: int) -> np.ndarray:
@@ -58,8 +58,8 @@ class Lessons(NamedTuple):
         return out
 
 
-def read_lessons(path: Path) -> Iterator[Lesson]:
-    """The lessons of a file, in its order.
+def read_examples(path: Path) -> Iterator[Example]:
+    """The examples of a file, in its order.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -75,9 +75,9 @@ def read_lessons(path: Path) -> Iterator[Lesson]:
                     "one before it"
                 )
             for end in ends:
-                yield Lesson(turns[:end], turns[end].content)
+                yield Example(turns[:end], turns[end].content)
         elif isinstance(row.get("completion"), str):
-            yield Lesson(
+            yield Example(
                 _turns(row.get("prompt"), f"{place}: prompt"),
                 row["completion"],
             )
@@ -88,10 +88,10 @@ def read_lessons(path: Path) -> Iterator[Lesson]:
             )
 
 
-def row_of(lesson: Lesson) -> dict[str, Any]:
-    """A lesson as the fields of a line, which read_lessons reads back."""
-    turns = [message._asdict() for message in lesson.prompt]
-    return {"prompt": turns, "completion": lesson.completion}
+def row_of(example: Example) -> dict[str, Any]:
+    """An example as the fields of a line, which read_examples reads back."""
+    turns = [message._asdict() for message in example.prompt]
+    return {"prompt": turns, "completion": example.completion}
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -113,12 +113,12 @@ def _turns(value: Any, place: str) -> tuple[Message, ...]:
 
 
 def encode(
-    lessons: Sequence[Lesson],
+    examples: Sequence[Example],
     tokenizer: Tokenizer,
     end_id: int,
     longest: int,
-) -> tuple[Lessons, int]:
-    """Lessons as ids, and how many were left out as too long.
+) -> tuple[Examples, int]:
+    """Examples as ids, and how many were left out as too long.
 
     Prompt and completion are encoded apart, as they are when the model is
     asked, and end_id closes each.
@@ -127,20 +127,20 @@ def encode(
         ValueError: none is at most `longest` tokens long.
     """
     parts, starts, lengths = [], [], []
-    for lesson in lessons:
-        prompt = tokenizer.encode_chat(lesson.prompt)
-        ids = [*prompt, *tokenizer.encode_content(lesson.completion), end_id]
+    for example in examples:
+        prompt = tokenizer.encode_chat(example.prompt)
+        ids = [*prompt, *tokenizer.encode_content(example.completion), end_id]
         if len(ids) <= longest:
             parts.append(np.asarray(ids, np.int32))
             starts.append(len(prompt))
             lengths.append(len(ids))
     if not parts:
         raise ValueError(
-            f"all {len(lessons)} lessons are longer than {longest} tokens"
+            f"all {len(examples)} examples are longer than {longest} tokens"
         )
-    kept = Lessons(
+    kept = Examples(
         np.concatenate(parts),
         np.cumsum(np.asarray(lengths, np.int64)),
         np.asarray(starts, np.int32),
     )
-    return kept, len(lessons) - len(parts)
+    return kept, len(examples) - len(parts)

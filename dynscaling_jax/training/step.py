@@ -74,7 +74,7 @@ def step(
         parts: that the batch is read in, one after another, so that the
             activations of one part alone are held; they add up to the same
             gradients.
-        batch: of lessons, a multiple of `parts`.
+        batch: of examples, a multiple of `parts`.
 
     Returns:
         The next state, the mean loss a token of the completions in nats, and

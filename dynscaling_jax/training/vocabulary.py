@@ -1,4 +1,4 @@
-"""A tokenizer of our own: a small byte-level BPE, learnt from lessons."""
+"""A tokenizer of our own: a small byte-level BPE, learnt from examples."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Drills: bare calculations, many to a lesson.
+"""Drills: bare calculations, many to an example.
 
 Most of a word problem's tokens are words; a drill is made of carries and
 borrows alone, and teaches them in a fraction of the time. Its calculations
@@ -9,7 +9,7 @@ compare a sum with what it should be.
 import random
 
 from dynscaling_jax.tasks.generated import OPERATIONS, draw_step
-from dynscaling_jax.training.sft_examples import Lesson
+from dynscaling_jax.training.sft_examples import Example
 from dynscaling_jax.types import Message
 from projects.reasoner.trials import compared
 
@@ -17,7 +17,7 @@ _COMPARED = 0.4  # of the calculations
 _NEAR = 9  # a sum that is wrong, but near
 
 
-def drill(seed: int, index: int, calculations: int, largest: int) -> Lesson:
+def drill(seed: int, index: int, calculations: int, largest: int) -> Example:
     """Drill number `index`: a function of its arguments alone.
 
     No number is above `largest`; numbers of one, two, ... digits are equally
@@ -45,7 +45,7 @@ def drill(seed: int, index: int, calculations: int, largest: int) -> Lesson:
             asked.append(f"{value} {sign} {n}")
             shown.append(f"{number}) {value} {sign} {n} = {result}.")
     question = f"Work out: {', '.join(asked)}."
-    return Lesson((Message("user", question),), " ".join(shown))
+    return Example((Message("user", question),), " ".join(shown))
 
 
 def _due(rng: random.Random, value: int, largest: int) -> int:

@@ -1,6 +1,6 @@
-"""Writes lessons: generated problems with their solutions, written out.
+"""Writes examples: generated problems with their solutions, written out.
 
-    python -m projects.reasoner.examples --out=runs/lessons.jsonl
+    python -m projects.reasoner.examples --out=runs/examples.jsonl
 
 They are problems of the `train` split, of which a run's `test` split holds
 none: of shares, or with --task=arithmetic of that. With --attempts=8 each
@@ -23,7 +23,7 @@ from launch.arguments import Command, start
 COMMAND = Command(
     "projects.reasoner.examples",
     ("out",),
-    "python -m projects.reasoner.examples --out=runs/lessons.jsonl",
+    "python -m projects.reasoner.examples --out=runs/examples.jsonl",
 )
 OUT = flags.DEFINE_string("out", None, "The file, JSON Lines.")
 PROBLEMS = flags.DEFINE_integer("problems", 100_000, "How many.", 1)
@@ -35,7 +35,7 @@ LARGEST = flags.DEFINE_integer("largest", 400, "No number is larger.", 60)
 SEED = flags.DEFINE_integer("seed", 0, "Of the problems.")
 ATTEMPTS = flags.DEFINE_integer("attempts", 0, "To show some of, at most.", 0)
 DRILLS = flags.DEFINE_integer(
-    "drills", 0, "Calculations of a lesson, in place of a problem.", 0
+    "drills", 0, "Calculations of an example, in place of a problem.", 0
 )
 
 
@@ -57,17 +57,17 @@ def main(_) -> None:
 
 
 def rows(problems: int) -> Iterator[dict[str, Any]]:
-    """Lesson i is the problem TASK/i of the seed, or drill/i."""
+    """Example i is the problem TASK/i of the seed, or drill/i."""
     from dynscaling_jax.training.sft_examples import row_of
 
     name = "drill" if DRILLS.value else TASK.value
-    for index in tqdm(range(problems), disable=None, unit="lesson"):
-        yield {"id": f"{name}/{index}", **row_of(lesson(index))}
+    for index in tqdm(range(problems), disable=None, unit="example"):
+        yield {"id": f"{name}/{index}", **row_of(example(index))}
 
 
-def lesson(index: int) -> Any:
+def example(index: int) -> Any:
     from dynscaling_jax.tasks import arithmetic_problem, shares_problem
-    from dynscaling_jax.training.sft_examples import Lesson
+    from dynscaling_jax.training.sft_examples import Example
     from dynscaling_jax.types import Message
     from projects.reasoner import trials
     from projects.reasoner.drills import drill
@@ -78,7 +78,7 @@ def lesson(index: int) -> Any:
     which = (seed, index, 1 + index % STEPS.value, "train", largest)
     if TASK.value == "arithmetic":
         made = arithmetic_problem(*which)
-        return Lesson((Message("user", made.question),), made.solution)
+        return Example((Message("user", made.question),), made.solution)
     rng = random.Random(f"lessons/{seed}/{index}")
     problem = shares_problem(*which)
     if not ATTEMPTS.value:

@@ -1,4 +1,4 @@
-"""Lessons in problems of shares: trying numbers, and reading what was tried.
+"""Examples in problems of shares: trying numbers, and reading what was tried.
 
 Who has nothing to read begins with a round number. Who reads attempts tries
 an answer of theirs and says what comes of it: mostly the right one where it is
@@ -15,18 +15,18 @@ import numpy as np
 from dynscaling_jax.scaling import chains
 from dynscaling_jax.scaling.chains import Chain, Reader
 from dynscaling_jax.tasks.generated import OPERATIONS, SharesProblem
-from dynscaling_jax.training.sft_examples import Lesson
+from dynscaling_jax.training.sft_examples import Example
 from dynscaling_jax.types import Message, Query, Sample
 
 RIGHT = "that is right"
 _RETRIES = 0.3  # of made-up attempts, that try what another might answer
-_WRONG = 0.1  # of lessons that show right and wrong answers: try a wrong one
+_WRONG = 0.1  # of examples that show right and wrong answers: try a wrong one
 _OFF = 3.0  # mean of how far what is tried again is off, less 1
 
 
-def plain(problem: SharesProblem, rng: random.Random) -> Lesson:
-    """A lesson that shows nothing: a guess, and the right answer."""
-    return Lesson(
+def plain(problem: SharesProblem, rng: random.Random) -> Example:
+    """An example that shows nothing: a guess, and the right answer."""
+    return Example(
         (Message("user", problem.question),),
         trial(problem, first_guess(problem, rng))[0],
     )
@@ -34,8 +34,8 @@ def plain(problem: SharesProblem, rng: random.Random) -> Lesson:
 
 def chained(
     problem: SharesProblem, attempts: int, rng: random.Random
-) -> Lesson:
-    """A lesson that shows of so many attempts those that `integrated` would,
+) -> Example:
+    """An example that shows of so many attempts those that `integrated` would,
     or fewer, in its layout: whole, or their last words."""
     right = rng.uniform(0.1, 0.8)
     pool = [
@@ -48,7 +48,7 @@ def chained(
         chain = chain._replace(content="tail", tail=rng.randint(18, 35))
     draws = np.random.default_rng(rng.getrandbits(64))
     prompt, shown = chains.build(chain, Reader(), query, pool, draws)
-    return Lesson(prompt, trial(problem, _tried(problem, pool, shown, rng))[0])
+    return Example(prompt, trial(problem, _tried(problem, pool, shown, rng))[0])
 
 
 def _tried(

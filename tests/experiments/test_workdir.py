@@ -63,7 +63,7 @@ def test_a_config_of_0_1_has_the_defaults_of_what_came_later(tmp_path):
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_directory_of_another_kind_is_left_alone(tmp_path, begun):
-    claimed(tmp_path, {"lessons": 1}, "training", begun=False)
+    claimed(tmp_path, {"examples": 1}, "training", begun=False)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ValueError, match="is not of a run"):
         claimed(tmp_path, {"seed": 1}, begun=begun)

@@ -21,7 +21,7 @@ from dynscaling_jax.checkpoints import load_model
 from dynscaling_jax.checkpoints.model import Model
 from dynscaling_jax.experiments.training import encoded, mean_loss, train
 from dynscaling_jax.experiments.workdir import locked
-from dynscaling_jax.training.sft_examples import encode, read_lessons
+from dynscaling_jax.training.sft_examples import encode, read_examples
 from dynscaling_jax.types import Message
 
 ROOT = Path(__file__).parents[2]
@@ -54,13 +54,13 @@ def run(module, *flags, check=True, **environment):
 
 
 @pytest.fixture(scope="module")
-def lessons(tmp_path_factory):
+def examples(tmp_path_factory):
     file = tmp_path_factory.mktemp("lessons") / "plain.jsonl"
     run("lessons", f"--out={file}", "--problems=200", "--steps=1")
     return file
 
 
-def test_lessons_show_attempts(tmp_path):
+def test_examples_show_attempts(tmp_path):
     """From 1 to 3 of them, and some of them wrong."""
     out = tmp_path / "chained.jsonl"
     run("lessons", f"--out={out}", "--problems=60", "--attempts=3")
@@ -76,8 +76,8 @@ def test_lessons_show_attempts(tmp_path):
     assert shown == {1, 2, 3} and wrong > 20
 
 
-def test_lessons_of_arithmetic_and_drills(tmp_path):
-    out = tmp_path / "lessons.jsonl"
+def test_examples_of_arithmetic_and_drills(tmp_path):
+    out = tmp_path / "examples.jsonl"
     run("lessons", f"--out={out}", "--problems=4", "--task=arithmetic")
     assert "begins with" in out.read_text()
     run("lessons", f"--out={out}", "--problems=4", "--drills=3")
@@ -90,11 +90,11 @@ def test_lessons_of_arithmetic_and_drills(tmp_path):
     assert out.read_text().count("Work out:") == 4  # what was there stays
 
 
-def training(lessons, workdir, *more):
+def training(examples, workdir, *more):
     return (
         "--config=configs/training.py",
-        f"--config.examples=('{lessons}',)",
-        f"--config.held_out={lessons}",
+        f"--config.examples=('{examples}',)",
+        f"--config.held_out={examples}",
         "--config.batch=8",
         "--config.steps=12",
         "--config.warmup=2",
@@ -137,9 +137,9 @@ def losses(workdir):
 
 
 @pytest.fixture(scope="module")
-def trained(lessons, tmp_path_factory):
+def trained(examples, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    run("train", *training(lessons, workdir, *SMALL))
+    run("train", *training(examples, workdir, *SMALL))
     return workdir
 
 
@@ -152,9 +152,9 @@ def test_the_loss_falls_and_is_logged(trained):
 
 
 def test_a_killed_training_goes_on_with_the_same_losses(
-    trained, lessons, tmp_path
+    trained, examples, tmp_path
 ):
-    flags = training(lessons, tmp_path, *SMALL)
+    flags = training(examples, tmp_path, *SMALL)
     child = subprocess.Popen(
         command("train", *flags), cwd=ROOT, stderr=subprocess.DEVNULL
     )
@@ -176,25 +176,25 @@ def test_a_killed_training_goes_on_with_the_same_losses(
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
 
 
-def test_a_finished_training_is_not_begun_again(trained, lessons):
+def test_a_finished_training_is_not_begun_again(trained, examples):
     before = (trained / "metrics.jsonl").read_text()
     file = trained / "config.json"
     whole = json.loads(file.read_bytes())
-    in_process(training(lessons, trained, *SMALL))
+    in_process(training(examples, trained, *SMALL))
     # as version 0.1 wrote it
     old = {name: whole[name] for name in ("config", "about")}
     file.write_text(json.dumps(old))
-    in_process(training(lessons, trained, *SMALL))
+    in_process(training(examples, trained, *SMALL))
     assert json.loads(file.read_bytes()) == old
     file.write_text(json.dumps(whole))
     assert (trained / "metrics.jsonl").read_text() == before
 
 
-def test_two_devices_learn_the_same(trained, lessons, tmp_path):
+def test_two_devices_learn_the_same(trained, examples, tmp_path):
     """In two parts, too, of which each device reads its own."""
     two = "--xla_force_host_platform_device_count=2"
     flags = (*SMALL, "--config.parts=2")
-    run("train", *training(lessons, tmp_path, *flags), XLA_FLAGS=two)
+    run("train", *training(examples, tmp_path, *flags), XLA_FLAGS=two)
     about = json.loads((tmp_path / "config.json").read_bytes())["about"]
     assert about["devices"] == 2
     for one, other in zip(losses(tmp_path), losses(trained), strict=True):
@@ -202,51 +202,51 @@ def test_two_devices_learn_the_same(trained, lessons, tmp_path):
         assert one[2] == pytest.approx(other[2], rel=1e-3)
 
 
-def test_another_config_is_refused(trained, lessons):
-    flags = training(lessons, trained, *SMALL, "--config.batch=4")
+def test_another_config_is_refused(trained, examples):
+    flags = training(examples, trained, *SMALL, "--config.batch=4")
     with pytest.raises(ValueError, match="batch was 8, is 4"):
         in_process(flags)
 
 
-def test_other_lessons_in_the_same_file_are_refused(trained, lessons):
-    """A training whose lessons had been written anew went on with them, or
+def test_other_examples_in_the_same_file_are_refused(trained, examples):
+    """A training whose examples had been written anew went on with them, or
     was taken for done."""
-    before = lessons.read_text()
+    before = examples.read_text()
     try:
-        lessons.write_text(before.partition("\n")[2])
-        with pytest.raises(ValueError, match=f"another config: {lessons} was"):
-            in_process(training(lessons, trained, *SMALL))
+        examples.write_text(before.partition("\n")[2])
+        with pytest.raises(ValueError, match=f"another config: {examples} was"):
+            in_process(training(examples, trained, *SMALL))
     finally:
-        lessons.write_text(before)
+        examples.write_text(before)
 
 
-def test_a_config_that_failed_can_be_mended(lessons, tmp_path):
+def test_a_config_that_failed_can_be_mended(examples, tmp_path):
     """A misspelt file was written into the directory's config, and the right
     one refused as another."""
-    flags = training(f"{lessons}.missing", tmp_path, *SMALL)
+    flags = training(f"{examples}.missing", tmp_path, *SMALL)
     with pytest.raises(FileNotFoundError, match="no file at"):
         in_process(flags)
-    flags = training(lessons, tmp_path, *SMALL, "--config.longest=9")
+    flags = training(examples, tmp_path, *SMALL, "--config.longest=9")
     with pytest.raises(ValueError, match="are longer than 9"):
         in_process(flags)
-    flags = training(lessons, tmp_path, *SMALL, "--config.steps=3")
+    flags = training(examples, tmp_path, *SMALL, "--config.steps=3")
     in_process(flags)
     assert load_model(tmp_path / "model").config.hidden_size == 32
 
 
-def test_a_directory_of_something_else_is_left_alone(lessons, tmp_path):
+def test_a_directory_of_something_else_is_left_alone(examples, tmp_path):
     """Its config.json was taken for one that had failed, and written over."""
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(ValueError, match="no config of a training"):
-        in_process(training(lessons, tmp_path, *SMALL))
+        in_process(training(examples, tmp_path, *SMALL))
     assert "llama" in (tmp_path / "config.json").read_text()
     assert (tmp_path / "tokenizer").is_dir()
 
 
-def test_what_is_damaged_is_one_line(trained, lessons, tmp_path):
+def test_what_is_damaged_is_one_line(trained, examples, tmp_path):
     """Each was a traceback, or wrote over what it found."""
-    whole = training(lessons, tmp_path, *SMALL)
+    whole = training(examples, tmp_path, *SMALL)
 
     def damaged(name, content):
         shutil.rmtree(tmp_path)
@@ -265,7 +265,7 @@ def test_what_is_damaged_is_one_line(trained, lessons, tmp_path):
 
 
 def test_a_state_that_was_cut_gives_way_to_the_one_before(
-    trained, lessons, tmp_path
+    trained, examples, tmp_path
 ):
     """A machine that lost its power ended every start with a traceback."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
@@ -273,33 +273,33 @@ def test_a_state_that_was_cut_gives_way_to_the_one_before(
     for file in newest.rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    in_process(training(lessons, tmp_path, *SMALL))
+    in_process(training(examples, tmp_path, *SMALL))
     assert losses(tmp_path) == losses(trained)
     assert sorted(at.name for at in newest.parent.iterdir()) == ["12", "9"]
     for file in (*newest.rglob("*"), *before.rglob("*")):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be read, nor is there an"):
-        in_process(training(lessons, tmp_path, *SMALL))
+        in_process(training(examples, tmp_path, *SMALL))
 
 
 def test_a_directory_in_use_or_of_a_run_is_left_alone(
-    trained, lessons, tmp_path
+    trained, examples, tmp_path
 ):
     """Two trainings in one directory tore each other's files; one in that of
     a run wrote over its config.json."""
     with locked(trained), pytest.raises(RuntimeError, match="in use"):
-        in_process(training(lessons, trained, *SMALL))
+        in_process(training(examples, trained, *SMALL))
     old = Path(__file__).parents[1] / "experiments/run_of_0_1/config.json"
     row = json.loads(old.read_bytes())
     for content in (row, {"schema": 1, "kind": "run", **row}):
         (tmp_path / "config.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match="is not of a training"):
-            in_process(training(lessons, tmp_path, *SMALL))
+            in_process(training(examples, tmp_path, *SMALL))
         assert json.loads((tmp_path / "config.json").read_bytes()) == content
 
 
-def test_a_lesson_ends_as_the_template_ends_a_turn(trained, lessons):
+def test_an_example_ends_as_the_template_ends_a_turn(trained, examples):
     """Where a config names more ends (Qwen's has the end of a document too),
     the last of those was taken, and the model learnt not to end its turn."""
     model = load_model(trained / "model")
@@ -307,14 +307,14 @@ def test_a_lesson_ends_as_the_template_ends_a_turn(trained, lessons):
     config = dataclasses.replace(model.config, eos_token_id=(end, 5))
     other = Model(config, model.params, lambda: model.tokenizer)
     assert other.eos_ids[-1] == 5
-    data = encoded(list(read_lessons(lessons))[:3], other, 256, "lessons")
+    data = encoded(list(read_examples(examples))[:3], other, 256, "examples")
     assert (data.ids[data.ends - 1] == end).all()
 
 
-def test_the_loss_held_out_is_of_all_lessons(trained, lessons):
-    """Whole batches alone were read, and the longest lessons left out."""
+def test_the_loss_held_out_is_of_all_examples(trained, examples):
+    """Whole batches alone were read, and the longest examples left out."""
     model = load_model(trained / "model")
-    read = list(read_lessons(lessons))[:13]
+    read = list(read_examples(examples))[:13]
     end = model.tokenizer.end_ids[-1]
     data, _ = encode(read, model.tokenizer, end, 256)
     nats = tokens = 0.0
@@ -334,8 +334,8 @@ def test_the_loss_held_out_is_of_all_lessons(trained, lessons):
     assert found == pytest.approx(nats / tokens, rel=1e-5)
 
 
-def test_the_model_tunes_on_and_reads_back(trained, lessons, tmp_path):
-    flags = training(lessons, tmp_path, f"--config.model={trained}/model")
+def test_the_model_tunes_on_and_reads_back(trained, examples, tmp_path):
+    flags = training(examples, tmp_path, f"--config.model={trained}/model")
     in_process(flags)
     model = load_model(tmp_path / "model")
     ids = model.tokenizer.encode_chat([Message("user", "Ada?")])
@@ -344,8 +344,8 @@ def test_the_model_tunes_on_and_reads_back(trained, lessons, tmp_path):
     assert first[2] < losses(trained)[0][2]  # it did not begin anew
 
 
-def test_parts_must_divide_the_batch(lessons, tmp_path):
-    flags = training(lessons, tmp_path, *SMALL, "--config.parts=3")
+def test_parts_must_divide_the_batch(examples, tmp_path):
+    flags = training(examples, tmp_path, *SMALL, "--config.parts=3")
     with pytest.raises(ValueError, match="multiple of config.parts"):
         in_process(flags)
 

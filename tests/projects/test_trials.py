@@ -1,4 +1,4 @@
-"""Lessons in problems of shares."""
+"""Examples in problems of shares."""
 
 import random
 import re
@@ -19,10 +19,10 @@ def problem(request):
     return shares_problem(0, index, 1 + index % 4, "train", 250)
 
 
-def test_a_plain_lesson_ends_right(problem):
-    lesson = trials.plain(problem, random.Random(1))
-    assert [turn.content for turn in lesson.prompt] == [problem.question]
-    assert extract(lesson.completion, "number") == str(problem.answer)
+def test_a_plain_example_ends_right(problem):
+    example = trials.plain(problem, random.Random(1))
+    assert [turn.content for turn in example.prompt] == [problem.question]
+    assert extract(example.completion, "number") == str(problem.answer)
 
 
 def test_first_guesses_are_possible_and_round(problem):
@@ -45,20 +45,20 @@ def test_attempts_are_wrong_now_and_then():
             assert is_right == (right == 1.0 or RIGHT in text)
 
 
-def test_a_lesson_shows_attempts_and_tries_an_answer_of_theirs():
+def test_an_example_shows_attempts_and_tries_an_answer_of_theirs():
     """Where one that is shown found its guess to be right, that one; else
     the right answer most often, and now and then a wrong one."""
     rng, tried_wrong, tried_right = random.Random(4), 0, 0
     for index in range(400):
         problem = shares_problem(1, index, 1 + index % 4, "train", 250)
-        lesson = trials.chained(problem, 1 + index % 8, rng)
-        asked, shown = lesson.prompt
+        example = trials.chained(problem, 1 + index % 8, rng)
+        asked, shown = example.prompt
         assert (asked.role, shown.role) == ("user", "assistant")
         attempts = re.findall(r"Attempt \d:\n(.*)", shown.content)
         assert 1 <= len(attempts) <= 4
         answers = {extract(text, "number") for text in attempts}
-        guess = int(re.match(r"Suppose \w+ has (\d+)\.", lesson.completion)[1])
-        assert lesson.completion == trial(problem, guess)[0]
+        guess = int(re.match(r"Suppose \w+ has (\d+)\.", example.completion)[1])
+        assert example.completion == trial(problem, guess)[0]
         if guess == problem.answer:
             tried_right += 1
         else:

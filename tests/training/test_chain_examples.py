@@ -1,4 +1,4 @@
-"""Attempts to lessons in using chains."""
+"""Attempts to examples in using chains."""
 
 import pytest
 
@@ -39,21 +39,21 @@ def test_numbers_of_right_attempts_are_balanced():
 
 
 def test_a_pair_shows_what_its_kind_says():
-    for kind, lesson in pairs(MIXED, Chain(k=3), 100, seed=1):
-        shown = lesson.prompt[-1].content
-        assert lesson.prompt[-1].role == "assistant"
+    for kind, example in pairs(MIXED, Chain(k=3), 100, seed=1):
+        shown = example.prompt[-1].content
+        assert example.prompt[-1].role == "assistant"
         assert shown.count("Attempt text") == kind.attempts
         assert shown.count("says right.") == kind.right
-        assert lesson.completion == "The right way."
+        assert example.completion == "The right way."
 
 
 def test_without_a_solution_a_right_sample_not_shown_is_written():
     drawn = [question(f"q{i}", 2, 3, None) for i in range(9)]
     made = list(pairs(drawn, Chain(k=3), 120, seed=0))
     assert max(kind.right for kind, _ in made) == 1
-    for _, lesson in made:
-        assert "says right." in lesson.completion
-        assert lesson.completion not in lesson.prompt[-1].content
+    for _, example in made:
+        assert "says right." in example.completion
+        assert example.completion not in example.prompt[-1].content
 
 
 def test_a_solution_is_whole_and_read_no_chain():
@@ -66,7 +66,7 @@ def test_a_solution_is_whole_and_read_no_chain():
     drawn = one._replace(samples=(cut, read, whole, wrong))
     made = list(pairs([drawn], Chain(k=2), 60, seed=0))
     assert {kind for kind, _ in made} >= {Kind(1, 1), Kind(2, 2)}
-    assert {lesson.completion for _, lesson in made} == {whole.text}
+    assert {example.completion for _, example in made} == {whole.text}
     drawn = one._replace(samples=(cut, read, cut, wrong))
     assert not list(pairs([drawn], Chain(k=2), 60, seed=0))
 
@@ -95,5 +95,5 @@ def test_pairs_follow_from_the_seed():
 @pytest.mark.parametrize("layout, role", [("transcript", 1), ("context", 0)])
 def test_layouts_are_those_of_chains(layout, role):
     chain = Chain(k=2, layout=layout)
-    _, lesson = next(pairs(MIXED, chain, 60, seed=0))
-    assert len(lesson.prompt) == 1 + role
+    _, example = next(pairs(MIXED, chain, 60, seed=0))
+    assert len(example.prompt) == 1 + role

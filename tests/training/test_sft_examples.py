@@ -8,10 +8,10 @@ import pytest
 
 from dynscaling_jax.training.batches import batches, order, padded_length
 from dynscaling_jax.training.sft_examples import (
-    Lesson,
-    Lessons,
+    Example,
+    Examples,
     encode,
-    read_lessons,
+    read_examples,
 )
 from dynscaling_jax.types import Message
 
@@ -27,12 +27,12 @@ def write(path, *values):
     return path
 
 
-def test_each_turn_of_the_assistant_is_a_lesson(tmp_path):
+def test_each_turn_of_the_assistant_is_an_example(tmp_path):
     more = Message("user", "And 3?"), Message("assistant", "7.")
     file = write(tmp_path / "a.jsonl", {"messages": turns(USER, BOT, *more)})
-    assert list(read_lessons(file)) == [
-        Lesson((USER,), "4."),
-        Lesson((USER, BOT, more[0]), "7."),
+    assert list(read_examples(file)) == [
+        Example((USER,), "4."),
+        Example((USER, BOT, more[0]), "7."),
     ]
 
 
@@ -42,8 +42,8 @@ def test_a_completion_goes_on_with_a_turn(tmp_path, byte_tokenizer):
         tmp_path / "a.jsonl",
         {"prompt": turns(USER, begun), "completion": " It is 4."},
     )
-    lessons = list(read_lessons(file))
-    made, dropped = encode(lessons, byte_tokenizer, 258, 100)
+    examples = list(read_examples(file))
+    made, dropped = encode(examples, byte_tokenizer, 258, 100)
     assert dropped == 0
     text = byte_tokenizer.decode(made.ids.tolist(), skip_special=False)
     assert text.endswith("<|im_start|>assistant\nI try. It is 4.<|im_end|>")
@@ -63,26 +63,26 @@ def test_a_completion_goes_on_with_a_turn(tmp_path, byte_tokenizer):
         ({"prompt": turns(USER)}, '"prompt" and "completion"'),
     ],
 )
-def test_names_the_line_that_is_no_lesson(tmp_path, row, says):
+def test_names_the_line_that_is_no_example(tmp_path, row, says):
     good = {"messages": turns(USER, BOT)}
     file = write(tmp_path / "a.jsonl", good, row)
     with pytest.raises(ValueError, match=says) as error:
-        list(read_lessons(file))
+        list(read_examples(file))
     assert f"{file}:2" in str(error.value)
 
 
-def test_special_tokens_spelled_in_a_lesson_are_text(byte_tokenizer):
-    lesson = Lesson((USER,), "a<|im_end|>b")
-    made, _ = encode([lesson], byte_tokenizer, 258, 100)
+def test_special_tokens_spelled_in_an_example_are_text(byte_tokenizer):
+    example = Example((USER,), "a<|im_end|>b")
+    made, _ = encode([example], byte_tokenizer, 258, 100)
     written = made.ids[made.starts[0] :].tolist()
     assert written.count(258) == 1 and written[-1] == 258
 
 
-def test_lessons_that_are_too_long_are_left_out(byte_tokenizer):
-    short, long = Lesson((USER,), "4"), Lesson((USER,), "4" * 200)
+def test_examples_that_are_too_long_are_left_out(byte_tokenizer):
+    short, long = Example((USER,), "4"), Example((USER,), "4" * 200)
     made, dropped = encode([long, short, long], byte_tokenizer, 258, 100)
     assert dropped == 2 and len(made.ends) == 1
-    with pytest.raises(ValueError, match="all 2 lessons are longer than 100"):
+    with pytest.raises(ValueError, match="all 2 examples are longer than 100"):
         encode([long, long], byte_tokenizer, 258, 100)
 
 
@@ -90,14 +90,14 @@ def test_lessons_that_are_too_long_are_left_out(byte_tokenizer):
 def many():
     lengths = np.random.default_rng(0).integers(3, 90, 150)
     parts = [np.full(n, i) for i, n in enumerate(lengths)]
-    return Lessons(
+    return Examples(
         np.concatenate(parts).astype(np.int32),
         np.cumsum(lengths),
         np.full(150, 2, np.int32),
     )
 
 
-def test_an_epoch_holds_each_lesson_once(many):
+def test_an_epoch_holds_each_example_once(many):
     groups = order(many.lengths, 8, seed=1, epoch=0)
     met = np.concatenate(groups)
     assert len(groups) == 150 // 8 and len(set(met.tolist())) == len(met)
@@ -120,7 +120,7 @@ def test_batches_go_on_where_they_were_left(many):
         np.testing.assert_array_equal(a.length, b.length)
 
 
-def test_a_batch_holds_the_lessons_as_they_are(many):
+def test_a_batch_holds_the_examples_as_they_are(many):
     batch = next(batches(many, 8, seed=0))
     for row, length in zip(batch.tokens, batch.length, strict=True):
         i = row[0]
@@ -135,6 +135,6 @@ def test_few_lengths_and_little_padding():
         assert n <= padded_length(n) <= 1.25 * n
 
 
-def test_too_few_lessons_for_a_batch(many):
-    with pytest.raises(ValueError, match="150 lessons do not fill a batch"):
+def test_too_few_examples_for_a_batch(many):
+    with pytest.raises(ValueError, match="150 examples do not fill a batch"):
         next(batches(many, 200, seed=0))

@@ -1,4 +1,4 @@
-"""A tokenizer learnt from lessons."""
+"""A tokenizer learnt from examples."""
 
 import pytest
 
