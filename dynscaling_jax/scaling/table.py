@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynscaling_jax.answer_index import AnswerIndex
 from dynscaling_jax.scaling.votes import weight_of
 from dynscaling_jax.types import Candidates, Query, Sample
 
@@ -18,9 +19,8 @@ class Table:
     """The samples of each query, in the order of their indices.
 
     same gives, for each query, the test of whether two canonical answers are
-    one answer; that is asked once for each new text and known class, and
-    exact repeats never. weights names the measures of samples that readers
-    will ask for.
+    one answer. weights names the measures of samples that readers will ask
+    for.
     """
 
     def __init__(
@@ -37,9 +37,7 @@ class Table:
         self._answer_QN = np.full(shape, -1, np.int32)
         self._tokens_QN = np.zeros(shape, np.int32)
         self._weights = {name: np.zeros(shape, np.float32) for name in weights}
-        self._classes: list[dict[str, int]] = [{} for _ in queries]
-        self._answers: list[list[str]] = [[] for _ in queries]
-        self._same = [same(query) for query in queries]
+        self._index = [AnswerIndex(same(query)) for query in queries]
 
     @property
     def free_Q(self) -> np.ndarray:
@@ -60,9 +58,10 @@ class Table:
                 weight_QN[q, n] = weight_of(sample, name)
             self._tokens_QN[q, n] = sample.new_tokens
             if sample.answer is not None:
-                answer = self._class_of(q, sample.answer)
+                index = self._index[q]
+                answer = index.number(sample.answer)
                 self._answer_QN[q, n] = answer
-                sample = sample._replace(answer=self._answers[q][answer])
+                sample = sample._replace(answer=index.answers[answer])
             self.samples[q].append(sample)
 
     def candidates(
@@ -90,18 +89,6 @@ class Table:
     def texts(self, answer_Q: jax.Array) -> tuple[str | None, ...]:
         """Answer ids, one for each query, as texts; None for -1."""
         return tuple(
-            self._answers[q][answer] if answer >= 0 else None
+            self._index[q].answers[answer] if answer >= 0 else None
             for q, answer in enumerate(np.asarray(answer_Q).tolist())
         )
-
-    def _class_of(self, q: int, answer: str) -> int:
-        known, answers = self._classes[q], self._answers[q]
-        if answer not in known:
-            for i, first in enumerate(answers):
-                if self._same[q](first, answer):
-                    known[answer] = i
-                    break
-            else:
-                known[answer] = len(answers)
-                answers.append(answer)
-        return known[answer]

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from mpmath.ctx_mp import MPContext
 
+from dynscaling_jax.answer_index import AnswerIndex
 from dynscaling_jax.tasks.forms import canonical
 from dynscaling_jax.tasks.formulas import Listing, is_word, listing, named
 from dynscaling_jax.tasks.numbers import rational
@@ -61,19 +62,9 @@ def classify(
       that is None or cannot be read as `kind`.
     """
     compare = of_question(compare)
-    ids: list[int] = []
-    firsts: list[str] = []
-    known: dict[str | None, int] = {None: -1}
-    for answer in answers:
-        form = None if answer is None else canonical(answer, kind)
-        if form is not None and form not in known:
-            same = (compare(first, form, kind) == "equal" for first in firsts)
-            known[form] = next((i for i, yes in enumerate(same) if yes), -1)
-            if known[form] < 0:
-                known[form] = len(firsts)
-                firsts.append(form)
-        ids.append(known[form])
-    return tuple(ids)
+    index = AnswerIndex(lambda a, b: compare(a, b, kind) == "equal")
+    forms = (a if a is None else canonical(a, kind) for a in answers)
+    return tuple(-1 if form is None else index.number(form) for form in forms)
 
 
 def of_question(compare: Compare) -> Compare:
