@@ -38,6 +38,7 @@ RENAMED = {
     "--config.shape.ffn=": "--config.shape.intermediate_size=",
     "--config.shape.context=": "--config.shape.max_position_embeddings=",
     "--rows_per_group=": "--slots_per_group=",
+    "--pairs=": "--count=",
     "dynscaling_planted": "dynscaling_corrupted",
     "planted=": "corrupted=",
 }

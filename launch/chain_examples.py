@@ -2,7 +2,7 @@ r"""Makes examples in using chains, from the samples of a run.
 
     python -m launch.run --config=configs/reasoner.py \
         --config.task.split=train --workdir=runs/attempts
-    python -m launch.chain_examples --run=runs/attempts --out=runs/pairs.jsonl
+    python -m launch.chain_examples --run=runs/attempts --out=runs/chain_examples.jsonl
 
 The run must be on questions that no test will ask. Chains are those of its
 config. What is to be written is a right sample of the same question, or its
@@ -25,7 +25,7 @@ COMMAND = Command(
 RUN = flags.DEFINE_string("run", None, "Directory of a run.")
 OUT = flags.DEFINE_string("out", None, "The file, JSON Lines.")
 SOLUTIONS = flags.DEFINE_string("solutions", "", "Examples with ids.")
-PAIRS = flags.DEFINE_integer("pairs", 40_000, "How many at most.", 1)
+COUNT = flags.DEFINE_integer("count", 40_000, "How many at most.", 1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the choice of attempts.")
 
 
@@ -34,7 +34,7 @@ def main(_) -> None:
     try:
         from dynscaling_jax.experiments import chain_examples
 
-        count, seed = PAIRS.value or 0, SEED.value or 0
+        count, seed = COUNT.value or 0, SEED.value or 0
         run, solutions = Path(str(RUN.value)), str(SOLUTIONS.value)
         print(chain_examples.write(run, out, solutions, count, seed))
     except (ValueError, OSError) as error:

@@ -42,7 +42,7 @@ def write(run: Path, path: Path, solutions: str, count: int, seed: int) -> str:
     chain, reader = reading(config)
     wanted = chain_examples.wanted(chain.k, count)
     found = attempts(run, config, completions(solutions))
-    made = list(chain_examples.pairs(found, chain, count, seed, reader))
+    made = list(chain_examples.examples(found, chain, count, seed, reader))
     if not made:
         raise ValueError(
             f"{run}: no question has right samples to learn from; draw more, "
@@ -52,9 +52,9 @@ def write(run: Path, path: Path, solutions: str, count: int, seed: int) -> str:
     found = chain_examples.counted(made)
     return "\n".join(
         [
-            "attempts  right  pairs  wanted",
+            "attempts  right  examples  wanted",
             *(
-                f"{kind.attempts:8}  {kind.right:5}  {found[kind]:5}  {most:6}"
+                f"{kind.attempts:8}  {kind.right:5}  {found[kind]:8}  {most:6}"
                 + "  too few questions have this mixture" * (found[kind] < most)
                 for kind, most in wanted.items()
             ),

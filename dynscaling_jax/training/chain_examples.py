@@ -1,8 +1,8 @@
 """Integrator tuning: drawn attempts -> examples in using a chain of them.
 
-A model that never saw a chain may copy its first attempt, or start over. A
-pair shows it some attempts at a question, right and wrong ones mixed, in the
-very layout that `integrated` will use, and a right solution to write. Pairs
+A model that never saw a chain may copy its first attempt, or start over. An
+example shows it some attempts at a question, right and wrong ones mixed, in the
+very layout that `integrated` will use, and a right solution to write. Examples
 are balanced over how many of the attempts are right, so that neither "copy
 the majority" nor "copy nothing" is what is learnt. The method is ours.
 """
@@ -35,13 +35,13 @@ class Attempts(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What a pair shows."""
+    """What an example shows."""
 
     attempts: int
     right: int
 
 
-def pairs(
+def examples(
     drawn: Sequence[Attempts],
     chain: Chain,
     count: int,
@@ -53,36 +53,36 @@ def pairs(
     Each number of attempts is as frequent, and of these each number of right
     ones.
 
-    A question gives at most one pair of each kind, so that fewer than
+    A question gives at most one example of each kind, so that fewer than
     `count` come where few questions have both right and wrong samples.
 
     Args:
         drawn: questions with their attempts.
         chain: its k, content, layout and tail are used.
-        count: pairs in all, at most.
+        count: examples in all, at most.
         seed: of what is chosen.
         reader: of the attempts, for the chain.
 
     Raises:
-        ValueError: fewer pairs than there are kinds of the largest chains.
+        ValueError: fewer examples than there are kinds of the largest chains.
     """
     rng = np.random.Generator(np.random.Philox(seed))
     for kind, most in wanted(chain.k, count).items():
         able = [one for one in drawn if _able(one, kind)]
         for i in rng.permutation(len(able))[:most]:
-            yield kind, _pair(able[i], kind, chain, reader, rng)
+            yield kind, _example(able[i], kind, chain, reader, rng)
 
 
 def wanted(attempts: int, count: int) -> dict[Kind, int]:
-    """How many pairs of each kind there are where no question is short.
+    """How many examples of each kind there are where no question is short.
 
     Raises:
-        ValueError: as of pairs.
+        ValueError: as of examples.
     """
     least = attempts * (attempts + 1)
     if count < least:
         raise ValueError(
-            f"{count} pairs are too few for each mixture of up to {attempts} "
+            f"{count} examples are too few for each mixture of up to {attempts} "
             f"attempts; at least {least} are needed"
         )
     return {k: count // (attempts * (k.attempts + 1)) for k in kinds(attempts)}
@@ -113,7 +113,7 @@ def _whole(sample: Sample) -> bool:
     return sample.finish_reason == "stop" and not sample.parents
 
 
-def _pair(
+def _example(
     one: Attempts,
     kind: Kind,
     chain: Chain,
@@ -135,5 +135,5 @@ def _pair(
 
 
 def counted(made: Sequence[tuple[Kind, Example]]) -> Counter[Kind]:
-    """How many pairs there are of each kind."""
+    """How many examples there are of each kind."""
     return Counter(kind for kind, _ in made)

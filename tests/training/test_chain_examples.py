@@ -7,7 +7,7 @@ from dynscaling_jax.training.chain_examples import (
     Attempts,
     Kind,
     counted,
-    pairs,
+    examples,
 )
 from dynscaling_jax.types import Message, Query, Sample
 
@@ -31,15 +31,15 @@ MIXED = [question(f"q{i}", 4, 4) for i in range(50)]
 
 
 def test_numbers_of_right_attempts_are_balanced():
-    made = list(pairs(MIXED, Chain(k=4), 200, seed=0))
+    made = list(examples(MIXED, Chain(k=4), 200, seed=0))
     number = counted(made)
     for k in range(1, 5):
         each = {number[Kind(k, r)] for r in range(k + 1)}
         assert each == {200 // 4 // (k + 1)}
 
 
-def test_a_pair_shows_what_its_kind_says():
-    for kind, example in pairs(MIXED, Chain(k=3), 100, seed=1):
+def test_an_example_shows_what_its_kind_says():
+    for kind, example in examples(MIXED, Chain(k=3), 100, seed=1):
         shown = example.prompt[-1].content
         assert example.prompt[-1].role == "assistant"
         assert shown.count("Attempt text") == kind.attempts
@@ -49,7 +49,7 @@ def test_a_pair_shows_what_its_kind_says():
 
 def test_without_a_solution_a_right_sample_not_shown_is_written():
     drawn = [question(f"q{i}", 2, 3, None) for i in range(9)]
-    made = list(pairs(drawn, Chain(k=3), 120, seed=0))
+    made = list(examples(drawn, Chain(k=3), 120, seed=0))
     assert max(kind.right for kind, _ in made) == 1
     for _, example in made:
         assert "says right." in example.completion
@@ -58,42 +58,42 @@ def test_without_a_solution_a_right_sample_not_shown_is_written():
 
 def test_a_solution_is_whole_and_read_no_chain():
     """A right sample that was cut off, or that speaks of attempts which the
-    pair does not show, was written as readily."""
+    example does not show, was written as readily."""
     one = question("q", 3, 1, None)
     cut, read, whole, wrong = one.samples
     cut = cut._replace(finish_reason="length")
     read = read._replace(parents=(0,))
     drawn = one._replace(samples=(cut, read, whole, wrong))
-    made = list(pairs([drawn], Chain(k=2), 60, seed=0))
+    made = list(examples([drawn], Chain(k=2), 60, seed=0))
     assert {kind for kind, _ in made} >= {Kind(1, 1), Kind(2, 2)}
     assert {example.completion for _, example in made} == {whole.text}
     drawn = one._replace(samples=(cut, read, cut, wrong))
-    assert not list(pairs([drawn], Chain(k=2), 60, seed=0))
+    assert not list(examples([drawn], Chain(k=2), 60, seed=0))
 
 
-def test_so_few_pairs_that_kinds_are_lost_are_refused():
+def test_so_few_examples_that_kinds_are_lost_are_refused():
     with pytest.raises(ValueError, match="at least 20 are needed"):
-        next(pairs(MIXED, Chain(k=4), 19, seed=0))
-    assert len(list(pairs(MIXED, Chain(k=4), 20, seed=0))) >= 14
+        next(examples(MIXED, Chain(k=4), 19, seed=0))
+    assert len(list(examples(MIXED, Chain(k=4), 20, seed=0))) >= 14
 
 
-def test_questions_without_the_mixture_give_no_pair():
+def test_questions_without_the_mixture_give_no_example():
     easy, hopeless = question("a", 5, 0), question("b", 0, 5)
-    kinds = {kind for kind, _ in pairs([easy], Chain(k=4), 100, seed=0)}
+    kinds = {kind for kind, _ in examples([easy], Chain(k=4), 100, seed=0)}
     assert kinds == {Kind(k, k) for k in range(1, 5)}
-    kinds = {kind for kind, _ in pairs([hopeless], Chain(k=4), 100, seed=0)}
+    kinds = {kind for kind, _ in examples([hopeless], Chain(k=4), 100, seed=0)}
     assert kinds == {Kind(k, 0) for k in range(1, 5)}
     nothing = [question("b", 0, 5, None)]
-    assert not list(pairs(nothing, Chain(k=4), 100, seed=0))
+    assert not list(examples(nothing, Chain(k=4), 100, seed=0))
 
 
-def test_pairs_follow_from_the_seed():
-    draw = lambda seed: list(pairs(MIXED, Chain(k=2), 60, seed))
+def test_examples_follow_from_the_seed():
+    draw = lambda seed: list(examples(MIXED, Chain(k=2), 60, seed))
     assert draw(3) == draw(3) != draw(4)
 
 
 @pytest.mark.parametrize("layout, role", [("transcript", 1), ("context", 0)])
 def test_layouts_are_those_of_chains(layout, role):
     chain = Chain(k=2, layout=layout)
-    _, example = next(pairs(MIXED, chain, 60, seed=0))
+    _, example = next(examples(MIXED, chain, 60, seed=0))
     assert len(example.prompt) == 1 + role
