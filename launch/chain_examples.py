@@ -2,7 +2,8 @@ r"""Makes examples in using chains, from the samples of a run.
 
     python -m launch.run --config=configs/reasoner.py \
         --config.task.split=train --workdir=runs/attempts
-    python -m launch.chain_examples --run=runs/attempts --out=runs/chain_examples.jsonl
+    python -m launch.chain_examples --run=runs/attempts \
+        --out=runs/chain_examples.jsonl
 
 The run must be on questions that no test will ask. Chains are those of its
 config. What is to be written is a right sample of the same question, or its

@@ -82,8 +82,8 @@ def wanted(attempts: int, count: int) -> dict[Kind, int]:
     least = attempts * (attempts + 1)
     if count < least:
         raise ValueError(
-            f"{count} examples are too few for each mixture of up to {attempts} "
-            f"attempts; at least {least} are needed"
+            f"{count} examples are too few for each mixture of up to "
+            f"{attempts} attempts; at least {least} are needed"
         )
     return {k: count // (attempts * (k.attempts + 1)) for k in kinds(attempts)}
 
