@@ -85,7 +85,7 @@ def report(hosts: list[int]) -> str:
 
     parts = []
     for title, deal in (
-        ("Each round is dealt anew, as launch.run does:", partition),
+        ("Each round is partitioned again, as launch.run does:", partition),
         ("Each host keeps its questions:", stragglers.kept),
     ):
         options = [(size, stale) for stale in (0, 1) for size in ROUNDS]

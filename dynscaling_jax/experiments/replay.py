@@ -105,7 +105,8 @@ class Study(NamedTuple):
         width = max(map(len, self.curves))
         budgets = dict.fromkeys(result.budget for result in self.results)
         lines = [
-            f"{self.bank}: {self.questions} questions, answers: {self.kind}, "
+            f"{self.bank}: {self.questions} questions, "
+            f"answers: {self.kind or 'of no kind'}, "
             f"pass@1 {self.pass_at_1:.3f}",
             " " * width
             + "".join(f"{f'@{budget:g}':>8}" for budget in budgets)
