@@ -7,11 +7,11 @@
 Names are imported when they are first used, so that this import is quick.
 """
 
-from etils import epy
+from etils import epy as _epy
 
 __version__ = "0.1.0"
 
-with epy.lazy_api_imports(globals()):
+with _epy.lazy_api_imports(globals()):
     from dynscaling_jax import methods as methods
     from dynscaling_jax.analysis.bank import Bank as Bank
     from dynscaling_jax.checkpoints.model import Model as Model
