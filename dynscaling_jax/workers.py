@@ -6,6 +6,9 @@ and processor time, whatever the interpreter or a library in C or Rust is
 doing. The program answers each line of standard input by one line (`serve`),
 and ends with its input, so that it does not outlive its parent. What a limit
 ends is started again by the next request.
+
+pebble, whose pools bound wall time alone, would leave memory and processor
+time to us, and its processes inherit what the parent has imported.
 """
 
 import contextlib

@@ -6,6 +6,10 @@ that fails all requests alike (a wrong key, an unknown model, a setting that it
 refuses, no server, no end to its rate limit) raises instead, once what is
 under way has come in: no budget is spent on failures, and the run can be
 started again later.
+
+Retries are written here and not with tenacity: their count begins again while
+other samples come, and one try may drop the log-probabilities that the server
+refuses.
 """
 
 import asyncio
