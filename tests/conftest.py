@@ -38,18 +38,42 @@ CHATML = (
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-LONG = (
+# Files that run whole commands, real weights or eight devices: `make test`
+# leaves them to `make test-all`.
+SLOW = (
+    "test_documents",
     "test_smollm2",
     "test_examples",
-    "test_run",
-    "test_bench",
-    "test_documents",
+    "test_speed",
+    "launch/test_run",
+    "launch/test_train",
+    "launch/test_compare",
+    "launch/test_report",
+    "experiments/test_processes",
+    "experiments/test_run_lockstep",
+    "experiments/test_remote",
+    "experiments/test_report_page",
+    "inference/test_mesh",
+    "inference/test_width",
+    "inference/test_lockstep",
+    "test_reasoner",
+    "test_gemma3",
+    "test_wheel",
 )
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, or one process would end alone with them."""
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    """Marks slow files, and puts them first: no process ends alone with one."""
+    slow = {
+        item: any(
+            str(item.path.with_suffix("")).endswith(f"/{name}") for name in SLOW
+        )
+        for item in items
+    }
+    for item in items:
+        if slow[item]:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not slow[item])
 
 
 @pytest.fixture(scope="module", autouse=True)
