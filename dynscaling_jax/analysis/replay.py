@@ -208,8 +208,8 @@ def replay_policies(
     progress is called with the replicates of one policy that were just done.
 
     Raises:
-      ValueError: the budget is over what the bank holds, or a policy or the
-        vote reads what it has not.
+      ValueError: the budget is over what the bank holds, a policy or the vote
+        reads what it has not, or a policy grants what it may not.
     """
     check(bank, players, vote)
     budget, held = int(rounds.size_T.sum()), bank.answer_QN.size
@@ -235,6 +235,7 @@ def replay_policies(
             right_CMQ, count_CMQ, tokens_CM = (
                 np.asarray(array)[:kept] for array in play(replicate, key_C)
             )
+            _check_counts(name, count_CMQ, rounds, bank.answer_QN.shape[1])
             parts[name].append(
                 [
                     right_CMQ.mean(axis=2),
@@ -277,6 +278,32 @@ def check(bank: Bank, players: Mapping[str, PolicyOrMaker], vote: Vote) -> None:
             raise ValueError(
                 f"{name} needs log-probabilities; {bank.name} has none."
             )
+
+
+def _check_counts(
+    name: str, count_CMQ: np.ndarray, rounds: Rounds, slots: int
+) -> None:
+    """Checks what a policy has drawn at each mark, as the live loop does.
+
+    Raises:
+      ValueError: more than the rounds gave or than a question holds, or less
+        than at an earlier mark.
+    """
+    if (count_CMQ > slots).any():
+        raise ValueError(
+            f"{name} grants {count_CMQ.max()} samples to a question, of which "
+            f"the bank holds {slots}"
+        )
+    given_M = np.cumsum(rounds.size_T)[rounds.mark_T]
+    spent_CM = count_CMQ.sum(axis=2)
+    if (spent_CM > given_M).any():
+        mark = int((spent_CM > given_M).any(axis=0).argmax())
+        raise ValueError(
+            f"{name} grants {spent_CM[:, mark].max()} samples of "
+            f"{given_M[mark]}"
+        )
+    if (np.diff(count_CMQ, axis=1, prepend=0) < 0).any():
+        raise ValueError(f"{name} grants a negative number of samples")
 
 
 def _chunks(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SLIDING, FULL = "sliding_attention", "full_attention"  # layer_types
+QK_NORMS = ("", "head", "whole")
 MOST_LAYERS = 1000
 MOST_EXPERTS = 1000
 COUNTS = (
@@ -150,6 +151,11 @@ class ModelConfig:
             raise ValueError(
                 f"model config: num_experts must be at most {MOST_EXPERTS}, "
                 f"got {self.num_experts}"
+            )
+        if self.qk_norm not in QK_NORMS:
+            raise ValueError(
+                f"model config: qk_norm must be one of {QK_NORMS}, "
+                f"got {self.qk_norm!r}"
             )
         check_layers(self.num_hidden_layers)
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads

@@ -206,10 +206,12 @@ def weight_of(sample: Sample, name: str) -> float:
     else:
         value = sample.signals.get(name)
     if value is None:
+        there = ", ".join(sample.signals) or "none"
         raise ValueError(
             f"sample {sample.index} of query {sample.query_id!r} has no "
-            f"{name!r}, which this vote or policy reads; use a model that "
-            "offers log-probabilities, or one that reads none (vote majority)"
+            f"{name!r}, which this vote or policy reads; its signals: {there}. "
+            "Most need a model that offers log-probabilities; others, such as "
+            "the vote majority, need none"
         )
     return value
 

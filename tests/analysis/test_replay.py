@@ -24,7 +24,14 @@ from dynscaling_jax.scaling.loop import run_rounds
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import parallel
 from dynscaling_jax.scaling.votes import majority, universal, weighted
-from dynscaling_jax.types import Budget, Method, Query, Sample, Schedule
+from dynscaling_jax.types import (
+    Budget,
+    Method,
+    Policy,
+    Query,
+    Sample,
+    Schedule,
+)
 
 QUERIES, SLOTS = 5, 12
 
@@ -267,6 +274,27 @@ def test_a_bank_with_one_answer_for_all():
     )
     for of_one in played.values():
         assert (of_one.accuracy_RM == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("grants", "message"),
+    [
+        ([3, 3, 0, 0, 0], "p grants 12 samples of 10"),
+        ([7, 0, 0, -7, 0], "p grants 28 samples to a question, of which"),
+        ([3, 3, 0, -1, 0], "p grants a negative number of samples"),
+    ],
+)
+def test_grants_that_the_live_loop_refuses_are_refused(grants, message):
+    """They were played, with samples that the bank does not hold."""
+    policy = Policy(lambda key, candidates, budget: jnp.array(grants))
+    with pytest.raises(ValueError, match=message):
+        replay_policies(
+            bank_of(),
+            {"p": policy},
+            majority(),
+            rounds_to([10, 20], 5),
+            replicates=2,
+        )
 
 
 @dataclass

@@ -33,6 +33,13 @@ def test_defaults_are_those_of_transformers():
     )
 
 
+def test_a_norm_that_is_none_is_refused():
+    """Any other word was taken for whole."""
+    config = hf_config.read(HF)
+    with pytest.raises(ValueError, match=r"qk_norm must be .* got 'heads'"):
+        dataclasses.replace(config, qk_norm="heads")
+
+
 def test_mistral_has_a_window_and_grouped_heads_unless_told_otherwise():
     """transformers fills 4096 and 8 where a Mistral file is silent; to read
     such a file without a window gives other logits past 4096 tokens."""

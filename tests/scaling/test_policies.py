@@ -132,11 +132,10 @@ def test_the_order_of_queries_matters_in_ties_alone(name, rows, seed):
     happens once in 2^18) move with their query when they are reordered."""
     turn = np.random.default_rng(seed).permutation(QUERIES)
     keys = [jax.random.key(k) for k in range(10)]
-    straight = [grants_of(name, packed(rows), 6, k).tolist() for k in keys]
-    turned = [
-        grants_of(name, packed([rows[q] for q in turn]), 6, k).tolist()
-        for k in keys
-    ]
+    candidates = packed(rows)  # tokens go with their query
+    moved = Candidates(*(array[turn] for array in candidates))
+    straight = [grants_of(name, candidates, 6, k).tolist() for k in keys]
+    turned = [grants_of(name, moved, 6, k).tolist() for k in keys]
     decided = all(
         g == grants[0] for grants in (straight, turned) for g in grants
     )

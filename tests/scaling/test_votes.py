@@ -203,6 +203,9 @@ def test_a_missing_measure_is_named():
         votes.weight_of(sample(), "logprob")
     with pytest.raises(ValueError, match="sample 3 of query 'q'.*'certainty'"):
         votes.weight_of(sample(3, confidence=1.0), "certainty")
+    misspelt = sample(signals={"checked": 0.5})
+    with pytest.raises(ValueError, match="'chekced'.*its signals: checked"):
+        votes.weight_of(misspelt, "chekced")
     # no vote, no need of a weight
     assert votes.weight_of(sample(answer=None), "logprob") == 0
     assert votes.weight_of(sample(parents=(1, 2)), "parents") == 2
