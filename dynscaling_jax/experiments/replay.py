@@ -45,8 +45,8 @@ BUDGETS = (2.0, 4.0, 8.0, 16.0, 32.0)  # samples a question, by default
 TARGETS = (0.8, 0.9, 0.95)
 FULL = 40  # samples a question of the uniform vote that sets the goal
 LEGEND = """
-@8     accuracy of the vote at 8 samples a question, on average
-spent  samples a question that were drawn of the last budget
+@N     accuracy of the vote at N samples a question, on average
+spent  samples a question that were played of the last budget
 x 0.9  how often uniform's samples go into the policy's, where each has come
        90% of the way from pass@1 to the uniform vote at 40
 -      no such number: the bank holds fewer than 40 samples a question, the

@@ -333,7 +333,7 @@ def table(summary: dict[str, Any]) -> str:
     lines = {
         "task": f"{summary['task']}, {summary['queries']} questions, "
         f"answers: {summary['kind']}",
-        "model": summary["model"],
+        "model": summary["model"] or "of no name",
         "method": "{strategy} x {policy} x {vote}".format(**summary),
         "samples": f"{summary['samples']} in {summary['rounds']} rounds "
         f"({summary['stopped']}), {summary['unparsed']} without an answer",
