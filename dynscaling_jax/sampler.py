@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from dynscaling_jax.lines import shown
 from dynscaling_jax.thinking import Thinking
 from dynscaling_jax.types import (
     Budget,
@@ -46,6 +47,18 @@ def tap(sampler: Sampler, *middleware: Middleware) -> FunctionSampler:
         sampler.thinking,
         sampler.name,
     )
+
+
+def check(sampler: Sampler) -> None:
+    """Raises ValueError where this is no sampler."""
+    members = (*FunctionSampler.__dataclass_fields__,)
+    lacks = [name for name in members if not hasattr(sampler, name)]
+    if lacks or isinstance(sampler, type) or not callable(sampler.sample):
+        raise ValueError(
+            f"the sampler is {shown(sampler)}"
+            + f", without {', '.join(lacks)}" * bool(lacks)
+            + ": expected an Engine, an Endpoint or a FunctionSampler"
+        )
 
 
 def reader_of(sampler: Sampler) -> Reader:

@@ -28,26 +28,30 @@ class Command(NamedTuple):
 
 # Names of version 0.1 that are still read, for one release.
 RENAMED = {
-    "--config.engine.rows=": "--config.engine.slots=",
-    "--config.engine.rows_per_group=": "--config.engine.slots_per_group=",
-    "--config.lessons=": "--config.examples=",
-    "--config.shape.width=": "--config.shape.hidden_size=",
-    "--config.shape.layers=": "--config.shape.num_hidden_layers=",
-    "--config.shape.heads=": "--config.shape.num_attention_heads=",
-    "--config.shape.kv_heads=": "--config.shape.num_key_value_heads=",
-    "--config.shape.ffn=": "--config.shape.intermediate_size=",
-    "--config.shape.context=": "--config.shape.max_position_embeddings=",
-    "--rows_per_group=": "--slots_per_group=",
-    "--pairs=": "--count=",
+    "--config.engine.rows": "--config.engine.slots",
+    "--config.engine.rows_per_group": "--config.engine.slots_per_group",
+    "--config.lessons": "--config.examples",
+    "--config.shape.width": "--config.shape.hidden_size",
+    "--config.shape.layers": "--config.shape.num_hidden_layers",
+    "--config.shape.heads": "--config.shape.num_attention_heads",
+    "--config.shape.kv_heads": "--config.shape.num_key_value_heads",
+    "--config.shape.ffn": "--config.shape.intermediate_size",
+    "--config.shape.context": "--config.shape.max_position_embeddings",
+    "--rows_per_group": "--slots_per_group",
+    "--pairs": "--count",
+}
+# within the values of METHODS; a path may hold these words too
+RENAMED_METHODS = {
     "dynscaling_planted": "dynscaling_corrupted",
     "planted=": "corrupted=",
 }
+METHODS = ("--config.method", "--config.strategy", "--methods")
 
 
 def start(main: Callable[[Any], object], command: Command) -> None:
     """Reads the flags and calls main; does not come back."""
     lost = terminal.prepare()
-    sys.argv[1:] = map(renamed, sys.argv[1:])
+    sys.argv[1:] = renamed(sys.argv[1:])
     try:
         app.run(main, flags_parser=functools.partial(_read, command))
     finally:
@@ -55,13 +59,21 @@ def start(main: Callable[[Any], object], command: Command) -> None:
             sys.exit(f"{command.name}: cannot print: {why}")
 
 
-def renamed(word: str) -> str:
-    """Gives a word of the command line its name of today, and says so."""
-    for old, new in RENAMED.items():
-        if word.startswith(old) if old[0] == "-" else old in word:
-            print(f"{old.strip('=')} is now {new.strip('=')}", file=sys.stderr)
-            word = word.replace(old, new)
-    return word
+def renamed(words: Sequence[str]) -> Iterator[str]:
+    """Gives the words of a command line their names of today, and says so."""
+    flag = ""
+    for word in words:
+        if word.startswith("-"):
+            flag = word.partition("=")[0]
+        names = dict(RENAMED_METHODS) if flag in METHODS else {}
+        if flag in RENAMED and word.startswith(flag):
+            names[flag] = RENAMED[flag]
+        for old, new in names.items():
+            if old in word:
+                said = f"{old.strip('=')} is now {new.strip('=')}"
+                print(said, file=sys.stderr)
+                word = word.replace(old, new)
+        yield word
 
 
 def moved(old: str, new: str) -> None:

@@ -167,9 +167,17 @@ def play_replicate(
 
     def round_(count_Q, step):
         number, size = step
-        count_Q += policy.allocate(
-            jax.random.fold_in(key, number), candidates(count_Q), size
+        grants_Q = jnp.asarray(
+            policy.allocate(
+                jax.random.fold_in(key, number), candidates(count_Q), size
+            )
         )
+        if (grants_Q.shape, grants_Q.dtype) != (count_Q.shape, count_Q.dtype):
+            raise ValueError(
+                f"the policy's grants are {grants_Q.dtype}{grants_Q.shape}; "
+                f"expected int32{count_Q.shape}"
+            )
+        count_Q += grants_Q
         return count_Q, count_Q
 
     def vote_after(count_Q: jax.Array):
@@ -261,6 +269,10 @@ def check(bank: Bank, players: Mapping[str, PolicyOrMaker], vote: Vote) -> None:
     Raises:
       ValueError: one of them does.
     """
+    if not isinstance(vote, Vote):
+        raise ValueError(
+            f"the vote is {vote!r}; expected a Vote, such as votes.majority()."
+        )
     if vote.weigh is not None:
         raise ValueError(
             "this vote reads texts or asks a model, which a bank has not; "

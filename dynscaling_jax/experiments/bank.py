@@ -13,6 +13,7 @@ references come as an argument or from references.json beside it, an object
 """
 
 import contextlib
+import numbers
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -83,10 +84,10 @@ def load_bank(
         reference = row.reference
         if references is not None:
             reference = references.get(row.query_id, reference)
-        if reference is None:
+        if not isinstance(reference, str):
             raise ValueError(
                 f"{path}: no reference for question {row.query_id!r}; give "
-                "one in the row, in the argument references, or in "
+                "one, a text, in the row, in the argument references, or in "
                 "references.json beside the file."
             )
         correct.append(reference)
@@ -158,9 +159,11 @@ def _depth(path: Path, rows: list[_Row], depth: int | None) -> int:
             f"{longest.query_id!r} has {most}; expected equally many. Set "
             f"depth to at most {least} to keep the first so many of each."
         )
-    if depth is not None and not 0 < depth <= least:
+    if depth is not None and not (
+        isinstance(depth, numbers.Integral) and 0 < depth <= least
+    ):
         raise ValueError(
-            f"{path}: depth={depth}: expected 1 to {least}, the answers of "
+            f"{path}: depth={depth!r}: expected 1 to {least}, the answers of "
             f"question {shortest.query_id!r}."
         )
     return depth or least

@@ -151,6 +151,8 @@ class TrainingConfig(NamedTuple):
     shape: ShapeConfig = ShapeConfig()
 
 
+# fields of config.engine in version 0.1
+RENAMED = {"rows": "slots", "rows_per_group": "slots_per_group"}
 COLUMNS = ("question", "answer", "id", "choices")  # of a jsonl task
 
 
@@ -197,9 +199,13 @@ def _of_dict(kind: Any, values: dict[str, Any], path: str) -> Any:
     kinds = typing.get_type_hints(kind)
     for name, value in values.items():
         if name not in kinds:
+            now = (
+                f"is now {path}.{RENAMED[name]}"
+                if name in RENAMED
+                else ("is no field")
+            )
             raise ValueError(
-                f"{path}.{name} is no field; see "
-                "dynscaling_jax/experiments/config.py"
+                f"{path}.{name} {now}; see dynscaling_jax/experiments/config.py"
             )
         if hasattr(kinds[name], "_fields"):
             values[name] = _of_dict(kinds[name], value, f"{path}.{name}")
@@ -210,6 +216,5 @@ def renamed(config: Any) -> Any:
     """Returns the config of a run of version 0.1 with the names of today."""
     if not isinstance(config.get("engine"), dict):
         return config
-    today = {"rows": "slots", "rows_per_group": "slots_per_group"}
-    engine = {today.get(k, k): v for k, v in config["engine"].items()}
+    engine = {RENAMED.get(k, k): v for k, v in config["engine"].items()}
     return {**config, "engine": engine}

@@ -64,7 +64,7 @@ def run_config(
     budget = budget_of(fields, len(task.problems))
     method = method_of(fields, axes)
     queries = [problem.query for problem in task.problems]
-    check(queries, budget, method.schedule)
+    check(queries, method, budget)
     if sampler is None:
         sampler = open_sampler(fields, queries)
         origin = origin._replace(identity=model_identity(fields))

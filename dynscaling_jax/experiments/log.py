@@ -198,6 +198,32 @@ def recorded(sample_fn: SampleFn, log: Log) -> SampleFn:
     return answer
 
 
+def sound(sample_fn: SampleFn) -> SampleFn:
+    """Makes sure that what a sampler gives are samples, which a log can hold.
+
+    Raises ValueError where they are not.
+    """
+
+    def answer(requests: Sequence[Request]) -> Iterator[Sample]:
+        samples = sample_fn(requests)
+        if not isinstance(samples, Iterable):
+            raise ValueError(
+                f"the sampler gave {shown(samples)}; expected an iterator of "
+                "samples, and no coroutine"
+            )
+        return map(checked, samples)
+
+    def checked(sample: Sample) -> Sample:
+        try:
+            return sample_of(sample._asdict() | {"parents": [*sample.parents]})
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the sampler gave {shown(sample)}; expected a Sample ({error})"
+            ) from None
+
+    return answer
+
+
 def runs_below(directory: Path) -> str:
     """Tells where a directory that is of no run holds some, for a message."""
     found = [

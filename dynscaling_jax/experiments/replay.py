@@ -9,8 +9,9 @@ policies that launch.replay names, and writes what it found:
 """
 
 import math
+import numbers
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from dynscaling_jax.analysis.sample_efficiency import (
 from dynscaling_jax.analysis.statistics import bootstrap_interval
 from dynscaling_jax.experiments.bank import load_bank
 from dynscaling_jax.files import write_json
-from dynscaling_jax.lines import finite
+from dynscaling_jax.lines import finite, shown
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.scaling.bandits import uniform
 from dynscaling_jax.scaling.policies import parse_policies, split_names
@@ -162,13 +163,38 @@ def replay(
             a vote that reads what it has not.
     """
     begin = time.monotonic()
+    for name, value, least in (
+        ("replicates", replicates, 1),
+        ("chunk", chunk, 1),
+        ("seed", seed, 0),
+    ):
+        if not isinstance(value, numbers.Integral) or value < least:
+            raise ValueError(
+                f"{name}={shown(value)}: expected a whole number from {least} "
+                "on."
+            )
+    for name, value in (
+        ("round_per_query", round_per_query),
+        ("first_round_per_query", first_round_per_query or round_per_query),
+    ):
+        if not (isinstance(value, numbers.Real) and 0 < value < math.inf):
+            raise ValueError(
+                f"{name}={shown(value)}: expected samples a question, above 0."
+            )
     if not isinstance(policies, Mapping):
+        if isinstance(policies, Policy | str) or not isinstance(
+            policies, Iterable
+        ):
+            raise ValueError("policies: expected a list of them, got one.")
+        policies = list(policies)
+        _check_policies(policies, Policy)
         names = [p.name or f"policy {i}" for i, p in enumerate(policies)]
         if len(set(names)) < len(names):
             raise ValueError(f"policies: two of one name among {names}.")
         policies = dict(zip(names, policies, strict=True))
     if not policies:
         raise ValueError("policies: expected at least one.")
+    _check_policies(policies.values(), Callable | Policy)
     budgets = _budgets(bank, budgets)
     check(bank, policies, vote)
     played = {"uniform": uniform(), **policies}
@@ -234,6 +260,16 @@ def replay(
             "first": first_round_per_query or round_per_query,
         },
     )
+
+
+def _check_policies(policies: Iterable[object], kind: Any) -> None:
+    for policy in policies:
+        named = getattr(policy, "__wrapped__", None)  # ucb in place of ucb()
+        if named or not isinstance(policy, kind):
+            raise ValueError(
+                f"policies: {shown(policy)} is no Policy; expected one such "
+                "as policies.ucb()."
+            )
 
 
 def _result(
@@ -368,6 +404,8 @@ def _budgets(bank: Bank, budgets: Sequence[float] | None) -> list[float]:
     usual = [budget for budget in BUDGETS if budget <= depth] or [float(depth)]
     if budgets is None:
         return usual
+    if isinstance(budgets, str) or not isinstance(budgets, Iterable):
+        raise ValueError(f"budgets={budgets!r}: expected a list of them.")
     found = read_budgets([str(budget) for budget in budgets])
     if found[-1] > depth:
         raise ValueError(

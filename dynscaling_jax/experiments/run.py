@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dynscaling_jax import sampler as samplers
 from dynscaling_jax.analysis import statistics
 from dynscaling_jax.analysis.graded import (
     GradedQuestion,
@@ -20,10 +21,15 @@ from dynscaling_jax.analysis.graded import (
 from dynscaling_jax.experiments import identity
 from dynscaling_jax.experiments import report as reporting
 from dynscaling_jax.experiments.environment import about, use_compilation_cache
-from dynscaling_jax.experiments.log import Log, checksum, refuse_changed
+from dynscaling_jax.experiments.log import (
+    Log,
+    checksum,
+    refuse_changed,
+    sound,
+)
 from dynscaling_jax.experiments.metrics import AddPoint, Metrics, board
 from dynscaling_jax.experiments.processes import difference
-from dynscaling_jax.experiments.scale import same_answer
+from dynscaling_jax.experiments.scale import key_of, same_answer
 from dynscaling_jax.experiments.shared import (
     ALONE,
     Processes,
@@ -32,7 +38,7 @@ from dynscaling_jax.experiments.shared import (
     open_log,
 )
 from dynscaling_jax.files import write_json
-from dynscaling_jax.lines import dumps
+from dynscaling_jax.lines import dumps, shown
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling.loop import (
     Result,
@@ -42,7 +48,7 @@ from dynscaling_jax.scaling.loop import (
     run_rounds,
 )
 from dynscaling_jax.scaling.timer import Timer
-from dynscaling_jax.tasks import Comparer, Task, with_answers
+from dynscaling_jax.tasks import Comparer, Task, read_reference, with_answers
 from dynscaling_jax.types import (
     Budget,
     Method,
@@ -112,7 +118,8 @@ def run(
       ValueError, OSError, RuntimeError: with what to do about it; samples
         that came stay in the log.
     """
-    workdir = Path(workdir)
+    _check(task, sampler, method, budget, workdir)
+    workdir, key = Path(workdir), key_of(seed)
     if origin is None:
         origin = _origin(task, sampler, method, budget, seed)
     named = {**origin.identity, **identity.of_questions(task)}
@@ -127,18 +134,52 @@ def run(
         "vote": method.vote.name,
     }
     use_compilation_cache()
-    check([p.query for p in task.problems], budget, method.schedule)
     if fault := difference(processes.exchange(dumps(named), nothing)):
         raise ValueError(fault)
     with Comparer() as compare:
         with board(workdir / "tensorboard", tensorboard) as draw:
             summary, result, graded_run = _run(
-                task, sampler, method, budget, workdir, seed, origin, names,
+                task, sampler, method, budget, workdir, key, origin, names,
                 processes, draw, compare,
             )  # fmt: skip
         if processes.number == 0:
             reporting.write_page([graded_run], workdir)
     return Run(workdir, summary, result)
+
+
+def _check(
+    task: Task,
+    sampler: Sampler,
+    method: Method,
+    budget: Budget,
+    workdir: str | Path,
+) -> None:
+    """Refuses what a run would fail at in the end, or mix up."""
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"the task is {shown(task)}: expected a Task, such as "
+            'load_task("gsm8k")'
+        )
+    samplers.check(sampler)
+    check([p.query for p in task.problems], method, budget)
+    for part in ("strategy", "policy", "vote"):
+        if not getattr(method, part).name:
+            raise ValueError(
+                f"the {part} has no name, by which a run that goes on is told "
+                f'from another; give it one: {part}._replace(name="mine")'
+            )
+    for query, reference in task.problems:
+        whole = isinstance(reference, str)
+        if not whole or read_reference(reference, task.kind) is None:
+            raise ValueError(
+                f"query {query.id!r}: the reference {shown(reference)} cannot "
+                f"be read whole as {task.kind}"
+            )
+    if not str(workdir) or "://" in str(workdir):
+        raise ValueError(
+            f"workdir={str(workdir)!r}: expected a local directory; "
+            "launch.run keeps a copy in a bucket"
+        )
 
 
 def _run(
@@ -147,7 +188,7 @@ def _run(
     method: Method,
     budget: Budget,
     workdir: Path,
-    seed: int,
+    key: jax.Array,
     origin: Origin,
     names: Mapping[str, str],
     processes: Processes,
@@ -193,6 +234,7 @@ def _run(
             queries,
             tap(
                 sampler,
+                sound,
                 reading,
                 timer.within,
                 metrics.metered,
@@ -201,9 +243,11 @@ def _run(
             ),
             method,
             budget,
-            jax.random.key(seed),
+            key,
             same=same_answer(compare, {q.id: task.kind for q in queries}),
-            vote_sampler=tap(sampler, reading, metrics.metered, kept_votes),
+            vote_sampler=tap(
+                sampler, sound, reading, metrics.metered, kept_votes
+            ),
             on_round=on_round,
             clock=opened.clock,
         )

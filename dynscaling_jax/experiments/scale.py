@@ -1,15 +1,25 @@
 """Questions in, answers out: the method without a task and without files."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 from tqdm import tqdm
 
 from dynscaling_jax import methods
+from dynscaling_jax import sampler as samplers
 from dynscaling_jax.experiments.environment import use_compilation_cache
+from dynscaling_jax.experiments.log import sound
+from dynscaling_jax.lines import shown
 from dynscaling_jax.sampler import Middleware, tap
-from dynscaling_jax.scaling.loop import Result, Round, for_queries, run_rounds
+from dynscaling_jax.scaling.loop import (
+    Result,
+    Round,
+    check,
+    for_queries,
+    run_rounds,
+)
 from dynscaling_jax.tasks import Comparer, with_answers
 from dynscaling_jax.tasks.choices import options
 from dynscaling_jax.types import (
@@ -38,7 +48,8 @@ def scale(
 
     Args:
       questions: texts, or queries with ids and messages of their own.
-      sampler: an Engine, an Endpoint, or a sampler.FunctionSampler.
+      sampler: an Engine, an Endpoint, or a sampler.FunctionSampler. Answers
+        are read from its texts.
       method: by default methods.dynscaling().
       budget: caps; by default eight samples for each question, on average.
       kind: of the answers: number, math, choice, boolean or text. By default
@@ -54,9 +65,11 @@ def scale(
       ValueError: as scaling.loop.run_rounds; an unknown kind; one text in
         place of a list.
     """
-    if isinstance(questions, str):
-        raise ValueError("questions must be a list of texts, got one text")
+    method = methods.dynscaling() if method is None else method
     queries = _queries(questions)
+    samplers.check(sampler)
+    check(queries, method, budget)
+    key = key_of(seed)
     kinds = {
         query.id: kind or ("choice" if options(query) else "math")
         for query in queries
@@ -71,14 +84,23 @@ def scale(
     with Comparer() as compare, bar:
         return run_rounds(
             queries,
-            tap(sampler, reading, with_progress(bar.update)),
-            method or methods.dynscaling(),
+            tap(sampler, sound, reading, with_progress(bar.update)),
+            method,
             budget,
-            jax.random.key(seed),
+            key,
             same=same_answer(compare, kinds),
-            vote_sampler=tap(sampler, reading),
+            vote_sampler=tap(sampler, sound, reading),
             on_round=on_round,
         )
+
+
+def key_of(seed: int) -> jax.Array:
+    """The key of a seed. Raises ValueError where it is none."""
+    if not (isinstance(seed, numbers.Integral) and 0 <= seed < 2**32):
+        raise ValueError(
+            f"seed={shown(seed)}: expected a whole number from 0 on, below 2^32"
+        )
+    return jax.random.key(int(seed))
 
 
 def same_answer(
@@ -113,12 +135,23 @@ def _queries(questions: Sequence[str | Query]) -> list[Query]:
     So a question has the same samples whatever is asked beside it. The second
     of two equal texts is numbered.
     """
+    if isinstance(questions, str | bytes | Query) or not isinstance(
+        questions, Iterable
+    ):
+        raise ValueError(
+            "questions must be a list of texts, got one text or "
+            f"{type(questions).__name__}"
+        )
     queries: list[Query] = []
     count: dict[str, int] = {}
     for question in questions:
         if isinstance(question, Query):
             queries.append(question)
             continue
+        if not isinstance(question, str):
+            raise ValueError(
+                f"a question is {shown(question)}; expected a text or a Query"
+            )
         number = count[question] = count.get(question, 0) + 1
         id = question if number == 1 else f"{question} #{number}"
         queries.append(Query(id, (Message("user", question),)))

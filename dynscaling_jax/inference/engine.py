@@ -18,6 +18,7 @@ from dynscaling_jax.inference import layout, memory, mesh, prefill, sampling
 from dynscaling_jax.inference.cache import Prefix
 from dynscaling_jax.inference.scheduler import Scheduler, Setup, Steps
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot, finished
+from dynscaling_jax.lines import shown
 from dynscaling_jax.models.flops import sample_flops
 from dynscaling_jax.thinking import Thinking
 from dynscaling_jax.types import Budget, Message, Query, Request, Sample
@@ -160,6 +161,7 @@ class Engine:
         self._map: Any = map
         if self._workers > 1:
             self._map = ThreadPoolExecutor(self._workers, "worker").map
+        self._lock = threading.RLock()  # of whoever takes steps or adds
         self._busy = False
         self._gone: set[int] = set()  # requests of calls that were left
         self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
@@ -175,14 +177,15 @@ class Engine:
         """Samples what is requested; yields each sample when it is finished.
 
         Calls may overlap: the requests of a later one take the slots that an
-        earlier one leaves idle.
+        earlier one leaves idle. They may come from several threads.
 
         Raises:
             ValueError: a prompt leaves no room in the context; nothing is
                 sampled then.
         """
-        call = _Call(self, self._add(requests))
-        self._calls.add(call)
+        with self._lock:
+            call = _Call(self, self._add(requests))
+            self._calls.add(call)
         return call
 
     def follow(self, changes: Iterable[Change]) -> None:
@@ -333,21 +336,25 @@ class Engine:
     def _drop(self, numbers: Iterable[int]) -> None:
         """Cancels requests, at the end of the call that it may interrupt.
 
-        A call can be collected at any time.
+        A call can be collected at any time, and in any thread, so this waits
+        for no lock.
         """
         self._gone.update(numbers)
-        if self._busy:
+        if self._busy or not self._lock.acquire(blocking=False):
             return
         self._busy = True
-        gone, self._gone = self._gone, set()
-        if gone:
-            self._changes.append(Change(dropped=[*gone]))
-        for name, scheduler in [*self._schedulers.items()]:
+        try:
+            gone, self._gone = self._gone, set()
             if gone:
-                scheduler.drop(gone)
-            if not scheduler.busy:
-                del self._schedulers[name]
-        self._busy = False
+                self._changes.append(Change(dropped=[*gone]))
+            for name, scheduler in [*self._schedulers.items()]:
+                if gone:
+                    scheduler.drop(gone)
+                if not scheduler.busy:
+                    del self._schedulers[name]
+        finally:
+            self._busy = False
+            self._lock.release()
 
     def _prompt(self, request: Request) -> Prompt:
         base = ids = self._encode(request.query.messages)
@@ -362,7 +369,7 @@ class Engine:
         context = self.model.config.max_position_embeddings
         if not ids or len(ids) >= context:
             raise ValueError(
-                f"query {request.query.id!r}: its prompt has {len(ids)} "
+                f"query {shown(request.query.id)}: its prompt has {len(ids)} "
                 f"tokens; the context of the model holds {context}, one of "
                 "them for the answer. Shorten the prompt"
             )
@@ -457,11 +464,12 @@ class _Call(Iterator[Sample]):
         self._ready: collections.deque[Sample] = collections.deque()
 
     def __next__(self) -> Sample:
-        while not self._ready:
-            if not self._left:
-                raise StopIteration
-            self._engine._step()
-        return self._ready.popleft()
+        with self._engine._lock:
+            while not self._ready:
+                if not self._left:
+                    raise StopIteration
+                self._engine._step()
+            return self._ready.popleft()
 
     def take(self, number: int, sample: Sample) -> None:
         if number in self._left:

@@ -8,6 +8,7 @@ budget.
 import collections
 import functools
 import math
+import numbers
 import operator
 import sys
 import time
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynscaling_jax.lines import shown
 from dynscaling_jax.sampler import reader_of, tap
 from dynscaling_jax.scaling.strategies import unseen
 from dynscaling_jax.scaling.table import Table
@@ -26,13 +28,16 @@ from dynscaling_jax.types import (
     Budget,
     Candidates,
     Ledger,
+    Message,
     Method,
+    Policy,
     Query,
     Request,
     Sample,
     SampleFn,
     Sampler,
     Schedule,
+    Strategy,
     Vote,
 )
 
@@ -117,13 +122,13 @@ def run_rounds(
 
     Raises:
       ValueError: no queries, or two of one id; a budget without any cap, with
-        a cap not above 0, or of fewer samples than queries; a schedule that
-        cannot be; a policy or vote that reads a measure which the samples
-        lack; grants, requests or samples that break the contract of their
-        function.
+        a cap not above 0, or of fewer samples than queries; a method or a
+        schedule that cannot be; a policy or vote that reads a measure which
+        the samples lack; grants, requests, samples or decisions that break
+        the contract of their function.
     """
+    slots = check(queries, method, budget)
     strategy, policy, vote, schedule, _ = method
-    slots = check(queries, budget, schedule)
     budget = for_queries(budget, len(queries))
     first_round, later_rounds = (
         _round_size(share, budget, len(queries)) for share in schedule[:2]
@@ -141,6 +146,8 @@ def run_rounds(
     ledger, rounds = Ledger(), []
     dearest = amounts(Ledger(samples=1)) | _caps(sampler.max_cost)
     seen = table.candidates(policy.reads)
+    # of a vote that can decide nothing, before there are samples to lose
+    _check_decision(jax.eval_shape(vote.decide, seen), len(queries))
     pending: collections.deque[_Pending] = collections.deque()
     stopped = ""
     while True:
@@ -205,22 +212,48 @@ def run_rounds(
 
 def check(
     queries: Sequence[Query],
+    method: Method,
     budget: Budget,
-    schedule: Schedule = Schedule(),  # noqa: B008, immutable
 ) -> int:
     """Returns N, the slots of each query.
 
     Raises:
-      ValueError: as run_rounds, for queries, caps or a schedule that cannot
-        be.
+      ValueError: as run_rounds, for queries, a method or caps that cannot be.
     """
+    for query in queries:
+        if not (isinstance(query.id, str) and _is_chat(query.messages)):
+            raise ValueError(
+                f"{shown(query)}: expected an id, a text, and messages, a "
+                "tuple of Message"
+            )
+    _check_type("the method", method, Method, "methods.dynscaling()")
+    for name, kind, example in (
+        ("strategy", Strategy, "strategies.integrated()"),
+        ("policy", Policy, "policies.ucb()"),
+        ("vote", Vote, "votes.majority()"),
+        ("schedule", Schedule, "Schedule(first_round=4)"),
+    ):
+        _check_type(f"method.{name}", getattr(method, name), kind, example)
+    _check_type("the budget", budget, Budget, "Budget(samples_per_query=8)")
+    for name, kind, given in (
+        ("schedule", numbers.Real, method.schedule._asdict()),
+        ("schedule", numbers.Integral, {"stale": method.schedule.stale}),
+        ("schedule", numbers.Integral, {"capacity": method.schedule.capacity}),
+        ("budget", numbers.Real, budget._asdict()),
+    ):
+        for field, value in given.items():
+            if value is not None and not isinstance(value, kind):
+                whole = "whole " * (kind is numbers.Integral)
+                raise ValueError(
+                    f"{name}.{field}={shown(value)}: expected a {whole}number"
+                )
     if not queries:
         raise ValueError("there are no queries")
     if len({query.id for query in queries}) < len(queries):
         ids = [query.id for query in queries]
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"two queries have the id {twice!r}; make ids unique")
-    first_round, later_rounds, stale, capacity = schedule
+    first_round, later_rounds, stale, capacity = method.schedule
     for name, size in (
         ("first_round", first_round),
         ("later_rounds", later_rounds),
@@ -253,6 +286,10 @@ def check(
             raise ValueError(
                 f"budget.{name}={cap} is not above 0 and below {most}"
             )
+    if not isinstance(budget.samples or 0, numbers.Integral):
+        raise ValueError(
+            f"budget.samples={budget.samples}: expected a whole number"
+        )
     if caps.get("samples", len(queries)) < len(queries):
         raise ValueError(
             f"budget.samples={budget.samples} is less than one for each of "
@@ -267,6 +304,20 @@ def check(
             + ("" if capacity else " or budget.samples")
         )
     return slots
+
+
+def _check_type(what: str, value: object, kind: type, example: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{what} is {shown(value)}: expected a {kind.__name__}, such as "
+            f"{example}"
+        )
+
+
+def _is_chat(messages: object) -> bool:
+    """Whether these are the messages of a query or a request."""
+    turns = isinstance(messages, tuple)
+    return turns and all(isinstance(m, Message) for m in messages)
 
 
 def for_queries(budget: Budget, queries: int) -> Budget:
@@ -380,6 +431,19 @@ def _requests(
             continue
         planned = list(plan(queries[q], samples, granted))
         first = len(samples)
+        for request in planned:
+            if (
+                not isinstance(request, Request)
+                or request.query != queries[q]
+                or not _is_chat(request.messages)
+                or not all(0 <= p < first for p in request.parents)
+            ):
+                raise ValueError(
+                    f"the strategy gives {shown(request)} for query "
+                    f"{queries[q].id!r}; expected a Request of that query, "
+                    "whose messages are a tuple of Message, and whose parents "
+                    "are indices of its samples"
+                )
         indices = [request.index for request in planned]
         if len(planned) > granted or indices != list(
             range(first, first + len(planned))
@@ -392,7 +456,10 @@ def _requests(
         for request in planned:
             shared = request.messages in read
             read.add(request.messages)
-            requests.append(request._replace(round=round, shared=shared))
+            parents = tuple(request.parents)
+            requests.append(
+                request._replace(round=round, shared=shared, parents=parents)
+            )
     return requests
 
 
@@ -449,6 +516,15 @@ def _requested(
     return np.fromiter(count.values(), np.int32, len(count))
 
 
+def _check_decision(answer_Q: jax.ShapeDtypeStruct, queries: int) -> None:
+    found = (getattr(answer_Q, "dtype", None), getattr(answer_Q, "shape", ()))
+    if found != (jnp.int32, (queries,)):
+        raise ValueError(
+            f"the vote decides on {shown(answer_Q)}; expected "
+            f"int32({queries},), the id of an answer for each query"
+        )
+
+
 def _vote(
     vote: Vote, queries: Sequence[Query], table: Table, sampler: Sampler
 ) -> tuple[tuple[str | None, ...], Ledger]:
@@ -466,6 +542,17 @@ def _vote(
     weight = vote.reads
     if vote.weigh is not None:
         weight = vote.weigh(queries, table.samples, tap(sampler, metered))
+        if [*map(len, weight)] != [*map(len, table.samples)]:
+            raise ValueError(
+                f"the vote weighs {[*map(len, weight)]} samples of the "
+                f"queries; expected {[*map(len, table.samples)]}"
+            )
     answer_Q = jax.jit(vote.decide)(table.candidates(weight))
     ledger = functools.reduce(Ledger.add, spent, Ledger())
-    return table.texts(answer_Q), ledger
+    try:
+        return table.texts(answer_Q), ledger
+    except IndexError:
+        raise ValueError(
+            f"the vote decides on {np.asarray(answer_Q)}; expected the ids of "
+            "answers that the samples have, or -1"
+        ) from None

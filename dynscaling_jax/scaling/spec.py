@@ -14,6 +14,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from dynscaling_jax.types import Method, Policy, Strategy, Vote
 
 P = ParamSpec("P")
@@ -36,12 +38,19 @@ def named(factory: Callable[P, Value]) -> Callable[P, Value]:
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> Value:
+        # of np.linspace, say: the name of ucb(c=0.2) is one
+        args = tuple(map(_plain, args))  # pyright: ignore
+        kwargs = {k: _plain(v) for k, v in kwargs.items()}  # pyright: ignore
         written = (int, float, str, type(None))
         if all(isinstance(v, written) for v in (*args, *kwargs.values())):
             return cached(*args, **kwargs)
         return factory(*args, **kwargs)  # a traced value has no name
 
     return make
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def parse(

@@ -282,9 +282,11 @@ def with_answers(
 
     def sample(requests: Sequence[Request]) -> Iterator[Sample]:
         by_key = {(r.query.id, r.index): r for r in requests}
+        # who asked refuses a sample that is of no request
         return (
-            with_answer(by_key[sample.query_id, sample.index], sample)
+            with_answer(request, sample) if request else sample
             for sample in sample_fn(requests)
+            for request in [by_key.get((sample.query_id, sample.index))]
         )
 
     return sample

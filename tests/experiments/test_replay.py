@@ -65,8 +65,44 @@ def test_policies_with_names_and_the_same_orders(bank):
         ([uniform()], [0], "above 0"),
         ({"mine": uab()}, [2], "mine needs log-probabilities"),
         ([ucb(), ucb()], [2], "two of one name among .*ucb"),
+        (ucb(), [2], "expected a list of them, got one"),
+        ([ucb], [2], r"<function ucb.*> is no Policy; expected .*ucb\(\)"),
+        ({"mine": "ucb"}, [2], "'ucb' is no Policy"),
+        ([ucb()], 2, "budgets=2: expected a list"),
     ],
 )
 def test_what_cannot_be_played(bank, policies, budgets, message):
     with pytest.raises(ValueError, match=message):
         ds.replay(bank, policies, budgets)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"replicates": 0}, "replicates=0: expected a whole number from 1"),
+        ({"chunk": 1.5}, "chunk=1.5: expected a whole number"),
+        ({"round_per_query": 0}, "round_per_query=0: expected samples"),
+        ({"first_round_per_query": -1}, "first_round_per_query=-1: expected"),
+        ({"vote": "majority"}, "the vote is 'majority'; expected a Vote"),
+    ],
+)
+def test_settings_that_cannot_be(bank, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ds.replay(bank, [uniform()], [2], **settings)
+
+
+@pytest.mark.parametrize(
+    ("grants", "message"),
+    [
+        (
+            lambda c, b: c.count_Q.astype(float),
+            r"float32\(10,\); expected int32",
+        ),
+        (lambda c, b: b, r"int32\(\); expected int32\(10,\)"),
+    ],
+)
+def test_grants_of_another_shape(bank, grants, message):
+    """One number was taken as a grant of so many to each question."""
+    policy = ds.Policy(lambda key, c, b: grants(c, b), name="mine")
+    with pytest.raises(ValueError, match=message):
+        ds.replay(bank, [policy], [2], replicates=3)

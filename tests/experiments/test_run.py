@@ -20,10 +20,12 @@ from dynscaling_jax.experiments.configured import run_config
 from dynscaling_jax.experiments.log import read_samples
 from dynscaling_jax.experiments.shared import Processes
 from dynscaling_jax.sampler import FunctionSampler
+from dynscaling_jax.tasks import Problem
 from dynscaling_jax.types import Budget, Sample
 
 OLD = Path(__file__).with_name("run_of_0_1")
 MOST = Budget(new_tokens=64)
+QUERY = ds.Query("q", (ds.Message("user", "3 + 4?"),))
 FILES = ("samples.jsonl", "rounds.jsonl", "answers.json")
 
 
@@ -250,6 +252,13 @@ def test_what_cannot_be_is_refused_by_name(tmp_path, field, value, said):
     assert not workdir.exists()
 
 
+def test_a_field_of_0_1_in_a_config_file_says_its_name(tmp_path):
+    config = config_of()
+    config.engine.rows = 8
+    with pytest.raises(ValueError, match="engine.rows is now .*engine.slots"):
+        run(tmp_path / "run", config)
+
+
 def test_a_run_from_python_goes_on_to_the_same_bytes(tmp_path):
     """As launch.run does, with values in place of flags."""
     task = ds.load_task("arithmetic", limit=4)
@@ -276,3 +285,49 @@ def test_a_run_from_python_goes_on_to_the_same_bytes(tmp_path):
     bank = ds.load_bank(tmp_path / "whole", depth=4)
     study = ds.replay(bank, [ds.policies.uniform()], [2], replicates=20)
     assert "uniform" in str(study)
+
+
+def first_answer(candidates):
+    return candidates.answer_QN[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "arithmetic"}, "the task is 'arithmetic': expected a Task"),
+        ({"sampler": model}, "the sampler is <function model"),
+        ({"method": ds.methods.esc}, "the method is <function esc"),
+        (
+            {"method": ds.methods.esc()._replace(vote=ds.Vote(first_answer))},
+            "the vote has no name, by which a run that goes on is told from",
+        ),
+        (
+            {"task": ds.Task("t", "number", (Problem(QUERY, "seven"),))},
+            "query 'q': the reference 'seven' cannot be read whole as number",
+        ),
+        (
+            {"task": ds.Task("t", "number", (Problem(QUERY, 7),))},
+            "query 'q': the reference 7 cannot be read",
+        ),
+        ({"seed": "0"}, "seed='0': expected a whole number"),
+        ({"workdir": "gs://bucket/run"}, "expected a local directory"),
+        ({"workdir": ""}, "workdir='': expected a local directory"),
+    ],
+)
+def test_what_python_gets_wrong_is_named_first(
+    tmp_path, monkeypatch, arguments, message
+):
+    """A wrong reference was noticed when all was sampled; a run with another
+    vote without a name overwrote the answers; a bucket became a directory
+    "gs:"; "" filled the directory that one is in."""
+    monkeypatch.chdir(tmp_path)
+    usual = {
+        "task": ds.load_task("arithmetic", limit=2),
+        "sampler": FunctionSampler(model, max_cost=MOST),
+        "method": ds.methods.esc(),
+        "budget": ds.Budget(samples_per_query=2),
+        "workdir": tmp_path / "run",
+    }
+    with pytest.raises(ValueError, match=message):
+        ds.run(**usual | arguments)
+    assert not any(tmp_path.iterdir())

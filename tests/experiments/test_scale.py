@@ -1,11 +1,14 @@
 """Plain questions in, answers out; models are stubs."""
 
+import math
+
 import pytest
 
 import dynscaling_jax as ds
 
 FRUIT = "How many apples are 3 and 4 apples?"
 CHOICE = "Which is even?\n(A) 3\n(B) 4"
+METHOD = ds.methods.dynscaling()
 
 
 def sampler(replies, seen=None):
@@ -54,9 +57,116 @@ def test_equal_questions_are_sampled_apart():
     assert [r.query.id for r in seen] == [FRUIT, f"{FRUIT} #2"]
 
 
-def test_one_text_is_no_list():
-    with pytest.raises(ValueError, match="a list of texts, got one text"):
-        ds.scale(FRUIT, sampler({FRUIT: ["7"]}))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"questions": FRUIT}, "a list of texts, got one text"),
+        ({"questions": [7]}, "a question is 7; expected a text or a Query"),
+        ({"questions": [ds.Query("q", "hi")]}, "messages, a tuple of Message"),
+        (
+            {"sampler": print},
+            "the sampler is <built-in.* without sample, count",
+        ),
+        ({"sampler": ds.FunctionSampler}, "the sampler is <class"),
+        ({"method": "dynscaling"}, "the method is 'dynscaling': expected a M"),
+        (
+            {"method": METHOD._replace(policy=ds.policies.ucb)},
+            r"method.policy is <function ucb.*such as policies.ucb\(\)",
+        ),
+        (
+            {"method": METHOD._replace(vote="majority")},
+            "method.vote is 'majority': expected a Vote",
+        ),
+        (
+            {"method": METHOD._replace(schedule=ds.Schedule(stale=0.5))},
+            "schedule.stale=0.5: expected a whole number",
+        ),
+        ({"budget": 8}, "the budget is 8: expected a Budget, such as"),
+        ({"budget": ds.Budget("8")}, "budget.samples='8': expected a number"),
+        ({"budget": ds.Budget(100.0)}, "samples=100.0: expected a whole"),
+        (
+            {"budget": ds.Budget(samples_per_query=math.inf)},
+            "budget.samples_per_query=inf: expected a number above 0",
+        ),
+        ({"seed": 1.5}, "seed=1.5: expected a whole number"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, message):
+    """Most ended in an AttributeError of some inner function."""
+    seen = []
+    model = sampler({FRUIT: ["7"]}, seen)
+    usual = {"questions": [FRUIT], "sampler": model}
+    with pytest.raises(ValueError, match=message):
+        ds.scale(**usual | arguments)
+    assert not seen
+
+
+def given(**fields):
+    """A sampler whose samples have other fields than they should."""
+
+    def sample(requests):
+        for one in sampler({FRUIT: ["7"]}).sample(requests):
+            yield one._replace(**fields)
+
+    return sample
+
+
+async def later(requests):
+    return []
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (given(query_id="of another"), "'of another', which was not asked for"),
+        (given(index=99), "sample 99 of query .* which was not asked for"),
+        (given(text=None), "text=None is not a text"),
+        (given(new_tokens=-5), "new_tokens=-5 is not a whole number"),
+        (given(logprob=math.nan), "logprob=nan is not a finite number"),
+        (lambda _: iter(["It is 7."]), "gave 'It is 7.'; expected a Sample"),
+        (lambda _: None, "gave None; expected an iterator"),
+        (later, "gave <coroutine.*; expected an iterator"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_a_sampler_that_breaks_its_contract(sample, message):
+    """A foreign sample was a KeyError, a negative count was taken."""
+    with pytest.raises(ValueError, match=message):
+        ds.scale([FRUIT], ds.FunctionSampler(sample))
+
+
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda c: c.answer_QN,
+        lambda c: c.weight_QN[:, 0],
+        lambda c: c.count_Q[0],
+        lambda c: None,
+    ],
+)
+def test_a_vote_that_cannot_decide_is_refused_before_it_costs(decide):
+    """It was noticed when all samples were there, which were lost."""
+    seen = []
+    method = METHOD._replace(vote=ds.Vote(decide))
+    with pytest.raises(ValueError, match=r"expected int32\(1,\)"):
+        ds.scale([FRUIT], sampler({FRUIT: ["7"]}, seen), method)
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("vote", "message"),
+    [
+        (ds.Vote(lambda c: c.count_Q + 9), "decides on .17.; expected the ids"),
+        (
+            ds.votes.medoid()._replace(weigh=lambda *_: [[1.0]]),
+            r"weighs \[1\] samples of the queries; expected \[8\]",
+        ),
+    ],
+)
+def test_a_vote_that_breaks_its_contract(vote, message):
+    with pytest.raises(ValueError, match=message):
+        method = METHOD._replace(vote=vote)
+        ds.scale([FRUIT], sampler({FRUIT: ["7"]}), method)
 
 
 def test_chains_keep_to_the_limit_of_the_sampler():

@@ -3,6 +3,7 @@ all of it, so that little is compiled."""
 
 import itertools
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -182,6 +183,20 @@ def test_calls_that_overlap_do_not_matter(model, reference):
     assert_same(by_name(found), reference)
     assert len(found) == len(first) + len(later)
     assert engine.slot_steps < apart.slot_steps
+
+
+def test_calls_of_several_threads_do_not_matter(model, reference):
+    """They took steps at once: a buffer was donated twice, or slots lost."""
+    engine = Engine(model, **SHAPE)
+
+    def call(order):
+        return by_name(engine.sample(ask(QUERIES[::order], range(5))))
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(call, [1, -1, 1, -1])]
+    for samples in found:
+        assert_same(samples, reference)
+        assert len(samples) == 15
 
 
 def test_longer_prompts_may_come_later(model, reference):

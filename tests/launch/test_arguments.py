@@ -180,13 +180,15 @@ def test_a_command_of_old_says_its_new_name(old, new):
 
 
 def test_names_of_0_1_are_still_read(tmp_path):
-    """For one release, with a line that says the name of today."""
+    """For one release, with a line that says the name of today. A directory
+    of an old name was read as one of the new name."""
     done = launch(
         "launch.run",
         CONFIG,
-        f"--workdir={tmp_path}/run",
+        f"--workdir={tmp_path}/dynscaling_planted",
         "--config.task.limit=2",
-        "--config.engine.rows=8",
+        "--config.engine.rows",
+        "8",
         "--config.engine.max_new_tokens=8",
         "--config.method=dynscaling_planted",
         "--config.budget.samples_per_query=3",
@@ -197,4 +199,7 @@ def test_names_of_0_1_are_still_read(tmp_path):
         "dynscaling_planted is now dynscaling_corrupted",
     ):
         assert line in done.stderr
-    assert '"slots": 8' in (tmp_path / "run/config.json").read_text()
+    assert (
+        '"slots": 8'
+        in (tmp_path / "dynscaling_planted/config.json").read_text()
+    )

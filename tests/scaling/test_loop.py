@@ -25,6 +25,7 @@ from dynscaling_jax.types import (
     Method,
     Policy,
     Query,
+    Request,
     Sample,
     Schedule,
     Strategy,
@@ -579,6 +580,25 @@ def test_a_strategy_that_breaks_its_contract():
     for strategy in (Strategy(again), Strategy(more)):
         with pytest.raises(ValueError, match="strategy asks for samples"):
             run(strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"query": queries(2)[1]},
+        {"messages": "q0?"},
+        {"messages": ["q0?"]},
+        {"parents": (7,)},
+    ],
+)
+def test_a_request_that_cannot_be_is_refused(other):
+    """One of another query was sampled as if it were of this one."""
+
+    def plan(query, samples, n, key, reader):
+        yield Request(query, query.messages, len(samples))._replace(**other)
+
+    with pytest.raises(ValueError, match="expected a Request of that query"):
+        run(strategy=Strategy(plan))
 
 
 def test_a_model_that_gives_a_sample_twice():

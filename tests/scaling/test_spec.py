@@ -1,5 +1,6 @@
 from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,3 +111,9 @@ def test_options_that_a_text_leaves_out(text, whole):
     found = completed(text, TABLE, "vote", options)
     assert found == whole
     assert parse(found, TABLE) == parse(whole, TABLE)
+
+
+def test_a_number_of_numpy_is_named_as_any_other():
+    """ucb(c=np.float64(0.2)) was another policy than ucb(c=0.2)."""
+    assert POLICIES["ucb"](c=np.float64(0.2)) is POLICIES["ucb"](c=0.2)
+    assert POLICIES["ucb"](c=np.float32(0.5)).name == "ucb(c=0.5)"
