@@ -105,9 +105,10 @@ def run(
     Args:
       task: queries and their references, which grade the run in the end.
       sampler: what answers.
-      method: strategy, policy, vote and schedule.
+      method: strategy, policy, vote and schedule. The first three need names:
+        a directory tells by them alone whether a run goes on as it began.
       budget: caps for all queries together.
-      workdir: of this run alone.
+      workdir: a local directory, of this run alone.
       seed: of the policy and the chains; the sampler has a seed of its own.
       origin: what config.json says; by default what the arguments say.
       processes: that generate it together, each called with its own; the

@@ -85,6 +85,11 @@ class Engine:
         Raises:
             ValueError: a value outside its range.
         """
+        if not isinstance(model, Model):
+            raise ValueError(
+                f"the model is {shown(model)}: expected a Model, such as "
+                'load_model("reasoner")'
+            )
         self._mesh = mesh.of(model.params)
         data = mesh.data_size(self._mesh)
         if slots_per_group is None:
@@ -100,8 +105,8 @@ class Engine:
                 raise ValueError(
                     f"{name} must be a whole number from 1 on, got {value}"
                 )
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2**32), got {seed!r}")
         if slots and slots % (data * slots_per_group):
             times = f" x data ({data}) of the mesh" if data > 1 else ""
             raise ValueError(

@@ -9,6 +9,7 @@ is parsed and never evaluated.
 import ast
 import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -31,7 +32,20 @@ def named(factory: Callable[P, Value]) -> Callable[P, Value]:
 
     @functools.lru_cache(typed=True)
     def cached(*args: Any, **kwargs: Any) -> Value:
-        bound = inspect.signature(factory).bind(*args, **kwargs).arguments
+        signature = inspect.signature(factory)
+        try:
+            bound = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{factory.__name__}: {error}") from None
+        for name, value in bound.items():
+            kind = signature.parameters[name].annotation
+            # the factory itself says whether it takes inf
+            endless = type(value) is float and not math.isfinite(value)
+            if not endless and not _fits(value, kind):
+                raise ValueError(
+                    f"{factory.__name__}: {name}={value!r} is not "
+                    f"{inspect.formatannotation(kind)}"
+                )
         given = ", ".join(f"{name}={value!r}" for name, value in bound.items())
         name = factory.__name__ + (f"({given})" if given else "")
         return factory(*args, **kwargs)._replace(name=name)

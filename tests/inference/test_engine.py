@@ -546,11 +546,13 @@ def test_nothing_is_compiled_after_the_first_call(model):
         ({"top_p": 0}, "top_p must lie in"),
         ({"seed": -1}, "seed must lie in"),
         ({"seed": 2**32}, "seed must lie in"),
+        ({"seed": 1.5}, "seed must lie in .* got 1.5"),
+        ({"model": "reasoner"}, "the model is 'reasoner': expected a Model"),
     ],
 )
 def test_settings_outside_their_range_are_refused(model, setting, message):
     with pytest.raises(ValueError, match=message):
-        Engine(model, **{**SHAPE, **setting})
+        Engine(**{"model": model, **SHAPE, **setting})
 
 
 def test_one_text_is_no_list_of_prompts(model):

@@ -117,3 +117,17 @@ def test_a_number_of_numpy_is_named_as_any_other():
     """ucb(c=np.float64(0.2)) was another policy than ucb(c=0.2)."""
     assert POLICIES["ucb"](c=np.float64(0.2)) is POLICIES["ucb"](c=0.2)
     assert POLICIES["ucb"](c=np.float32(0.5)).name == "ucb(c=0.5)"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("ucb", {"c": "x"}, "ucb: c='x' is not float"),
+        ("esc", {"window": 2.5}, "esc: window=2.5 is not int"),
+        ("ucb", {"d": 1}, "ucb: got an unexpected keyword argument 'd'"),
+    ],
+)
+def test_python_hears_what_is_wrong_too(name, given, message):
+    """As a flag does; it was a TypeError of a comparison."""
+    with pytest.raises((ValueError, TypeError), match=message):
+        POLICIES[name](**given)
