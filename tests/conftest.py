@@ -38,42 +38,50 @@ CHATML = (
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-# Files that run whole commands, real weights or eight devices: `make test`
-# leaves them to `make test-all`.
+# What runs whole commands, real weights, eight devices or many compilations:
+# `make test` leaves it to `make test-all`. The parts of names of tests.
 SLOW = (
-    "test_documents",
-    "test_smollm2",
-    "test_examples",
-    "test_speed",
+    "tests/test_documents",
+    "tests/test_smollm2",
+    "tests/test_examples",
+    "tests/test_reasoner",
+    "tests/test_gemma3",
+    "tests/test_wheel",
+    "benchmarks/test_speed",
     "launch/test_run",
     "launch/test_train",
     "launch/test_compare",
+    "launch/test_replay",
     "launch/test_report",
+    "launch/test_plan",
     "experiments/test_processes",
     "experiments/test_run_lockstep",
     "experiments/test_remote",
     "experiments/test_report_page",
+    "experiments/test_replay.py::test_policies_without_names",
     "inference/test_mesh",
     "inference/test_width",
     "inference/test_lockstep",
-    "test_reasoner",
-    "test_gemma3",
-    "test_wheel",
+    "inference/test_workers",
+    "inference/test_memory",
+    "test_decode.py::test_sampled_tokens_have_their_plain_probabilities",
+    "test_plan.py::test_a_mesh_of_eight_devices",
+    "models/test_quantization",
+    "test_parameters.py::test_a_training_loop_of_ones_own",
+    "test_transformer.py::test_steps_through_the_grouped_cache",
+    "test_families.py::test_every_parameter_learns",
+    "test_export.py::test_the_command",
+    "analysis/test_replay.py::test_chunks_change_nothing",
+    "analysis/test_replay.py::test_a_bank_with_one_answer_for_all",
 )
 
 
 def pytest_collection_modifyitems(items):
-    """Marks slow files, and puts them first: no process ends alone with one."""
-    slow = {
-        item: any(
-            str(item.path.with_suffix("")).endswith(f"/{name}") for name in SLOW
-        )
-        for item in items
-    }
+    """Marks slow tests, and puts them first: no process ends alone with one."""
     for item in items:
-        if slow[item]:
+        if any(part in item.nodeid for part in SLOW):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: not slow[item])
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -215,7 +215,10 @@ def _run(
                 Metrics(workdir, budget, processes.number, draw, len(queries))
             )
         )
-        timer = Timer(budget.seconds, metrics.before)
+        # a cap that one process reached earlier is reached for all
+        own = dumps(metrics.before)
+        before = max(map(float, processes.exchange(own, nothing)))
+        timer = Timer(budget.seconds, before)
         reading = functools.partial(
             with_answers, kind=task.kind, thinking=sampler.thinking
         )

@@ -101,7 +101,6 @@ def open_log(
             cached = lambda sample_fn: recorded(sample_fn, single)
             yield Opened(cached, single.round, clock)
         return
-    before = held(workdir, processes, name)
     latest, now = 0.0, 0.0  # the time of who is furthest
 
     def exchange(
@@ -119,11 +118,12 @@ def open_log(
         now = latest  # no sooner: all take the whole round, or none
 
     with contextlib.ExitStack() as stack:
+        whole = None
+        if not processes.number:  # before another, which waits, has samples
+            whole = stack.enter_context(log(workdir / name))
+        before = held(workdir, processes, name)
         home = workdir / f"process-{processes.number}" / name
         share = stack.enter_context(log(home))
-        whole = None
-        if not processes.number:
-            whole = stack.enter_context(log(workdir / name))
 
         def cached(sample_fn: SampleFn) -> SampleFn:
             among = processes._replace(exchange=exchange)
