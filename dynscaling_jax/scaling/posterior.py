@@ -43,8 +43,6 @@ def posterior_gain(
     """
     above("leader", leader, 0)
     above("rival", rival, 0)
-    if cost not in ("samples", "tokens"):
-        raise ValueError(f"cost={cost!r}: expected samples or tokens.")
 
     def score(candidates: Candidates, virtual: jax.Array) -> jax.Array:
         count_Q = candidates.count_Q

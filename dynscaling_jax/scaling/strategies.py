@@ -88,10 +88,6 @@ def integrated(
     other options are those of chains.Chain.
     """
     _at_least("integrated", 1, explore=explore)
-    if schedule not in ("explore", "alternate"):
-        raise ValueError(
-            f"integrated: schedule={schedule!r} is not explore or alternate"
-        )
     chain = Chain(k, which, order, content, layout, tail, corrupted).checked()
 
     def plan(

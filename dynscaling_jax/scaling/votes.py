@@ -45,10 +45,6 @@ def majority(over: Literal["all", "integrated", "weighted"] = "all") -> Vote:
         return Vote(_over_queries(lambda answer, _: jnp.ones(answer.shape)))
     if over == "weighted":
         return Vote(_over_queries(lambda _, parents: 1 + parents), "parents")
-    if over != "integrated":
-        raise ValueError(
-            f"majority: over={over!r} is not all, integrated or weighted"
-        )
 
     def integrated(answer_N: jax.Array, parents_N: jax.Array) -> jax.Array:
         chained_N = (answer_N >= 0) & (parents_N > 0)
@@ -100,11 +96,6 @@ def deepconf(
     tail, over the bottom tenth of windows, or of the lowest window. Of the n
     readable samples only the ceil(top_share n) most confident are heard.
     """
-    measures = ("confidence", "tail", "bottom", "lowest")
-    if measure not in measures:
-        raise ValueError(
-            f"deepconf: measure={measure!r} is not one of {measures}"
-        )
     if not 0 < top_share <= 1:
         raise ValueError(
             f"deepconf: top_share={top_share!r} is not above 0 and up to 1"

@@ -148,7 +148,7 @@ def test_cost_in_tokens_prefers_the_cheap_of_equals():
     assert mean_Q.tolist() == pytest.approx(
         [(200 + 4550) / 3, (18000 + 4550) / 3], rel=1e-6
     )
-    with pytest.raises(ValueError, match="samples or tokens"):
+    with pytest.raises(ValueError, match="is not Literal.'samples', 'tokens'."):
         posterior_gain(cost="money")  # pyright: ignore
 
 
