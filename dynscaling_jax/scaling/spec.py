@@ -40,12 +40,8 @@ def named(factory: Callable[P, Value]) -> Callable[P, Value]:
         for name, value in bound.items():
             kind = signature.parameters[name].annotation
             # the factory itself says whether it takes inf
-            endless = type(value) is float and not math.isfinite(value)
-            if not endless and not _fits(value, kind):
-                raise ValueError(
-                    f"{factory.__name__}: {name}={value!r} is not "
-                    f"{inspect.formatannotation(kind)}"
-                )
+            if type(value) is not float or math.isfinite(value):
+                _check_kind(factory.__name__, name, value, kind)
         given = ", ".join(f"{name}={value!r}" for name, value in bound.items())
         name = factory.__name__ + (f"({given})" if given else "")
         return factory(*args, **kwargs)._replace(name=name)
@@ -92,11 +88,7 @@ def parse(
                 f"allowed: {listed}"
             )
         kind = parameters[argument].annotation
-        if not _fits(value, kind):
-            raise ValueError(
-                f"{what} {name!r}: {argument}={value!r} is not "
-                f"{inspect.formatannotation(kind)}"
-            )
+        _check_kind(f"{what} {name!r}", argument, value, kind)
     for argument, parameter in parameters.items():
         if argument not in given and parameter.default is parameter.empty:
             raise ValueError(f"{what} {name!r} needs {argument}=...")
@@ -171,6 +163,13 @@ def _value(node: ast.expr) -> Any:
     if not isinstance(value, (int, float, str, bool, type(None))):
         raise ValueError(f"{type(value).__name__} is no value of an argument")
     return value
+
+
+def _check_kind(whose: str, name: str, value: Any, kind: Any) -> None:
+    if not _fits(value, kind):
+        raise ValueError(
+            f"{whose}: {name}={value!r} is not {inspect.formatannotation(kind)}"
+        )
 
 
 def _fits(value: Any, kind: Any) -> bool:
