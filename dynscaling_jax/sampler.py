@@ -1,7 +1,7 @@
 """Samplers made of functions, and middleware for samplers."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dynscaling_jax.lines import shown
 from dynscaling_jax.thinking import Thinking
@@ -9,6 +9,7 @@ from dynscaling_jax.types import (
     Budget,
     Message,
     Reader,
+    Sample,
     SampleFn,
     Sampler,
     count_words,
@@ -47,6 +48,21 @@ def tap(sampler: Sampler, *middleware: Middleware) -> FunctionSampler:
         sampler.thinking,
         sampler.name,
     )
+
+
+def each(observe: Callable[[Sample], object]) -> Middleware:
+    """Calls observe with each sample as it comes.
+
+    Work begins with the call, as that of the sampler does, and not with the
+    first sample that is taken.
+    """
+
+    def observed(samples: Iterator[Sample]) -> Iterator[Sample]:
+        for sample in samples:
+            observe(sample)
+            yield sample
+
+    return lambda sample: lambda requests: observed(sample(requests))
 
 
 def check(sampler: Sampler) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dynscaling_jax import lines
+from dynscaling_jax.sampler import each
 from dynscaling_jax.scaling.loop import Round, amounts
 from dynscaling_jax.types import Budget, Ledger, Request, Sample, SampleFn
 
@@ -155,15 +156,13 @@ class Metrics:
     def metered(self, sample_fn: SampleFn) -> SampleFn:
         """Counts what is generated now."""
 
-        def metering(samples: Iterator[Sample]) -> Iterator[Sample]:
-            for sample in samples:
-                self._last = time.monotonic()
-                self._samples += 1
-                self._tokens += sample.new_tokens
-                self._tick()
-                yield sample
+        def count(sample: Sample) -> None:
+            self._last = time.monotonic()
+            self._samples += 1
+            self._tokens += sample.new_tokens
+            self._tick()
 
-        return lambda requests: metering(sample_fn(requests))
+        return each(count)(sample_fn)
 
     def round(self, done: Round) -> None:
         """Notes at the end of a round how uncertain answers were before it."""

@@ -2,7 +2,7 @@
 
 import functools
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 from tqdm import tqdm
@@ -12,7 +12,7 @@ from dynscaling_jax import sampler as samplers
 from dynscaling_jax.experiments.environment import use_compilation_cache
 from dynscaling_jax.experiments.log import sound
 from dynscaling_jax.lines import shown
-from dynscaling_jax.sampler import Middleware, tap
+from dynscaling_jax.sampler import each, tap
 from dynscaling_jax.scaling.loop import (
     Result,
     Round,
@@ -27,9 +27,6 @@ from dynscaling_jax.types import (
     Message,
     Method,
     Query,
-    Request,
-    Sample,
-    SampleFn,
     Sampler,
 )
 
@@ -84,7 +81,7 @@ def scale(
     with Comparer() as compare, bar:
         return run_rounds(
             queries,
-            tap(sampler, sound, reading, with_progress(bar.update)),
+            tap(sampler, sound, reading, each(lambda _: bar.update())),
             method,
             budget,
             key,
@@ -113,20 +110,6 @@ def same_answer(
         return lambda a, b: outcome(a, b, kind) == "equal"
 
     return of_query
-
-
-def with_progress(update: Callable[[], object]) -> Middleware:
-    """Calls update at each sample."""
-
-    def wrap(sample: SampleFn) -> SampleFn:
-        def answer(requests: Sequence[Request]) -> Iterator[Sample]:
-            for one in sample(requests):
-                update()
-                yield one
-
-        return answer
-
-    return wrap
 
 
 def _queries(questions: Sequence[str | Query]) -> list[Query]:

@@ -152,7 +152,7 @@ def pets() -> Policy:
 
 @named
 def uab() -> Policy:
-    """Scores by p (1 - p)^n, the chance that the next success is the first.
+    """Scores by p (1 - p)^n: the next sample is the first success.
 
     p is the geometric mean probability of a token, exp of the mean
     log-probability of the readable samples so far (1/2 before there are

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynscaling_jax.lines import shown
-from dynscaling_jax.sampler import reader_of, tap
+from dynscaling_jax.sampler import each, reader_of, tap
 from dynscaling_jax.scaling.strategies import unseen
 from dynscaling_jax.scaling.table import Table
 from dynscaling_jax.scaling.uncertainty import measure_by_name
@@ -34,7 +34,6 @@ from dynscaling_jax.types import (
     Query,
     Request,
     Sample,
-    SampleFn,
     Sampler,
     Schedule,
     Strategy,
@@ -530,18 +529,11 @@ def _vote(
 ) -> tuple[tuple[str | None, ...], Ledger]:
     """Returns the answers, and what it cost to decide on them."""
     spent: list[Sample] = []
-
-    def metered(sample: SampleFn) -> SampleFn:
-        def answer(requests: Sequence[Request]) -> Iterator[Sample]:
-            for one in sample(requests):
-                spent.append(one)
-                yield one
-
-        return answer
-
     weight = vote.reads
     if vote.weigh is not None:
-        weight = vote.weigh(queries, table.samples, tap(sampler, metered))
+        weight = vote.weigh(
+            queries, table.samples, tap(sampler, each(spent.append))
+        )
         if [*map(len, weight)] != [*map(len, table.samples)]:
             raise ValueError(
                 f"the vote weighs {[*map(len, weight)]} samples of the "

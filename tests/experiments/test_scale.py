@@ -201,3 +201,25 @@ def test_a_method_of_ones_own():
     replies = {FRUIT: ["It is 8.", "It is 7."]}
     result = ds.scale([FRUIT], sampler(replies), method)
     assert result.answers == ("8",)
+
+
+def test_a_stale_round_begins_before_the_one_before_it_is_taken():
+    """The progress bar held a request back until its first sample was taken,
+    so that the sampler idled at the end of each round."""
+    events = []
+
+    def sample(requests):
+        events.append("asked")
+        return map(answer, requests)
+
+    def answer(r):
+        events.append("taken")
+        return ds.Sample(
+            r.query.id, r.index, r.round, (), "It is 7.", None, "stop",
+            9, 0, 1, 0.0,
+        )  # fmt: skip
+
+    method = ds.methods.dynamic_only()._replace(schedule=ds.Schedule(stale=1))
+    budget = ds.Budget(samples=3)
+    ds.scale([FRUIT], ds.FunctionSampler(sample), method, budget)
+    assert events == ["asked", "taken", "asked", "asked", "taken", "taken"]
