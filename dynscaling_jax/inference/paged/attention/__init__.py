@@ -34,9 +34,7 @@ class Backend(NamedTuple):
     """(config, layout, dtype of the model) -> the cache of one layer, as
     ((shape, dtype, axes of the mesh), ...): page dimensions first, along
     DATA; key heads along MODEL."""
-    view: Callable[
-        [Layout, Sequence[Sequence[int]], Sequence[int]], Any
-    ]
+    view: Callable[[Layout, Sequence[Sequence[int]], Sequence[int]], Any]
     """(layout, tables, shared) of a Turn -> NumPy arrays of few shapes, which
     decode gets. Lengths are bucketed, so that shapes repeat."""
     decode: Callable[..., tuple[SoftmaxState, Any]]
