@@ -38,7 +38,9 @@ DEVICE = flags.DEFINE_list(
     "H100x8 is eight).",
 )
 PROMPT = flags.DEFINE_integer("prompt", 512, "Tokens of a prompt.")
-NEW = flags.DEFINE_integer("new", 1000, "Completion tokens of a sample, at most.")
+NEW = flags.DEFINE_integer(
+    "new", 1000, "Completion tokens of a sample, at most."
+)
 LIVE = flags.DEFINE_integer(
     "live",
     0,

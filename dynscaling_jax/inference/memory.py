@@ -179,11 +179,14 @@ def paged(
             slots, pages, PagedMemory(weights, pages * page, logits, work)
         )
 
-    pages = bisect.bisect_right(
-        range(most * least + 1),
-        available,
-        key=lambda pages: held(pages).memory.total,
-    ) - 1
+    pages = (
+        bisect.bisect_right(
+            range(most * least + 1),
+            available,
+            key=lambda pages: held(pages).memory.total,
+        )
+        - 1
+    )
     if pages < least:
         takes = held(least).memory
         parts = ", ".join(f"{k} {v:.2e}" for k, v in takes._asdict().items())

@@ -427,9 +427,7 @@ def prefill_rate(
         + flops.attention_flops(part, 0, prompt)
     )
     ends = [*range(memory.PREFILL, prompt, memory.PREFILL), prompt]
-    moved = sum(
-        read + live_bytes(part, end, BFLOAT16, keys) for end in ends
-    )
+    moved = sum(read + live_bytes(part, end, BFLOAT16, keys) for end in ends)
     return _rate(chip, copies * prompt, moved, operations)
 
 
