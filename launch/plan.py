@@ -1,8 +1,12 @@
 r"""What a device would hold and how fast it would decode, as predicted.
 
-    python -m launch.plan --shape=qwen2.5-7b --device=v5e-8
-    python -m launch.plan --shape=DIR,llama-3.1-70b --device=v5e-8,H100x8 \
-        --quantize=int8 --prompt=2000 --new=4000
+    python -m launch.plan --shape=qwen3-8b --device=v5e-8
+    python -m launch.plan --shape=DIR,gpt-oss-20b --device=v5e-8,H100 \
+        --prompt=300 --new=32768 --live=10000 --keys=int8
+
+--live is what decides how many samples fit: the mean number of tokens of a
+slot while it samples, prompt included, which is E[L^2] / 2 E[L] of samples of
+L tokens. Without it samples are taken as half done.
 
 A shape is a name or a directory with a config.json, which need hold no
 weights. The figures come from what makers publish of their chips, by the
@@ -19,12 +23,13 @@ from launch.arguments import Command, quiet, start
 COMMAND = Command(
     "launch.plan",
     ("shape", "device"),
-    "python -m launch.plan --shape=qwen2.5-7b --device=v5e-8",
+    "python -m launch.plan --shape=qwen3-8b --device=v5e-8",
 )
 SHAPE = flags.DEFINE_list(
     "shape",
     None,
-    "qwen2.5-7b, qwen2.5-32b, llama-3.1-70b, or directories with config.json.",
+    "qwen3-8b, qwen3-30b-a3b, gpt-oss-20b, llama-3.1-8b, llama-3.1-70b, "
+    "gemma-3-4b, qwen2.5-7b, qwen2.5-32b, or directories with config.json.",
 )
 DEVICE = flags.DEFINE_list(
     "device",
@@ -33,21 +38,29 @@ DEVICE = flags.DEFINE_list(
     "H100x8 is eight).",
 )
 PROMPT = flags.DEFINE_integer("prompt", 512, "Tokens of a prompt.")
-NEW = flags.DEFINE_integer("new", 1000, "Completion tokens of a sample.")
-PER = flags.DEFINE_integer(
-    "slots_per_group", 8, "Sequence slots that share a prompt."
+NEW = flags.DEFINE_integer(
+    "new", 1000, "Completion tokens of a sample, at most."
+)
+LIVE = flags.DEFINE_integer(
+    "live",
+    0,
+    "Tokens of a slot while it samples, on average, prompt included; 0 takes "
+    "samples as half done.",
 )
 QUANTIZE = flags.DEFINE_enum("quantize", "", ["", "int8"], "Of the weights.")
+KEYS = flags.DEFINE_enum("keys", "", ["", "int8"], "Of keys and values.")
 
 
 def main(_) -> None:
     quiet("jax")
     try:
         from dynscaling_jax.experiments import plan
+        from dynscaling_jax.inference.memory import Lengths
 
-        sizes = PROMPT.value or 0, NEW.value or 0, PER.value or 0
-        int8 = QUANTIZE.value == "int8"
-        print(plan.table(SHAPE.value or (), DEVICE.value or (), *sizes, int8))
+        lengths = Lengths(PROMPT.value or 0, NEW.value or 0, LIVE.value or 0)
+        int8, keys = QUANTIZE.value == "int8", KEYS.value or ""
+        shapes, devices = SHAPE.value or (), DEVICE.value or ()
+        print(plan.table(shapes, devices, lengths, int8, keys))
     except (ValueError, OSError) as error:
         sys.exit(f"launch.plan: {error}")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from dynscaling_jax.analysis.tables import markdown
 from dynscaling_jax.checkpoints.hf_checkpoint import read_config
 from dynscaling_jax.inference import plan
+from dynscaling_jax.inference.memory import Lengths
 from dynscaling_jax.models import ModelConfig
 
 HEAD = (
@@ -14,10 +15,8 @@ HEAD = (
     "processes",
     "mesh",
     "parameters",
-    "prefix keys",
-    "decode keys",
+    "pool",
     "working",
-    "groups",
     "slots",
     "decode tokens/s",
     "prefill tokens/s",
@@ -26,20 +25,19 @@ LEGEND = """\
 Predicted from published peaks; unmeasured, and real rates are lower.
 processes: one a host, each with --config.mesh=DATAxMODEL; in lockstep, where
 one such mesh is of the chips of all (--lockstep). parameters to working: GB of
-one chip; prefix keys with {kept:.0f} GB of kept prefixes a copy, working with
-logits. groups and slots: at a time on all chips. decode: all slots active,
-samples half done. decode and prefill: of all chips, in brackets what bounds
-them. Prompts of {prompt} tokens, {new} generated, {per} slots a group,
-bfloat16{int8}."""
+one chip; pool is of keys in pages, working with logits. slots: sampled at a
+time on all chips. decode: all slots active, weights and live keys read once a
+step. decode and prefill: of all chips, in brackets what bounds them. Prompts
+of {prompt} tokens, at most {new} generated, {mean:.0f} live tokens a slot
+({source}), bfloat16{int8}{keys}."""
 
 
 def table(
     shapes: Sequence[str],
     devices: Sequence[str],
-    prompt: int,
-    new: int,
-    slots_per_group: int,
+    lengths: Lengths,
     int8: bool,
+    keys: str = "",
 ) -> str:
     """Tabulates all shapes on all devices, as `inference.plan` predicts.
 
@@ -50,24 +48,24 @@ def table(
     """
     configs = {name: shape(name) for name in shapes}
     found = {name: plan.device(name) for name in devices}
-    sizes = prompt, new, slots_per_group
     rows, refused = [], []
     for name, config in configs.items():
         for where, device in found.items():
             try:
-                one = plan.propose(config, device, *sizes, int8)
+                one = plan.propose(config, device, lengths, int8, keys)
                 rows.append((name, where, *_cells(one)))
             except ValueError as error:
                 refused.append(f"{name} on {where}: {error}")
-                rows.append((name, where, "", "does not fit", *[""] * 8))
+                rows.append((name, where, "", "does not fit", *[""] * 6))
     if len(refused) == len(rows):
         raise ValueError(refused[0])
     legend = LEGEND.format(
-        kept=plan.KEPT / 1e9,
-        prompt=prompt,
-        new=new,
-        per=slots_per_group,
+        prompt=lengths.prompt,
+        new=lengths.new,
+        mean=lengths.mean,
+        source="--live" if lengths.live else "half done",
         int8=", weights in int8" * int8,
+        keys=f", keys in {keys}" if keys else "",
     )
     return f"{markdown(HEAD, rows)}\n\n{legend}"
 
@@ -91,15 +89,12 @@ def shape(name: str) -> ModelConfig:
 
 
 def _cells(found: plan.Plan) -> tuple[str, ...]:
-    rest = found.memory.total - sum(
-        (found.memory.weights, found.prefix_keys, found.decode_keys)
-    )
-    held = found.memory.weights, found.prefix_keys, found.decode_keys, rest
+    held = found.memory
+    parts = held.weights, held.pool, held.logits + held.working
     return (
         f"{found.processes}{' in lockstep' * found.lockstep}",
         f"{found.data}x{found.model}",
-        *(f"{part / 1e9:.2f}" for part in held),
-        f"{found.groups:,}",
+        *(f"{part / 1e9:.2f}" for part in parts),
         f"{found.slots:,}",
         *(
             f"{rate.tokens_per_second:,.0f} ({rate.bound})"

@@ -1,14 +1,25 @@
 """Device memory of decoding, predicted by formula before any of it is taken.
 
+Of groups, which one CPU decodes:
+
     weights   of the model
     prefixes  keys and values of prompts that are kept for reuse
     state     keys and values of G prompts and GR slots
     working   what the largest of the compiled functions needs for itself
 
+Of pages, which accelerators and meshes decode, on each device:
+
+    weights   of the model
+    pool      keys and values in pages, kept prompts among them
+    logits    behind prompts that slots begin from
+    working   as above
+
 `tests/inference/test_memory.py` holds state to the bytes of the arrays, working
-to what XLA says that it will take.
+to what XLA says that it will take; tests/aot does so with the compilers of
+accelerators.
 """
 
+import bisect
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,6 +31,9 @@ from dynscaling_jax.models.config import ModelConfig
 SHARE = 0.85  # of the device; the rest is XLA's own and gaps between arrays
 MOST_SLOTS = 1024
 FLOAT = 4  # bytes of what is computed in float32
+PAGE = 128  # W, positions of a page
+PREFILL = 512  # tokens of a prompt that are computed at a time
+KEYS_AT_ONCE = 1024  # that a chunk of prefill meets in one product, at most
 
 
 class Memory(NamedTuple):
@@ -77,17 +91,148 @@ def working(config: ModelConfig, size: Size) -> int:
 
     That is a layer's step, the head with sampling, or a layer's prefill.
     """
-    heads = config.num_attention_heads
-    q = heads * config.head_dim
-    kv = config.num_key_value_heads * config.head_dim
-    experts = config.num_experts_per_tok * config.moe_intermediate_size
-    inner = max(config.intermediate_size, experts)
-    features = 4 * config.hidden_size + 4 * q + 2 * kv + 3 * inner
+    heads, features = config.num_attention_heads, _features(config)
     keys = size.prefix + size.suffix
     step = size.slots * (features + 3 * heads * keys)
     head = 7 * size.slots * config.vocab_size
     prefill = size.prefix * (features + 3 * heads * size.prefix)
     return FLOAT * max(step, head, prefill)
+
+
+class PagedMemory(NamedTuple):
+    """Bytes of a device that decodes from pages."""
+
+    weights: int
+    pool: int
+    logits: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+class Lengths(NamedTuple):
+    """Tokens that a planner expects."""
+
+    prompt: int
+    new: int  # of a sample, at most
+    live: int = 0  # of a slot while it samples, on average, its prompt
+    # included; 0 takes samples as half done
+
+    @property
+    def longest(self) -> int:
+        """Of a sample with its prompt, at most."""
+        return self.prompt + self.new
+
+    @property
+    def mean(self) -> float:
+        """Of a slot while it samples."""
+        return min(self.live or self.prompt + self.new / 2, self.longest)
+
+
+class Pool(NamedTuple):
+    """What one part of a mesh's data axis has."""
+
+    slots: int
+    pages: int
+    memory: PagedMemory
+
+
+def paged(
+    config: ModelConfig,
+    itemsize: int,
+    weights: int,
+    available: float,
+    lengths: Lengths,
+    keys: str = "",
+    most: int = MOST_SLOTS,
+) -> Pool:
+    """Finds how many slots and pages the devices of one part hold.
+
+    A slot holds, on average, `lengths.mean` tokens and half of a page that is
+    not full yet. What a slot may come to is not reserved: where a pool runs
+    full, the youngest slot gives way.
+
+    Args:
+        config: what one device holds of the model's heads, as of mesh.share.
+        itemsize: bytes of a number of hidden states, and of keys.
+        weights: bytes of the parameters on one device.
+        available: bytes of one device that decoding may take.
+        lengths: of the work.
+        keys: int8, or empty for the model's own dtype.
+        most: slots.
+
+    Raises:
+        ValueError: not one sample fits; with what it would take.
+    """
+    page = PAGE * paged_token_bytes(config, itemsize, keys)
+    least = -(-lengths.longest // PAGE)
+
+    def held(pages: int) -> Pool:
+        each = lengths.mean + PAGE / 2
+        slots = min(most, max(1, int(pages * PAGE / each)))
+        logits = slots * config.vocab_size * FLOAT
+        work = paged_working(config, slots, pages)
+        return Pool(
+            slots, pages, PagedMemory(weights, pages * page, logits, work)
+        )
+
+    pages = (
+        bisect.bisect_right(
+            range(most * least + 1),
+            available,
+            key=lambda pages: held(pages).memory.total,
+        )
+        - 1
+    )
+    if pages < least:
+        takes = held(least).memory
+        parts = ", ".join(f"{k} {v:.2e}" for k, v in takes._asdict().items())
+        raise ValueError(
+            f"one sample of {lengths.longest} tokens takes {takes.total:.2e} "
+            f"bytes ({parts}); {available:.2e} are there. Take fewer "
+            "max_new_tokens, bfloat16, int8 or keys in int8"
+        )
+    # no slot can come to more; few slots of a small model need no large pool
+    return held(min(pages, held(pages).slots * least))
+
+
+def paged_token_bytes(
+    config: ModelConfig, itemsize: int, keys: str = ""
+) -> int:
+    """Counts the bytes of the keys and values of one token in all layers.
+
+    In int8 a key or value of a head has a float32 scale.
+    """
+    heads = 2 * config.num_hidden_layers * config.num_key_value_heads
+    if keys == "int8":
+        return heads * (config.head_dim + FLOAT)
+    return heads * config.head_dim * itemsize
+
+
+def paged_working(config: ModelConfig, slots: int, pages: int) -> int:
+    """Predicts the working memory of the greatest compiled function.
+
+    That is a step of all slots, which gives each page a state of its own, the
+    sampler, or a chunk of prefill.
+    """
+    heads, dim = config.num_attention_heads, config.head_dim
+    features = _features(config)
+    step = slots * features + pages * heads * (2 * dim + 3 * PAGE)
+    head = 7 * slots * config.vocab_size
+    prefill = PREFILL * (features + 3 * heads * KEYS_AT_ONCE)
+    return FLOAT * max(step, head, prefill)
+
+
+def _features(config: ModelConfig) -> int:
+    """Numbers that a layer computes of one token, attention aside."""
+    q = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+    experts = config.num_experts_per_tok * config.moe_intermediate_size
+    inner = max(config.intermediate_size, experts)
+    return 4 * config.hidden_size + 4 * q + 2 * kv + 3 * inner
 
 
 def most_groups(

@@ -15,14 +15,19 @@ import math
 import re
 from typing import NamedTuple
 
-from dynscaling_jax.inference import layout, memory
-from dynscaling_jax.inference.memory import Memory, Size
-from dynscaling_jax.models import flops
-from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.inference import memory
+from dynscaling_jax.inference.memory import Lengths, PagedMemory
+from dynscaling_jax.models import flops, sharding
+from dynscaling_jax.models.config import (
+    FULL,
+    SLIDING,
+    ModelConfig,
+    RopeScaling,
+)
 from dynscaling_jax.models.parameters import parameters
 
 BFLOAT16 = 2  # bytes
-KEPT = 2e9  # bytes of prefixes that an Engine keeps by default
+WIDER = 1.1  # how much faster a wider split must be predicted
 SPLIT = (  # over the chips that share one copy, as are experts
     "num_attention_heads",
     "num_key_value_heads",
@@ -108,22 +113,70 @@ def device(name: str) -> Device:
 _published = functools.partial(
     ModelConfig, head_dim=128, max_position_embeddings=131_072
 )
+_GEMMA_3 = ((*[SLIDING] * 5, FULL) * 6)[:34]
 SHAPES = {
-    # config.json of Qwen/Qwen2.5-7B, Qwen/Qwen2.5-32B, Llama-3.1-70B
+    # config.json of Qwen/Qwen2.5-7B and -32B, meta-llama/Llama-3.1-8B and
+    # -70B, Qwen/Qwen3-8B and -30B-A3B, openai/gpt-oss-20b, and
+    # google/gemma-3-4b-it, of which the text model
     "qwen2.5-7b": _published(
         "qwen2", vocab_size=152_064, hidden_size=3584, num_hidden_layers=28,
         num_attention_heads=28, num_key_value_heads=4,
-        intermediate_size=18_944, qkv_bias=True,
+        intermediate_size=18_944, qkv_bias=True, rms_norm_eps=1e-6,
+        rope_theta=1e6,
     ),
     "qwen2.5-32b": _published(
         "qwen2", vocab_size=152_064, hidden_size=5120, num_hidden_layers=64,
         num_attention_heads=40, num_key_value_heads=8,
-        intermediate_size=27_648, qkv_bias=True,
+        intermediate_size=27_648, qkv_bias=True, rope_theta=1e6,
+    ),
+    "qwen3-8b": _published(
+        "qwen3", vocab_size=151_936, hidden_size=4096, num_hidden_layers=36,
+        num_attention_heads=32, num_key_value_heads=8,
+        intermediate_size=12_288, max_position_embeddings=40_960,
+        qk_norm="head", rms_norm_eps=1e-6, rope_theta=1e6,
+    ),
+    "qwen3-30b-a3b": _published(
+        "qwen3_moe", vocab_size=151_936, hidden_size=2048,
+        num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4,
+        intermediate_size=6144, max_position_embeddings=40_960,
+        qk_norm="head", rms_norm_eps=1e-6, rope_theta=1e6, num_experts=128,
+        num_experts_per_tok=8, moe_intermediate_size=768, norm_topk_prob=True,
+    ),
+    "gpt-oss-20b": _published(
+        "gpt_oss", vocab_size=201_088, hidden_size=2880, num_hidden_layers=24,
+        num_attention_heads=64, num_key_value_heads=8, head_dim=64,
+        intermediate_size=2880, qkv_bias=True, o_bias=True, sinks=True,
+        sliding_window=128, layer_types=(SLIDING, FULL) * 12,
+        rope_theta=150_000.0,
+        rope_scaling=RopeScaling(
+            "yarn", 32.0, 1.0, 32.0, 4096,
+            attention_factor=0.1 * math.log(32) + 1, truncate=False,
+        ),
+        num_experts=32, num_experts_per_tok=4, moe_intermediate_size=2880,
+        norm_topk_prob=True, expert_bias=True, swiglu_limit=7.0,
+        swiglu_alpha=1.702,
+    ),
+    "llama-3.1-8b": _published(
+        "llama", vocab_size=128_256, hidden_size=4096, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8,
+        intermediate_size=14_336, rope_theta=500_000.0,
+        rope_scaling=RopeScaling("llama3", 8.0),
     ),
     "llama-3.1-70b": _published(
         "llama", vocab_size=128_256, hidden_size=8192, num_hidden_layers=80,
         num_attention_heads=64, num_key_value_heads=8,
-        intermediate_size=28_672,
+        intermediate_size=28_672, rope_theta=500_000.0,
+        rope_scaling=RopeScaling("llama3", 8.0),
+    ),
+    "gemma-3-4b": _published(
+        "gemma3_text", vocab_size=262_208, hidden_size=2560,
+        num_hidden_layers=34, num_attention_heads=8, num_key_value_heads=4,
+        head_dim=256, intermediate_size=10_240, tie_word_embeddings=True,
+        rms_norm_eps=1e-6, qk_norm="head", post_norm=True, norm_offset=1.0,
+        hidden_act="gelu_pytorch_tanh", embed_scale=2560**0.5,
+        query_pre_attn_scalar=256, sliding_window=1024, layer_types=_GEMMA_3,
+        rope_theta=1e6, rope_local_base_freq=10_000.0,
+        rope_scaling=RopeScaling("linear", 8.0),
     ),
 }  # fmt: skip
 
@@ -142,44 +195,69 @@ class Plan(NamedTuple):
     lockstep: bool  # whether they share one mesh
     data: int  # of each mesh
     model: int
-    groups: int  # over all processes
     slots: int  # over all processes
-    memory: Memory  # bytes
-    prefix_keys: int  # bytes: of the groups and of the kept prefixes
-    decode_keys: int  # bytes
+    pages: int  # of one part of a mesh's data axis
+    memory: PagedMemory  # bytes
     decode: Rate  # when all slots are active
     prefill: Rate
 
 
-def parameter_bytes(config: ModelConfig, int8: bool = False) -> int:
+def parameter_bytes(
+    config: ModelConfig, int8: bool = False, parts: int = 1
+) -> int:
     """Counts the bytes of all parameters in bfloat16 or int8.
 
     With int8, matrices are int8 and have a float32 scale for each of their
     rows, as models.quantization makes them.
+
+    Args:
+        config: of the model.
+        int8: whether matrices are.
+        parts: chips that share one copy; what one of them holds is counted.
     """
-    total = 0
+    along, total = sharding.mesh_axes(config, parts), 0
     for parameter in parameters(config).values():
-        count = math.prod(parameter.shape)
+        shape = [
+            size // parts if along[axis] and size % parts == 0 else size
+            for size, axis in zip(parameter.shape, parameter.axes, strict=True)
+        ]
         if int8 and parameter.quantised:
-            total += count + memory.FLOAT * math.prod(parameter.shape[:-1])
+            total += math.prod(shape) + memory.FLOAT * math.prod(shape[:-1])
         else:
-            total += count * BFLOAT16
+            total += math.prod(shape) * BFLOAT16
     return total
 
 
-def read_bytes(config: ModelConfig, int8: bool = False) -> int:
+def read_bytes(config: ModelConfig, int8: bool = False, parts: int = 1) -> int:
     """Counts the bytes of the parameters that a step reads.
 
     Of a table of embeddings that is not the head as well it takes single
-    rows, which are not counted; of a mixture all experts are.
+    rows, which are not counted; of a mixture all experts are. Arguments are
+    those of parameter_bytes.
     """
-    return parameter_bytes(
-        dataclasses.replace(config, tie_word_embeddings=True), int8
+    tied = dataclasses.replace(config, tie_word_embeddings=True)
+    return parameter_bytes(tied, int8, parts)
+
+
+def live_bytes(
+    config: ModelConfig, tokens: float, itemsize: int, keys: str = ""
+) -> float:
+    """Counts the bytes of keys and values that a step reads of a slot.
+
+    A layer with a window reads no more tokens than that shows, though pages
+    hold all.
+    """
+    layers = config.num_hidden_layers
+    seen = sum(
+        min(tokens, config.kind(layer).window or tokens)
+        for layer in range(layers)
     )
+    each = memory.paged_token_bytes(config, itemsize, keys) / layers
+    return seen * each
 
 
 def shard(config: ModelConfig, model: int) -> ModelConfig:
-    """Returns what one of so many chips holds and computes.
+    """Returns what one of so many chips computes.
 
     It has its part of heads, feed-forward and vocabulary, and all norms.
 
@@ -199,139 +277,157 @@ def shard(config: ModelConfig, model: int) -> ModelConfig:
 def propose(
     config: ModelConfig,
     on: Device,
-    prompt: int,
-    new: int,
-    per_group: int,
+    lengths: Lengths,
     int8: bool = False,
+    keys: str = "",
 ) -> Plan:
     """Proposes a mesh, and predicts what it would do.
 
-    What chips send one another is not in the formulas, so the parameters are
-    split over as few of a host's as leave half of the memory to keys; where
-    none do, over as few as hold one group; where a host does not, likewise
-    over those of several.
+    A split over more chips reads the parameters once for more slots, and
+    leaves more memory to keys. Yet what chips send one another is not in the
+    formulas, so a wider split of a host must be predicted WIDER times as fast
+    as a narrower one. Where a host holds no sample, the chips of several
+    share one copy, as few as hold one.
 
     Args:
         config: of the model.
         on: the device.
-        prompt: tokens of a prompt.
-        new: completion tokens of a sample.
-        per_group: slots of a group.
+        lengths: of prompts and samples.
         int8: the weights, as of load_model(quantize="int8").
+        keys: int8, or empty for bfloat16.
 
     Raises:
-        ValueError: no mesh of this device holds one group, with what the
+        ValueError: no mesh of this device holds one sample, with what the
             widest split would take; or lengths past the model's context.
     """
     context = config.max_position_embeddings
-    if min(prompt, new, per_group) < 1 or prompt + new > context:
+    prompt, new, live = lengths
+    if min(prompt, new) < 1 or lengths.longest > context:
         raise ValueError(
-            f"a prompt of {prompt} tokens, {new} new ones and {per_group} "
-            "slots a group: each must be at least 1, and the tokens at most "
-            f"the context, {context}"
+            f"a prompt of {prompt} tokens and {new} new ones: each must be at "
+            f"least 1, and both together at most the context, {context}"
         )
-    half = on.chip.available / 2
+    if live and not prompt <= live <= lengths.longest:
+        raise ValueError(
+            f"{live} live tokens: expected from {prompt}, the prompt, to "
+            f"{lengths.longest}, the prompt with all new ones"
+        )
 
     def splits(chips: int, more_than: int) -> list[int]:
-        even = [
+        return [
             model
             for model in range(more_than + 1, chips + 1)
             if chips % model == 0 and _divides(model, config)
         ]
-        fits = lambda m: parameter_bytes(shard(config, m), int8) <= half
-        return [*filter(fits, even)] or even
 
-    *narrower, widest = *splits(on.host, 0), *splits(on.chips, on.host)
+    best = None
+    for model in splits(on.host, 0):
+        with contextlib.suppress(ValueError):  # it holds no sample
+            found = plan(config, on, model, lengths, int8, keys)
+            if best is None or _faster(found, best):
+                best = found
+    if best:
+        return best
+    *narrower, widest = splits(on.host, 0) + splits(on.chips, on.host)
     for model in narrower:
-        with contextlib.suppress(ValueError):  # it holds no group
-            return plan(config, on, model, prompt, new, per_group, int8)
-    return plan(config, on, widest, prompt, new, per_group, int8)
+        with contextlib.suppress(ValueError):
+            return plan(config, on, model, lengths, int8, keys)
+    return plan(config, on, widest, lengths, int8, keys)
 
 
 def plan(
     config: ModelConfig,
     on: Device,
     model: int,
-    prompt: int,
-    new: int,
-    per_group: int,
+    lengths: Lengths,
     int8: bool = False,
+    keys: str = "",
 ) -> Plan:
     """Predicts what a mesh with parameters over `model` chips would do.
 
     Other arguments are those of propose.
 
     Raises:
-        ValueError: it does not hold one group, or cannot be split so.
+        ValueError: it does not hold one sample, or cannot be split so.
     """
     part = shard(config, model)
     # inference.memory counts logits of the whole vocabulary on each chip
     held = dataclasses.replace(part, vocab_size=config.vocab_size)
     copies = on.chips // model
-    weights = parameter_bytes(part, int8)
-    bucket, suffix = layout.power_bucket(prompt), layout.suffix_bucket(new)
-    kept = int(KEPT) // model
-
-    def predict(groups: int) -> Memory:
-        size = Size(groups, per_group, bucket, suffix)
-        return memory.predicted(held, size, weights, BFLOAT16, kept)
-
-    groups = memory.most_groups(per_group, on.chip.available, predict)
-    token = memory.token_bytes(part, BFLOAT16)
-    decode_keys = groups * per_group * suffix * token
+    weights = parameter_bytes(config, int8, model)
+    pool = memory.paged(
+        held, BFLOAT16, weights, on.chip.available, lengths, keys
+    )
     lockstep = model > on.host
-    size = Size(groups, per_group, bucket, new)
+    read = read_bytes(config, int8, model)
     return Plan(
         on.chips // on.host,
         lockstep,
         (on.chips if lockstep else on.host) // model,
         model,
-        copies * groups,
-        copies * size.slots,
-        predict(groups),
-        groups * bucket * token + kept,
-        decode_keys + decode_keys // 2,  # it doubles, as in inference.memory
-        decode_rate(part, on.chip, copies, size, int8),
-        prefill_rate(part, on.chip, copies, bucket, int8),
+        copies * pool.slots,
+        pool.pages,
+        pool.memory,
+        decode_rate(
+            part, on.chip, copies, pool.slots, lengths.mean, read, keys
+        ),
+        prefill_rate(part, on.chip, copies, lengths.prompt, read, keys),
     )
 
 
 def decode_rate(
-    part: ModelConfig, chip: Chip, copies: int, size: Size, int8: bool = False
+    part: ModelConfig,
+    chip: Chip,
+    copies: int,
+    slots: int,
+    live: float,
+    read: int,
+    keys: str = "",
 ) -> Rate:
-    """Predicts decoding with all slots active and samples half done.
+    """Predicts decoding with all slots active.
 
-    A step takes the longer of reading all bytes once and doing all operations.
-    part is what one chip holds of the model; size is of one copy, and its
-    suffix the tokens that a sample has at its end.
+    A step takes the longer of reading parameters and live keys once and doing
+    all operations.
+
+    Args:
+        part: what one chip computes of the model.
+        chip: its peaks.
+        copies: of the model.
+        slots: of one copy.
+        live: tokens of a slot, on average.
+        read: bytes of the parameters that one chip reads.
+        keys: int8, or empty for bfloat16.
     """
-    middle = size.suffix // 2
-    keys = size.groups * size.prefix + size.slots * middle
-    token = memory.token_bytes(part, BFLOAT16)
-    seen = size.prefix + middle
-    operations = size.slots * (
+    seen = max(int(live), 1)
+    operations = slots * (
         flops.linear_flops(part)
         + flops.head_flops(part)
         + flops.attention_flops(part, seen - 1, seen)
     )
-    moved = read_bytes(part, int8) + keys * token
-    return _rate(chip, copies * size.slots, moved, operations)
+    moved = read + slots * live_bytes(part, live, BFLOAT16, keys)
+    return _rate(chip, copies * slots, moved, operations)
 
 
 def prefill_rate(
-    part: ModelConfig, chip: Chip, copies: int, prompt: int, int8: bool = False
+    part: ModelConfig,
+    chip: Chip,
+    copies: int,
+    prompt: int,
+    read: int,
+    keys: str = "",
 ) -> Rate:
     """Predicts prefill of prompts, one after the other in each copy.
 
-    A prompt has so many tokens, padding included.
+    Each is computed in chunks, which read the parameters and the keys before
+    them. Arguments are those of decode_rate.
     """
-    token = memory.token_bytes(part, BFLOAT16)
     operations = (
         prompt * flops.linear_flops(part)
         + flops.head_flops(part)
         + flops.attention_flops(part, 0, prompt)
     )
-    moved = read_bytes(part, int8) + prompt * token
+    ends = [*range(memory.PREFILL, prompt, memory.PREFILL), prompt]
+    moved = sum(read + live_bytes(part, end, BFLOAT16, keys) for end in ends)
     return _rate(chip, copies * prompt, moved, operations)
 
 
@@ -340,6 +436,11 @@ def _rate(chip: Chip, tokens: int, moved: float, operations: float) -> Rate:
     reading, computing = moved / chip.bandwidth, operations / chip.peak
     bound = "bytes" if reading >= computing else "operations"
     return Rate(tokens / max(reading, computing), bound)
+
+
+def _faster(one: Plan, other: Plan) -> bool:
+    rates = (found.decode.tokens_per_second for found in (one, other))
+    return next(rates) >= WIDER * next(rates)
 
 
 def _divides(model: int, config: ModelConfig) -> bool:

@@ -1,5 +1,5 @@
 """What test_plan.py runs in a process of its own, with eight devices: what a
-mesh holds, and how many slots an engine takes, beside what was planned."""
+mesh holds, beside what was planned."""
 
 import json
 
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynscaling_jax.checkpoints import Model, export
-from dynscaling_jax.inference import Engine, memory, mesh, plan
+from dynscaling_jax.inference import memory, mesh, plan
 from dynscaling_jax.models import quantization, sharding
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.parameters import parameters
@@ -26,7 +26,7 @@ CONFIG = ModelConfig(
     qkv_bias=True,
 )
 CHIP = plan.Chip(2.5e9, 1e9, 1e9)
-NEW, PROMPT, PER = 100, 128, 8
+NEW, PROMPT = 100, 128
 
 
 def spread(text: str, int8: bool) -> Model:
@@ -45,21 +45,15 @@ def spread(text: str, int8: bool) -> Model:
 
 def compared(text: str, int8: bool) -> dict:
     model = spread(text, int8)
-    memory.available = lambda: CHIP.available
-    Model.eos_ids = ()
-    engine = Engine(model, slots=None, slots_per_group=PER, max_new_tokens=NEW)
     found = plan.plan(
         CONFIG,
         plan.Device(CHIP, 8, 8),
         int(text.partition("x")[2]),
-        PROMPT,
-        NEW,
-        PER,
+        memory.Lengths(PROMPT, NEW),
         int8,
     )
     return {
         "bytes": (mesh.bytes_held(model.params), found.memory.weights),
-        "slots": (max(engine._held(PROMPT, PER)), found.slots),
     }
 
 

@@ -113,6 +113,53 @@ def test_the_most_groups_by_hand():
         memory.most_groups(8, 132, predict)
 
 
+PAGED = config_of(300, 200)  # a token: 2 x 2 layers x 2 heads x 16 numbers
+TOKEN = 128
+
+
+def test_the_slots_and_pages_by_hand():
+    """Tokens of 128 x 2 bytes, pages of 128; a slot of 384 on average and 64
+    of a page that is not full. 35 pages are 4,480 tokens, ten such slots."""
+    page, lengths = 128 * TOKEN * 2, memory.Lengths(256, 1000, 384)
+    working = memory.paged_working(PAGED, 10, 35)
+    needed = 1000 + 35 * page + 10 * 300 * 4 + working
+    found = memory.paged(PAGED, 2, 1000, needed, lengths)
+    assert found == (10, 35, (1000, 35 * page, 10 * 300 * 4, working))
+    assert found.memory.total == needed
+    less = memory.paged(PAGED, 2, 1000, needed - 1, lengths)
+    assert (less.slots, less.pages) == (9, 34)
+    # without live, a sample of 1,000 after 256 is half done at 756
+    half = memory.paged(PAGED, 2, 1000, needed, lengths._replace(live=0))
+    assert half.slots == 35 * 128 // (756 + 64)
+
+
+def test_a_pool_is_no_larger_than_its_slots_may_need():
+    """Ten pages hold the 1,256 tokens that a slot comes to at most."""
+    lengths = memory.Lengths(256, 1000, 384)
+    found = memory.paged(PAGED, 2, 0, 1e12, lengths, most=3)
+    assert (found.slots, found.pages) == (3, 30)
+    found = memory.paged(PAGED, 2, 0, 1e15, lengths)
+    assert found.slots == memory.MOST_SLOTS
+
+
+def test_a_pool_holds_the_longest_sample():
+    """However short samples are on average, one may come to 1,256 tokens."""
+    lengths = memory.Lengths(256, 1000, 300)
+    ten = memory.paged(PAGED, 2, 0, 1e12, lengths, most=1).memory
+    assert ten.pool == 10 * 128 * TOKEN * 2
+    # ten pages have room for three such slots, and so three rows of logits
+    least = ten.total + 2 * ten.logits
+    assert memory.paged(PAGED, 2, 0, least, lengths).pages == 10
+    with pytest.raises(ValueError, match="one sample of 1256 tokens takes"):
+        memory.paged(PAGED, 2, 0, least - 1, lengths)
+
+
+def test_keys_in_int8_take_half_and_their_scales():
+    assert memory.paged_token_bytes(PAGED, 2) == 2 * TOKEN
+    assert memory.paged_token_bytes(PAGED, 4) == 4 * TOKEN
+    assert memory.paged_token_bytes(PAGED, 2, "int8") == TOKEN * (16 + 4) / 16
+
+
 def test_an_engine_takes_the_slots_that_memory_holds(tiny, monkeypatch):
     """The samples are those of any other number of slots."""
     prompts = ["one", "two", "three"]

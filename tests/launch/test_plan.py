@@ -76,6 +76,20 @@ def test_int8_is_said():
     done = launch("--shape=llama-3.1-70b", "--device=v5e-8", "--quantize=int8")
     assert table(done.stdout)[1][2:5] == ["1", "1x8", "8.83"]
     assert done.stdout.endswith("bfloat16, weights in int8.\n")
+    assert "1012 live tokens a slot\n(half done)" in done.stdout
+
+
+def test_live_tokens_and_keys_in_int8():
+    """Nearly twice as many slots."""
+    long = ["--shape=qwen3-8b", "--device=H100", "--prompt=300"]
+    long += ["--new=32768", "--live=10000"]
+    slots = []
+    for keys in ([], ["--keys=int8"]):
+        done = launch(*long, *keys)
+        slots.append(int(table(done.stdout)[1][7]))
+        assert "10000 live tokens a slot\n(--live)" in done.stdout
+    assert done.stdout.endswith("bfloat16, keys in int8.\n")
+    assert 28 <= slots[0] and 1.8 * slots[0] <= slots[1] <= 2 * slots[0]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +104,7 @@ def test_int8_is_said():
         ),
         (
             ["--shape=llama-3.1-70b", "--device=v5e-8"],
-            "llama-3.1-70b on v5e-8: one group of 8 slots takes 1.85e+10",
+            "llama-3.1-70b on v5e-8: one sample of 1512 tokens takes 1.7",
         ),
         (
             ["--shape=qwen2.5-7b", "--device=H100", "--new=0"],
