@@ -1,5 +1,7 @@
 """One engine's paged work: what the scheduler plans, the runner does."""
 
+import functools
+import importlib
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,9 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dynscaling_jax.checkpoints.model import Model
-from dynscaling_jax.inference import layout as lengths
 from dynscaling_jax.inference import memory, mesh, sampling
+from dynscaling_jax.inference.layout import follows_work
 from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.inference.paged.attention import Backend, Layout
 from dynscaling_jax.inference.paged.runner import State
@@ -17,8 +18,14 @@ from dynscaling_jax.inference.paged.scheduler import Limits, Scheduler
 from dynscaling_jax.inference.paged.turn import Chunk, Start, Turn
 from dynscaling_jax.inference.scheduler import Setup, Steps
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.sharding import MODEL
 from dynscaling_jax.models.stacked import Stacked
 from dynscaling_jax.types import Sample
+
+BACKENDS = ("xla", "tpu", "gpu")
+KEYS = ("", "int8")
+PROMPT = 1024  # tokens of a prompt that the pool has room for in each slot
 
 
 class Sizes(NamedTuple):
@@ -27,6 +34,119 @@ class Sizes(NamedTuple):
     backend: Backend
     layout: Layout
     limits: Limits
+
+
+class Wanted(NamedTuple):
+    """What an engine is asked for; as of Engine."""
+
+    attention: str
+    keys: str
+    slots: int | None
+    max_new_tokens: int
+
+
+def is_paged(attention: str, on: Mesh | None) -> bool:
+    """Tells whether an engine decodes from pages.
+
+    Raises:
+        ValueError: an unknown name, or groups where there are none.
+    """
+    known = ("auto", "reference", *BACKENDS)
+    if attention not in known:
+        raise ValueError(
+            f"attention={attention!r}: expected one of {', '.join(known)}"
+        )
+    grouped = follows_work(on)
+    if attention == "reference" and not grouped:
+        raise ValueError(
+            "attention=reference decodes in groups, on one CPU device alone; "
+            "take auto or xla"
+        )
+    return attention in BACKENDS or (attention == "auto" and not grouped)
+
+
+def sizes(
+    config: ModelConfig,
+    on: Mesh | None,
+    wanted: Wanted,
+    weights: int,
+    dtype: Any,
+    available: float,
+) -> Sizes:
+    """Chooses the back end, and how many slots and pages there are.
+
+    Args:
+        config: of the model.
+        on: the mesh.
+        wanted: by the engine.
+        weights: bytes of the parameters on one device.
+        dtype: of the model.
+        available: bytes of one device that decoding may take.
+
+    Raises:
+        ValueError: the back end cannot serve the model, or not one sample
+            fits into the memory.
+    """
+    keys, new = wanted.keys, wanted.max_new_tokens
+    if keys not in KEYS:
+        raise ValueError(f"keys={keys!r}: expected int8, or nothing")
+    context, parts = config.max_position_embeddings, mesh.data_size(on)
+    most = wanted.slots // parts if wanted.slots else memory.MOST_SLOTS
+    pool = memory.paged(
+        mesh.share(config, on),
+        dtype.itemsize,
+        weights,
+        available,
+        memory.Lengths(min(PROMPT, context - new), new),
+        keys,
+        most,
+    )
+    each = most if wanted.slots else pool.slots
+    layout = Layout(
+        parts,
+        each * parts,
+        pool.pages,
+        memory.PAGE,
+        keys or dtype.name,
+        min(-(-context // memory.PAGE), pool.pages),
+    )
+    limits = Limits(
+        parts,
+        each * parts,
+        pool.pages,
+        memory.PAGE,
+        memory.PREFILL,
+        runner.CHUNK,
+        each,
+        context,
+        new,
+    )
+    return Sizes(_backend(config, on, wanted, layout), layout, limits)
+
+
+def _backend(
+    config: ModelConfig, on: Mesh | None, wanted: Wanted, layout: Layout
+) -> Backend:
+    """The one that is wanted; auto takes the platform's own, else xla."""
+    model = on.shape[MODEL] if on else 1
+    name = wanted.attention
+    if name == "auto":
+        name = mesh.platform(on)
+        own = _named(name)
+        return _named("xla") if own.refuses(config, layout, model) else own
+    found = _named(name)
+    if why := found.refuses(config, layout, model):
+        raise ValueError(f"attention={name} cannot serve this model: {why}")
+    return found
+
+
+@functools.cache
+def _named(name: str) -> Backend:
+    """A back end by name; one object, for which functions compile once."""
+    if name not in BACKENDS:
+        name = "xla"
+    path = f"dynscaling_jax.inference.paged.attention.{name}"
+    return importlib.import_module(path).backend()
 
 
 class Batch:
@@ -215,17 +335,3 @@ class Batch:
     def _scored(self, sums: sampling.LogitSums) -> sampling.ScoredToken:
         vocabulary = self._setup.model.config.vocab_size
         return sampling.score(jax.tree.map(np.asarray, sums), vocabulary)
-
-
-KNOWN = ("xla", "tpu", "gpu")
-
-
-def backend(name: str) -> Backend:
-    """Returns the back end of a name in KNOWN."""
-    if name == "tpu":
-        from dynscaling_jax.inference.paged.attention import tpu as module
-    elif name == "gpu":
-        from dynscaling_jax.inference.paged.attention import gpu as module
-    else:
-        from dynscaling_jax.inference.paged.attention import xla as module
-    return module.backend()
