@@ -1,10 +1,17 @@
 """Mixture of experts: each token through the few that its router prefers.
 
-Assignments of tokens to experts are sorted by expert and cut into blocks of
-one expert each, so that the work is that of the experts chosen, not of all,
-and a token's result does not depend on which others run beside it.
+There are three forms. On a CPU assignments of tokens to experts are sorted by
+expert and cut into blocks of one expert each, so that the work is that of the
+experts chosen, not of all, and a token's result does not depend on which
+others run beside it. Accelerators would take the blocks one after another.
+There all experts meet all tokens while those are few: the time is that of
+reading the weights, which both forms do, and they are read where they lie.
+Of many tokens the experts meet their own, sorted, by jax.lax.ragged_dot. It
+copies the weights, since XLA wants them as [E, in, out]: by the TPU compiler's
+count 512 tokens of 128 experts, 8 of them chosen, take as long in both forms.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +29,7 @@ from dynscaling_jax.models.sharding import (
 )
 
 BLOCK = 8  # rows that meet one expert's weights at a time
+FEW = 512  # tokens, at most, that meet all experts on an accelerator
 
 
 def route(
@@ -88,12 +96,97 @@ def mix(
     return (made_TK * weight[..., None]).sum(1).astype(x.dtype)
 
 
+def mix_all(
+    x: Float[Array, "T F"],
+    weight: Float[Array, "T k"],
+    chosen: Int[Array, "T k"],
+    stacks: Any,
+    apply: Callable[[Array, Any], Array],
+) -> Float[Array, "T F"]:
+    """Like mix, by all experts for each token; those not chosen weigh 0.
+
+    Args:
+        x: the tokens.
+        weight: float32, of the chosen experts.
+        chosen: their ids; those out of range are left out.
+        stacks: a tree of arrays [E, ...], the experts' weights.
+        apply: (rows [T, F], weights of one expert) -> [T, F].
+    """
+    made_ETF = jax.vmap(apply, (None, 0))(x, stacks)
+    ids_E = jnp.arange(len(made_ETF))[:, None, None]
+    weight_ET = jnp.where(chosen[None] == ids_E, weight[None], 0.0).sum(-1)
+    weight_ETF = weight_ET[..., None]
+    # what an expert makes of a token that is not its own may overflow
+    made_ETF = jnp.where(weight_ETF > 0, made_ETF.astype(jnp.float32), 0.0)
+    return (made_ETF * weight_ETF).sum(0).astype(x.dtype)
+
+
+def mix_sorted(
+    x: Float[Array, "T F"],
+    weight: Float[Array, "T k"],
+    chosen: Int[Array, "T k"],
+    stacks: Any,
+    apply: Callable[[Array, Any, Callable], Array],
+) -> Float[Array, "T F"]:
+    """Like mix, by jax.lax.ragged_dot over assignments sorted by expert.
+
+    With two experts of three on this device, chosen [[0, 2], [1, 0]]:
+
+        order_A   0 3 | 2 | 1    assignments, A // 2 is the token
+        owner_A   0 0 | 1 | 1    the last is of no expert here, and left out
+        size_E    2     1
+
+    Args:
+        x: the tokens.
+        weight: float32, of the chosen experts.
+        chosen: their ids; those out of range are left out.
+        stacks: a tree of arrays [E, ...], the experts' weights.
+        apply: (rows [A, F], stacks, function in place of linear) -> [A, F].
+    """
+    tokens, per_token = chosen.shape
+    experts = len(jax.tree.leaves(stacks)[0])
+    mine_A = ((chosen >= 0) & (chosen < experts)).reshape(-1)
+    expert_A = jnp.where(mine_A, chosen.reshape(-1), experts)
+    order_A = jnp.argsort(expert_A, stable=True)
+    size_E = jnp.zeros(experts, jnp.int32).at[expert_A].add(1, mode="drop")
+    owner_A = jnp.minimum(expert_A[order_A], experts - 1)
+    made = apply(
+        x[order_A // per_token],
+        stacks,
+        functools.partial(_ragged_linear, size_E, owner_A),
+    )
+    found_A = (
+        jnp.zeros_like(order_A)
+        .at[order_A]
+        .set(jnp.arange(len(order_A), dtype=order_A.dtype))
+    )
+    made_AF = jnp.where(mine_A[:, None], made[found_A].astype(jnp.float32), 0.0)
+    made_TKF = made_AF.reshape(tokens, per_token, -1)
+    return (made_TKF * weight[..., None]).sum(1).astype(x.dtype)
+
+
+def _ragged_linear(size_E, owner_A, x, weight, bias=None):
+    """transformer.linear where each row meets the weight of its owner."""
+
+    def product(weight, kind):
+        return jax.lax.ragged_dot(
+            x, weight.swapaxes(1, 2), size_E, preferred_element_type=kind
+        )
+
+    if isinstance(weight, jax.Array):
+        y = product(weight, x.dtype)
+    else:  # int8: models.quantization
+        y = product(weight.qvalue.astype(x.dtype), jnp.float32)
+        y = (y * weight.scale[..., 0][owner_A]).astype(x.dtype)
+    return y if bias is None else y + bias[owner_A]
+
+
 def spread(
     x: Float[Array, "T F"],
     logits: Float[Array, "T E"],
     route: Callable[[Array], tuple[Array, Array]],
     stacks: Any,
-    apply: Callable[[Array, Any, Array], Array],
+    apply: Callable[..., Array],
 ) -> Float[Array, "T F"]:
     """Mixes the experts that `route` prefers.
 
@@ -105,7 +198,8 @@ def spread(
         logits: of the router.
         route: logits -> weight [T, k] and chosen [T, k], as mix takes them.
         stacks: a tree of arrays [E, ...], the experts' weights.
-        apply: (rows [BLOCK, F], stacks, expert id []) -> [BLOCK, F].
+        apply: (rows, weights of one expert) -> rows; or, with a third
+            argument, (rows, stacks, function in place of linear) -> rows.
     """
     sizes, count = ambient(), logits.shape[-1]
     held = fitting(sizes, (count,), (MODEL,))
@@ -115,23 +209,38 @@ def spread(
 
     def part(x, logits, stacks):
         weight, chosen = route(logits)
-        if parts == 1:
-            one = lambda rows, number: apply(rows, stacks, number)
-            return mix(x, weight, chosen, count, one)
-        own = count // parts
-        chosen -= own * jax.lax.axis_index(MODEL)
-        mine = (chosen >= 0) & (chosen < own)
-
-        def one_of_mine(rows, number):
-            return jax.lax.cond(
-                number < own,
-                lambda: apply(rows, stacks, number),
-                lambda: jnp.zeros_like(rows),  # of others
-            )
-
-        chosen = jnp.where(mine, chosen, own)
-        made = mix(x, weight, chosen, own + 1, one_of_mine)
-        return jax.lax.psum(made, MODEL)
+        if parts > 1:
+            chosen -= count // parts * jax.lax.axis_index(MODEL)
+        many = mix_all if len(x) <= FEW else mix_sorted
+        made = jax.lax.platform_dependent(
+            x,
+            weight,
+            chosen,
+            stacks,
+            cpu=functools.partial(_mix_blocks, parts, apply),
+            default=functools.partial(many, apply=apply),
+        )
+        return made if parts == 1 else jax.lax.psum(made, MODEL)
 
     rows = fitting(sizes, x.shape, (DATA,))
     return on_shards(part, (rows, rows, held), rows)(x, logits, stacks)
+
+
+def _mix_blocks(parts, apply, x, weight, chosen, stacks):
+    """Mixes by blocks; with several parts, the experts that are held here."""
+    own = len(jax.tree.leaves(stacks)[0])
+    one_of = lambda rows, one: apply(
+        rows, jax.tree.map(lambda w: w[one], stacks)
+    )
+    if parts == 1:
+        return mix(x, weight, chosen, own, one_of)
+    mine = (chosen >= 0) & (chosen < own)
+
+    def one_of_mine(rows, number):
+        return jax.lax.cond(
+            number < own,
+            lambda: one_of(rows, number),
+            lambda: jnp.zeros_like(rows),  # of others
+        )
+
+    return mix(x, weight, jnp.where(mine, chosen, own), own + 1, one_of_mine)

@@ -15,6 +15,7 @@ Dimension letters are those of docs/glossary.md; I and O are features that a
 projection takes and gives, U the units of a feed-forward.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -165,9 +166,7 @@ class Block(Module):
                 logits, config.num_experts_per_tok, config.norm_topk_prob
             ),
             weights,
-            lambda rows, held, one: gated(
-                rows, jax.tree.map(lambda w: w[one], held), config
-            ),
+            functools.partial(_expert, config),
         )
 
 
@@ -257,15 +256,23 @@ def init_params(
 
 
 def gated(
-    rows: Float[Array, "T F"], weights: Params, config: ModelConfig
+    rows: Float[Array, "T F"],
+    weights: Params,
+    config: ModelConfig,
+    multiply: Callable[..., jax.Array] | None = None,
 ) -> Float[Array, "T F"]:
-    """A gated feed-forward."""
+    """A gated feed-forward; multiply stands in for linear."""
+    multiply = multiply or linear
 
     def project(x: jax.Array, name: str) -> jax.Array:
-        return linear(x, weights[name], weights.get(f"{name}_bias"))
+        return multiply(x, weights[name], weights.get(f"{name}_bias"))
 
     units = gate_units(config, project(rows, "gate"), project(rows, "up"))
     return project(units, "down")
+
+
+def _expert(config, rows, weights, multiply=None):
+    return gated(rows, weights, config, multiply)
 
 
 def gate_units(

@@ -1,11 +1,14 @@
 """The mixture of experts against the sum over all of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynscaling_jax.models import experts
+from dynscaling_jax.models import experts, quantization, transformer
+from dynscaling_jax.models.config import ModelConfig
 
 
 def tables(experts_count, width, seed=0):
@@ -68,3 +71,53 @@ def test_weights_by_hand():
     np.testing.assert_allclose(weight, [[5 / 8, 2 / 8]], rtol=1e-6)
     weight, _ = experts.route(logits, 2, True)
     np.testing.assert_allclose(weight, [[5 / 7, 2 / 7]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "count", "per_token"), [(1, 5, 2), (40, 8, 3), (33, 4, 4)]
+)
+def test_the_forms_of_accelerators_give_the_same(
+    tokens, count, per_token, quantised
+):
+    """gpt-oss's units, which have biases; some experts are elsewhere."""
+    config = ModelConfig(
+        "gpt_oss",
+        **dict.fromkeys(
+            ("vocab_size", "num_hidden_layers", "max_position_embeddings"), 64
+        ),
+        hidden_size=16,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=24,
+        swiglu_limit=7.0,
+        swiglu_alpha=1.702,
+    )
+    random = np.random.RandomState(tokens)
+
+    def made(*shape):
+        return jnp.asarray(random.standard_normal(shape) / 4, jnp.float32)
+
+    held = {
+        "gate": made(count, 24, 16),
+        "up": made(count, 24, 16),
+        "down": made(count, 16, 24),
+    }
+    if quantised:
+        held = {name: quantization.quantize(w) for name, w in held.items()}
+    held |= {
+        "gate_bias": made(count, 24),
+        "up_bias": made(count, 24),
+        "down_bias": made(count, 16),
+    }
+    x = made(tokens, 16)
+    weight, chosen = experts.route(made(tokens, count), per_token, True)
+    apply = functools.partial(transformer._expert, config)
+    expected = experts._mix_blocks(1, apply, x, weight, chosen, held)
+    elsewhere = experts._mix_blocks(2, apply, x, weight, chosen - 1, held)
+    for form in (experts.mix_all, experts.mix_sorted):
+        jitted = jax.jit(functools.partial(form, apply=apply))
+        for ids, wanted in ((chosen, expected), (chosen - 1, elsewhere)):
+            found = jitted(x, weight, ids, held)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
