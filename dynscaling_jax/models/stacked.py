@@ -46,7 +46,7 @@ def period(config: ModelConfig) -> int:
         return all(what[at] == what[at % count] for at in range(whole))
 
     periods = [p for p in range(1, layers + 1) if repeats(p)]
-    return min(periods, key=lambda count: (count + layers % count, count))
+    return min(periods, key=lambda count: (count + layers % count, -count))
 
 
 def put(stacks: dict, config: ModelConfig, path: Path, value: Any) -> Any:

@@ -179,9 +179,7 @@ def check(backend, config, window, layout, state, dtype, bound):
     cast = lambda x: jnp.asarray(x, dtype)
     written = set()
     for first in range(per_part):  # one slot of each part at a time
-        todo = {
-            part: part * per_part + first for part in range(layout.parts)
-        }
+        todo = {part: part * per_part + first for part in range(layout.parts)}
         begun = {
             part: counts[slot] * W if (part, counts[slot] > 0) in written else 0
             for part, slot in todo.items()
