@@ -23,6 +23,7 @@ from dynscaling_jax.checkpoints import (
 from dynscaling_jax.checkpoints.files import read_json
 from dynscaling_jax.checkpoints.tensors import PARAMS
 from dynscaling_jax.models import quantization, sharding
+from dynscaling_jax.models import stacked as layers
 from dynscaling_jax.models.attention import backend
 from dynscaling_jax.models.config import ModelConfig, with_context
 from dynscaling_jax.models.parameters import Parameter, Params, parameters
@@ -137,7 +138,7 @@ class Model:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(params, config, ids):
-    return jax.vmap(Decoder(config, params))(ids)
+    return jax.vmap(Decoder(config, layers.unstacked(params)))(ids)
 
 
 def load_model(
@@ -149,6 +150,7 @@ def load_model(
     mesh: Mesh | None = None,
     adapter: str | Path = "",
     attention: str = "reference",
+    stacked: bool = False,
 ) -> Model:
     """Loads a model by name, file, directory or hub address.
 
@@ -170,8 +172,9 @@ def load_model(
         adapter: the directory of a LoRA adapter, or its hub address, which
             is merged into the weights, as checkpoints.adapters says. One that
             lies in the model's own directory is merged without being named.
-
         attention: the backend, of models.attention.ATTENTION.
+        stacked: whether layers are stacked as they are read, as an engine
+            on a TPU takes them (models.stacked).
 
     Raises:
         FileNotFoundError: what is missing, and how to get it.
@@ -196,7 +199,11 @@ def load_model(
         value = put(value.astype(kind, copy=False))
         if quantize and parameter.quantised:
             value = put(quantization.quantize(value))
+        if stacked:
+            return layers.put(stacks, config, parameter.path, value)
         return value
+
+    stacks: dict = {}
 
     read = functools.partial(tokenizer.from_directory, file, template_variables)
     if (file / PARAMS).is_dir():
@@ -225,6 +232,8 @@ def load_model(
         read = functools.partial(
             tokenizer.from_gguf, str(file), metadata, template_variables
         )
+    if stacked:
+        params = layers.collected(stacks, config, params)
     if context is not None:
         config = with_context(config, context)
     config = dataclasses.replace(config, attention=attention)

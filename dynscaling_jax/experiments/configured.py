@@ -213,6 +213,7 @@ def open_engine(
         json_object(config, "template_variables"),
         on,
         config.adapter,
+        stacked=mesh.scans(on),
     )
     fields = engine_fields(config.engine)
     return Engine(model, seed=config.seed, available=available, **fields)

@@ -78,6 +78,7 @@ def put(stacks: dict, config: ModelConfig, path: Path, value: Any) -> Any:
         stacks[place],
         value,
     )
+    jax.block_until_ready(stacks[place])  # or many arrays would wait for it
     return None
 
 

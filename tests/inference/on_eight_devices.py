@@ -1,30 +1,24 @@
 """What test_mesh.py runs in a process of its own, with eight devices."""
 
+import copy
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from dynscaling_jax.checkpoints import Model, export, load_model
-from dynscaling_jax.inference import (
-    Engine,
-    cache,
-    decode,
-    memory,
-    mesh,
-    prefill,
-    sampling,
-)
-from dynscaling_jax.models import transformer
+from dynscaling_jax.inference import Engine, memory, mesh, sampling
+from dynscaling_jax.inference.paged import runner
+from dynscaling_jax.inference.paged.attention import Layout, xla
+from dynscaling_jax.inference.paged.turn import Chunk
+from dynscaling_jax.inference.slot import Prompt
+from dynscaling_jax.models import stacked, transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.parameters import parameters, tree
 from dynscaling_jax.models.sharding import param_sharding, put
 from dynscaling_jax.types import Message, Query, Request
-from tests.decoding import read_token
 
 MESHES = ("8x1", "1x8", "2x4")
 BOUND = 2e-5  # of what is measured of a token, in nats, on any mesh
@@ -42,7 +36,8 @@ SHAPES = {
         "moe_intermediate_size": 24,
     },
 }
-SETTINGS = {"slots": 16, "slots_per_group": 2, "max_new_tokens": 9}
+SETTINGS = {"slots": 16, "max_new_tokens": 9}
+FUNCTIONS = (runner.prefill_chunk, runner.start, runner.decode_chunk)
 
 
 def mapped(function, tree):
@@ -69,7 +64,6 @@ def queries() -> list[Query]:
 
 def sampled(engine, work: list[Request]) -> dict:
     """(query id, index) -> (prompt ids, ScoredToken [T])."""
-    engine.slot_counts = (16,)  # those of a mesh
     assert len(list(engine.sample(work))) == len(work)
     return engine.recorded
 
@@ -86,29 +80,31 @@ def assert_equal(one: dict, other: dict) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_samples_are_those_of_one_device(tiny, recording_engine, name):
-    """Greedy ones and random ones; a mesh of one device is none. No function
-    is compiled twice: slots once came back from `start` spread over devices,
-    where they had gone in known to all."""
+    """Greedy ones and random ones; a mesh of one device is none, and decodes
+    in groups. No function is compiled twice: slots once came back from `start`
+    spread over devices, where they had gone in known to all."""
     assert mesh.build("1x1") is None
     model = tiny(vocab_size=264, eos_token_id=(258, 11, 50), **SHAPES[name])
     work = [Request(q, q.messages, i) for q in queries() for i in range(7)]
-    functions = (decode.start, decode.insert, decode._layer, decode._sample)
     expected = {}
     for text in ("1x1", *MESHES):
-        before = [function._cache_size() for function in functions]
+        before = [function._cache_size() for function in FUNCTIONS]
         one = placed(model, text)
+        if text == "2x4":
+            one = copy.copy(one)
+            one.params = stacked.stack(one.params, one.config)
         for temperature in (0, 1):
             engine = recording_engine(one, temperature=temperature, **SETTINGS)
             found = sampled(engine, work)
             expected.setdefault(temperature, found)
             assert_equal(found, expected[temperature])
-        for function, size in zip(functions, before, strict=True):
-            assert function._cache_size() <= size + 1
+        for function, size in zip(FUNCTIONS, before, strict=True):
+            assert function._cache_size() == size + (text != "1x1")
     lengths = {len(tokens.token) for _, tokens in expected[1].values()}
     assert len(lengths) > 1  # slots were refilled while others went on
 
 
-def test_chains_extend_and_suffixes_grow(tiny, recording_engine):
+def test_chains_extend_prompts(tiny, recording_engine):
     model = tiny(num_hidden_layers=1, vocab_size=264, **SHAPES["grouped"])
     said = Message("assistant", "First, I add.")
     work = [
@@ -159,26 +155,23 @@ def test_parameters_are_read_into_their_shards(
     for other in (spread, load_model(tmp_path, quantize=quantize, mesh=on)):
         jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
         assert where(spread) == where(other)
-    results = [logits for model in (one, spread) for logits in read(model)]
-    for a, b in zip(results[:2], results[2:], strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+    layers = load_model(
+        goldens / name, quantize=quantize, mesh=on, stacked=True
+    )
+    expected = stacked.stack(spread.params, spread.config)
+    jax.tree.map(np.testing.assert_array_equal, layers.params, expected)
+    assert where(layers) == [
+        leaf.sharding for leaf in jax.tree.leaves(expected)
+    ]
+    ids = np.arange(12)[None] % 40
+    for other in (spread, layers):
+        np.testing.assert_allclose(
+            one.logits(ids), other.logits(ids), atol=1e-5, rtol=1e-5
+        )
 
 
 def where(model: Model) -> list:
     return [leaf.sharding for leaf in jax.tree.leaves(model.params)]
-
-
-def read(model: Model) -> list[np.ndarray]:
-    """Logits after a prompt, and after one more token of each slot."""
-    config, on = model.config, mesh.of(model.params)
-    tokens = np.arange(128, dtype=np.int32) % 40
-    token = np.full(4, 7, np.int32)
-    with mesh.ambient(on):
-        prefix = prefill.prefill(model.params, config, tokens, np.int32(100))
-        state = cache.empty(config, 2, 2, 128, 16, jnp.float32, on)
-        state = decode.insert(state, prefix, np.int32(1))
-        logits, _ = read_token(model.params, config, state, token)
-        return [np.asarray(prefix.logits), np.asarray(logits)[2:]]
 
 
 COLLECTIVE = re.compile(
@@ -192,7 +185,7 @@ COLLECTIVE = re.compile(
 def test_no_weight_is_sent(name, text):
     """In the compiled step, what any device is sent is no larger than the
     logits of the slots; each weight is, and so is a part of one."""
-    on = mesh.build(text)
+    on, backend = mesh.build(text), xla.backend()
     config = ModelConfig(
         family="llama",
         vocab_size=1024,
@@ -205,8 +198,8 @@ def test_no_weight_is_sent(name, text):
             **SHAPES[name],
         },
     )
-    groups, per = 8, 2
-    largest = groups * per * config.vocab_size
+    slots, parts = 16, on.shape["data"]
+    largest = slots * config.vocab_size
 
     def described(parameter):
         shape = parameter.shape
@@ -220,29 +213,52 @@ def test_no_weight_is_sent(name, text):
         for name, w in (top | layer).items()
         if len(w.shape) > 1 and name not in ("k", "v", "router")
     )
-    state = cache.empty(config, groups, per, 128, 32, jnp.float32, on)
-    slots, settings = state.slots, sampling.settings()
-    stops = np.full(8, -1, np.int32)
-    hidden = jax.ShapeDtypeStruct(
-        (groups * per, config.hidden_size),
-        jnp.float32,
-        sharding=NamedSharding(on, P("data")),
-    )
+    layout = Layout(parts, slots, 24, 8, "float32", 8)
+    state = runner.empty(config, backend, layout, 2, jnp.float32, False, on)
+    stops, settings = np.full(8, -1, np.int32), sampling.settings()
+    number = lambda *shape: np.zeros(shape, np.int32)
+    active = np.ones(slots, bool)
+    view = backend.view(layout, [(1, 2)] * slots, [0] * slots)
+    chunks = [
+        Chunk(part, Prompt((1,) * 9, (), 0), 0, 9, (1, 2), 0)
+        for part in range(parts)
+    ]
+    chunk = backend.chunk_view(layout, chunks, 16)
     sent = []
     with jax.set_mesh(on):
         for lowered in (
-            prefill.embed.lower(top, config, slots.token),
-            decode._layer.lower(
-                layer,
+            runner.prefill_chunk.lower(
+                params,
                 config,
-                config.kind(0),
-                hidden,
-                state.length,
-                slots.count,
-                state.prefix[0],
-                state.suffix[0],
+                backend,
+                state,
+                chunk,
+                number(parts, 16),
+                *[number(parts)] * 3,
             ),
-            decode._sample.lower(top, config, hidden, slots, stops, settings),
+            runner.start.lower(
+                backend,
+                state,
+                np.uint32(0),
+                active,
+                np.zeros((slots, 3), np.uint32),
+                *[number(slots)] * 3,
+                *[number(parts, slots // parts)] * 2,
+                stops,
+                settings,
+            ),
+            runner.decode_chunk.lower(
+                params,
+                config,
+                backend,
+                state,
+                view,
+                active,
+                stops,
+                settings,
+                np.int32(4),
+                np.int32(0),
+            ),
         ):
             for line in lowered.compile().as_text().splitlines():
                 if found := COLLECTIVE.search(line):
@@ -253,19 +269,21 @@ def test_no_weight_is_sent(name, text):
 
 def test_slots_must_divide(tiny):
     model = placed(tiny(num_hidden_layers=1), "8x1")
-    message = r"slots \(24\) .* slots_per_group \(2\) x data \(8\) of the mesh"
+    message = r"slots \(20\) must be a multiple of data \(8\) of the mesh"
     with pytest.raises(ValueError, match=message):
-        Engine(model, slots=24, slots_per_group=2)
-    assert Engine(model, slots=16).slots_per_group == 2
-    assert Engine(model, slots=None).slots_per_group == 8
+        Engine(model, slots=20)
+    with pytest.raises(ValueError, match="one CPU device alone"):
+        Engine(model, slots=16, attention="reference")
 
 
 def test_slots_that_the_memory_of_all_devices_holds(tiny, monkeypatch):
-    """Parameters and key heads are split by four, groups by two."""
+    """Parameters and key heads are split by four, slots by two."""
     model = tiny(num_hidden_layers=1, vocab_size=264, **SHAPES["llama"])
-    settings = {"slots": None, "max_new_tokens": 12, "prefix_bytes": 1e5}
+    settings = {"slots": None, "max_new_tokens": 12, "attention": "xla"}
     counts = {}
     for text, one in {"": model, "2x4": placed(model, "2x4")}.items():
-        monkeypatch.setattr(memory, "available", lambda: 3e6)
-        counts[text] = Engine(one, **settings)._held(128, 8)[-1]
-    assert counts["2x4"] >= 4 * counts[""]
+        monkeypatch.setattr(memory, "available", lambda: 1e8)
+        layout = Engine(one, **settings)._sizes.layout
+        assert layout.parts == (2 if text else 1)
+        counts[text] = layout.slots
+    assert counts["2x4"] >= 4 * counts[""] > 0

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from dynscaling_jax.checkpoints import load_model
 from dynscaling_jax.inference import sampling
 from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.inference.paged.attention import Layout, xla
@@ -178,3 +179,15 @@ def test_stacking_and_its_reverse(tiny):
     assert stacked.stack(params, model.config) is params
     back = stacked.unstacked(params)
     jax.tree.map(np.testing.assert_array_equal, back, model.params)
+
+
+@pytest.mark.parametrize("quantize", ["", "int8"])
+@pytest.mark.parametrize("name", ["gpt_oss", "llama_grouped"])
+def test_layers_are_stacked_as_they_are_read(goldens, name, quantize):
+    listed = load_model(goldens / name, quantize=quantize)
+    read = load_model(goldens / name, quantize=quantize, stacked=True)
+    expected = stacked.stack(listed.params, listed.config)
+    assert jax.tree.structure(read.params) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, read.params, expected)
+    ids = np.arange(6)[None]
+    np.testing.assert_array_equal(read.logits(ids), listed.logits(ids))
