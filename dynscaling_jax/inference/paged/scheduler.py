@@ -18,6 +18,7 @@ from dynscaling_jax.inference.slot import Numbered, Prompt
 # Pages that stay available when a request starts, for each active sample of
 # its part
 WATERMARK = 1.0
+SHARE = 1 / 16
 
 
 class Limits(NamedTuple):
@@ -42,6 +43,7 @@ class _Line:
     waiting: collections.deque[Numbered] = dataclasses.field(
         default_factory=collections.deque
     )
+    last: int = -1  # when it was its turn to start one
 
 
 @dataclasses.dataclass(eq=False)
@@ -251,6 +253,7 @@ class Scheduler:
         line.waiting.appendleft(slot.request)
         self._lines.remove(line)
         self._lines.appendleft(line)
+        line.last = -1
         self._placed.sort(key=lambda placed: placed.line is not line)
 
     def _vacate(self, i: int) -> None:
@@ -325,7 +328,10 @@ class Scheduler:
             return False
         ahead = max(2, self._each // 8)
         waiting = sum(len(placed.line.waiting) for placed in own)
-        return waiting < self._idle(part) + ahead
+        if waiting < self._idle(part) + ahead:
+            return True
+        held = sum(len(placed.pages) for placed in own)
+        return held < SHARE * self._limits.pages
 
     def _parts(self, line: _Line) -> list[int]:
         """The parts that a prompt has been given."""
@@ -386,31 +392,28 @@ class Scheduler:
         """
         closed = {p for p in range(self._limits.parts) if p in full}
         starts = []
-        for line in [*dict.fromkeys(placed.line for placed in self._placed)]:
-            while line.waiting:
-                ready = [
-                    placed
-                    for placed in self._placed
-                    if placed.line is line
-                    and placed.ready
-                    and placed.part not in closed
-                    and self._idle(placed.part)
-                ]
-                if not ready:
-                    break
-                placed = max(
-                    ready,
-                    key=lambda placed: (
-                        self._idle(placed.part),
-                        self._pools[placed.part].available,
-                        -placed.part,
-                    ),
-                )
-                started = self._begin(placed)
-                if started is None:
-                    closed.add(placed.part)
-                else:
-                    starts.append(started)
+        while ready := [
+            placed
+            for placed in self._placed
+            if placed.ready
+            and placed.part not in closed
+            and self._idle(placed.part)
+        ]:
+            first = min(placed.line.last for placed in ready)
+            line = next(x.line for x in ready if x.line.last == first)
+            placed = max(
+                (placed for placed in ready if placed.line is line),
+                key=lambda placed: (
+                    self._idle(placed.part),
+                    self._pools[placed.part].available,
+                    -placed.part,
+                ),
+            )
+            started = self._begin(placed)
+            if started is None:
+                closed.add(placed.part)
+            else:
+                starts.append(started)
         return starts
 
     def _begin(self, placed: _Placed) -> Start | None:
@@ -439,6 +442,7 @@ class Scheduler:
         first = part * self._each
         slot = self._slots.index(None, first, first + self._each)
         self._slots[slot] = running
+        line.last = self._born
         self._born += 1
         line.waiting.popleft()
         start = Start(slot, running.request, prompt, placed.row, limit, copy)
