@@ -113,6 +113,8 @@ class Scheduler:
         self._slots: list[_Running | None] = [None] * limits.slots
         self._steps: int | None = None  # of a turn that is not recorded yet
         self._born = 0
+        self._full: set[int] = set()  # parts in which samples gave way, and
+        # none finished since
 
     @property
     def busy(self) -> bool:
@@ -170,8 +172,8 @@ class Scheduler:
             raise RuntimeError("record what the last turn did before the next")
         preempted = self._grow()
         chunks = self._prefill()
-        full = {self._part(i) for i in preempted}
-        starts = self._start(full)
+        self._full.update(map(self._part, preempted))
+        starts = self._start()
         running = [slot for slot in self._slots if slot]
         most = max((s.limit - s.count for s in running), default=0)
         self._steps = min(self._limits.steps, most)
@@ -214,6 +216,7 @@ class Scheduler:
             slot.count = count
         for i in finished:
             self._vacate(i)
+            self._full.discard(self._part(i))
         self._steps = None
 
     # pages of running samples
@@ -385,12 +388,12 @@ class Scheduler:
 
     # samples that start
 
-    def _start(self, full: Container[int]) -> list[Start]:
+    def _start(self) -> list[Start]:
         """Starts requests in idle slots of all parts but those that are full.
 
         Where one finds no room in a part, none overtakes it there.
         """
-        closed = {p for p in range(self._limits.parts) if p in full}
+        closed = {part for part in self._full if self._active(part)}
         starts = []
         while ready := [
             placed
