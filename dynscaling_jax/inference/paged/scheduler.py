@@ -18,6 +18,7 @@ from dynscaling_jax.inference.slot import Numbered, Prompt
 # Pages that stay available when a request starts, for each active sample of
 # its part
 WATERMARK = 1.0
+SHARE = 1 / 16
 
 
 class Limits(NamedTuple):
@@ -35,27 +36,30 @@ class Limits(NamedTuple):
 
 
 @dataclasses.dataclass(eq=False)
+class _Line:
+    """A prompt and its requests that wait."""
+
+    prompt: Prompt
+    waiting: collections.deque[Numbered] = dataclasses.field(
+        default_factory=collections.deque
+    )
+    last: int = -1  # when it was its turn to start one
+
+
+@dataclasses.dataclass(eq=False)
 class _Placed:
     """A prompt whose keys lie in a part while requests of it wait."""
 
+    line: _Line
     part: int
     row: int
     pages: tuple[int, ...]
     done: int  # tokens that have keys
 
-
-@dataclasses.dataclass(eq=False)
-class _Line:
-    """A prompt and its requests that wait."""
-
-    prompt: Prompt
-    waiting: collections.deque[Numbered]
-    placed: dict[int, _Placed] = dataclasses.field(default_factory=dict)
-
-    def ready(self, part: int) -> bool:
-        """Whether all keys of the prompt lie in the part."""
-        placed = self.placed.get(part)
-        return placed is not None and placed.done == len(self.prompt.ids)
+    @property
+    def ready(self) -> bool:
+        """Whether all tokens have keys."""
+        return self.done == len(self.line.prompt.ids)
 
 
 @dataclasses.dataclass(eq=False)
@@ -102,13 +106,15 @@ class Scheduler:
             Pool(limits.pages, limits.page) for _ in range(limits.parts)
         ]
         self._rows = [[*range(limits.rows)] for _ in range(limits.parts)]
-        # lines that have requests, the next one first
-        self._lines: collections.OrderedDict[Prompt, _Line] = (
-            collections.OrderedDict()
-        )
+        # lines in which requests wait, the next one first
+        self._lines: collections.deque[_Line] = collections.deque()
+        self._by_prompt: dict[Prompt, _Line] = {}
+        self._placed: list[_Placed] = []  # in the order of their lines
         self._slots: list[_Running | None] = [None] * limits.slots
         self._steps: int | None = None  # of a turn that is not recorded yet
         self._born = 0
+        self._full: set[int] = set()  # parts in which samples gave way, and
+        # none finished since
 
     @property
     def busy(self) -> bool:
@@ -124,7 +130,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """How many requests have no slot."""
-        return sum(len(line.waiting) for line in self._lines.values())
+        return sum(len(line.waiting) for line in self._lines)
 
     @property
     def held(self) -> tuple[int, ...]:
@@ -145,7 +151,7 @@ class Scheduler:
 
     def drop(self, gone: Container[int]) -> None:
         """Cancels requests of these numbers; their slots become idle."""
-        for line in [*self._lines.values()]:
+        for line in [*self._lines]:
             left = [r for r in line.waiting if r.number not in gone]
             line.waiting = collections.deque(left)
             self._tidy(line)
@@ -166,8 +172,8 @@ class Scheduler:
             raise RuntimeError("record what the last turn did before the next")
         preempted = self._grow()
         chunks = self._prefill()
-        full = {self._part(i) for i in preempted}
-        starts = self._start(full)
+        self._full.update(map(self._part, preempted))
+        starts = self._start()
         running = [slot for slot in self._slots if slot]
         most = max((s.limit - s.count for s in running), default=0)
         self._steps = min(self._limits.steps, most)
@@ -210,6 +216,7 @@ class Scheduler:
             slot.count = count
         for i in finished:
             self._vacate(i)
+            self._full.discard(self._part(i))
         self._steps = None
 
     # pages of running samples
@@ -245,8 +252,12 @@ class Scheduler:
         slot = self._slots[i]
         assert slot is not None
         self._vacate(i)
-        self._line(slot.prompt).waiting.appendleft(slot.request)
-        self._lines.move_to_end(slot.prompt, last=False)
+        line = self._line(slot.prompt)
+        line.waiting.appendleft(slot.request)
+        self._lines.remove(line)
+        self._lines.appendleft(line)
+        line.last = -1
+        self._placed.sort(key=lambda placed: placed.line is not line)
 
     def _vacate(self, i: int) -> None:
         slot = self._slots[i]
@@ -261,27 +272,21 @@ class Scheduler:
         """The next chunk of a prompt in each part."""
         self._place()
         chunks = []
-        for line, placed in self._placed():
-            ids, pool = line.prompt.ids, self._pools[placed.part]
-            if placed.done == len(ids):
+        for placed in [*self._placed]:
+            if placed.ready or placed not in self._placed:
                 continue
-            end = min(placed.done + self._limits.chunk, len(ids))
+            prompt, pool = placed.line.prompt, self._pools[placed.part]
+            start = placed.done
+            end = min(start + self._limits.chunk, len(prompt.ids))
             more = self._count(end) - len(placed.pages)
-            if not self._make_room(placed.part, more, line):
+            if not self._make_room(placed, more):
                 continue
             placed.pages += pool.take(more)
-            chunks.append(
-                Chunk(
-                    placed.part,
-                    line.prompt,
-                    placed.done,
-                    end,
-                    placed.pages,
-                    placed.row,
-                )
-            )
             placed.done = end
-            pool.name(ids[:end], placed.pages)
+            pool.name(prompt.ids[:end], placed.pages)
+            chunks.append(
+                Chunk(placed.part, prompt, start, end, placed.pages, placed.row)
+            )
         return sorted(chunks, key=lambda chunk: chunk.part)
 
     def _place(self) -> None:
@@ -293,16 +298,14 @@ class Scheduler:
         looking = [
             part for part in range(self._limits.parts) if self._wants(part)
         ]
-        for line in self._lines.values():
-            if not looking:
-                return
-            if line.placed:
+        lines = iter(self._lines)
+        while looking:
+            line = next(lines, None)
+            if line is None:
+                break
+            if self._parts(line):
                 continue
-            parts = [
-                part
-                for part in looking
-                if self._has_room(part, self._first_pages(line, part))
-            ]
+            parts = [part for part in looking if self._can_place(line, part)]
             if not parts:
                 return  # no other prompt overtakes it
             best = max(parts, key=lambda p: (*self._found(line, p), -p))
@@ -310,112 +313,120 @@ class Scheduler:
             looking.remove(best)
         for part in looking:
             # Slots are idle, and elsewhere are too few for all that waits.
-            idle = self._idle(part)
+            if not self._idle(part):
+                continue
             lines = [
                 line
-                for line in self._lines.values()
-                if line.placed
-                and part not in line.placed
-                and len(line.waiting) > sum(map(self._idle, line.placed))
+                for line in dict.fromkeys(p.line for p in self._placed)
+                if part not in (parts := self._parts(line))
+                and len(line.waiting) > sum(map(self._idle, parts))
             ]
             line = max(lines, key=lambda x: len(x.waiting), default=None)
-            if not idle or line is None:
-                continue
-            if self._has_room(part, self._first_pages(line, part)):
+            if line and self._can_place(line, part):
                 self._put(line, part)
 
     def _wants(self, part: int) -> bool:
-        own = [line for line in self._lines.values() if part in line.placed]
-        if not self._rows[part] or not all(x.ready(part) for x in own):
+        own = [placed for placed in self._placed if placed.part == part]
+        if not self._rows[part] or not all(placed.ready for placed in own):
             return False
         ahead = max(2, self._each // 8)
-        return sum(len(x.waiting) for x in own) < self._idle(part) + ahead
+        waiting = sum(len(placed.line.waiting) for placed in own)
+        if waiting < self._idle(part) + ahead:
+            return True
+        held = sum(len(placed.pages) for placed in own)
+        return held < SHARE * self._limits.pages
+
+    def _parts(self, line: _Line) -> list[int]:
+        """The parts that a prompt has been given."""
+        return [p.part for p in self._placed if p.line is line]
 
     def _found(self, line: _Line, part: int) -> tuple[int, int]:
         """Pages that a part has of a prompt, and those that it could give."""
         pool = self._pools[part]
         return len(pool.find(line.prompt.ids)), pool.available
 
-    def _first_pages(self, line: _Line, part: int) -> int:
-        """How many pages the first chunk of a prompt takes in a part."""
+    def _known(self, line: _Line, part: int) -> tuple[int, ...]:
+        """The pages that a prompt begins with; its last token is computed."""
+        return self._pools[part].find(line.prompt.ids[:-1])
+
+    def _can_place(self, line: _Line, part: int) -> bool:
+        """Whether there is room for the first chunk of a prompt in a part."""
         known = self._known(line, part)
         start = len(known) * self._limits.page
         end = min(start + self._limits.chunk, len(line.prompt.ids))
         # kept pages are no longer available to others
         pool = self._pools[part]
         kept = sum(pool.owners(page) == 0 for page in known)
-        return self._count(end) - len(known) + kept
-
-    def _known(self, line: _Line, part: int) -> tuple[int, ...]:
-        """The pages that a prompt begins with; its last token is computed."""
-        return self._pools[part].find(line.prompt.ids[:-1])
+        return self._has_room(part, self._count(end) - len(known) + kept)
 
     def _put(self, line: _Line, part: int) -> None:
         known = self._known(line, part)
         self._pools[part].share(known)
         row = self._rows[part].pop(0)
-        line.placed[part] = _Placed(
-            part, row, known, len(known) * self._limits.page
-        )
+        done = len(known) * self._limits.page
+        placed = _Placed(line, part, row, known, done)
+        self._placed.append(placed)
+        order = {id(x): i for i, x in enumerate(self._lines)}
+        self._placed.sort(key=lambda placed: order[id(placed.line)])
 
-    def _displace(self, part: int, but: _Line | None = None) -> bool:
+    def _displace(self, part: int, but: _Placed | None = None) -> bool:
         """Takes its pages from the last prompt in line; False: none has any.
 
         They are kept where they are full, so it is soon read again.
         """
-        for line in reversed(self._lines.values()):
-            if part in line.placed and line is not but:
-                self._remove(line, part)
+        for placed in reversed(self._placed):
+            if placed.part == part and placed is not but:
+                self._remove(placed)
                 return True
         return False
 
-    def _remove(self, line: _Line, part: int) -> None:
-        placed = line.placed.pop(part)
-        self._pools[part].release(placed.pages)
-        self._rows[part] = sorted([*self._rows[part], placed.row])
+    def _remove(self, placed: _Placed) -> None:
+        self._placed.remove(placed)
+        self._pools[placed.part].release(placed.pages)
+        rows = [*self._rows[placed.part], placed.row]
+        self._rows[placed.part] = sorted(rows)
 
     # samples that start
 
-    def _start(self, full: Container[int]) -> list[Start]:
+    def _start(self) -> list[Start]:
         """Starts requests in idle slots of all parts but those that are full.
 
         Where one finds no room in a part, none overtakes it there.
         """
-        closed = {p for p in range(self._limits.parts) if p in full}
+        closed = {part for part in self._full if self._active(part)}
         starts = []
-        for line in [*self._lines.values()]:
-            while line.waiting:
-                parts = [
-                    part
-                    for part in line.placed
-                    if line.ready(part)
-                    and part not in closed
-                    and self._idle(part)
-                ]
-                if not parts:
-                    break
-                part = max(
-                    parts,
-                    key=lambda p: (
-                        self._idle(p),
-                        self._pools[p].available,
-                        -p,
-                    ),
-                )
-                started = self._begin(line, part)
-                if started is None:
-                    closed.add(part)
-                else:
-                    starts.append(started)
+        while ready := [
+            placed
+            for placed in self._placed
+            if placed.ready
+            and placed.part not in closed
+            and self._idle(placed.part)
+        ]:
+            first = min(placed.line.last for placed in ready)
+            line = next(x.line for x in ready if x.line.last == first)
+            placed = max(
+                (placed for placed in ready if placed.line is line),
+                key=lambda placed: (
+                    self._idle(placed.part),
+                    self._pools[placed.part].available,
+                    -placed.part,
+                ),
+            )
+            started = self._begin(placed)
+            if started is None:
+                closed.add(placed.part)
+            else:
+                starts.append(started)
         return starts
 
-    def _begin(self, line: _Line, part: int) -> Start | None:
+    def _begin(self, placed: _Placed) -> Start | None:
         """Starts the next request of a line, if there is room.
 
         The last one that waits takes the last page of the prompt over, and
         the others copy it.
         """
-        prompt, placed = line.prompt, line.placed[part]
+        line, part = placed.line, placed.part
+        prompt, pool = line.prompt, self._pools[part]
         size = len(prompt.ids)
         limit = self._limit(size)
         whole = size // self._limits.page  # pages that are full
@@ -424,20 +435,20 @@ class Scheduler:
         running = _Running(line.waiting[0], prompt, limit, own, self._born)
         positions = running.positions(self._limits.steps)
         more = self._count(positions) - len(own)
-        if not self._make_room(part, more, line):
+        if not self._make_room(placed, more):
             return None
-        self._pools[part].share(own)
-        running.table += self._pools[part].take(more)
+        pool.share(own)
+        running.table += pool.take(more)
         copy = None
         if len(own) < len(placed.pages):
             copy = placed.pages[whole], running.table[whole]
         first = part * self._each
         slot = self._slots.index(None, first, first + self._each)
         self._slots[slot] = running
+        line.last = self._born
         self._born += 1
-        start = Start(
-            slot, line.waiting.popleft(), prompt, placed.row, limit, copy
-        )
+        line.waiting.popleft()
+        start = Start(slot, running.request, prompt, placed.row, limit, copy)
         self._tidy(line)
         return start
 
@@ -450,12 +461,13 @@ class Scheduler:
         left = self._pools[part].available - pages
         return not active or left >= WATERMARK * active
 
-    def _make_room(self, part: int, pages: int, line: _Line) -> bool:
+    def _make_room(self, placed: _Placed, pages: int) -> bool:
         """Like _has_room; where nothing runs, other prompts give theirs."""
+        part = placed.part
         if self._active(part):
             return self._has_room(part, pages)
         while self._pools[part].available < pages:
-            if not self._displace(part, but=line):
+            if not self._displace(part, but=placed):
                 return False
         return True
 
@@ -483,25 +495,21 @@ class Scheduler:
                 high = middle
         return low
 
-    def _placed(self) -> list[tuple[_Line, _Placed]]:
-        return [
-            (line, placed)
-            for line in [*self._lines.values()]
-            for placed in [*line.placed.values()]
-        ]
-
     def _line(self, prompt: Prompt) -> _Line:
         """The line of a prompt, at the end if it is new."""
-        if prompt not in self._lines:
-            self._lines[prompt] = _Line(prompt, collections.deque())
-        return self._lines[prompt]
+        if prompt not in self._by_prompt:
+            line = self._by_prompt[prompt] = _Line(prompt)
+            self._lines.append(line)
+        return self._by_prompt[prompt]
 
     def _tidy(self, line: _Line) -> None:
         """Forgets a line in which nothing waits."""
-        if not line.waiting:
-            for part in [*line.placed]:
-                self._remove(line, part)
-            del self._lines[line.prompt]
+        if line.waiting:
+            return
+        for placed in [p for p in self._placed if p.line is line]:
+            self._remove(placed)
+        self._lines.remove(line)
+        del self._by_prompt[line.prompt]
 
     def _part(self, slot: int) -> int:
         return slot // self._each
