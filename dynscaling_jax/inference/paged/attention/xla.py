@@ -94,13 +94,27 @@ def init(config: ModelConfig, layout: Layout, dtype: Any) -> tuple:
 
     int8 ones have a scale for each token and head, float32.
     """
-    pages = layout.parts * layout.pages
-    rows = pages, config.num_key_value_heads, layout.page
-    kept = (*rows, config.head_dim), dtype, AXES
-    if layout.keys != INT8:
-        return kept, kept
-    kept, scale = ((*rows, config.head_dim), INT8, AXES), (rows, "float32", AXES)
-    return kept, kept, scale, scale
+    pages, dim = layout.parts * layout.pages, config.head_dim
+    heads, page = config.num_key_value_heads, layout.page
+    last = (dim, page) if tokens_last(config) else (page, dim)
+    int8 = layout.keys == INT8
+    kept = (pages, heads, *last), INT8 if int8 else dtype, AXES
+    scale = (pages, heads, page), "float32", AXES
+    return (kept, kept, scale, scale) if int8 else (kept, kept)
+
+
+def tokens_last(config: ModelConfig) -> bool:
+    """Whether a page is [K, D, W] and not [K, W, D].
+
+    TPUs pad the last dimension to a multiple of 128: heads of 64 features
+    would take twice their memory, and XLA copies the cache to do without.
+    """
+    return config.head_dim % 128 > 0
+
+
+def page_size(config: ModelConfig, cache: tuple[jax.Array, ...]) -> int:
+    """W of a cache."""
+    return cache[0].shape[-1 if tokens_last(config) else -2]
 
 
 def view(
@@ -293,26 +307,26 @@ def _decode_part(
     kind, config, cache, base, pages, view, position, active, q, k, v
 ):
     """decode of one part, whose pages begin at `base` of the cache."""
-    slots, page = len(position), cache[0].shape[-2]
-    at = jnp.clip(position // page, 0, view.table.shape[1] - 1)
-    own = view.table[jnp.arange(slots), at]
+    slots, page = len(position), page_size(config, cache)
+    place = jnp.clip(position // page, 0, view.table.shape[1] - 1)
+    own = view.table[jnp.arange(slots), place]
     there = active & (own >= 0)
     nowhere = cache[0].shape[0]
     cache = write(
-        cache, jnp.where(there, base + own, nowhere), position % page, k, v
+        config, cache, jnp.where(there, base + own, nowhere), position % page, k, v
     )
-    attend = functools.partial(_page_states, kind, config, position)
+    attend = functools.partial(_page_states, kind, config, position, q)
     total = empty(q)
     ends = (kind.window + page - 2) // page + 1  # pages that a window meets
     if kind.window and 3 * ends * slots < pages:
-        return _windowed(attend, total, cache, base, view, position, q, ends)
+        return _windowed(attend, total, cache, base, view, place, ends), cache
 
     def block(number, total):
         size = view.owner.shape[1]
         first = base + view.first[number]
         kept = [jax.lax.dynamic_slice_in_dim(x, first, size) for x in cache]
         owner = view.owner[number][:, None]
-        states = attend(q, kept, owner, view.index[number])
+        states = attend(kept, owner, view.index[number])
         return _joined(total, states, owner)
 
     def listed(number, total):
@@ -328,30 +342,33 @@ def _decode_part(
             -1,
         )
         kept = [x[base + cut(view.page)] for x in cache]
-        return _joined(total, attend(q, kept, lanes, cut(view.place)), lanes)
+        return _joined(total, attend(kept, lanes, cut(view.place)), lanes)
 
     total = jax.lax.fori_loop(0, view.blocks, block, total)
     shared = -(-view.shared // SHARED_BLOCK)
     return finite(jax.lax.fori_loop(0, shared, listed, total)), cache
 
 
-def _windowed(attend, total, cache, base, view, position, q, ends):
-    """Reads the last pages of each slot, one a slot at a time."""
-    slots, page = len(position), cache[0].shape[-2]
-    own = jnp.arange(slots)
+def _windowed(attend, total, cache, base, view, last, ends):
+    """Reads the last pages of each slot, one a slot at a time.
+
+    `last` [S] is the place of the query's page, `ends` how many are read.
+    """
+    own = jnp.arange(len(last))
 
     def one(back, total):
-        place = position // page - back
-        pages = view.table[own, jnp.clip(place, 0, view.table.shape[1] - 1)]
+        place = last - back
+        pages = view.table[own, jnp.maximum(place, 0)]
         lanes = jnp.where((place >= 0) & (pages >= 0), own, -1)[:, None]
         kept = [x[base + jnp.maximum(pages, 0)] for x in cache]
-        states = attend(q, kept, lanes, place)
+        states = attend(kept, lanes, place)
         return merged(total, jax.tree.map(lambda x: x[:, 0], states))
 
-    return finite(jax.lax.fori_loop(0, ends, one, total)), cache
+    return finite(jax.lax.fori_loop(0, ends, one, total))
 
 
 def write(
+    config: ModelConfig,
     cache: tuple[jax.Array, ...],
     page: Int32[Array, " S"],
     place: Int32[Array, " S"],
@@ -364,11 +381,15 @@ def write(
     that XLA:TPU writes in place: of whole tokens it would lay out the cache
     anew, in a copy.
     """
-    at = page[:, None], jnp.arange(k.shape[1])[None], place[:, None]
-    return tuple(
-        x.at[at].set(new.astype(x.dtype), mode="drop")
-        for x, new in zip(cache, stored(cache, k, v), strict=True)
-    )
+    page, place = page[:, None], place[:, None]
+    head = jnp.arange(k.shape[1])[None]
+
+    def put(x, new):
+        features = x.ndim == 4 and tokens_last(config)
+        at = (page, head, *((slice(None),) if features else ()), place)
+        return x.at[at].set(new.astype(x.dtype), mode="drop")
+
+    return tuple(map(put, cache, stored(cache, k, v)))
 
 
 def stored(
@@ -414,7 +435,7 @@ def _page_states(
     """
     count, width = lanes.shape
     _, heads, dim = q.shape
-    kv_heads, page = kept[0].shape[1:3]
+    kv_heads, page = kept[0].shape[1], page_size(config, kept)
     rep = heads // kv_heads
     at = jnp.maximum(lanes, 0)
     keys = index[:, None] * page + jnp.arange(page)[None]
@@ -448,12 +469,14 @@ def attend(
     Args:
         config: of the model; its scale and cap apply.
         q: rotated, not scaled.
-        kept: keys and values [..., W, D], and scales [..., W] where int8.
+        kept: keys and values [..., W, D] or [..., D, W], and their scales
+            [..., W] where they are int8.
         mask: True where a key is visible; rows that see none have sum 0.
     """
     k, v, *scales = kept
+    axes = "dw" if tokens_last(config) else "wd"
     scores = jnp.einsum(
-        "...md,...wd->...mw",
+        f"...md,...{axes}->...mw",
         q,
         k.astype(q.dtype),
         preferred_element_type=jnp.float32,
@@ -469,7 +492,7 @@ def attend(
     if scales:
         weights *= scales[1][..., None, :]
     acc = jnp.einsum(
-        "...mw,...wd->...md",
+        f"...mw,...{axes}->...md",
         weights.astype(q.dtype),
         v.astype(q.dtype),
         preferred_element_type=jnp.float32,
@@ -553,9 +576,9 @@ def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
     """
     del pages
     count, heads, dim = q.shape
-    kv_heads, page = cache[0].shape[1:3]
+    kv_heads, page = cache[0].shape[1], page_size(config, cache)
     rep = heads // kv_heads
-    cache = write_chunk(cache, base, view, k, v)
+    cache = write_chunk(config, cache, base, view, k, v)
     position = view.start + jnp.arange(count)
     rows = q.reshape(count, kv_heads, rep, dim).swapaxes(0, 1)
     rows = rows.reshape(kv_heads, count * rep, dim)
@@ -565,10 +588,7 @@ def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
         places = number * PREFILL_BLOCK + jnp.arange(PREFILL_BLOCK)
         last = view.table.shape[0] - 1
         at = jnp.maximum(view.table[jnp.minimum(places, last)], 0)
-        kept = [
-            x[base + at].swapaxes(0, 1).reshape(kv_heads, span, *x.shape[3:])
-            for x in cache
-        ]
+        kept = [_sequence(config, x[base + at]) for x in cache]
         keys = number * span + jnp.arange(span)
         ahead = position[:, None] - keys[None]
         seen = (ahead >= 0) & (keys < view.end)[None]
@@ -589,7 +609,19 @@ def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
     return jax.tree.map(split, finite(total)), cache
 
 
+def _sequence(
+    config: ModelConfig, pages: jax.Array
+) -> Float[Array, "K ..."]:
+    """Pages [n, K, ...] as one, whose positions go on from page to page."""
+    count, heads = pages.shape[:2]
+    if pages.ndim == 4 and tokens_last(config):
+        return pages.transpose(1, 2, 0, 3).reshape(heads, pages.shape[2], -1)
+    rest = pages.shape[3:]
+    return pages.swapaxes(0, 1).reshape(heads, count * pages.shape[2], *rest)
+
+
 def write_chunk(
+    config: ModelConfig,
     cache: tuple[jax.Array, ...],
     base: Int32[Array, ""],
     view: ChunkView,
@@ -607,7 +639,7 @@ def write_chunk(
 
     What lies behind the end is never seen, and pages past it are not written.
     """
-    page, count = cache[0].shape[2], len(k)
+    page, count = page_size(config, cache), len(k)
     touched = -(-count // page) + 1
     start = view.start // page
     places = start + jnp.arange(touched)
@@ -617,18 +649,22 @@ def write_chunk(
     shift = view.start % page
 
     def put(x, new):
-        first = x[base + jnp.maximum(own[0], 0)]  # [K, W, ...]
+        turned = x.ndim == 4 and tokens_last(config)
+        first = x[base + jnp.maximum(own[0], 0)]
+        if turned:
+            first = first.swapaxes(1, 2)  # [K, W, ...]
         new = new.astype(x.dtype).swapaxes(0, 1)  # [K, T, ...]
         room = [(0, 0)] * new.ndim
         room[1] = (0, touched * page - page)
         at = (0, shift, *([0] * (new.ndim - 2)))
         joined = jax.lax.dynamic_update_slice(jnp.pad(first, room), new, at)
-        kv_heads, _, *rest = joined.shape
-        joined = joined.reshape(kv_heads, touched, page, *rest)
-        return x.at[to].set(joined.swapaxes(0, 1), mode="drop")
+        joined = joined.reshape(len(new), touched, page, *new.shape[2:])
+        joined = joined.swapaxes(0, 1)
+        if turned:
+            joined = joined.swapaxes(2, 3)
+        return x.at[to].set(joined, mode="drop")
 
-    kept = stored(cache, k, v)
-    return tuple(put(x, new) for x, new in zip(cache, kept, strict=True))
+    return tuple(map(put, cache, stored(cache, k, v)))
 
 
 def copy(
