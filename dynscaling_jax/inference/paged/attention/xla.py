@@ -38,6 +38,7 @@ from dynscaling_jax.models.config import Kind, ModelConfig
 from dynscaling_jax.models.sharding import (
     AXES,
     DATA,
+    MODEL,
     ambient,
     fitting,
     on_shards,
@@ -49,6 +50,7 @@ LANES = 16  # slots that read a shared page at a time
 PREFILL_BLOCK = 4  # pages of a prompt that a chunk meets at a time
 FEWEST = 64  # shared pages that a view has room for, doubled as needed
 INT8 = "int8"
+HEADS_AXIS = 1  # of [pages, K, W, D]
 
 
 class View(NamedTuple):
@@ -79,7 +81,14 @@ class ChunkView(NamedTuple):
 def backend() -> Backend:
     """The XLA form."""
     return Backend(
-        "xla", refuses, init, view, decode, chunk_view, prefill, copy
+        "xla",
+        refuses,
+        init,
+        view,
+        decode,
+        chunk_view,
+        prefill,
+        functools.partial(copy, HEADS_AXIS),
     )
 
 
@@ -110,6 +119,11 @@ def tokens_last(config: ModelConfig) -> bool:
     would take twice their memory, and XLA copies the cache to do without.
     """
     return config.head_dim % 128 > 0
+
+
+def _token_axis(config: ModelConfig, x: jax.Array) -> int:
+    """Of positions in keys or values [N, K, W, D], or scales [N, K, W]."""
+    return 3 if x.ndim == 4 and tokens_last(config) else 2
 
 
 def page_size(config: ModelConfig, cache: tuple[jax.Array, ...]) -> int:
@@ -155,7 +169,7 @@ def view(
 
 def _part_view(layout, tables, shared) -> View:
     """The view of one part, without room behind the shared pages."""
-    table = _tables(layout, tables)
+    table = padded_tables(layout, tables)
     readers: dict[int, list[int]] = {}
     places: dict[int, int] = {}
     for slot, (pages, count) in enumerate(zip(tables, shared, strict=True)):
@@ -215,7 +229,10 @@ def _blocks(owner: np.ndarray, index: np.ndarray) -> tuple:
     )
 
 
-def _tables(layout: Layout, tables: Sequence[Sequence[int]]) -> np.ndarray:
+def padded_tables(
+    layout: Layout, tables: Sequence[Sequence[int]]
+) -> Int32[np.ndarray, "S P"]:
+    """Tables as rows of Layout.longest pages, -1 behind the last."""
     table = np.full((len(tables), layout.longest), -1, np.int32)
     for row, pages in zip(table, tables, strict=True):
         row[: len(pages)] = pages
@@ -237,7 +254,7 @@ def chunk_view(
     for chunk in chunks:
         tables[chunk.part] = chunk.pages
         start[chunk.part], end[chunk.part] = chunk.start, chunk.end
-    return ChunkView(_tables(layout, tables), start, end)
+    return ChunkView(padded_tables(layout, tables), start, end)
 
 
 def decode(
@@ -254,15 +271,16 @@ def decode(
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
     """Writes one token a slot and attends up to it; see Backend.decode."""
     run = functools.partial(_decode_part, kind, config)
-    return by_parts(run, cache, layer, view, position, active, q, k, v)
+    return by_parts(run, HEADS_AXIS, cache, layer, view, position, active, q, k, v)
 
 
-def by_parts(run, cache, layer, view, position, active, *qkv):
+def by_parts(run, heads_axis, cache, layer, view, position, active, *qkv):
     """Runs a function of one part on each part, on the shards that have it.
 
     Args:
         run: (cache as [pages of all, ...], the first page, view, position,
             active, q, k, v) of a part -> (state, cache).
+        heads_axis: of the arrays of a cache, without L.
         cache: [L, D * N, ...].
         layer: which of L.
         view: arrays [D, ...].
@@ -274,7 +292,7 @@ def by_parts(run, cache, layer, view, position, active, *qkv):
     parts, heads = len(view.table), qkv[1].shape[1]
     rows = fitting(sizes, (parts,), (DATA,))
     along = fitting(sizes, (parts, heads), AXES)
-    kept = P(None, *along)
+    kept = _cache_spec(parts, heads, heads_axis)
 
     def local(cache, layer, view, position, active, *qkv):
         parts, shapes = len(view.table), [x.shape for x in cache]
@@ -317,7 +335,7 @@ def _decode_part(
     )
     attend = functools.partial(_page_states, kind, config, position, q)
     total = empty(q)
-    ends = (kind.window + page - 2) // page + 1  # pages that a window meets
+    ends = pages_met(kind.window, page)
     if kind.window and 3 * ends * slots < pages:
         return _windowed(attend, total, cache, base, view, place, ends), cache
 
@@ -347,6 +365,16 @@ def _decode_part(
     total = jax.lax.fori_loop(0, view.blocks, block, total)
     shared = -(-view.shared // SHARED_BLOCK)
     return finite(jax.lax.fori_loop(0, shared, listed, total)), cache
+
+
+def pages_met(window: int, page: int) -> int:
+    """The most pages of W positions that a window can meet.
+
+    W = 4: a window of 5 meets two pages, one of 6 may meet three.
+
+        . . . x  x x x x             . . . x  x x x x  x . . .
+    """
+    return (window + page - 2) // page + 1
 
 
 def _windowed(attend, total, cache, base, view, last, ends):
@@ -564,7 +592,7 @@ def prefill(
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
     """Writes a chunk and attends with a running softmax; see Backend."""
     run = functools.partial(_prefill_part, kind, config)
-    return by_parts(run, cache, layer, view, (), (), q, k, v)
+    return by_parts(run, HEADS_AXIS, cache, layer, view, (), (), q, k, v)
 
 
 def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
@@ -578,7 +606,10 @@ def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
     count, heads, dim = q.shape
     kv_heads, page = cache[0].shape[1], page_size(config, cache)
     rep = heads // kv_heads
-    cache = write_chunk(config, cache, base, view, k, v)
+    cache = tuple(
+        put_chunk(x, base, view, new, _token_axis(config, x))
+        for x, new in zip(cache, stored(cache, k, v), strict=True)
+    )
     position = view.start + jnp.arange(count)
     rows = q.reshape(count, kv_heads, rep, dim).swapaxes(0, 1)
     rows = rows.reshape(kv_heads, count * rep, dim)
@@ -620,15 +651,14 @@ def _sequence(
     return pages.swapaxes(0, 1).reshape(heads, count * pages.shape[2], *rest)
 
 
-def write_chunk(
-    config: ModelConfig,
-    cache: tuple[jax.Array, ...],
+def put_chunk(
+    x: jax.Array,
     base: Int32[Array, ""],
     view: ChunkView,
-    k: Float[Array, "T K D"],
-    v: Float[Array, "T K D"],
-) -> tuple[jax.Array, ...]:
-    """Puts the keys and values of a chunk into its pages, whole pages at once.
+    new: Float[Array, "T ..."],
+    axis: int,
+) -> jax.Array:
+    """Puts what a chunk keeps into its pages, whole pages at once.
 
     W = 4, start = 6, tokens a b c and one of padding:
 
@@ -638,56 +668,59 @@ def write_chunk(
         position             4 5 6 7  8
 
     What lies behind the end is never seen, and pages past it are not written.
+
+    Args:
+        x: an array of the cache, pages first.
+        base: the part's first page.
+        view: of the part.
+        new: of the tokens.
+        axis: of positions in x.
     """
-    page, count = page_size(config, cache), len(k)
+    page, count = x.shape[axis], len(new)
     touched = -(-count // page) + 1
-    start = view.start // page
-    places = start + jnp.arange(touched)
+    places = view.start // page + jnp.arange(touched)
     own = view.table[jnp.minimum(places, len(view.table) - 1)]
     there = (places * page < view.end) & (own >= 0)
-    to = jnp.where(there, base + own, cache[0].shape[0])
-    shift = view.start % page
-
-    def put(x, new):
-        turned = x.ndim == 4 and tokens_last(config)
-        first = x[base + jnp.maximum(own[0], 0)]
-        if turned:
-            first = first.swapaxes(1, 2)  # [K, W, ...]
-        new = new.astype(x.dtype).swapaxes(0, 1)  # [K, T, ...]
-        room = [(0, 0)] * new.ndim
-        room[1] = (0, touched * page - page)
-        at = (0, shift, *([0] * (new.ndim - 2)))
-        joined = jax.lax.dynamic_update_slice(jnp.pad(first, room), new, at)
-        joined = joined.reshape(len(new), touched, page, *new.shape[2:])
-        joined = joined.swapaxes(0, 1)
-        if turned:
-            joined = joined.swapaxes(2, 3)
-        return x.at[to].set(joined, mode="drop")
-
-    return tuple(map(put, cache, stored(cache, k, v)))
+    to = jnp.where(there, base + own, len(x))
+    first = jnp.moveaxis(x[base + jnp.maximum(own[0], 0)], axis - 1, 0)
+    room = [(0, (touched - 1) * page)] + [(0, 0)] * (new.ndim - 1)
+    at = (view.start % page, *(0,) * (new.ndim - 1))
+    joined = jax.lax.dynamic_update_slice(
+        jnp.pad(first, room), new.astype(x.dtype), at
+    )
+    joined = joined.reshape(touched, page, *new.shape[1:])
+    return x.at[to].set(jnp.moveaxis(joined, 1, axis), mode="drop")
 
 
 def copy(
+    heads_axis: int,
     cache: tuple[jax.Array, ...],
     source: Int32[Array, "D C"],
     target: Int32[Array, "D C"],
 ) -> tuple[jax.Array, ...]:
     """Copies pages of all layers; those with a target past the last go nowhere.
 
-    Pages are numbered within their part.
+    Pages are numbered within their part. heads_axis is as by_parts has it.
     """
-    sizes, parts = ambient(), len(source)
-    rows = fitting(sizes, (parts,), (DATA,))
-    along = P(None, *fitting(sizes, (parts, cache[0].shape[2]), AXES))
+    heads = cache[0].shape[1 + heads_axis]
+    kept = _cache_spec(len(source), heads, heads_axis)
+    rows = fitting(ambient(), (len(source),), (DATA,))
 
     def local(cache, source, target):
         parts, pages = len(source), cache[0].shape[1] // len(source)
         first = pages * jnp.arange(parts)[:, None]
-        end = parts * pages
-        target = jnp.where(target < pages, first + target, end).reshape(-1)
+        there = (target >= 0) & (target < pages)
+        target = jnp.where(there, first + target, parts * pages).reshape(-1)
         source = (first + jnp.clip(source, 0, pages - 1)).reshape(-1)
         return tuple(
             x.at[:, target].set(x[:, source], mode="drop") for x in cache
         )
 
-    return on_shards(local, (along, rows, rows), along)(cache, source, target)
+    return on_shards(local, (kept, rows, rows), kept)(cache, source, target)
+
+
+def _cache_spec(parts: int, heads: int, heads_axis: int) -> P:
+    """How [L, D * N, ...] lies on the ambient mesh."""
+    shape = parts, *(heads,) * heads_axis
+    axes = DATA, *(None,) * (heads_axis - 1), MODEL
+    return P(None, *fitting(ambient(), shape, axes))
