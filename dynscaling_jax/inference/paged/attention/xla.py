@@ -38,6 +38,7 @@ from dynscaling_jax.models.config import Kind, ModelConfig
 from dynscaling_jax.models.sharding import (
     AXES,
     DATA,
+    MODEL,
     ambient,
     fitting,
     on_shards,
@@ -49,6 +50,7 @@ LANES = 16  # slots that read a shared page at a time
 PREFILL_BLOCK = 4  # pages of a prompt that a chunk meets at a time
 FEWEST = 64  # shared pages that a view has room for, doubled as needed
 INT8 = "int8"
+HEADS_AXIS = 1  # of [pages, K, W, D]
 
 
 class View(NamedTuple):
@@ -79,7 +81,14 @@ class ChunkView(NamedTuple):
 def backend() -> Backend:
     """The XLA form."""
     return Backend(
-        "xla", refuses, init, view, decode, chunk_view, prefill, copy
+        "xla",
+        refuses,
+        init,
+        view,
+        decode,
+        chunk_view,
+        prefill,
+        functools.partial(copy, HEADS_AXIS),
     )
 
 
@@ -94,13 +103,32 @@ def init(config: ModelConfig, layout: Layout, dtype: Any) -> tuple:
 
     int8 ones have a scale for each token and head, float32.
     """
-    pages = layout.parts * layout.pages
-    rows = pages, config.num_key_value_heads, layout.page
-    kept = (*rows, config.head_dim), dtype, AXES
-    if layout.keys != INT8:
-        return kept, kept
-    kept, scale = ((*rows, config.head_dim), INT8, AXES), (rows, "float32", AXES)
-    return kept, kept, scale, scale
+    pages, dim = layout.parts * layout.pages, config.head_dim
+    heads, page = config.num_key_value_heads, layout.page
+    last = (dim, page) if tokens_last(config) else (page, dim)
+    int8 = layout.keys == INT8
+    kept = (pages, heads, *last), INT8 if int8 else dtype, AXES
+    scale = (pages, heads, page), "float32", AXES
+    return (kept, kept, scale, scale) if int8 else (kept, kept)
+
+
+def tokens_last(config: ModelConfig) -> bool:
+    """Whether a page is [K, D, W] and not [K, W, D].
+
+    TPUs pad the last dimension to a multiple of 128: heads of 64 features
+    would take twice their memory, and XLA copies the cache to do without.
+    """
+    return config.head_dim % 128 > 0
+
+
+def _token_axis(config: ModelConfig, x: jax.Array) -> int:
+    """Of positions in keys or values [N, K, W, D], or scales [N, K, W]."""
+    return 3 if x.ndim == 4 and tokens_last(config) else 2
+
+
+def page_size(config: ModelConfig, cache: tuple[jax.Array, ...]) -> int:
+    """W of a cache."""
+    return cache[0].shape[-1 if tokens_last(config) else -2]
 
 
 def view(
@@ -141,7 +169,7 @@ def view(
 
 def _part_view(layout, tables, shared) -> View:
     """The view of one part, without room behind the shared pages."""
-    table = _tables(layout, tables)
+    table = padded_tables(layout, tables)
     readers: dict[int, list[int]] = {}
     places: dict[int, int] = {}
     for slot, (pages, count) in enumerate(zip(tables, shared, strict=True)):
@@ -201,7 +229,10 @@ def _blocks(owner: np.ndarray, index: np.ndarray) -> tuple:
     )
 
 
-def _tables(layout: Layout, tables: Sequence[Sequence[int]]) -> np.ndarray:
+def padded_tables(
+    layout: Layout, tables: Sequence[Sequence[int]]
+) -> Int32[np.ndarray, "S P"]:
+    """Tables as rows of Layout.longest pages, -1 behind the last."""
     table = np.full((len(tables), layout.longest), -1, np.int32)
     for row, pages in zip(table, tables, strict=True):
         row[: len(pages)] = pages
@@ -223,7 +254,7 @@ def chunk_view(
     for chunk in chunks:
         tables[chunk.part] = chunk.pages
         start[chunk.part], end[chunk.part] = chunk.start, chunk.end
-    return ChunkView(_tables(layout, tables), start, end)
+    return ChunkView(padded_tables(layout, tables), start, end)
 
 
 def decode(
@@ -240,15 +271,16 @@ def decode(
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
     """Writes one token a slot and attends up to it; see Backend.decode."""
     run = functools.partial(_decode_part, kind, config)
-    return by_parts(run, cache, layer, view, position, active, q, k, v)
+    return by_parts(run, HEADS_AXIS, cache, layer, view, position, active, q, k, v)
 
 
-def by_parts(run, cache, layer, view, position, active, *qkv):
+def by_parts(run, heads_axis, cache, layer, view, position, active, *qkv):
     """Runs a function of one part on each part, on the shards that have it.
 
     Args:
         run: (cache as [pages of all, ...], the first page, view, position,
             active, q, k, v) of a part -> (state, cache).
+        heads_axis: of the arrays of a cache, without L.
         cache: [L, D * N, ...].
         layer: which of L.
         view: arrays [D, ...].
@@ -260,7 +292,7 @@ def by_parts(run, cache, layer, view, position, active, *qkv):
     parts, heads = len(view.table), qkv[1].shape[1]
     rows = fitting(sizes, (parts,), (DATA,))
     along = fitting(sizes, (parts, heads), AXES)
-    kept = P(None, *along)
+    kept = _cache_spec(parts, heads, heads_axis)
 
     def local(cache, layer, view, position, active, *qkv):
         parts, shapes = len(view.table), [x.shape for x in cache]
@@ -293,26 +325,26 @@ def _decode_part(
     kind, config, cache, base, pages, view, position, active, q, k, v
 ):
     """decode of one part, whose pages begin at `base` of the cache."""
-    slots, page = len(position), cache[0].shape[-2]
-    at = jnp.clip(position // page, 0, view.table.shape[1] - 1)
-    own = view.table[jnp.arange(slots), at]
+    slots, page = len(position), page_size(config, cache)
+    place = jnp.clip(position // page, 0, view.table.shape[1] - 1)
+    own = view.table[jnp.arange(slots), place]
     there = active & (own >= 0)
     nowhere = cache[0].shape[0]
     cache = write(
-        cache, jnp.where(there, base + own, nowhere), position % page, k, v
+        config, cache, jnp.where(there, base + own, nowhere), position % page, k, v
     )
-    attend = functools.partial(_page_states, kind, config, position)
+    attend = functools.partial(_page_states, kind, config, position, q)
     total = empty(q)
-    ends = (kind.window + page - 2) // page + 1  # pages that a window meets
+    ends = pages_met(kind.window, page)
     if kind.window and 3 * ends * slots < pages:
-        return _windowed(attend, total, cache, base, view, position, q, ends)
+        return _windowed(attend, total, cache, base, view, place, ends), cache
 
     def block(number, total):
         size = view.owner.shape[1]
         first = base + view.first[number]
         kept = [jax.lax.dynamic_slice_in_dim(x, first, size) for x in cache]
         owner = view.owner[number][:, None]
-        states = attend(q, kept, owner, view.index[number])
+        states = attend(kept, owner, view.index[number])
         return _joined(total, states, owner)
 
     def listed(number, total):
@@ -328,30 +360,43 @@ def _decode_part(
             -1,
         )
         kept = [x[base + cut(view.page)] for x in cache]
-        return _joined(total, attend(q, kept, lanes, cut(view.place)), lanes)
+        return _joined(total, attend(kept, lanes, cut(view.place)), lanes)
 
     total = jax.lax.fori_loop(0, view.blocks, block, total)
     shared = -(-view.shared // SHARED_BLOCK)
     return finite(jax.lax.fori_loop(0, shared, listed, total)), cache
 
 
-def _windowed(attend, total, cache, base, view, position, q, ends):
-    """Reads the last pages of each slot, one a slot at a time."""
-    slots, page = len(position), cache[0].shape[-2]
-    own = jnp.arange(slots)
+def pages_met(window: int, page: int) -> int:
+    """The most pages of W positions that a window can meet.
+
+    W = 4: a window of 5 meets two pages, one of 6 may meet three.
+
+        . . . x  x x x x             . . . x  x x x x  x . . .
+    """
+    return (window + page - 2) // page + 1
+
+
+def _windowed(attend, total, cache, base, view, last, ends):
+    """Reads the last pages of each slot, one a slot at a time.
+
+    `last` [S] is the place of the query's page, `ends` how many are read.
+    """
+    own = jnp.arange(len(last))
 
     def one(back, total):
-        place = position // page - back
-        pages = view.table[own, jnp.clip(place, 0, view.table.shape[1] - 1)]
+        place = last - back
+        pages = view.table[own, jnp.maximum(place, 0)]
         lanes = jnp.where((place >= 0) & (pages >= 0), own, -1)[:, None]
         kept = [x[base + jnp.maximum(pages, 0)] for x in cache]
-        states = attend(q, kept, lanes, place)
+        states = attend(kept, lanes, place)
         return merged(total, jax.tree.map(lambda x: x[:, 0], states))
 
-    return finite(jax.lax.fori_loop(0, ends, one, total)), cache
+    return finite(jax.lax.fori_loop(0, ends, one, total))
 
 
 def write(
+    config: ModelConfig,
     cache: tuple[jax.Array, ...],
     page: Int32[Array, " S"],
     place: Int32[Array, " S"],
@@ -364,11 +409,15 @@ def write(
     that XLA:TPU writes in place: of whole tokens it would lay out the cache
     anew, in a copy.
     """
-    at = page[:, None], jnp.arange(k.shape[1])[None], place[:, None]
-    return tuple(
-        x.at[at].set(new.astype(x.dtype), mode="drop")
-        for x, new in zip(cache, stored(cache, k, v), strict=True)
-    )
+    page, place = page[:, None], place[:, None]
+    head = jnp.arange(k.shape[1])[None]
+
+    def put(x, new):
+        features = x.ndim == 4 and tokens_last(config)
+        at = (page, head, *((slice(None),) if features else ()), place)
+        return x.at[at].set(new.astype(x.dtype), mode="drop")
+
+    return tuple(map(put, cache, stored(cache, k, v)))
 
 
 def stored(
@@ -414,7 +463,7 @@ def _page_states(
     """
     count, width = lanes.shape
     _, heads, dim = q.shape
-    kv_heads, page = kept[0].shape[1:3]
+    kv_heads, page = kept[0].shape[1], page_size(config, kept)
     rep = heads // kv_heads
     at = jnp.maximum(lanes, 0)
     keys = index[:, None] * page + jnp.arange(page)[None]
@@ -448,12 +497,14 @@ def attend(
     Args:
         config: of the model; its scale and cap apply.
         q: rotated, not scaled.
-        kept: keys and values [..., W, D], and scales [..., W] where int8.
+        kept: keys and values [..., W, D] or [..., D, W], and their scales
+            [..., W] where they are int8.
         mask: True where a key is visible; rows that see none have sum 0.
     """
     k, v, *scales = kept
+    axes = "dw" if tokens_last(config) else "wd"
     scores = jnp.einsum(
-        "...md,...wd->...mw",
+        f"...md,...{axes}->...mw",
         q,
         k.astype(q.dtype),
         preferred_element_type=jnp.float32,
@@ -469,7 +520,7 @@ def attend(
     if scales:
         weights *= scales[1][..., None, :]
     acc = jnp.einsum(
-        "...mw,...wd->...md",
+        f"...mw,...{axes}->...md",
         weights.astype(q.dtype),
         v.astype(q.dtype),
         preferred_element_type=jnp.float32,
@@ -541,7 +592,7 @@ def prefill(
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
     """Writes a chunk and attends with a running softmax; see Backend."""
     run = functools.partial(_prefill_part, kind, config)
-    return by_parts(run, cache, layer, view, (), (), q, k, v)
+    return by_parts(run, HEADS_AXIS, cache, layer, view, (), (), q, k, v)
 
 
 def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
@@ -553,9 +604,12 @@ def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
     """
     del pages
     count, heads, dim = q.shape
-    kv_heads, page = cache[0].shape[1:3]
+    kv_heads, page = cache[0].shape[1], page_size(config, cache)
     rep = heads // kv_heads
-    cache = write_chunk(cache, base, view, k, v)
+    cache = tuple(
+        put_chunk(x, base, view, new, _token_axis(config, x))
+        for x, new in zip(cache, stored(cache, k, v), strict=True)
+    )
     position = view.start + jnp.arange(count)
     rows = q.reshape(count, kv_heads, rep, dim).swapaxes(0, 1)
     rows = rows.reshape(kv_heads, count * rep, dim)
@@ -565,10 +619,7 @@ def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
         places = number * PREFILL_BLOCK + jnp.arange(PREFILL_BLOCK)
         last = view.table.shape[0] - 1
         at = jnp.maximum(view.table[jnp.minimum(places, last)], 0)
-        kept = [
-            x[base + at].swapaxes(0, 1).reshape(kv_heads, span, *x.shape[3:])
-            for x in cache
-        ]
+        kept = [_sequence(config, x[base + at]) for x in cache]
         keys = number * span + jnp.arange(span)
         ahead = position[:, None] - keys[None]
         seen = (ahead >= 0) & (keys < view.end)[None]
@@ -589,14 +640,25 @@ def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
     return jax.tree.map(split, finite(total)), cache
 
 
-def write_chunk(
-    cache: tuple[jax.Array, ...],
+def _sequence(
+    config: ModelConfig, pages: jax.Array
+) -> Float[Array, "K ..."]:
+    """Pages [n, K, ...] as one, whose positions go on from page to page."""
+    count, heads = pages.shape[:2]
+    if pages.ndim == 4 and tokens_last(config):
+        return pages.transpose(1, 2, 0, 3).reshape(heads, pages.shape[2], -1)
+    rest = pages.shape[3:]
+    return pages.swapaxes(0, 1).reshape(heads, count * pages.shape[2], *rest)
+
+
+def put_chunk(
+    x: jax.Array,
     base: Int32[Array, ""],
     view: ChunkView,
-    k: Float[Array, "T K D"],
-    v: Float[Array, "T K D"],
-) -> tuple[jax.Array, ...]:
-    """Puts the keys and values of a chunk into its pages, whole pages at once.
+    new: Float[Array, "T ..."],
+    axis: int,
+) -> jax.Array:
+    """Puts what a chunk keeps into its pages, whole pages at once.
 
     W = 4, start = 6, tokens a b c and one of padding:
 
@@ -606,52 +668,59 @@ def write_chunk(
         position             4 5 6 7  8
 
     What lies behind the end is never seen, and pages past it are not written.
+
+    Args:
+        x: an array of the cache, pages first.
+        base: the part's first page.
+        view: of the part.
+        new: of the tokens.
+        axis: of positions in x.
     """
-    page, count = cache[0].shape[2], len(k)
+    page, count = x.shape[axis], len(new)
     touched = -(-count // page) + 1
-    start = view.start // page
-    places = start + jnp.arange(touched)
+    places = view.start // page + jnp.arange(touched)
     own = view.table[jnp.minimum(places, len(view.table) - 1)]
     there = (places * page < view.end) & (own >= 0)
-    to = jnp.where(there, base + own, cache[0].shape[0])
-    shift = view.start % page
-
-    def put(x, new):
-        first = x[base + jnp.maximum(own[0], 0)]  # [K, W, ...]
-        new = new.astype(x.dtype).swapaxes(0, 1)  # [K, T, ...]
-        room = [(0, 0)] * new.ndim
-        room[1] = (0, touched * page - page)
-        at = (0, shift, *([0] * (new.ndim - 2)))
-        joined = jax.lax.dynamic_update_slice(jnp.pad(first, room), new, at)
-        kv_heads, _, *rest = joined.shape
-        joined = joined.reshape(kv_heads, touched, page, *rest)
-        return x.at[to].set(joined.swapaxes(0, 1), mode="drop")
-
-    kept = stored(cache, k, v)
-    return tuple(put(x, new) for x, new in zip(cache, kept, strict=True))
+    to = jnp.where(there, base + own, len(x))
+    first = jnp.moveaxis(x[base + jnp.maximum(own[0], 0)], axis - 1, 0)
+    room = [(0, (touched - 1) * page)] + [(0, 0)] * (new.ndim - 1)
+    at = (view.start % page, *(0,) * (new.ndim - 1))
+    joined = jax.lax.dynamic_update_slice(
+        jnp.pad(first, room), new.astype(x.dtype), at
+    )
+    joined = joined.reshape(touched, page, *new.shape[1:])
+    return x.at[to].set(jnp.moveaxis(joined, 1, axis), mode="drop")
 
 
 def copy(
+    heads_axis: int,
     cache: tuple[jax.Array, ...],
     source: Int32[Array, "D C"],
     target: Int32[Array, "D C"],
 ) -> tuple[jax.Array, ...]:
     """Copies pages of all layers; those with a target past the last go nowhere.
 
-    Pages are numbered within their part.
+    Pages are numbered within their part. heads_axis is as by_parts has it.
     """
-    sizes, parts = ambient(), len(source)
-    rows = fitting(sizes, (parts,), (DATA,))
-    along = P(None, *fitting(sizes, (parts, cache[0].shape[2]), AXES))
+    heads = cache[0].shape[1 + heads_axis]
+    kept = _cache_spec(len(source), heads, heads_axis)
+    rows = fitting(ambient(), (len(source),), (DATA,))
 
     def local(cache, source, target):
         parts, pages = len(source), cache[0].shape[1] // len(source)
         first = pages * jnp.arange(parts)[:, None]
-        end = parts * pages
-        target = jnp.where(target < pages, first + target, end).reshape(-1)
+        there = (target >= 0) & (target < pages)
+        target = jnp.where(there, first + target, parts * pages).reshape(-1)
         source = (first + jnp.clip(source, 0, pages - 1)).reshape(-1)
         return tuple(
             x.at[:, target].set(x[:, source], mode="drop") for x in cache
         )
 
-    return on_shards(local, (along, rows, rows), along)(cache, source, target)
+    return on_shards(local, (kept, rows, rows), kept)(cache, source, target)
+
+
+def _cache_spec(parts: int, heads: int, heads_axis: int) -> P:
+    """How [L, D * N, ...] lies on the ambient mesh."""
+    shape = parts, *(heads,) * heads_axis
+    axes = DATA, *(None,) * (heads_axis - 1), MODEL
+    return P(None, *fitting(ambient(), shape, axes))

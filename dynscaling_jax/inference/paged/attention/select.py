@@ -1,0 +1,40 @@
+"""Which back end serves a model: by platform, or as it is told."""
+
+from collections.abc import Callable
+
+from dynscaling_jax.inference.paged.attention import Backend, Layout, tpu, xla
+from dynscaling_jax.models.config import ModelConfig
+
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "xla": xla.backend,
+    "tpu": tpu.backend,
+}
+
+
+def select(
+    name: str, platform: str, config: ModelConfig, layout: Layout, model: int
+) -> Backend:
+    """Returns the back end of a name, or of a platform where it can serve.
+
+    Args:
+        name: of BACKENDS; auto is that of the platform, or else xla.
+        platform: as of jax.Device.
+        config: of the model.
+        layout: of the cache.
+        model: size of the mesh along MODEL.
+
+    Raises:
+        ValueError: none has that name, or it refuses the model.
+    """
+    if name == "auto":
+        made = BACKENDS.get(platform, xla.backend)()
+        refused = made.refuses(config, layout, model)
+        return xla.backend() if refused else made
+    if name not in BACKENDS:
+        raise ValueError(
+            f"attention must be auto, {', '.join(BACKENDS)}, got {name!r}"
+        )
+    made = BACKENDS[name]()
+    if why := made.refuses(config, layout, model):
+        raise ValueError(f"attention {name} cannot serve this model: {why}")
+    return made

@@ -1,0 +1,227 @@
+"""Attention over pages by JAX's ragged paged attention kernel for TPUs.
+
+The kernel reads the pages of each sequence from a table, for any number of
+queries a sequence, and gives the weighted mean of the values. Keys and values
+lie beside each other, head by head:
+
+    a position of a page    k0 v0 k1 v1 ...    [2 K, D]
+
+Slots may name the same pages, so what they share needs no list.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
+    ragged_paged_attention,
+)
+from jaxtyping import Array, Bool, Float, Int32
+
+from dynscaling_jax.inference.paged.attention import Backend, Layout, xla
+from dynscaling_jax.inference.paged.attention.xla import INT8, ChunkView
+from dynscaling_jax.models.attention import SoftmaxState, softmax_scale
+from dynscaling_jax.models.config import Kind, ModelConfig
+from dynscaling_jax.models.sharding import DATA, MODEL
+
+HEAD_DIM = 128  # the only one that the kernel takes (jax 0.10)
+TILED = (1, 2, 4, 8)  # key heads of a shard; or a multiple of 8
+DECODE_QUERIES = 8  # of a block of the kernel
+CHUNK_QUERIES = 64  # likewise, of a prompt: each block reads all of its keys
+BLOCK_HEADS = 16  # key heads times pages that a block reads, if they are
+FEWEST_PAGES, MOST_PAGES = 4, 8  # between these
+HEADS_AXIS = 2  # of [pages, W, 2 K, D]
+
+
+class View(NamedTuple):
+    """Pages of each slot, in each part. NumPy; -1 is none."""
+
+    table: Int32[np.ndarray, "D S P"]
+
+
+def backend(kernel: Callable[..., jax.Array] = ragged_paged_attention):
+    """The kernel as a back end.
+
+    Args:
+        kernel: has the arguments of ragged_paged_attention.
+    """
+    return Backend(
+        "tpu",
+        refuses,
+        init,
+        view,
+        functools.partial(decode, kernel),
+        xla.chunk_view,
+        functools.partial(prefill, kernel),
+        functools.partial(xla.copy, HEADS_AXIS),
+    )
+
+
+def refuses(config: ModelConfig, layout: Layout, model: int) -> str:
+    """Says what the kernel cannot do, of a model on a mesh."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if config.head_dim != HEAD_DIM:
+        return f"head_dim {config.head_dim} is not {HEAD_DIM}"
+    if config.sinks:
+        return "it knows no sinks"
+    if layout.keys == INT8:
+        return "int8 keys have scales"
+    if kv_heads % model or heads % model:
+        return f"{kv_heads} key heads cannot be split in {model}"
+    each = kv_heads // model
+    if each not in TILED and each % 8:
+        return f"{each} key heads on a device"
+    return ""
+
+
+def init(config: ModelConfig, layout: Layout, dtype: Any) -> tuple:
+    """Returns (shape, dtype, axes of the mesh) of the combined cache."""
+    both = 2 * config.num_key_value_heads
+    pages = layout.parts * layout.pages
+    shape = pages, layout.page, both, config.head_dim
+    return ((shape, dtype, (DATA, None, MODEL)),)
+
+
+def view(
+    layout: Layout,
+    tables: Sequence[Sequence[int]],
+    shared: Sequence[int],
+) -> View:
+    """Lays out the table of each part."""
+    del shared
+    table = xla.padded_tables(layout, tables)
+    return View(table.reshape(layout.parts, -1, layout.longest))
+
+
+def decode(
+    kernel: Callable[..., jax.Array],
+    kind: Kind,
+    config: ModelConfig,
+    cache: tuple[jax.Array, ...],
+    layer: Int32[Array, ""],
+    view: View,
+    position: Int32[Array, " S"],
+    active: Bool[Array, " S"],
+    q: Float[Array, "S H D"],
+    k: Float[Array, "S K D"],
+    v: Float[Array, "S K D"],
+) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
+    """Writes one token a slot and attends up to it; see Backend.decode."""
+    run = functools.partial(_decode_part, kernel, kind, config)
+    return xla.by_parts(
+        run, HEADS_AXIS, cache, layer, view, position, active, q, k, v
+    )
+
+
+def _decode_part(
+    kernel, kind, config, cache, base, _, view, position, active, q, k, v
+):
+    """decode of one part, whose pages begin at `base` of the cache.
+
+    In a layer with a window the table begins with the first page that the
+    window meets. W = 4, a window of 5, position 13:
+
+        pages          0 1 2 3    seen are positions 9 to 13
+        table          2 3        kv_len 6: positions 8 to 13
+    """
+    (pages,) = cache
+    slots, page = len(position), pages.shape[1]
+    last = view.table.shape[1] - 1
+    own = jnp.arange(slots)
+    to = view.table[own, jnp.clip(position // page, 0, last)]
+    active &= to >= 0
+    to = jnp.where(active, base + to, len(pages))
+    pages = pages.at[to, position % page].set(combined(k, v), mode="drop")
+    table, length = view.table, position + 1
+    if kind.window:
+        first = jnp.maximum(length - kind.window, 0) // page
+        places = first[:, None] + jnp.arange(xla.pages_met(kind.window, page))[None]
+        table = view.table[own[:, None], jnp.minimum(places, last)]
+        length -= first * page
+    seen = _attend(
+        kernel,
+        kind,
+        config,
+        q,
+        pages,
+        jnp.where(active, length, 1),  # none would leave the output unset
+        base + jnp.maximum(table, 0),
+        jnp.arange(slots + 1),
+        DECODE_QUERIES,
+    )
+    seen = jnp.where(active[:, None, None], seen, 0)
+    return normalised(seen), (pages,)
+
+
+def prefill(
+    kernel: Callable[..., jax.Array],
+    kind: Kind,
+    config: ModelConfig,
+    cache: tuple[jax.Array, ...],
+    layer: Int32[Array, ""],
+    view: ChunkView,
+    q: Float[Array, "DT H D"],
+    k: Float[Array, "DT K D"],
+    v: Float[Array, "DT K D"],
+) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
+    """Writes a chunk and attends up to each token; see Backend.prefill."""
+    run = functools.partial(_prefill_part, kernel, kind, config)
+    return xla.by_parts(run, HEADS_AXIS, cache, layer, view, (), (), q, k, v)
+
+
+def _prefill_part(
+    kernel, kind, config, cache, base, _, view, __, ___, q, k, v
+):
+    """prefill of one part: one sequence of end - start queries."""
+    (pages,) = cache
+    pages = xla.put_chunk(pages, base, view, combined(k, v), 1)
+    count = jnp.maximum(view.end - view.start, 1)
+    seen = _attend(
+        kernel,
+        kind,
+        config,
+        q,
+        pages,
+        jnp.maximum(view.end, 1)[None],
+        base + jnp.maximum(view.table, 0)[None],
+        jnp.stack([jnp.zeros_like(count), count]),
+        CHUNK_QUERIES,
+    )
+    there = jnp.arange(len(q)) < view.end - view.start
+    return normalised(jnp.where(there[:, None, None], seen, 0)), (pages,)
+
+
+def _attend(kernel, kind, config, q, pages, length, table, cuts, queries):
+    """The kernel, with sizes of its blocks."""
+    kv_heads = pages.shape[2] // 2
+    at_once = min(max(BLOCK_HEADS // kv_heads, FEWEST_PAGES), MOST_PAGES)
+    return kernel(
+        q,
+        pages,
+        length.astype(jnp.int32),
+        table.astype(jnp.int32),
+        cuts.astype(jnp.int32),
+        jnp.array([len(length)], jnp.int32),
+        sm_scale=softmax_scale(config),
+        sliding_window=kind.window or None,
+        soft_cap=config.attn_logit_softcapping or None,
+        num_kv_pages_per_block=min(at_once, table.shape[1]),
+        num_queries_per_block=queries,
+    )
+
+
+def combined(
+    k: Float[Array, "T K D"], v: Float[Array, "T K D"]
+) -> Float[Array, "T 2K D"]:
+    """Puts the value of each head behind its key."""
+    return jnp.stack([k, v], 2).reshape(len(k), -1, k.shape[-1])
+
+
+def normalised(seen: Float[Array, "T H D"]) -> SoftmaxState:
+    """A weighted mean as a state."""
+    acc = seen.astype(jnp.float32)
+    one = jnp.ones_like(acc[..., :1])
+    return SoftmaxState(jnp.zeros_like(one), one, acc)
