@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
@@ -24,7 +23,6 @@ from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.parameters import Params
 from dynscaling_jax.models.sharding import (
     AXES,
-    BOTH,
     ambient,
     constrained,
     fitting,
@@ -77,13 +75,13 @@ def start(
     """
     per_group = slots.token.shape[0] // logits.shape[0]
     key = jax.vmap(sampling.sample_key, (None, 0))(seed, name)
-    sums = _choose(
+    sums = sampling.choose_each(
         key,
         jnp.zeros_like(limit),
         jnp.repeat(logits, per_group, 0, total_repeat_length=len(limit)),
         settings,
     )
-    goes_on = ~_stops(sums.token, stops) & (limit > 1)
+    goes_on = ~sampling.stops_at(sums.token, stops) & (limit > 1)
     slots = Slots(
         jnp.where(fresh, sums.token, slots.token),
         jnp.where(fresh, 1, slots.count),
@@ -91,7 +89,7 @@ def start(
         jnp.where(fresh, limit, slots.limit),
         jnp.where(fresh[:, None], key, slots.key),
     )
-    return _replicated(slots), sums
+    return sampling.replicated(slots), sums
 
 
 def decode(
@@ -167,16 +165,16 @@ def _layer(layer, config, kind, x, length, count, prefix, suffix):
 def _sample(top, config, hidden, slots, stops, settings):
     """Samples a token for each slot: (slots, (sums, which were active))."""
     logits = Vocabulary(config, top).logits(hidden)
-    sums = _choose(slots.key, slots.count, logits, settings)
+    sums = sampling.choose_each(slots.key, slots.count, logits, settings)
     step = sums, slots.active
     slots = slots._replace(
         token=sums.token,
         count=slots.count + 1,
         active=slots.active
-        & ~_stops(sums.token, stops)
+        & ~sampling.stops_at(sums.token, stops)
         & (slots.count + 1 < slots.limit),
     )
-    return _replicated(slots), step
+    return sampling.replicated(slots), step
 
 
 def grow(state: State, suffix: int) -> State:
@@ -318,29 +316,3 @@ def _attend(kind, backend, ahead, position, kv, q, k, v):
     )
     merged = attention.merge(prefix, completion)
     return jax.tree.map(lambda x: x.reshape(batch, heads, -1), merged), suffix
-
-
-def _choose(key, count, logits, settings) -> LogitSums:
-    """A token for each slot; its number in the sample ends the chain of keys.
-
-    It is sampled on the device of the slot, from all of the vocabulary.
-    """
-
-    def one(key, count, logits, settings):
-        key = jax.random.fold_in(jax.random.wrap_key_data(key), count)
-        return sampling.choose(key, logits, settings)
-
-    slots = fitting(ambient(), count.shape, (BOTH,))
-    choose = on_shards(
-        jax.vmap(one, (0, 0, 0, None)), (slots, slots, slots, P()), slots
-    )
-    return _replicated(choose(key, count, logits, settings))
-
-
-def _replicated(tree):
-    """The same on all devices of a mesh: slots are known to each."""
-    return jax.tree.map(constrained, tree)
-
-
-def _stops(token, stops) -> Bool[Array, " GR"]:
-    return (token[:, None] == stops[None]).any(-1)

@@ -1,6 +1,7 @@
 """The engine: requests to prompts, cached prefixes, and calls."""
 
 import collections
+import copy
 import functools
 import itertools
 import math
@@ -16,9 +17,12 @@ import numpy as np
 from dynscaling_jax.checkpoints.model import Model
 from dynscaling_jax.inference import layout, memory, mesh, prefill, sampling
 from dynscaling_jax.inference.cache import Prefix
+from dynscaling_jax.inference.paged import batch
+from dynscaling_jax.inference.paged.batch import Batch
 from dynscaling_jax.inference.scheduler import Scheduler, Setup, Steps
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot, finished
 from dynscaling_jax.lines import shown
+from dynscaling_jax.models import stacked
 from dynscaling_jax.models.flops import sample_flops
 from dynscaling_jax.thinking import Thinking
 from dynscaling_jax.types import Budget, Message, Query, Request, Sample
@@ -42,7 +46,9 @@ class Engine:
 
     Sample i of a query is the same however many samples there are, whatever
     else runs beside it, and in any order. The engine runs on the mesh that
-    the model's parameters lie on.
+    the model's parameters lie on. On one CPU device it decodes in groups that
+    share a prompt (inference.scheduler), elsewhere from pages
+    (inference.paged).
     """
 
     def __init__(
@@ -60,6 +66,8 @@ class Engine:
         slots_per_group: int | None = None,
         prefix_bytes: float = 2e9,
         available: float | None = None,
+        attention: str = "auto",
+        keys: str = "",
     ):
         """Checks the settings; nothing is compiled yet.
 
@@ -73,14 +81,21 @@ class Engine:
             stop: strings that end a sample and are cut from its text.
             seed: of all samples.
             slots: samples that are generated at the same time, at most; None
-                takes, for each bucket of prompts, as many as inference.memory
-                says that the device holds.
+                takes as many as inference.memory says that the device holds,
+                in groups for each bucket of prompts.
             slots_per_group: how many of them share the prefix of one prompt;
                 by default 8, or the largest power of two below that divides
-                slots, on a mesh those of one part of its data axis.
-            prefix_bytes: memory for prefixes that are kept for reuse.
+                slots. Pages need no groups.
+            prefix_bytes: memory for prefixes that groups keep for reuse. The
+                pool of pages keeps those that it has room for.
             available: bytes of each device that decoding may take, where
-                slots is None; by default what inference.memory finds.
+                slots is None, and for pages; by default what
+                inference.memory finds.
+            attention: reference decodes in groups; xla, tpu and gpu from
+                pages, by inference.paged.attention; auto takes what suits the
+                devices and the model.
+            keys: int8 keeps keys and values in pages as int8; empty in the
+                dtype of the model.
 
         Raises:
             ValueError: a value outside its range.
@@ -92,8 +107,9 @@ class Engine:
             )
         self._mesh = mesh.of(model.params)
         data = mesh.data_size(self._mesh)
+        paged = batch.is_paged(attention, self._mesh)
         if slots_per_group is None:
-            slots_per_group = math.gcd((slots or 8 * data) // data, 8)
+            slots_per_group = math.gcd(slots or 8, 8)
         if isinstance(stop, str):
             raise ValueError(f"stop must be a list of strings, got {stop!r}")
         for name, value in (
@@ -107,11 +123,20 @@ class Engine:
                 )
         if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2**32), got {seed!r}")
-        if slots and slots % (data * slots_per_group):
-            times = f" x data ({data}) of the mesh" if data > 1 else ""
+        if slots and paged and slots % data:
+            raise ValueError(
+                f"slots ({slots}) must be a multiple of data ({data}) of the "
+                "mesh"
+            )
+        if slots and not paged and slots % slots_per_group:
             raise ValueError(
                 f"slots ({slots}) must be a multiple of slots_per_group "
-                f"({slots_per_group}){times}"
+                f"({slots_per_group})"
+            )
+        if keys and not paged:
+            raise ValueError(
+                f"keys={keys!r} is of pages, and this engine decodes in "
+                "groups; take attention=xla, or leave keys empty"
             )
         if max_new_tokens >= model.config.max_position_embeddings:
             raise ValueError(
@@ -128,7 +153,9 @@ class Engine:
         self.slot_steps = 0  # slots x steps computed
         self.active_steps = 0  # of these, steps of active slots
         weights = mesh.bytes_held(model.params)
-        self._workers = layout.workers(slots or 0, weights, self._mesh)
+        self._workers = (
+            1 if paged else layout.workers(slots or 0, weights, self._mesh)
+        )
         each = (slots or 0) // self._workers // slots_per_group
         self.slot_counts = (
             layout.slot_counts(each * slots_per_group, self._mesh)
@@ -137,13 +164,10 @@ class Engine:
         )
         stops = model.eos_ids
         stops = np.array([*stops, *[-1] * (8 - len(stops))], np.int32)
-        follows_work = layout.follows_work(self._mesh)
-        self._bucket = (
-            layout.quarter_bucket if follows_work else layout.power_bucket
-        )
+        self._bucket = layout.quarter_bucket
         self._dtype = model.params["norm"].dtype
         self._setup = Setup(
-            model,
+            self._laid_out(model, paged),
             self._mesh,
             sampling.settings(temperature, top_k, top_p, min_p),
             np.uint32(seed),
@@ -151,7 +175,7 @@ class Engine:
             max_new_tokens,
             slots_per_group,
             self._slot_counts,
-            follows_work,
+            True,
             self._bucket,
             self._prefix,
             self._finished,
@@ -160,9 +184,19 @@ class Engine:
         # one: what else an engine does follows from that (inference.lockstep).
         self.announce: Callable[[Sequence[Change]], object] = lambda _: None
         self._changes: list[Change] = []
-        self._numbers = itertools.count()
-        # by worker; or, one after another, by bucket
-        self._schedulers: dict[int, Scheduler] = {}
+        self._next_number = 0
+        self._schedulers: dict[int, Scheduler | Batch] = {}  # by worker
+        self._sizes = None
+        if paged:
+            self._sizes = batch.sizes(
+                model.config,
+                self._mesh,
+                batch.Wanted(attention, keys, slots, max_new_tokens),
+                weights,
+                self._dtype,
+                available or memory.available(),
+            )
+        self._batch: Batch | None = None  # of pages, kept between calls
         self._map: Any = map
         if self._workers > 1:
             self._map = ThreadPoolExecutor(self._workers, "worker").map
@@ -259,7 +293,7 @@ class Engine:
         return self.model.tokenizer.thinking
 
     def _step(self) -> None:
-        """Takes steps with each worker, or with the first bucket of prompts."""
+        """Takes steps with each worker."""
         if not self._schedulers:
             raise RuntimeError("what was under way failed in another call")
         self._busy = True
@@ -271,6 +305,7 @@ class Engine:
         except BaseException:
             for name in names:
                 del self._schedulers[name]
+            self._batch = None
             raise
         finally:
             self._busy = False
@@ -283,7 +318,7 @@ class Engine:
                     call.take(number, sample)
 
     def _chunk(
-        self, scheduler: Scheduler
+        self, scheduler: Scheduler | Batch
     ) -> tuple[list[tuple[int, Sample]], Steps]:
         """A chunk of steps; with several workers as many as a TURN holds.
 
@@ -303,31 +338,49 @@ class Engine:
     def _add(self, requests: Sequence[Request]) -> list[int]:
         """Queues requests, all or none; returns their numbers."""
         prompts = [*map(self._prompt, requests)]
-        work = [
-            (prompt, Numbered(next(self._numbers), request))
-            for prompt, request in zip(prompts, requests, strict=True)
-        ]
+        numbered = map(Numbered, itertools.count(self._next_number), requests)
+        work = [*zip(prompts, numbered, strict=False)]
         self._busy = True
-        for name, part in self._partition(work).items():
-            scheduler = self._schedulers.setdefault(
-                name, Scheduler(self._setup)
-            )
-            scheduler.add(part)
-        self._busy = False
+        try:
+            for name, part in self._partition(work).items():
+                if name not in self._schedulers:
+                    self._schedulers[name] = self._new_scheduler()
+                self._schedulers[name].add(part)
+        finally:
+            self._busy = False
+        self._next_number += len(work)
         if requests:
             self._changes.append(Change(added=[*requests]))
         self._drop(())
         return [numbered.number for _, numbered in work]
 
+    def _new_scheduler(self) -> Scheduler | Batch:
+        """One for a worker; pages are kept, with the prompts in them."""
+        if self._sizes is None:
+            return Scheduler(self._setup)
+        if self._batch is None:
+            self._batch = Batch(self._setup, self._sizes)
+        return self._batch
+
+    def _laid_out(self, model: Model, paged: bool) -> Model:
+        """The model with its layers as its devices want them."""
+        if not paged:
+            params = stacked.unstacked(model.params)
+        elif mesh.scans(self._mesh):
+            params = stacked.stack(model.params, model.config)
+        else:
+            return model
+        model = copy.copy(model)
+        model.params = params
+        return model
+
     def _partition(
         self, work: Sequence[tuple[Prompt, Numbered]]
     ) -> dict[int, list[tuple[Prompt, Numbered]]]:
-        """The work of each worker, or of each bucket of prompts."""
+        """The work of each worker."""
         parts = collections.defaultdict(list)
-        if not self._setup.follows_work:
-            for pair in work:
-                parts[self._bucket(len(pair[0].ids))].append(pair)
-            return parts
+        if self._workers == 1:
+            return {0: [*work]} if work else {}
         by_prompt = layout.grouped(work, lambda pair: pair[0], len(work))
         loads = [0] * self._workers
         for worker, scheduler in self._schedulers.items():
@@ -397,8 +450,8 @@ class Engine:
         base = self._cached(prompt.base)
         rest = prompt.ids[prompt.common :]
         return prefill.extend(
-            self.model.params,
-            self.model.config,
+            self._setup.model.params,
+            self._setup.model.config,
             base.layers,
             np.int32(prompt.common),
             _padded(rest, -(-len(rest) // layout.SHORTEST) * layout.SHORTEST),
@@ -417,8 +470,8 @@ class Engine:
                 self._prefixes.move_to_end(ids)
                 return self._prefixes[ids]
         prefix = prefill.prefill(
-            self.model.params,
-            self.model.config,
+            self._setup.model.params,
+            self._setup.model.config,
             _padded(ids, self._bucket(len(ids))),
             np.int32(len(ids)),
         )

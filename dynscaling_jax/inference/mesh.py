@@ -60,6 +60,18 @@ def of(params: Params) -> Mesh | None:
     return None
 
 
+def platform(mesh: Mesh | None) -> str:
+    """Names what the devices are: cpu, gpu or tpu."""
+    if mesh is None:
+        return jax.default_backend()
+    return mesh.devices.flat[0].platform
+
+
+def scans(mesh: Mesh | None) -> bool:
+    """Tells whether layers are to be stacked: see models.stacked."""
+    return platform(mesh) == "tpu"
+
+
 def data_size(mesh: Mesh | None) -> int:
     """Counts the parts that slots are split into."""
     return mesh.shape[DATA] if mesh else 1

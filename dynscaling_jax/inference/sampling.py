@@ -6,14 +6,22 @@ and top-k and top-p find their cutoff by bisection over the bits of the logits.
 """
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32, UInt32
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from dynscaling_jax.models.attention import row_sums
+from dynscaling_jax.models.sharding import (
+    BOTH,
+    ambient,
+    constrained,
+    fitting,
+    on_shards,
+)
 
 BLOCK = 256  # tokens of one block of the two-level inverse
 TOP = 20  # likeliest tokens whose log-probability makes the confidence
@@ -163,6 +171,42 @@ def choose(
         row_sums(jax.lax.optimization_barrier(greatest))[0],
         row_sums(_blocks(logits, 0.0).sum(1))[0],
     )
+
+
+def choose_each(
+    key: UInt32[Array, "S 2"],
+    count: Int32[Array, " S"],
+    logits: Float32[Array, "S V"],
+    settings: Settings,
+) -> LogitSums:
+    """Samples a token for each slot.
+
+    The token's number in the sample, count, ends the chain of keys. On a mesh
+    it is sampled on one device, from all of the vocabulary, and all devices
+    know it.
+    """
+
+    def one(key, count, logits, settings):
+        key = jax.random.fold_in(jax.random.wrap_key_data(key), count)
+        return choose(key, logits, settings)
+
+    slots = fitting(ambient(), count.shape, (BOTH,))
+    each = on_shards(
+        jax.vmap(one, (0, 0, 0, None)), (slots, slots, slots, P()), slots
+    )
+    return replicated(each(key, count, logits, settings))
+
+
+def replicated(tree: Any) -> Any:
+    """Lays a tree out in full on all devices of the ambient mesh."""
+    return jax.tree.map(constrained, tree)
+
+
+def stops_at(
+    token: Int32[Array, " S"], stops: Int32[Array, " stops"]
+) -> Bool[Array, " S"]:
+    """Tells which tokens are among those that end a sample."""
+    return (token[:, None] == stops[None]).any(-1)
 
 
 def windowed(

@@ -236,7 +236,7 @@ def merge(*states: SoftmaxState) -> SoftmaxState:
         1.5 * 2**(3 - 5) + 1.25 * 2**0 = 1.625 at max 5
     """
     peak = functools.reduce(jnp.maximum, [state.max for state in states])
-    scales = [_power_of_two(state.max - peak) for state in states]
+    scales = [power_of_two(state.max - peak) for state in states]
     total, value = (
         functools.reduce(jnp.add, map(jnp.multiply, scales, terms))
         for terms in ([s.sum for s in states], [s.acc for s in states])
@@ -244,7 +244,7 @@ def merge(*states: SoftmaxState) -> SoftmaxState:
     return SoftmaxState(peak, total, value)
 
 
-def _power_of_two(exponent: jax.Array) -> jax.Array:
+def power_of_two(exponent: jax.Array) -> jax.Array:
     """Makes 2**exponent, of whole numbers up to 0, by its bits.
 
     It is exact, and 0 where float32 holds no such power in full.

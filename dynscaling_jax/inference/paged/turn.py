@@ -27,7 +27,7 @@ class Chunk(NamedTuple):
 
     part: int
     prompt: Prompt
-    start: int  # tokens that have keys already
+    start: int  # tokens that have keys already: whole pages
     end: int
     pages: tuple[int, ...]  # of positions [0, end)
     row: int  # of the logits behind the last token; used if that is in here
@@ -42,16 +42,23 @@ class Start(NamedTuple):
     row: int  # of the logits that its first token is sampled from
     limit: int  # completion tokens at most
     copy: tuple[int, int] | None  # (from, to): the last page of the prompt,
-    # where that is not full
+    # where that is not full and others start from it later
 
 
 class Turn(NamedTuple):
-    """What the device does next, in this order."""
+    """What the device does next, in this order.
+
+    A slot whose table is empty is inactive, whatever it did before. All
+    copies of a turn are read before any is written.
+    """
 
     chunks: tuple[Chunk, ...]  # of prefill: one a part at most
     starts: tuple[Start, ...]
-    steps: int  # of decoding; 0 where no slot is active
+    preempted: tuple[int, ...]  # slots that lost their samples, which are
+    # drawn again later; a start may be in the same slot
+    steps: int  # of decoding, at most; 0 where no slot goes on
+    enough: int  # decoding ends early when no more slots are active
     tables: tuple[tuple[int, ...], ...]  # of each slot; () where inactive.
-    # They hold room for `steps` more positions
+    # They hold room for `steps` more positions, or up to the slot's limit
     shared: tuple[int, ...]  # of each slot: pages at the head of its table
-    # that other slots may have too
+    # that others, slots or prompts, have too

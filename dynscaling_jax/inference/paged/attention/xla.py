@@ -1,0 +1,656 @@
+"""Attention over pages in plain XLA, for every family and platform.
+
+Decoding follows the pool, not the sequences: pages are read once each, in the
+order in which they lie, and every page meets the queries of the slot that owns
+it. What a page gives is a SoftmaxState; those of a slot are merged. Pool of
+six pages, W = 4, in blocks of two; slot 0 has pages 2, 5 and slot 1 has 3:
+
+    page       0 1 | 2 3 | 4 5
+    owner      . . | 0 1 | . 0      blocks 1 and 2 are read
+    index          | 0 0 |   1      the page's place in its sequence
+
+Pages that several slots share are read from a list instead, each with the
+slots that read it; so are the last pages of each slot in a layer with a
+window, where that is less than the whole pool.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int32
+
+from dynscaling_jax.inference.paged.attention import Backend, Layout
+from dynscaling_jax.inference.paged.turn import Chunk
+from dynscaling_jax.models.attention import (
+    LOG2_E,
+    MASKED,
+    SoftmaxState,
+    capped,
+    power_of_two,
+)
+from dynscaling_jax.models.config import Kind, ModelConfig
+from dynscaling_jax.models.sharding import (
+    AXES,
+    DATA,
+    ambient,
+    fitting,
+    on_shards,
+)
+
+BLOCK = 64  # pages of the pool that are read at a time
+SHARED_BLOCK = 8  # shared pages that are read at a time
+LANES = 16  # slots that read a shared page at a time
+PREFILL_BLOCK = 4  # pages of a prompt that a chunk meets at a time
+FEWEST = 64  # shared pages that a view has room for, doubled as needed
+INT8 = "int8"
+
+
+class View(NamedTuple):
+    """Which slots read which pages, in each part of the pool. NumPy.
+
+    Slots are numbered within their part. -1 is none.
+    """
+
+    table: Int32[np.ndarray, "D S P"]  # pages of each slot
+    blocks: Int32[np.ndarray, " D"]  # how many blocks follow
+    first: Int32[np.ndarray, "D B"]  # page of each block
+    owner: Int32[np.ndarray, "D B n"]  # slot of each page
+    index: Int32[np.ndarray, "D B n"]  # place of it in the slot's table
+    shared: Int32[np.ndarray, " D"]  # how many shared pages follow
+    page: Int32[np.ndarray, "D A"]
+    lanes: Int32[np.ndarray, "D A R"]  # slots that read it
+    place: Int32[np.ndarray, "D A"]  # of it in their tables
+
+
+class ChunkView(NamedTuple):
+    """The chunk of a prompt in each part. NumPy."""
+
+    table: Int32[np.ndarray, "D P"]  # pages of the prompt; -1 is none
+    start: Int32[np.ndarray, " D"]  # tokens that have keys already
+    end: Int32[np.ndarray, " D"]  # of the chunk; 0 where there is none
+
+
+def backend() -> Backend:
+    """The XLA form."""
+    return Backend(
+        "xla", refuses, init, view, decode, chunk_view, prefill, copy
+    )
+
+
+def refuses(config: ModelConfig, layout: Layout, model: int) -> str:
+    """It serves every model: returns ''."""
+    del config, layout, model
+    return ""
+
+
+def init(config: ModelConfig, layout: Layout, dtype: Any) -> tuple:
+    """Returns (shape, dtype, axes of the mesh) of keys and of values.
+
+    int8 ones have a scale for each token and head, float32.
+    """
+    pages = layout.parts * layout.pages
+    rows = pages, config.num_key_value_heads, layout.page
+    kept = (*rows, config.head_dim), dtype, AXES
+    if layout.keys != INT8:
+        return kept, kept
+    kept, scale = ((*rows, config.head_dim), INT8, AXES), (rows, "float32", AXES)
+    return kept, kept, scale, scale
+
+
+def view(
+    layout: Layout,
+    tables: Sequence[Sequence[int]],
+    shared: Sequence[int],
+) -> View:
+    """Lays out, for each part, which slots read which pages.
+
+    Args:
+        layout: of the cache.
+        tables: pages of each slot, () where inactive.
+        shared: pages at the head of each table that others may have too.
+    """
+    per_part = layout.slots // layout.parts
+    parts = [
+        _part_view(
+            layout,
+            tables[first : first + per_part],
+            shared[first : first + per_part],
+        )
+        for first in range(0, layout.slots, per_part)
+    ]
+    most = max(len(part.page) for part in parts)
+    room = FEWEST
+    while room < most:
+        room *= 2
+    parts = [
+        part._replace(
+            page=_padded(part.page, room, 0),
+            lanes=_padded(part.lanes, room, -1),
+            place=_padded(part.place, room, 0),
+        )
+        for part in parts
+    ]
+    return View(*map(np.stack, zip(*parts, strict=True)))
+
+
+def _part_view(layout, tables, shared) -> View:
+    """The view of one part, without room behind the shared pages."""
+    table = _tables(layout, tables)
+    readers: dict[int, list[int]] = {}
+    places: dict[int, int] = {}
+    for slot, (pages, count) in enumerate(zip(tables, shared, strict=True)):
+        for place, page in enumerate(pages[:count]):
+            readers.setdefault(page, []).append(slot)
+            places[page] = place
+    several = {page for page, slots in readers.items() if len(slots) > 1}
+    owner = np.full(layout.pages, -1, np.int32)
+    index = np.zeros(layout.pages, np.int32)
+    for slot, pages in enumerate(tables):
+        for place, page in enumerate(pages):
+            if page not in several:
+                owner[page], index[page] = slot, place
+    first, owner, index = _blocks(owner, index)
+    lists = [
+        (page, places[page], readers[page][at : at + LANES])
+        for page in sorted(several)
+        for at in range(0, len(readers[page]), LANES)
+    ]
+    lanes = np.full((len(lists), LANES), -1, np.int32)
+    for row, (_, _, slots) in zip(lanes, lists, strict=True):
+        row[: len(slots)] = slots
+    number = lambda values: np.array([*values], np.int32)
+    used = (owner >= 0).any(1)
+    order = np.argsort(~used, kind="stable")  # those that are read, first
+    return View(
+        table,
+        np.int32(used.sum()),
+        first[order],
+        owner[order],
+        index[order],
+        np.int32(len(lists)),
+        number(page for page, _, _ in lists),
+        lanes,
+        number(place for _, place, _ in lists),
+    )
+
+
+def _blocks(owner: np.ndarray, index: np.ndarray) -> tuple:
+    """Cuts a pool into blocks; the last one begins where it fits.
+
+    Its first pages belong to the block before too, and have no owner there.
+    Seven pages in blocks of three:
+
+        first    0      3      4
+        pages    0 1 2  3 4 5  . . 6
+    """
+    pages = len(owner)
+    size = min(BLOCK, pages)
+    first = np.arange(0, pages, size, dtype=np.int32)
+    starts = np.minimum(first, pages - size)
+    at = starts[:, None] + np.arange(size)
+    return (
+        starts,
+        np.where(at >= first[:, None], owner[at], -1).astype(np.int32),
+        index[at],
+    )
+
+
+def _tables(layout: Layout, tables: Sequence[Sequence[int]]) -> np.ndarray:
+    table = np.full((len(tables), layout.longest), -1, np.int32)
+    for row, pages in zip(table, tables, strict=True):
+        row[: len(pages)] = pages
+    return table
+
+
+def _padded(x: np.ndarray, count: int, value: int) -> np.ndarray:
+    missing = [(0, count - len(x))] + [(0, 0)] * (x.ndim - 1)
+    return np.pad(x, missing, constant_values=value)
+
+
+def chunk_view(
+    layout: Layout, chunks: Sequence[Chunk], tokens: int
+) -> ChunkView:
+    """Lays out the chunk of each part; some parts have none."""
+    del tokens
+    start, end = np.zeros((2, layout.parts), np.int32)
+    tables: list[Sequence[int]] = [()] * layout.parts
+    for chunk in chunks:
+        tables[chunk.part] = chunk.pages
+        start[chunk.part], end[chunk.part] = chunk.start, chunk.end
+    return ChunkView(_tables(layout, tables), start, end)
+
+
+def decode(
+    kind: Kind,
+    config: ModelConfig,
+    cache: tuple[jax.Array, ...],
+    layer: Int32[Array, ""],
+    view: View,
+    position: Int32[Array, " S"],
+    active: Bool[Array, " S"],
+    q: Float[Array, "S H D"],
+    k: Float[Array, "S K D"],
+    v: Float[Array, "S K D"],
+) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
+    """Writes one token a slot and attends up to it; see Backend.decode."""
+    run = functools.partial(_decode_part, kind, config)
+    return by_parts(run, cache, layer, view, position, active, q, k, v)
+
+
+def by_parts(run, cache, layer, view, position, active, *qkv):
+    """Runs a function of one part on each part, on the shards that have it.
+
+    Args:
+        run: (cache as [pages of all, ...], the first page, view, position,
+            active, q, k, v) of a part -> (state, cache).
+        cache: [L, D * N, ...].
+        layer: which of L.
+        view: arrays [D, ...].
+        position: of each row, or () for those that have none.
+        active: likewise.
+        qkv: queries, keys and values of rows, the parts one after another.
+    """
+    sizes = ambient()
+    parts, heads = len(view.table), qkv[1].shape[1]
+    rows = fitting(sizes, (parts,), (DATA,))
+    along = fitting(sizes, (parts, heads), AXES)
+    kept = P(None, *along)
+
+    def local(cache, layer, view, position, active, *qkv):
+        parts, shapes = len(view.table), [x.shape for x in cache]
+        pages = shapes[0][1] // parts
+        cache = tuple(x.reshape(-1, *x.shape[2:]) for x in cache)
+        states = []
+        for part in range(parts):
+            own = lambda x, part=part: x.reshape(parts, -1, *x.shape[1:])[part]
+            state, cache = run(
+                cache,
+                (layer * parts + part) * pages,
+                pages,
+                jax.tree.map(lambda x, part=part: x[part], view),
+                *jax.tree.map(own, (position, active, *qkv)),
+            )
+            states.append(state)
+        state = jax.tree.map(lambda *x: jnp.concatenate(x), *states)
+        cache = tuple(
+            x.reshape(shape) for x, shape in zip(cache, shapes, strict=True)
+        )
+        return state, cache
+
+    inside = kept, P(), rows, rows, rows, along, along, along
+    return on_shards(local, inside, (along, kept))(
+        cache, layer, view, position, active, *qkv
+    )
+
+
+def _decode_part(
+    kind, config, cache, base, pages, view, position, active, q, k, v
+):
+    """decode of one part, whose pages begin at `base` of the cache."""
+    slots, page = len(position), cache[0].shape[-2]
+    at = jnp.clip(position // page, 0, view.table.shape[1] - 1)
+    own = view.table[jnp.arange(slots), at]
+    there = active & (own >= 0)
+    nowhere = cache[0].shape[0]
+    cache = write(
+        cache, jnp.where(there, base + own, nowhere), position % page, k, v
+    )
+    attend = functools.partial(_page_states, kind, config, position)
+    total = empty(q)
+    ends = (kind.window + page - 2) // page + 1  # pages that a window meets
+    if kind.window and 3 * ends * slots < pages:
+        return _windowed(attend, total, cache, base, view, position, q, ends)
+
+    def block(number, total):
+        size = view.owner.shape[1]
+        first = base + view.first[number]
+        kept = [jax.lax.dynamic_slice_in_dim(x, first, size) for x in cache]
+        owner = view.owner[number][:, None]
+        states = attend(q, kept, owner, view.index[number])
+        return _joined(total, states, owner)
+
+    def listed(number, total):
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(
+            x, number * SHARED_BLOCK, SHARED_BLOCK
+        )
+        lanes = cut(view.lanes)
+        lanes = jnp.where(
+            (number * SHARED_BLOCK + jnp.arange(SHARED_BLOCK) < view.shared)[
+                :, None
+            ],
+            lanes,
+            -1,
+        )
+        kept = [x[base + cut(view.page)] for x in cache]
+        return _joined(total, attend(q, kept, lanes, cut(view.place)), lanes)
+
+    total = jax.lax.fori_loop(0, view.blocks, block, total)
+    shared = -(-view.shared // SHARED_BLOCK)
+    return finite(jax.lax.fori_loop(0, shared, listed, total)), cache
+
+
+def _windowed(attend, total, cache, base, view, position, q, ends):
+    """Reads the last pages of each slot, one a slot at a time."""
+    slots, page = len(position), cache[0].shape[-2]
+    own = jnp.arange(slots)
+
+    def one(back, total):
+        place = position // page - back
+        pages = view.table[own, jnp.clip(place, 0, view.table.shape[1] - 1)]
+        lanes = jnp.where((place >= 0) & (pages >= 0), own, -1)[:, None]
+        kept = [x[base + jnp.maximum(pages, 0)] for x in cache]
+        states = attend(q, kept, lanes, place)
+        return merged(total, jax.tree.map(lambda x: x[:, 0], states))
+
+    return finite(jax.lax.fori_loop(0, ends, one, total)), cache
+
+
+def write(
+    cache: tuple[jax.Array, ...],
+    page: Int32[Array, " S"],
+    place: Int32[Array, " S"],
+    k: Float[Array, "S K D"],
+    v: Float[Array, "S K D"],
+) -> tuple[jax.Array, ...]:
+    """Puts a key and a value of each slot into its place of a page.
+
+    Those past the last page go nowhere. There is one index for each head, so
+    that XLA:TPU writes in place: of whole tokens it would lay out the cache
+    anew, in a copy.
+    """
+    at = page[:, None], jnp.arange(k.shape[1])[None], place[:, None]
+    return tuple(
+        x.at[at].set(new.astype(x.dtype), mode="drop")
+        for x, new in zip(cache, stored(cache, k, v), strict=True)
+    )
+
+
+def stored(
+    cache: tuple[jax.Array, ...],
+    k: Float[Array, "... D"],
+    v: Float[Array, "... D"],
+) -> tuple[jax.Array, ...]:
+    """What the cache keeps of keys and values: themselves, or int8 and scales.
+
+    A vector is divided by a 127th of its greatest entry and rounded.
+    """
+    if len(cache) == 2:
+        return k, v
+    kept = []
+    for x in (k, v):
+        x = x.astype(jnp.float32)
+        scale = jnp.abs(x).max(-1) / 127
+        units = jnp.round(x / jnp.maximum(scale, 1e-30)[..., None])
+        kept.append((units.astype(jnp.int8), scale))
+    (k, k_scale), (v, v_scale) = kept
+    return k, v, k_scale, v_scale
+
+
+def _page_states(
+    kind: Kind,
+    config: ModelConfig,
+    position: Int32[Array, " S"],
+    q: Float[Array, "S H D"],
+    kept: Sequence[jax.Array],
+    lanes: Int32[Array, "n R"],
+    index: Int32[Array, " n"],
+) -> SoftmaxState:
+    """What the slots `lanes` see in n pages: [n, R, H, ...].
+
+    Args:
+        kind: of the layer.
+        config: of the model.
+        position: of each slot's query.
+        q: of each slot.
+        kept: [n, K, W, ...], as the cache has them.
+        lanes: which slots meet which page; -1 is none.
+        index: places of the pages in their sequences.
+    """
+    count, width = lanes.shape
+    _, heads, dim = q.shape
+    kv_heads, page = kept[0].shape[1:3]
+    rep = heads // kv_heads
+    at = jnp.maximum(lanes, 0)
+    keys = index[:, None] * page + jnp.arange(page)[None]
+    ahead = position[at][..., None] - keys[:, None]
+    seen = (ahead >= 0) & (lanes >= 0)[..., None]
+    if kind.window:
+        seen &= ahead < kind.window
+    rows = q[at].reshape(count, width, kv_heads, rep, dim).swapaxes(1, 2)
+    state = attend(
+        config,
+        rows.reshape(count, kv_heads, width * rep, dim),
+        kept,
+        jnp.repeat(seen, rep, 1)[:, None],
+    )
+
+    def split(x):
+        x = x.reshape(count, kv_heads, width, rep, -1).swapaxes(1, 2)
+        return x.reshape(count, width, heads, -1)
+
+    return jax.tree.map(split, state)
+
+
+def attend(
+    config: ModelConfig,
+    q: Float[Array, "... M D"],
+    kept: Sequence[jax.Array],
+    mask: Bool[Array, "... #M W"],
+) -> SoftmaxState:
+    """Attends to keys of few positions; sums are float32.
+
+    Args:
+        config: of the model; its scale and cap apply.
+        q: rotated, not scaled.
+        kept: keys and values [..., W, D], and scales [..., W] where int8.
+        mask: True where a key is visible; rows that see none have sum 0.
+    """
+    k, v, *scales = kept
+    scores = jnp.einsum(
+        "...md,...wd->...mw",
+        q,
+        k.astype(q.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    if scales:
+        scores *= scales[0][..., None, :]
+    scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
+    cap = LOG2_E * config.attn_logit_softcapping
+    scores = jnp.where(mask, capped(scores * (scale * LOG2_E), cap), MASKED)
+    peak = jnp.ceil(scores.max(-1, keepdims=True))
+    weights = jnp.where(mask, jnp.exp2(scores - peak), 0)
+    total = weights.sum(-1, keepdims=True)
+    if scales:
+        weights *= scales[1][..., None, :]
+    acc = jnp.einsum(
+        "...mw,...wd->...md",
+        weights.astype(q.dtype),
+        v.astype(q.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return SoftmaxState(peak, total, acc)
+
+
+def empty(q: Float[Array, "S H D"]) -> SoftmaxState:
+    """A state of no keys."""
+    acc = jnp.zeros(q.shape, jnp.float32)
+    none = acc[..., :1]
+    return SoftmaxState(none + MASKED, none, acc)
+
+
+def merged(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState:
+    """Joins two states of the same rows."""
+    peak = jnp.maximum(a.max, b.max)
+    left, right = (power_of_two(x.max - peak) for x in (a, b))
+    return SoftmaxState(
+        peak,
+        a.sum * left + b.sum * right,
+        a.acc * left + b.acc * right,
+    )
+
+
+def _joined(
+    total: SoftmaxState, states: SoftmaxState, lanes: Int32[Array, "n R"]
+) -> SoftmaxState:
+    """Adds states [n, R, H, ...] of slots `lanes` to those of all slots.
+
+    Sums over the rows of a slot are a product with ones and zeros: unlike a
+    scatter, it adds in a fixed order on a GPU.
+    """
+    lanes = lanes.reshape(-1)
+    states = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+    slots = len(total.max)
+    mine = lanes[None] == jnp.arange(slots)[:, None]  # [S, rows]
+    greatest = jnp.where(mine[..., None, None], states.max[None], MASKED)
+    peak = jnp.maximum(total.max, greatest.max(1))
+    scale = power_of_two(states.max - peak[jnp.maximum(lanes, 0)])
+    add = lambda x: jnp.einsum(
+        "sn,nhd->shd",
+        mine.astype(jnp.float32),
+        x * scale,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    old = power_of_two(total.max - peak)
+    return SoftmaxState(
+        peak,
+        total.sum * old + add(states.sum),
+        total.acc * old + add(states.acc),
+    )
+
+
+def finite(state: SoftmaxState) -> SoftmaxState:
+    """Rows that see no key give zeros, where 0 / 0 would not."""
+    return state._replace(sum=jnp.where(state.sum > 0, state.sum, 1))
+
+
+def prefill(
+    kind: Kind,
+    config: ModelConfig,
+    cache: tuple[jax.Array, ...],
+    layer: Int32[Array, ""],
+    view: ChunkView,
+    q: Float[Array, "DT H D"],
+    k: Float[Array, "DT K D"],
+    v: Float[Array, "DT K D"],
+) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
+    """Writes a chunk and attends with a running softmax; see Backend."""
+    run = functools.partial(_prefill_part, kind, config)
+    return by_parts(run, cache, layer, view, (), (), q, k, v)
+
+
+def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
+    """prefill of one part.
+
+    Keys are written first; then the chunk's queries meet the pages of the
+    prompt, PREFILL_BLOCK at a time, from the first that a window lets the
+    chunk see to the chunk's own.
+    """
+    del pages
+    count, heads, dim = q.shape
+    kv_heads, page = cache[0].shape[1:3]
+    rep = heads // kv_heads
+    cache = write_chunk(cache, base, view, k, v)
+    position = view.start + jnp.arange(count)
+    rows = q.reshape(count, kv_heads, rep, dim).swapaxes(0, 1)
+    rows = rows.reshape(kv_heads, count * rep, dim)
+    span = PREFILL_BLOCK * page
+
+    def block(number, total):
+        places = number * PREFILL_BLOCK + jnp.arange(PREFILL_BLOCK)
+        last = view.table.shape[0] - 1
+        at = jnp.maximum(view.table[jnp.minimum(places, last)], 0)
+        kept = [
+            x[base + at].swapaxes(0, 1).reshape(kv_heads, span, *x.shape[3:])
+            for x in cache
+        ]
+        keys = number * span + jnp.arange(span)
+        ahead = position[:, None] - keys[None]
+        seen = (ahead >= 0) & (keys < view.end)[None]
+        if kind.window:
+            seen &= ahead < kind.window
+        seen = jnp.repeat(seen, rep, 0)[None]
+        return merged(total, attend(config, rows, kept, seen))
+
+    first = 0
+    if kind.window:
+        first = jnp.maximum(view.start - kind.window + 1, 0) // span
+    total = jax.lax.fori_loop(first, -(-view.end // span), block, empty(rows))
+
+    def split(x):
+        x = x.reshape(kv_heads, count, rep, -1).swapaxes(0, 1)
+        return x.reshape(count, heads, -1)
+
+    return jax.tree.map(split, finite(total)), cache
+
+
+def write_chunk(
+    cache: tuple[jax.Array, ...],
+    base: Int32[Array, ""],
+    view: ChunkView,
+    k: Float[Array, "T K D"],
+    v: Float[Array, "T K D"],
+) -> tuple[jax.Array, ...]:
+    """Puts the keys and values of a chunk into its pages, whole pages at once.
+
+    W = 4, start = 6, tokens a b c and one of padding:
+
+        pages of the table      1        2
+        as they are          p p . .  . . . .
+        with the chunk       p p a b  c x . .
+        position             4 5 6 7  8
+
+    What lies behind the end is never seen, and pages past it are not written.
+    """
+    page, count = cache[0].shape[2], len(k)
+    touched = -(-count // page) + 1
+    start = view.start // page
+    places = start + jnp.arange(touched)
+    own = view.table[jnp.minimum(places, len(view.table) - 1)]
+    there = (places * page < view.end) & (own >= 0)
+    to = jnp.where(there, base + own, cache[0].shape[0])
+    shift = view.start % page
+
+    def put(x, new):
+        first = x[base + jnp.maximum(own[0], 0)]  # [K, W, ...]
+        new = new.astype(x.dtype).swapaxes(0, 1)  # [K, T, ...]
+        room = [(0, 0)] * new.ndim
+        room[1] = (0, touched * page - page)
+        at = (0, shift, *([0] * (new.ndim - 2)))
+        joined = jax.lax.dynamic_update_slice(jnp.pad(first, room), new, at)
+        kv_heads, _, *rest = joined.shape
+        joined = joined.reshape(kv_heads, touched, page, *rest)
+        return x.at[to].set(joined.swapaxes(0, 1), mode="drop")
+
+    kept = stored(cache, k, v)
+    return tuple(put(x, new) for x, new in zip(cache, kept, strict=True))
+
+
+def copy(
+    cache: tuple[jax.Array, ...],
+    source: Int32[Array, "D C"],
+    target: Int32[Array, "D C"],
+) -> tuple[jax.Array, ...]:
+    """Copies pages of all layers; those with a target past the last go nowhere.
+
+    Pages are numbered within their part.
+    """
+    sizes, parts = ambient(), len(source)
+    rows = fitting(sizes, (parts,), (DATA,))
+    along = P(None, *fitting(sizes, (parts, cache[0].shape[2]), AXES))
+
+    def local(cache, source, target):
+        parts, pages = len(source), cache[0].shape[1] // len(source)
+        first = pages * jnp.arange(parts)[:, None]
+        end = parts * pages
+        target = jnp.where(target < pages, first + target, end).reshape(-1)
+        source = (first + jnp.clip(source, 0, pages - 1)).reshape(-1)
+        return tuple(
+            x.at[:, target].set(x[:, source], mode="drop") for x in cache
+        )
+
+    return on_shards(local, (along, rows, rows), along)(cache, source, target)

@@ -1,0 +1,337 @@
+"""One engine's paged work: what the scheduler plans, the runner does."""
+
+import functools
+import importlib
+from collections.abc import Container, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dynscaling_jax.inference import memory, mesh, sampling
+from dynscaling_jax.inference.layout import follows_work
+from dynscaling_jax.inference.paged import runner
+from dynscaling_jax.inference.paged.attention import Backend, Layout
+from dynscaling_jax.inference.paged.runner import State
+from dynscaling_jax.inference.paged.scheduler import Limits, Scheduler
+from dynscaling_jax.inference.paged.turn import Chunk, Start, Turn
+from dynscaling_jax.inference.scheduler import Setup, Steps
+from dynscaling_jax.inference.slot import Numbered, Prompt, Slot
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.sharding import MODEL
+from dynscaling_jax.models.stacked import Stacked
+from dynscaling_jax.types import Sample
+
+BACKENDS = ("xla", "tpu", "gpu")
+KEYS = ("", "int8")
+PROMPT = 1024  # tokens of a prompt that the pool has room for in each slot
+
+
+class Sizes(NamedTuple):
+    """What a batch has, and how attention meets it."""
+
+    backend: Backend
+    layout: Layout
+    limits: Limits
+
+
+class Wanted(NamedTuple):
+    """What an engine is asked for; as of Engine."""
+
+    attention: str
+    keys: str
+    slots: int | None
+    max_new_tokens: int
+
+
+def is_paged(attention: str, on: Mesh | None) -> bool:
+    """Tells whether an engine decodes from pages.
+
+    Raises:
+        ValueError: an unknown name, or groups where there are none.
+    """
+    known = ("auto", "reference", *BACKENDS)
+    if attention not in known:
+        raise ValueError(
+            f"attention={attention!r}: expected one of {', '.join(known)}"
+        )
+    grouped = follows_work(on)
+    if attention == "reference" and not grouped:
+        raise ValueError(
+            "attention=reference decodes in groups, on one CPU device alone; "
+            "take auto or xla"
+        )
+    return attention in BACKENDS or (attention == "auto" and not grouped)
+
+
+def sizes(
+    config: ModelConfig,
+    on: Mesh | None,
+    wanted: Wanted,
+    weights: int,
+    dtype: Any,
+    available: float,
+) -> Sizes:
+    """Chooses the back end, and how many slots and pages there are.
+
+    Args:
+        config: of the model.
+        on: the mesh.
+        wanted: by the engine.
+        weights: bytes of the parameters on one device.
+        dtype: of the model.
+        available: bytes of one device that decoding may take.
+
+    Raises:
+        ValueError: the back end cannot serve the model, or not one sample
+            fits into the memory.
+    """
+    keys, new = wanted.keys, wanted.max_new_tokens
+    if keys not in KEYS:
+        raise ValueError(f"keys={keys!r}: expected int8, or nothing")
+    context, parts = config.max_position_embeddings, mesh.data_size(on)
+    most = wanted.slots // parts if wanted.slots else memory.MOST_SLOTS
+    pool = memory.paged(
+        mesh.share(config, on),
+        dtype.itemsize,
+        weights,
+        available,
+        memory.Lengths(min(PROMPT, context - new), new),
+        keys,
+        most,
+    )
+    each = most if wanted.slots else pool.slots
+    layout = Layout(
+        parts,
+        each * parts,
+        pool.pages,
+        memory.PAGE,
+        keys or dtype.name,
+        min(-(-context // memory.PAGE), pool.pages),
+    )
+    limits = Limits(
+        parts,
+        each * parts,
+        pool.pages,
+        memory.PAGE,
+        memory.PREFILL,
+        runner.CHUNK,
+        each,
+        context,
+        new,
+    )
+    return Sizes(_backend(config, on, wanted, layout), layout, limits)
+
+
+def _backend(
+    config: ModelConfig, on: Mesh | None, wanted: Wanted, layout: Layout
+) -> Backend:
+    """The one that is wanted; auto takes the platform's own, else xla."""
+    model = on.shape[MODEL] if on else 1
+    name = wanted.attention
+    if name == "auto":
+        name = mesh.platform(on)
+        own = _named(name)
+        return _named("xla") if own.refuses(config, layout, model) else own
+    found = _named(name)
+    if why := found.refuses(config, layout, model):
+        raise ValueError(f"attention={name} cannot serve this model: {why}")
+    return found
+
+
+@functools.cache
+def _named(name: str) -> Backend:
+    """A back end by name; one object, for which functions compile once."""
+    if name not in BACKENDS:
+        name = "xla"
+    path = f"dynscaling_jax.inference.paged.attention.{name}"
+    return importlib.import_module(path).backend()
+
+
+class Batch:
+    """Sequence slots, pages, and the requests that wait for them.
+
+    To an engine it is what inference.scheduler.Scheduler is.
+    """
+
+    def __init__(self, setup: Setup, sizes: Sizes):
+        """Starts without requests; pages are allocated with the first step."""
+        self._setup, self._sizes = setup, sizes
+        self._scheduler = Scheduler(sizes.limits)
+        self._slots: list[Slot | None] = [None] * sizes.layout.slots
+        self._state: State | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether any sample is unfinished."""
+        return self._scheduler.busy
+
+    @property
+    def left(self) -> int:
+        """How many samples are unfinished."""
+        return self._scheduler.left
+
+    def add(self, work: Iterable[tuple[Prompt, Numbered]]) -> None:
+        """Queues requests, all or none.
+
+        Raises:
+            ValueError: the pool cannot hold a prompt and its longest sample.
+        """
+        self._scheduler.add(work)
+
+    def drop(self, gone: Container[int]) -> None:
+        """Cancels requests of these numbers; their slots become idle."""
+        self._scheduler.drop(gone)
+        for i, slot in enumerate(self._slots):
+            if slot and slot.number in gone:
+                self._slots[i] = None
+
+    def step(self) -> tuple[list[tuple[int, Sample]], Steps]:
+        """Takes a turn: a chunk of prefill, samples that start, steps.
+
+        Returns:
+            What is finished by then, as (number, sample), and the steps.
+        """
+        turn, slots = self._scheduler.turn(), self._slots
+        if self._state is None:
+            self._state = self._empty()
+        for i in turn.preempted:
+            slots[i] = None  # its tokens will be sampled again
+        if turn.chunks:
+            self._prefill(turn.chunks)
+        # the host waits for the device where it reads tokens: at the end
+        first = self._start(turn.starts) if turn.starts else None
+        rest = self._decode(turn) if turn.steps else None
+        if first is not None:
+            tokens = self._scored(jax.tree.map(lambda x: x[None], first))
+            for start in turn.starts:
+                slot = slots[start.slot] = Slot(
+                    *start.request, start.prompt, start.limit
+                )
+                slot.append(tokens, start.slot, 1)
+        steps = Steps()
+        if rest is not None:
+            tokens, active = self._scored(rest[0]), np.asarray(rest[1])
+            for i, slot in enumerate(slots):
+                if slot:
+                    slot.append(tokens, i, int(active[:, i].sum()))
+            every = int(active.any(1).sum()) * len(slots)
+            steps = Steps(every, int(active.sum()))
+        return self._harvest(), steps
+
+    def _harvest(self) -> list[tuple[int, Sample]]:
+        """What is finished; the scheduler hears of it."""
+        done, ended = [], []
+        counts = [slot.count if slot else 0 for slot in self._slots]
+        for i, slot in enumerate(self._slots):
+            sample = self._setup.finished(slot) if slot else None
+            if slot and sample:
+                self._slots[i] = None
+                ended.append(i)
+                done.append((slot.number, sample))
+        self._scheduler.record(counts, ended)
+        return done
+
+    def _empty(self) -> State:
+        params, sizes = self._setup.model.params, self._sizes
+        return runner.empty(
+            self._setup.model.config,
+            sizes.backend,
+            sizes.layout,
+            sizes.limits.rows,
+            params["norm"].dtype,
+            isinstance(params["layers"], Stacked),
+            self._setup.mesh,
+        )
+
+    def _prefill(self, chunks: Sequence[Chunk]) -> None:
+        """Computes the chunks, padded to a power of two of pages.
+
+        So a prompt's last chunk, and a short prompt, do not take as long as a
+        whole one.
+        """
+        sizes = self._sizes
+        longest = max(chunk.end - chunk.start for chunk in chunks)
+        count = sizes.layout.page
+        while count < longest:
+            count *= 2
+        count = min(count, sizes.limits.chunk)
+        parts = sizes.layout.parts
+        tokens = np.zeros((parts, count), np.int32)
+        begin, last = np.zeros((2, parts), np.int32)
+        row = np.full(parts, sizes.limits.rows, np.int32)
+        for chunk in chunks:
+            part, ids = chunk.part, chunk.prompt.ids
+            new = ids[chunk.start : chunk.end]
+            tokens[part, : len(new)] = new
+            begin[part], last[part] = chunk.start, len(new) - 1
+            if chunk.end == len(ids):
+                row[part] = chunk.row
+        self._state = runner.prefill_chunk(
+            self._setup.model.params,
+            self._setup.model.config,
+            sizes.backend,
+            self._state,
+            sizes.backend.chunk_view(sizes.layout, chunks, count),
+            tokens,
+            begin,
+            last,
+            row,
+        )
+
+    def _start(self, starts: Sequence[Start]) -> sampling.LogitSums:
+        """Begins samples; returns their first tokens."""
+        layout, setup = self._sizes.layout, self._setup
+        each = layout.slots // layout.parts
+        fresh = np.zeros(layout.slots, bool)
+        name = np.zeros((layout.slots, 3), np.uint32)
+        row, length, limit = np.zeros((3, layout.slots), np.int32)
+        # Part 0 copies page 5 to 9 and part 1 nothing, of 16 pages:
+        # source [[5 0] [0 0]], target [[9 16] [16 16]]
+        source = np.zeros((layout.parts, each), np.int32)
+        target = np.full_like(source, layout.pages)
+        for start in starts:
+            i, request = start.slot, start.request.request
+            fresh[i], row[i], limit[i] = True, start.row, start.limit
+            length[i] = len(start.prompt.ids)
+            name[i] = (*sampling.query_words(request.query.id), request.index)
+            if start.copy:
+                at = divmod(i, each)
+                source[at], target[at] = start.copy
+        self._state, sums = runner.start(
+            self._sizes.backend,
+            self._state,
+            setup.seed,
+            fresh,
+            name,
+            row,
+            length,
+            limit,
+            source,
+            target,
+            setup.stops,
+            setup.settings,
+        )
+        return sums
+
+    def _decode(self, turn: Turn) -> tuple[sampling.LogitSums, jax.Array]:
+        """Takes steps; returns tokens, and which slots were active."""
+        sizes, setup = self._sizes, self._setup
+        self._state, sums, active = runner.decode_chunk(
+            setup.model.params,
+            setup.model.config,
+            sizes.backend,
+            self._state,
+            sizes.backend.view(sizes.layout, turn.tables, turn.shared),
+            np.array([bool(table) for table in turn.tables]),
+            setup.stops,
+            setup.settings,
+            np.int32(turn.steps),
+            np.int32(turn.enough),
+        )
+        return sums, active
+
+    def _scored(self, sums: sampling.LogitSums) -> sampling.ScoredToken:
+        vocabulary = self._setup.model.config.vocab_size
+        return sampling.score(jax.tree.map(np.asarray, sums), vocabulary)

@@ -1,0 +1,570 @@
+"""Scheduling with pages: which sample each slot generates, and what waits.
+
+Prompts are served in the order they came, all requests of one after another.
+Nothing is reserved for what a sample may grow to: a request starts when pages
+are free, and where they run out later the youngest sample gives its pages up
+and is drawn again. Host data alone; the same calls give the same turns.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Container, Iterable, Sequence
+from typing import NamedTuple
+
+from dynscaling_jax.inference.paged.pages import Pool
+from dynscaling_jax.inference.paged.turn import Chunk, Start, Turn
+from dynscaling_jax.inference.slot import Numbered, Prompt
+
+# Pages that stay available when a request starts, for each active sample of
+# its part
+WATERMARK = 1.0
+
+
+class Limits(NamedTuple):
+    """Sizes that a scheduler keeps to."""
+
+    parts: int  # D, of the mesh's data axis
+    slots: int  # S, over all parts
+    pages: int  # of the pool of one part
+    page: int  # W, positions of a page
+    chunk: int  # T, tokens of prefill of a part in a turn
+    steps: int  # of decoding in a turn, at most
+    rows: int  # of logits of a part: prompts that requests wait for there
+    context: int  # tokens of a sequence
+    max_new_tokens: int  # of a sample
+
+
+@dataclasses.dataclass(eq=False)
+class _Placed:
+    """A prompt whose keys lie in a part while requests of it wait."""
+
+    part: int
+    row: int
+    pages: tuple[int, ...]
+    done: int  # tokens that have keys
+
+
+@dataclasses.dataclass(eq=False)
+class _Line:
+    """A prompt and its requests that wait."""
+
+    prompt: Prompt
+    waiting: collections.deque[Numbered]
+    placed: dict[int, _Placed] = dataclasses.field(default_factory=dict)
+
+    def ready(self, part: int) -> bool:
+        """Whether all keys of the prompt lie in the part."""
+        placed = self.placed.get(part)
+        return placed is not None and placed.done == len(self.prompt.ids)
+
+
+@dataclasses.dataclass(eq=False)
+class _Running:
+    """A sample that a slot generates."""
+
+    request: Numbered
+    prompt: Prompt
+    limit: int  # completion tokens at most
+    table: tuple[int, ...]
+    born: int  # its place in the order of all starts
+    count: int = 1  # of completion tokens; the newest has no key yet
+
+    def positions(self, steps: int) -> int:
+        """How many positions have keys after so many steps.
+
+        With a prompt of 6 tokens and 3 completion tokens:
+
+            positions  0 1 2 3 4 5 6 7 8 9
+            has keys   p p p p p p c c . .    of 8 positions
+            1 step     p p p p p p c c c .    of 9; and samples token 9
+        """
+        steps = min(steps, self.limit - self.count)
+        return len(self.prompt.ids) + self.count - 1 + steps
+
+
+class Scheduler:
+    """The slots and pages of all parts, and the requests that wait.
+
+    Turns and records take turns: what the device did of one turn is recorded
+    before the next one. Requests are added and dropped in between.
+    """
+
+    def __init__(self, limits: Limits):
+        """Starts without requests.
+
+        Raises:
+            ValueError: sizes that do not fit together.
+        """
+        _check(limits)
+        self._limits = limits
+        self._each = limits.slots // limits.parts
+        self._pools = [
+            Pool(limits.pages, limits.page) for _ in range(limits.parts)
+        ]
+        self._rows = [[*range(limits.rows)] for _ in range(limits.parts)]
+        # lines that have requests, the next one first
+        self._lines: collections.OrderedDict[Prompt, _Line] = (
+            collections.OrderedDict()
+        )
+        self._slots: list[_Running | None] = [None] * limits.slots
+        self._steps: int | None = None  # of a turn that is not recorded yet
+        self._born = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether any sample is unfinished."""
+        return bool(self._lines) or any(self._slots)
+
+    @property
+    def left(self) -> int:
+        """How many samples are unfinished."""
+        active = sum(slot is not None for slot in self._slots)
+        return active + self.waiting
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have no slot."""
+        return sum(len(line.waiting) for line in self._lines.values())
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """How many pages of each part have owners."""
+        return tuple(pool.held for pool in self._pools)
+
+    def add(self, work: Iterable[tuple[Prompt, Numbered]]) -> None:
+        """Queues requests, all or none; each behind those of its prompt.
+
+        Raises:
+            ValueError: a pool cannot hold a prompt and its longest sample.
+        """
+        work = [*work]
+        for prompt in dict.fromkeys(prompt for prompt, _ in work):
+            self._check_prompt(prompt)
+        for prompt, request in work:
+            self._line(prompt).waiting.append(request)
+
+    def drop(self, gone: Container[int]) -> None:
+        """Cancels requests of these numbers; their slots become idle."""
+        for line in [*self._lines.values()]:
+            left = [r for r in line.waiting if r.number not in gone]
+            line.waiting = collections.deque(left)
+            self._tidy(line)
+        for i, slot in enumerate(self._slots):
+            if slot and slot.request.number in gone:
+                self._vacate(i)
+
+    def turn(self) -> Turn:
+        """Plans what the device does next.
+
+        Running samples get their pages first, the oldest before the others;
+        then a chunk of prefill, then samples that start.
+
+        Raises:
+            RuntimeError: the turn before was not recorded.
+        """
+        if self._steps is not None:
+            raise RuntimeError("record what the last turn did before the next")
+        preempted = self._grow()
+        chunks = self._prefill()
+        full = {self._part(i) for i in preempted}
+        starts = self._start(full)
+        running = [slot for slot in self._slots if slot]
+        most = max((s.limit - s.count for s in running), default=0)
+        self._steps = min(self._limits.steps, most)
+        return Turn(
+            chunks=tuple(chunks),
+            starts=tuple(starts),
+            preempted=tuple(preempted),
+            steps=self._steps,
+            enough=self._enough(len(running)),
+            tables=tuple(s.table if s else () for s in self._slots),
+            shared=tuple(
+                self._shared(i) if s else 0 for i, s in enumerate(self._slots)
+            ),
+        )
+
+    def record(self, counts: Sequence[int], finished: Iterable[int]) -> None:
+        """Takes in what the device did of the last turn.
+
+        Args:
+            counts: completion tokens that each slot has now; those of
+                inactive slots are not looked at.
+            finished: slots whose samples are complete. Their pages are free.
+
+        Raises:
+            ValueError: a count that the turn cannot have led to.
+            RuntimeError: no turn is to be recorded.
+        """
+        if self._steps is None:
+            raise RuntimeError("there is no turn to record")
+        for i, slot in enumerate(self._slots):
+            if slot is None:
+                continue
+            count = int(counts[i])
+            most = min(slot.count + self._steps, slot.limit)
+            if not slot.count <= count <= most:
+                raise ValueError(
+                    f"slot {i} had {slot.count} tokens and has {count} after "
+                    f"{self._steps} steps; its limit is {slot.limit}"
+                )
+            slot.count = count
+        for i in finished:
+            self._vacate(i)
+        self._steps = None
+
+    # pages of running samples
+
+    def _grow(self) -> list[int]:
+        """Gives running samples room for the next steps.
+
+        Returns:
+            The slots that lost theirs.
+        """
+        preempted = []
+        order = sorted(
+            (i for i, slot in enumerate(self._slots) if slot), key=self._age
+        )
+        for i in order:
+            part = self._part(i)
+            pool = self._pools[part]
+            while slot := self._slots[i]:
+                positions = slot.positions(self._limits.steps)
+                more = self._count(positions) - len(slot.table)
+                if more <= pool.available:
+                    slot.table += pool.take(max(0, more))
+                    break
+                if self._displace(part):
+                    continue
+                youngest = max(self._active(part), key=self._age)
+                self._preempt(youngest)
+                preempted.append(youngest)
+        return preempted
+
+    def _preempt(self, i: int) -> None:
+        """Puts the request of a slot at the head of the queue."""
+        slot = self._slots[i]
+        assert slot is not None
+        self._vacate(i)
+        self._line(slot.prompt).waiting.appendleft(slot.request)
+        self._lines.move_to_end(slot.prompt, last=False)
+
+    def _vacate(self, i: int) -> None:
+        slot = self._slots[i]
+        if slot is None:
+            raise ValueError(f"slot {i} generates no sample")
+        self._pools[self._part(i)].release(slot.table)
+        self._slots[i] = None
+
+    # prompts
+
+    def _prefill(self) -> list[Chunk]:
+        """The next chunk of a prompt in each part."""
+        self._place()
+        chunks = []
+        for line, placed in self._placed():
+            ids, pool = line.prompt.ids, self._pools[placed.part]
+            if placed.done == len(ids):
+                continue
+            end = min(placed.done + self._limits.chunk, len(ids))
+            more = self._count(end) - len(placed.pages)
+            if not self._make_room(placed.part, more, line):
+                continue
+            placed.pages += pool.take(more)
+            chunks.append(
+                Chunk(
+                    placed.part,
+                    line.prompt,
+                    placed.done,
+                    end,
+                    placed.pages,
+                    placed.row,
+                )
+            )
+            placed.done = end
+            pool.name(ids[:end], placed.pages)
+        return sorted(chunks, key=lambda chunk: chunk.part)
+
+    def _place(self) -> None:
+        """Chooses the parts that read the next prompts.
+
+        A part looks for one while it reads none and too few requests wait for
+        its slots. New prompts come before those that another part has.
+        """
+        looking = [
+            part for part in range(self._limits.parts) if self._wants(part)
+        ]
+        for line in self._lines.values():
+            if not looking:
+                return
+            if line.placed:
+                continue
+            parts = [
+                part
+                for part in looking
+                if self._has_room(part, self._first_pages(line, part))
+            ]
+            if not parts:
+                return  # no other prompt overtakes it
+            best = max(parts, key=lambda p: (*self._found(line, p), -p))
+            self._put(line, best)
+            looking.remove(best)
+        for part in looking:
+            # Slots are idle, and elsewhere are too few for all that waits.
+            idle = self._idle(part)
+            lines = [
+                line
+                for line in self._lines.values()
+                if line.placed
+                and part not in line.placed
+                and len(line.waiting) > sum(map(self._idle, line.placed))
+            ]
+            line = max(lines, key=lambda x: len(x.waiting), default=None)
+            if not idle or line is None:
+                continue
+            if self._has_room(part, self._first_pages(line, part)):
+                self._put(line, part)
+
+    def _wants(self, part: int) -> bool:
+        own = [line for line in self._lines.values() if part in line.placed]
+        if not self._rows[part] or not all(x.ready(part) for x in own):
+            return False
+        ahead = max(2, self._each // 8)
+        return sum(len(x.waiting) for x in own) < self._idle(part) + ahead
+
+    def _found(self, line: _Line, part: int) -> tuple[int, int]:
+        """Pages that a part has of a prompt, and those that it could give."""
+        pool = self._pools[part]
+        return len(pool.find(line.prompt.ids)), pool.available
+
+    def _first_pages(self, line: _Line, part: int) -> int:
+        """How many pages the first chunk of a prompt takes in a part."""
+        known = self._known(line, part)
+        start = len(known) * self._limits.page
+        end = min(start + self._limits.chunk, len(line.prompt.ids))
+        # kept pages are no longer available to others
+        pool = self._pools[part]
+        kept = sum(pool.owners(page) == 0 for page in known)
+        return self._count(end) - len(known) + kept
+
+    def _known(self, line: _Line, part: int) -> tuple[int, ...]:
+        """The pages that a prompt begins with; its last token is computed."""
+        return self._pools[part].find(line.prompt.ids[:-1])
+
+    def _put(self, line: _Line, part: int) -> None:
+        known = self._known(line, part)
+        self._pools[part].share(known)
+        row = self._rows[part].pop(0)
+        line.placed[part] = _Placed(
+            part, row, known, len(known) * self._limits.page
+        )
+
+    def _displace(self, part: int, but: _Line | None = None) -> bool:
+        """Takes its pages from the last prompt in line; False: none has any.
+
+        They are kept where they are full, so it is soon read again.
+        """
+        for line in reversed(self._lines.values()):
+            if part in line.placed and line is not but:
+                self._remove(line, part)
+                return True
+        return False
+
+    def _remove(self, line: _Line, part: int) -> None:
+        placed = line.placed.pop(part)
+        self._pools[part].release(placed.pages)
+        self._rows[part] = sorted([*self._rows[part], placed.row])
+
+    # samples that start
+
+    def _start(self, full: Container[int]) -> list[Start]:
+        """Starts requests in idle slots of all parts but those that are full.
+
+        Where one finds no room in a part, none overtakes it there.
+        """
+        closed = {p for p in range(self._limits.parts) if p in full}
+        starts = []
+        for line in [*self._lines.values()]:
+            while line.waiting:
+                parts = [
+                    part
+                    for part in line.placed
+                    if line.ready(part)
+                    and part not in closed
+                    and self._idle(part)
+                ]
+                if not parts:
+                    break
+                part = max(
+                    parts,
+                    key=lambda p: (
+                        self._idle(p),
+                        self._pools[p].available,
+                        -p,
+                    ),
+                )
+                started = self._begin(line, part)
+                if started is None:
+                    closed.add(part)
+                else:
+                    starts.append(started)
+        return starts
+
+    def _begin(self, line: _Line, part: int) -> Start | None:
+        """Starts the next request of a line, if there is room.
+
+        The last one that waits takes the last page of the prompt over, and
+        the others copy it.
+        """
+        prompt, placed = line.prompt, line.placed[part]
+        size = len(prompt.ids)
+        limit = self._limit(size)
+        whole = size // self._limits.page  # pages that are full
+        last = len(line.waiting) == 1
+        own = placed.pages if last else placed.pages[:whole]
+        running = _Running(line.waiting[0], prompt, limit, own, self._born)
+        positions = running.positions(self._limits.steps)
+        more = self._count(positions) - len(own)
+        if not self._make_room(part, more, line):
+            return None
+        self._pools[part].share(own)
+        running.table += self._pools[part].take(more)
+        copy = None
+        if len(own) < len(placed.pages):
+            copy = placed.pages[whole], running.table[whole]
+        first = part * self._each
+        slot = self._slots.index(None, first, first + self._each)
+        self._slots[slot] = running
+        self._born += 1
+        start = Start(
+            slot, line.waiting.popleft(), prompt, placed.row, limit, copy
+        )
+        self._tidy(line)
+        return start
+
+    def _has_room(self, part: int, pages: int) -> bool:
+        """Whether a part may give pages to what has not started.
+
+        Where nothing runs, all that it has.
+        """
+        active = len(self._active(part))
+        left = self._pools[part].available - pages
+        return not active or left >= WATERMARK * active
+
+    def _make_room(self, part: int, pages: int, line: _Line) -> bool:
+        """Like _has_room; where nothing runs, other prompts give theirs."""
+        if self._active(part):
+            return self._has_room(part, pages)
+        while self._pools[part].available < pages:
+            if not self._displace(part, but=line):
+                return False
+        return True
+
+    # small things
+
+    def _enough(self, running: int) -> int:
+        """The number of active slots at which decoding ends early.
+
+        A sixteenth of the slots idles while requests wait.
+        """
+        if not self._lines:
+            return 0
+        return max(0, running - max(1, self._limits.slots // 16))
+
+    def _shared(self, i: int) -> int:
+        """Pages of a slot that others own too; they are its first ones."""
+        slot, pool = self._slots[i], self._pools[self._part(i)]
+        assert slot is not None
+        low, high = 0, len(slot.prompt.ids) // self._limits.page
+        while low < high:  # who has a page has those before it
+            middle = (low + high) // 2
+            if pool.owners(slot.table[middle]) > 1:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _placed(self) -> list[tuple[_Line, _Placed]]:
+        return [
+            (line, placed)
+            for line in [*self._lines.values()]
+            for placed in [*line.placed.values()]
+        ]
+
+    def _line(self, prompt: Prompt) -> _Line:
+        """The line of a prompt, at the end if it is new."""
+        if prompt not in self._lines:
+            self._lines[prompt] = _Line(prompt, collections.deque())
+        return self._lines[prompt]
+
+    def _tidy(self, line: _Line) -> None:
+        """Forgets a line in which nothing waits."""
+        if not line.waiting:
+            for part in [*line.placed]:
+                self._remove(line, part)
+            del self._lines[line.prompt]
+
+    def _part(self, slot: int) -> int:
+        return slot // self._each
+
+    def _active(self, part: int) -> list[int]:
+        first = part * self._each
+        numbers = range(first, first + self._each)
+        return [i for i in numbers if self._slots[i]]
+
+    def _idle(self, part: int) -> int:
+        return self._each - len(self._active(part))
+
+    def _age(self, i: int) -> int:
+        slot = self._slots[i]
+        return slot.born if slot else 0
+
+    def _count(self, positions: int) -> int:
+        """The number of pages of so many positions."""
+        return -(-positions // self._limits.page)
+
+    def _limit(self, size: int) -> int:
+        room = self._limits.context - size
+        return min(self._limits.max_new_tokens, room)
+
+    def _check_prompt(self, prompt: Prompt) -> None:
+        size, limits = len(prompt.ids), self._limits
+        if not 0 < size < limits.context:
+            raise ValueError(
+                f"a prompt has {size} tokens; the context holds "
+                f"{limits.context}, one of them for the answer"
+            )
+        # one more page while the last one of the prompt is copied
+        most = size + self._limit(size) - 1
+        need = self._count(most) + (size % limits.page > 0)
+        if need > limits.pages:
+            raise ValueError(
+                f"a prompt of {size} tokens and {self._limit(size)} new ones "
+                f"take {need} pages of {limits.page}; the pool of a part has "
+                f"{limits.pages}. Lower max_new_tokens, hold keys in int8, or "
+                "take more memory"
+            )
+
+
+def _check(limits: Limits) -> None:
+    """Refuses sizes that do not fit together."""
+    for name, value in limits._asdict().items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if limits.slots % limits.parts:
+        raise ValueError(
+            f"slots ({limits.slots}) must be a multiple of parts "
+            f"({limits.parts})"
+        )
+    if limits.chunk % limits.page:
+        raise ValueError(
+            f"a chunk of prefill ({limits.chunk} tokens) must be whole pages "
+            f"of {limits.page}"
+        )
+    longest = min(limits.context - 1, limits.max_new_tokens)
+    need = -(-longest // limits.page)
+    if need > limits.pages:
+        raise ValueError(
+            f"{longest} new tokens take {need} pages of {limits.page}; the "
+            f"pool of a part has {limits.pages}. Lower max_new_tokens, hold "
+            "keys in int8, or take more memory"
+        )

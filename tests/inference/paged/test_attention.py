@@ -1,0 +1,274 @@
+"""Back ends of paged attention against a dense softmax written here."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynscaling_jax.inference.paged.attention import Layout, xla
+from dynscaling_jax.inference.paged.turn import Chunk
+from dynscaling_jax.inference.slot import Prompt
+from dynscaling_jax.models import attention
+from dynscaling_jax.models.config import Kind, ModelConfig
+
+W = 8  # positions of a page
+LAYOUT = Layout(parts=2, slots=8, pages=23, page=W, keys="float32", longest=5)
+ONE_PART = Layout(
+    parts=1, slots=20, pages=64, page=W, keys="float32", longest=5
+)
+T = 12  # tokens of a chunk: no multiple of W
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks():
+    """Several blocks of each loop, the last ones not full."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xla, "BLOCK", 5)
+        patch.setattr(xla, "SHARED_BLOCK", 2)
+        patch.setattr(xla, "PREFILL_BLOCK", 2)
+        patch.setattr(xla, "LANES", 4)
+        yield
+
+
+def model(heads, kv_heads, dim, **fields):
+    return ModelConfig(
+        family="llama",
+        vocab_size=8,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=dim,
+        intermediate_size=8,
+        max_position_embeddings=512,
+        **fields,
+    )
+
+
+# name: (heads, key heads, head_dim, window, other fields)
+CASES = {
+    "grouped": (4, 2, 16, 0, {}),
+    "one_key_head": (5, 1, 8, 0, {}),
+    "a_key_head_each": (3, 3, 64, 0, {}),
+    "window": (4, 2, 16, 11, {}),
+    "window_of_a_token": (2, 2, 8, 1, {}),
+    "wide_window": (2, 1, 8, 30, {}),
+    "cap": (4, 2, 16, 0, {"attn_logit_softcapping": 2.0}),
+    "scalar_and_window": (2, 1, 256, 9, {"query_pre_attn_scalar": 30.0}),
+    "sinks": (8, 1, 64, 10, {"sinks": True}),
+}
+
+
+class Sequence:
+    """Keys, values and queries of one slot, by position."""
+
+    def __init__(self, random, config, tokens):
+        heads, dim = config.num_attention_heads, config.head_dim
+        kv_heads = config.num_key_value_heads
+        draw = lambda *shape: random.standard_normal(shape).astype("f")
+        self.q = draw(tokens, heads, dim)
+        self.k, self.v = draw(2, tokens, kv_heads, dim)
+
+
+def dense(config, window, sinks, q, k, v, position):
+    """Attention of one query [H, D] over k, v [P, K, D], in float64."""
+    rep = config.num_attention_heads // config.num_key_value_heads
+    scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
+    k, v = (np.repeat(x[: position + 1], rep, 1) for x in (k, v))
+    scores = scale * np.einsum("hd,phd->hp", q.astype(float), k.astype(float))
+    if cap := config.attn_logit_softcapping:
+        scores = cap * np.tanh(scores / cap)
+    at = np.arange(position + 1)
+    if window:
+        scores[:, at <= position - window] = -np.inf
+    if sinks is not None:
+        scores = np.concatenate([scores, sinks[:, None]], 1)
+        v = np.concatenate([v, np.zeros_like(v[:1])])
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    return np.einsum("hp,phd->hd", weights, v.astype(float))
+
+
+@st.composite
+def states(draw, layout):
+    """(seed, for each part: (shared pages, slots that share them), for each
+    slot: (tokens with keys, active))."""
+    per_part = layout.slots // layout.parts
+    room = layout.pages // per_part
+    longest = min(layout.longest, room) * W - 2
+    slots = [
+        (draw(st.integers(0, longest)), draw(st.booleans()))
+        for _ in range(layout.slots)
+    ]
+    shared = [
+        (
+            draw(st.integers(0, 2)),
+            draw(st.sets(st.integers(0, per_part - 1))),
+        )
+        for _ in range(layout.parts)
+    ]
+    return draw(st.integers(0, 2**32 - 1)), shared, slots
+
+
+def laid_out(layout, state, random):
+    """Tables and shared counts, of pages in a random order."""
+    per_part = layout.slots // layout.parts
+    tables, counts = [], []
+    for part, (pages, sharers) in enumerate(state[1]):
+        free = [int(page) for page in random.permutation(layout.pages)]
+        common = [free.pop() for _ in range(pages)]
+        for slot in range(per_part):
+            tokens, _ = state[2][part * per_part + slot]
+            head = common if slot in sharers and tokens >= pages * W else []
+            own = (tokens + 2 + W - 1) // W - len(head)
+            tables.append([*head, *(free.pop() for _ in range(own))])
+            counts.append(len(head))
+    return tables, counts
+
+
+@functools.lru_cache
+def jitted(backend, config, kind):
+    once = lambda f: jax.jit(
+        functools.partial(f, kind, config), donate_argnums=0
+    )
+    return once(backend.prefill), once(backend.decode)
+
+
+def check(backend, config, window, layout, state, dtype, bound):
+    """Prefills the slots of a state, then takes two steps with all."""
+    seed, _, slots = state
+    random = np.random.RandomState(seed)
+    kind = Kind(window, 10_000.0, None)
+    prefill, decode = jitted(backend, config, kind)
+    sinks = None
+    if config.sinks:
+        sinks = random.standard_normal(config.num_attention_heads)
+    tables, counts = laid_out(layout, state, random)
+    sequences = [Sequence(random, config, tokens + 2) for tokens, _ in slots]
+    per_part = layout.slots // layout.parts
+    for part in range(layout.parts):  # what is shared is the same
+        own = range(part * per_part, (part + 1) * per_part)
+        sharers = [slot for slot in own if counts[slot]]
+        for slot in sharers[1:]:
+            for name in ("k", "v"):
+                head = getattr(sequences[sharers[0]], name)
+                same = counts[slot] * W
+                getattr(sequences[slot], name)[:same] = head[:same]
+    # what is not written yet is large, and must not be seen
+    cache = tuple(
+        jnp.full((2, *shape), 99 if dtype == "int8" else 30, dtype)
+        for shape, dtype, _ in backend.init(config, layout, dtype)
+    )
+    number = jnp.int32(1)
+    output = lambda state: np.asarray(
+        attention.output(state, None if sinks is None else jnp.asarray(sinks))
+    )
+    expected = lambda slot, at: dense(
+        config,
+        window,
+        sinks,
+        *(getattr(sequences[slot], name)[at] for name in "q"),
+        sequences[slot].k,
+        sequences[slot].v,
+        at,
+    )
+    cast = lambda x: jnp.asarray(x, dtype)
+    written = set()
+    for first in range(per_part):  # one slot of each part at a time
+        todo = {
+            part: part * per_part + first for part in range(layout.parts)
+        }
+        begun = {
+            part: counts[slot] * W if (part, counts[slot] > 0) in written else 0
+            for part, slot in todo.items()
+        }
+        written |= {(part, True) for part, s in todo.items() if counts[s]}
+        while True:
+            chunks = [
+                Chunk(
+                    part,
+                    Prompt((), (), 0),
+                    begun[part],
+                    min(begun[part] + T, slots[slot][0]),
+                    tuple(tables[slot]),
+                    0,
+                )
+                for part, slot in todo.items()
+                if begun[part] < slots[slot][0]
+            ]
+            if not chunks:
+                break
+            view = backend.chunk_view(layout, chunks, T)
+            rows = {name: [] for name in "qkv"}
+            for part, slot in todo.items():
+                for name, x in rows.items():
+                    values = getattr(sequences[slot], name)
+                    at = slice(begun[part], begun[part] + T)
+                    part_of = np.full((T, *values.shape[1:]), 7.0, "f")
+                    there = values[: slots[slot][0]][at]
+                    part_of[: len(there)] = there
+                    x.append(part_of)
+            arrays = [cast(np.concatenate(x)) for x in rows.values()]
+            state, cache = prefill(cache, number, view, *arrays)
+            seen = output(state)
+            assert np.isfinite(seen).all()
+            for chunk in chunks:
+                slot = todo[chunk.part]
+                for at in range(chunk.start, chunk.end):
+                    close(
+                        seen[chunk.part * T + at - chunk.start],
+                        expected(slot, at),
+                        bound,
+                    )
+                begun[chunk.part] = chunk.end
+    view = backend.view(layout, tables, counts)
+    active = jnp.asarray([active for _, active in slots])
+    for step in range(2):
+        position = np.array([tokens for tokens, _ in slots], np.int32) + step
+        arrays = [
+            cast(
+                np.stack(
+                    [
+                        getattr(sequences[slot], name)[position[slot]]
+                        for slot in range(layout.slots)
+                    ]
+                )
+            )
+            for name in "qkv"
+        ]
+        state, cache = decode(
+            cache, number, view, jnp.asarray(position), active, *arrays
+        )
+        seen = output(state)
+        assert np.isfinite(seen).all()
+        for slot, (_, goes_on) in enumerate(slots):
+            if goes_on:
+                close(seen[slot], expected(slot, position[slot]), bound)
+    for x in cache:  # the other layer
+        assert (x[0] == x[0].reshape(-1)[0]).all()
+
+
+def close(seen, expected, bound):
+    np.testing.assert_allclose(
+        seen, expected, rtol=0, atol=bound * np.abs(expected).max()
+    )
+
+
+def config_of(case):
+    heads, kv_heads, dim, window, fields = CASES[case]
+    return model(heads, kv_heads, dim, **fields), window
+
+
+@pytest.mark.parametrize("case", CASES)
+@settings(max_examples=4, deadline=None)
+@given(state=states(LAYOUT))
+def test_xla_in_float32(case, state):
+    config, window = config_of(case)
+    check(BACKENDS["xla"], config, window, LAYOUT, state, "float32", 1e-5)
+
+
+BACKENDS = {"xla": xla.backend()}
