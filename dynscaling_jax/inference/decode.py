@@ -245,6 +245,7 @@ def _group_attention(config: ModelConfig, groups: int, ahead, position):
             (slots, slots, along, along, along, along),
             along,
         )
+        q = attention.scaled(q, config)
         return local(ahead, position, kv, q, k, v)
 
     return attend

@@ -100,6 +100,7 @@ def _extend_layer(layer, config, kind, x, old, kept, bucket):
     backend = attention.backend(config)
 
     def attend(kind, old, q, k, v):
+        q = attention.scaled(q, config)
         q = transformer.group_heads(q, config.num_key_value_heads)
         k, v = transformer.heads_first(k, v)
         key_pos = jnp.arange(old[1].shape[1])

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dynscaling_jax.models.config import ModelConfig
@@ -103,6 +104,19 @@ def backend(config: ModelConfig) -> Backend:
         )
     cap = config.attn_logit_softcapping
     return functools.partial(ATTENTION[name], softcap=cap)
+
+
+def scaled(
+    q: Float[Array, "T H D"], config: ModelConfig
+) -> Float[Array, "T H D"]:
+    """Scales queries for exponentials that are powers of two."""
+    scale = softmax_scale(config) * LOG2_E
+    return q * np.float32(scale).astype(q.dtype)
+
+
+def softmax_scale(config: ModelConfig) -> float:
+    """What products of queries and keys are multiplied by."""
+    return (config.query_pre_attn_scalar or config.head_dim) ** -0.5
 
 
 def attend_causal(

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -37,7 +36,7 @@ Attend = Callable[
     tuple[SoftmaxState, Cache],
 ]
 """(kind of layer, cache, q [T, H, D], k [T, K, D], v [T, K, D]) ->
-(state [T, H, D], cache); q is rotated and scaled, by LOG2_E too, k rotated."""
+(state [T, H, D], cache); q and k are rotated, q is not scaled."""
 
 
 class Module(nnx.Module):
@@ -127,8 +126,6 @@ class Block(Module):
         q, k, v = (self.linear(h, name) for name in "qkv")
         q, k = self._heads(q, "q_norm"), self._heads(k, "k_norm")
         q, k = (rotate(y, positions, config, self.kind) for y in (q, k))
-        scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
-        q *= np.float32(scale * attention.LOG2_E).astype(h.dtype)
         v = v.reshape(count, config.num_key_value_heads, config.head_dim)
         state, cache = attend(self.kind, cache, q, k, v)
         seen = attention.output(state, self.value("sinks"))
@@ -353,6 +350,7 @@ def causal(config: ModelConfig, positions: Int[Array, " T"]) -> Attend:
     """Attends within one sequence, whose keys and values are the cache."""
 
     def attend(kind, _, q, k, v):
+        q = attention.scaled(q, config)
         q = group_heads(q, config.num_key_value_heads)
         k, v = heads_first(k, v)
         backend = attention.backend(config)

@@ -32,6 +32,7 @@ from dynscaling_jax.models.attention import (
     SoftmaxState,
     capped,
     power_of_two,
+    softmax_scale,
 )
 from dynscaling_jax.models.config import Kind, ModelConfig
 from dynscaling_jax.models.sharding import (
@@ -459,7 +460,7 @@ def attend(
     )
     if scales:
         scores *= scales[0][..., None, :]
-    scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
+    scale = softmax_scale(config)
     cap = LOG2_E * config.attn_logit_softcapping
     scores = jnp.where(mask, capped(scores * (scale * LOG2_E), cap), MASKED)
     peak = jnp.ceil(scores.max(-1, keepdims=True))
