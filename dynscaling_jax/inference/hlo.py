@@ -378,10 +378,13 @@ def _written(
 ) -> float:
     """Bytes that a fusion writes: of an update in place, the update."""
     if root.operation == "tuple":
-        return sum(
-            _written(program, inner, inner[name], [array], counts)
-            for name, array in zip(root.operands, arrays, strict=True)
-        )
+        total, first = 0.0, 0
+        for name in root.operands:  # some are tuples of their own
+            end = first + len(inner[name].arrays)
+            part = arrays[first:end]
+            total += _written(program, inner, inner[name], part, counts)
+            first = end
+        return total
     if not any(map(counts, arrays)):
         return 0.0
     while root.operation == "bitcast" and root.operands[0] in inner:

@@ -625,6 +625,8 @@ def write_chunk(
         joined = jax.lax.dynamic_update_slice(jnp.pad(first, room), new, at)
         kv_heads, _, *rest = joined.shape
         joined = joined.reshape(kv_heads, touched, page, *rest)
+        # a fusion that read a page of x too would not write x in place
+        joined = jax.lax.optimization_barrier(joined)
         return x.at[to].set(joined.swapaxes(0, 1), mode="drop")
 
     kept = stored(cache, k, v)
