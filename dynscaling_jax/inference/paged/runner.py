@@ -52,11 +52,31 @@ def empty(
     stacked: bool,
     mesh: Mesh | None = None,
 ) -> State:
-    """Makes a state of inactive slots and free pages.
+    """Makes a state of inactive slots and free pages, as described.
 
-    It is zeros, since 0 x NaN would leak through a mask. On a mesh pages,
-    rows and slots lie along `data`, key heads along `model`; all devices know
-    Slots.
+    It is zeros, since 0 x NaN would leak through a mask.
+    """
+    state = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
+        described(config, backend, layout, rows, dtype, stacked, mesh),
+    )
+    slots = state.slots
+    return state._replace(slots=slots._replace(count=slots.count + 1))
+
+
+def described(
+    config: ModelConfig,
+    backend: Backend,
+    layout: Layout,
+    rows: int,
+    dtype: Any,
+    stacked: bool,
+    mesh: Mesh | None = None,
+) -> State:
+    """Describes a state by jax.ShapeDtypeStruct, of which it has no array.
+
+    On a mesh pages, rows and slots lie along `data`, key heads along `model`;
+    all devices know Slots.
 
     Args:
         config: of the model.
@@ -68,28 +88,28 @@ def empty(
         mesh: that the parameters lie on.
     """
 
-    def zeros(shape: tuple[int, ...], dtype: Any, *axes: Any) -> jax.Array:
+    def array(shape: tuple[int, ...], dtype: Any, *axes: Any) -> Any:
         where = mesh and NamedSharding(mesh, fitting(mesh.shape, shape, axes))
-        return jnp.zeros(shape, dtype, device=where)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
-    def layers(number: int) -> tuple[jax.Array, ...]:
+    def layers(number: int) -> tuple[Any, ...]:
         return tuple(
-            zeros((number, *shape), kind, None, *axes)
+            array((number, *shape), kind, None, *axes)
             for shape, kind, axes in backend.init(config, layout, dtype)
         )
 
     count, slots = config.num_hidden_layers, layout.slots
     return State(
         (layers(count),) if stacked else tuple(layers(1) for _ in range(count)),
-        zeros((layout.parts, rows, config.vocab_size), jnp.float32, DATA),
+        array((layout.parts, rows, config.vocab_size), jnp.float32, DATA),
         Slots(
-            zeros((slots,), jnp.int32),
-            zeros((slots,), jnp.int32) + 1,
-            zeros((slots,), bool),
-            zeros((slots,), jnp.int32),
-            zeros((slots, 2), jnp.uint32),
+            array((slots,), jnp.int32),
+            array((slots,), jnp.int32),
+            array((slots,), bool),
+            array((slots,), jnp.int32),
+            array((slots, 2), jnp.uint32),
         ),
-        zeros((slots,), jnp.int32),
+        array((slots,), jnp.int32),
     )
 
 

@@ -689,6 +689,8 @@ def put_chunk(
         jnp.pad(first, room), new.astype(x.dtype), at
     )
     joined = joined.reshape(touched, page, *new.shape[1:])
+    # a fusion that read a page of x too would not write x in place
+    joined = jax.lax.optimization_barrier(joined)
     return x.at[to].set(jnp.moveaxis(joined, 1, axis), mode="drop")
 
 

@@ -1,0 +1,358 @@
+"""The real functions, compiled for devices that are not here.
+
+The compilers of accelerators are programs of their own, and need no device:
+libtpu for TPUs, jax's CUDA plugin for GPUs (`make aot` installs both). What
+they compile is what an engine would run: prefill_chunk, start and decode_chunk
+of inference.paged.runner, with the shapes and shardings of a plan, and no
+array. None of this says how long anything takes.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import (
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+)
+
+from dynscaling_jax.inference import hlo, memory, sampling
+from dynscaling_jax.inference.paged import batch, runner
+from dynscaling_jax.inference.paged.attention import Backend, Layout
+from dynscaling_jax.inference.paged.runner import State
+from dynscaling_jax.inference.paged.turn import Chunk
+from dynscaling_jax.inference.slot import Prompt
+from dynscaling_jax.models import parameters, quantization
+from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.parameters import Params
+from dynscaling_jax.models.sharding import AXES, param_sharding
+from dynscaling_jax.models.stacked import Stacked, period
+
+INSTALL = "make aot installs them; then run .venv-aot/bin/python"
+STOPS = 8  # ids that end a sample, as an engine pads them
+TPU_ENVIRONMENT = {  # so that libtpu does not look for the machine it is on
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+# chips -> topology; a smaller slice takes the first chips of the least one
+FLAT = {8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4"}
+# NVIDIA's data sheets and the tuning guide of Hopper: memory in bytes, its
+# bandwidth in bytes/s
+HOPPER = {
+    "H100": (80 * 2**30, 3_350_000_000_000),
+    "H200": (141 * 10**9, 4_800_000_000_000),
+}
+HOPPER_TARGET = """\
+platform_name: "CUDA"
+device_description_str: "NVIDIA {name}"
+dnn_version_info {{ major: 9 minor: 10 }}
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 }}
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  l2_cache_size: 52428800
+  device_memory_size: {memory}
+  memory_bandwidth: {bandwidth}
+}}
+"""
+
+
+class Work(NamedTuple):
+    """What is compiled: a model, where it lies, and what is decoded."""
+
+    config: ModelConfig
+    devices: Sequence[Any]
+    data: int  # of the mesh
+    model: int
+    slots: int  # of one part of the data axis
+    pages: int
+    keys: str = ""
+    int8: bool = False  # the weights
+    attention: str = "auto"
+    chunk: int = memory.PREFILL  # tokens of a prompt that are computed at once
+
+
+class Program(NamedTuple):
+    """What a compiler says of one function; bytes of one device."""
+
+    arguments: int
+    outputs: int  # those that are no argument again
+    aliased: int  # arguments that are written in place
+    temporaries: int
+    counted: float  # bytes accessed, as XLA counts: loops once; 0 unknown
+    traffic: hlo.Traffic
+    text: str
+
+
+def devices(name: str) -> tuple[Any, ...]:
+    """Describes the chips of one host of a device, as inference.plan names it.
+
+    Raises:
+        ValueError: the compilers of this device are not installed, or have no
+            description of it.
+    """
+    kind, _, count = name.replace("x", "-").partition("-")
+    with _complaining(name):
+        if kind in ("v5e", "v6e", "v5p"):
+            chips = int(count) // (2 if kind == "v5p" else 1)
+            sizes = CUBES if kind == "v5p" else FLAT
+            least = next(size for size in sizes if size >= chips)
+            os.environ.update(
+                {k: os.environ.get(k, v) for k, v in TPU_ENVIRONMENT.items()}
+            )
+            return _topology("tpu", f"{kind}:{sizes[least]}")[:chips]
+        size, bandwidth = HOPPER[kind]
+        target = HOPPER_TARGET.format(
+            name=kind, memory=size, bandwidth=bandwidth
+        )
+        return _topology(
+            "cuda",
+            kind,
+            target_config=target,
+            topology=f"1 x 1 x {count or 1}",
+        )
+
+
+def _topology(platform: str, name: str, **more: str) -> tuple[Any, ...]:
+    from jax.experimental import topologies
+
+    found = topologies.get_topology_desc(
+        platform=platform, topology_name=name, **more
+    )
+    return tuple(found.devices)
+
+
+@contextlib.contextmanager
+def _complaining(name: str):
+    try:
+        yield
+    except KeyError as error:
+        known = ", ".join(("v5e-8", "v6e-8", "v5p-8", *HOPPER))
+        raise ValueError(
+            f"no compiler has a description of {name}; known: {known}"
+        ) from error
+    except (ImportError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"the compilers for {name} are not installed: {INSTALL}"
+        ) from error
+
+
+def backend(work: Work, layout: Layout) -> Backend:
+    """The back end that an engine would take on these devices."""
+    name = work.attention
+    if name == "auto":
+        name = work.devices[0].platform
+        name = {"cuda": "gpu"}.get(name, name)
+    found = batch._named(name)
+    if found.refuses(work.config, layout, work.model):
+        return batch._named("xla")
+    return found
+
+
+def programs(
+    work: Work, names: Sequence[str] = ("prefill", "start", "decode")
+) -> dict[str, Callable[[], Program]]:
+    """Returns a compilation for each of the functions.
+
+    The prefill is of a chunk that ends a prompt as long as the context allows,
+    the decode of slots that have all of the pool.
+    """
+    config, mesh = work.config, _mesh(work)
+    layout = Layout(
+        work.data,
+        work.data * work.slots,
+        work.pages,
+        memory.PAGE,
+        work.keys or "bfloat16",
+        min(-(-config.max_position_embeddings // memory.PAGE), work.pages),
+    )
+    attend = backend(work, layout)
+    stacked = work.devices[0].platform == "tpu"
+    lone = SingleDeviceSharding(work.devices[0])
+
+    def placed(tree: Any) -> Any:
+        """On the one device, where there is no mesh."""
+        if mesh is not None:
+            return tree
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lone),
+            tree,
+        )
+
+    params = placed(abstract_params(config, mesh, stacked, work.int8))
+    state: State = placed(
+        runner.described(
+            config, attend, layout, work.slots, jnp.bfloat16, stacked, mesh
+        )
+    )
+    slots, parts = layout.slots, layout.parts
+    array = lambda dtype, *shape: np.zeros(shape, dtype)
+    number, settings = np.int32(0), sampling.settings()
+    settings = jax.tree.map(np.asarray, settings)
+    stops = array(np.int32, STOPS)
+    tables, shared = full_tables(layout)
+    chunks = [
+        Chunk(part, Prompt((), (), 0), 0, work.chunk, tuple(range(4)), 0)
+        for part in range(parts)
+    ]
+    lengths = [array(np.int32, parts) for _ in range(3)]
+    copies = [array(np.int32, parts, work.slots) for _ in range(2)]
+    calls: dict[str, tuple[Callable, tuple]] = {
+        "prefill": (
+            runner.prefill_chunk.lower,
+            (
+                params,
+                config,
+                attend,
+                state,
+                attend.chunk_view(layout, chunks, work.chunk),
+                array(np.int32, parts, work.chunk),
+                *lengths,
+            ),
+        ),
+        "start": (
+            runner.start.lower,
+            (
+                attend,
+                state,
+                np.uint32(0),
+                array(bool, slots),
+                array(np.uint32, slots, 3),
+                *[array(np.int32, slots) for _ in range(3)],
+                *copies,
+                stops,
+                settings,
+            ),
+        ),
+        "decode": (
+            runner.decode_chunk.lower,
+            (
+                params,
+                config,
+                attend,
+                state,
+                attend.view(layout, tables, shared),
+                array(bool, slots),
+                stops,
+                settings,
+                number,
+                number,
+            ),
+        ),
+    }
+
+    def run(name: str) -> Program:
+        lower, arguments = calls[name]
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            return program(lower(*arguments).compile())
+
+    return {name: lambda name=name: run(name) for name in names}
+
+
+def program(compiled: Any) -> Program:
+    """Reads what a compiler says."""
+    sizes, text = compiled.memory_analysis(), compiled.as_text()
+    cost = compiled.cost_analysis() or {}
+    return Program(
+        sizes.argument_size_in_bytes,
+        sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        sizes.alias_size_in_bytes,
+        sizes.temp_size_in_bytes,
+        cost.get("bytes accessed", 0.0),
+        hlo.traffic(text),
+        text,
+    )
+
+
+def full_tables(
+    layout: Layout,
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Tables that share all pages of a pool among the slots of its part."""
+    each = layout.slots // layout.parts
+    count = min(layout.pages // each, layout.longest)
+    tables = [
+        tuple(range(slot * count, slot * count + count)) for slot in range(each)
+    ]
+    return tables * layout.parts, [0] * layout.slots
+
+
+def abstract_params(
+    config: ModelConfig, mesh: Mesh | None, stacked: bool, int8: bool = False
+) -> Params:
+    """Describes parameters in bfloat16 by jax.ShapeDtypeStruct.
+
+    Args:
+        config: of the model.
+        mesh: that they lie on; None is one device.
+        stacked: whether layers are, as of models.stacked.
+        int8: the weights.
+    """
+
+    def leaf(parameter: parameters.Parameter) -> Any:
+        whole = jax.ShapeDtypeStruct(parameter.shape, jnp.bfloat16)
+        if int8 and parameter.quantised:
+            whole = jax.eval_shape(quantization.quantize, whole)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape,
+                x.dtype,
+                sharding=mesh
+                and param_sharding(mesh, config, parameter, x.shape),
+            ),
+            whole,
+        )
+
+    params = parameters.tree(config, leaf)
+    if not stacked:
+        return params
+    count = period(config)
+    rounds = config.num_hidden_layers // count
+
+    def above(x: Any) -> Any:
+        """A stack of it, whole along its first axis."""
+        where = x.sharding
+        if where is not None:
+            spec = PartitionSpec(None, *where.spec)
+            where = NamedSharding(where.mesh, spec)
+        return jax.ShapeDtypeStruct((rounds, *x.shape), x.dtype, sharding=where)
+
+    layers = params["layers"]
+    places = tuple(jax.tree.map(above, layers[at]) for at in range(count))
+    return {**params, "layers": Stacked(places, (*layers[rounds * count :],))}
+
+
+def _mesh(work: Work) -> Mesh | None:
+    count = work.data * work.model
+    if count == 1:
+        return None
+    chips = np.array(work.devices[:count]).reshape(work.data, work.model)
+    return Mesh(chips, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def sent(found: hlo.Traffic) -> str:
+    """Says which collectives there are: `36 all-reduce of 18.87 MB`."""
+    return ", ".join(
+        f"{count} {kind} of {size / 1e6:.2f} MB"
+        for kind, (count, size) in sorted(found.collectives.items())
+    )
