@@ -24,8 +24,9 @@ from jax.sharding import (
 )
 
 from dynscaling_jax.inference import hlo, memory, sampling
-from dynscaling_jax.inference.paged import batch, runner
+from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.inference.paged.attention import Backend, Layout
+from dynscaling_jax.inference.paged.attention.select import select
 from dynscaling_jax.inference.paged.runner import State
 from dynscaling_jax.inference.paged.turn import Chunk
 from dynscaling_jax.inference.slot import Prompt
@@ -160,14 +161,11 @@ def _complaining(name: str):
 
 def backend(work: Work, layout: Layout) -> Backend:
     """The back end that an engine would take on these devices."""
-    name = work.attention
-    if name == "auto":
-        name = work.devices[0].platform
-        name = {"cuda": "gpu"}.get(name, name)
-    found = batch._named(name)
-    if found.refuses(work.config, layout, work.model):
-        return batch._named("xla")
-    return found
+    platform = work.devices[0].platform
+    platform = {"cuda": "gpu"}.get(platform, platform)
+    return select(
+        work.attention, platform, work.config, layout, work.model
+    )
 
 
 def programs(
@@ -353,6 +351,6 @@ def _mesh(work: Work) -> Mesh | None:
 def sent(found: hlo.Traffic) -> str:
     """Says which collectives there are: `36 all-reduce of 18.87 MB`."""
     return ", ".join(
-        f"{count} {kind} of {size / 1e6:.2f} MB"
-        for kind, (count, size) in sorted(found.collectives.items())
+        f"{each.count} {kind} of {each.bytes / 1e6:.2f} MB"
+        for kind, each in sorted(found.collectives.items())
     )
