@@ -134,12 +134,14 @@ def _decode_part(
     to = view.table[own, jnp.clip(position // page, 0, last)]
     active &= to >= 0
     to = jnp.where(active, base + to, len(pages))
-    pages = pages.at[to, position % page].set(combined(k, v), mode="drop")
+    pages = write(pages, to, position, k, v)
     table, length = view.table, position + 1
     if kind.window:
         first = jnp.maximum(length - kind.window, 0) // page
-        places = first[:, None] + jnp.arange(xla.pages_met(kind.window, page))[None]
-        table = view.table[own[:, None], jnp.minimum(places, last)]
+        met = xla.pages_met(kind.window, page)
+        table = jax.vmap(jax.lax.dynamic_slice_in_dim, (0, 0, None))(
+            jnp.pad(table, ((0, 0), (0, met))), first, met
+        )
         length -= first * page
     seen = _attend(
         kernel,
@@ -177,7 +179,11 @@ def _prefill_part(
 ):
     """prefill of one part: one sequence of end - start queries."""
     (pages,) = cache
-    pages = xla.put_chunk(pages, base, view, combined(k, v), 1)
+    position = view.start + jnp.arange(len(q))
+    place = position // pages.shape[1]
+    to = view.table[jnp.minimum(place, len(view.table) - 1)]
+    to = jnp.where((position < view.end) & (to >= 0), base + to, len(pages))
+    pages = write(pages, to, position, k, v)
     count = jnp.maximum(view.end - view.start, 1)
     seen = _attend(
         kernel,
@@ -211,6 +217,22 @@ def _attend(kernel, kind, config, q, pages, length, table, cuts, queries):
         num_kv_pages_per_block=min(at_once, table.shape[1]),
         num_queries_per_block=queries,
     )
+
+
+def write(
+    pages: Float[Array, "N W 2K D"],
+    to: Int32[Array, " T"],
+    position: Int32[Array, " T"],
+    k: Float[Array, "T K D"],
+    v: Float[Array, "T K D"],
+) -> Float[Array, "N W 2K D"]:
+    """Puts tokens into their pages; those past the last go nowhere.
+
+    They are written one by one: of whole pages XLA:TPU would lay out the
+    cache anew, in a copy.
+    """
+    place = position % pages.shape[1]
+    return pages.at[to, place].set(combined(k, v), mode="drop")
 
 
 def combined(
