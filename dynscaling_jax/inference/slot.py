@@ -42,31 +42,42 @@ class Slot:
     def append(
         self, tokens: sampling.ScoredToken, column: int, steps: int
     ) -> None:
-        """Adds the first steps of a column of tokens, each [C, GR]."""
-        self.tokens.append(jax.tree.map(lambda x: x[:steps, column], tokens))
+        """Adds the first steps of a column of tokens, each [C, GR].
+
+        Raises:
+            ValueError: the model gave logits that are not finite.
+        """
+        if not steps:
+            return
+        # a copy, or the whole of the tokens would be kept
+        new = jax.tree.map(lambda x: x[:steps, column].copy(), tokens)
+        if not np.isfinite(new.logprob).all():
+            raise ValueError(
+                f"query {self.request.query.id!r}: the model gives logits "
+                "that are not finite; its weights are damaged or overflow its "
+                "dtype"
+            )
+        self.tokens.append(new)
         self.count += steps
 
 
 def finished(slot: Slot, model: Model, stop: Sequence[str]) -> Sample | None:
     """Returns the sample of a slot if it is finished.
 
-    A stop id, a stop string or the slot's limit finishes it.
-
-    Raises:
-        ValueError: the model gave logits that are not finite.
+    A stop id, a stop string or the slot's limit finishes it. One that goes on
+    is told by its newest token, however long it is, unless there are stop
+    strings.
     """
+    ends = slot.tokens[-1].token[-1] in model.eos_ids
+    if not ends and slot.count < slot.limit and not stop:
+        return None
     tokens = jax.tree.map(lambda *parts: np.concatenate(parts), *slot.tokens)
     slot.tokens[:] = [tokens]
     request, prompt = slot.request, slot.prompt
-    if not np.isfinite(tokens.logprob).all():
-        raise ValueError(
-            f"query {request.query.id!r}: the model gives logits that "
-            "are not finite; its weights are damaged or overflow its dtype"
-        )
     ids = tokens.token.tolist()
     decode_text = model.tokenizer.decode
     reason, text = None, ""
-    if ids[-1] in model.eos_ids:
+    if ends:
         reason, text = "stop", decode_text(ids[:-1])
     elif len(ids) >= slot.limit:
         reason, text = "length", decode_text(ids)
@@ -78,8 +89,8 @@ def finished(slot: Slot, model: Model, stop: Sequence[str]) -> Sample | None:
         count = next(n for n in range(1, len(ids) + 1) if hit(n))
         tokens = jax.tree.map(lambda x: x[:count], tokens)
         text = decode_text(ids[:count])
-        ends = [at for at in map(text.find, stop) if at >= 0]
-        reason, text = "stop", text[: min(ends)]
+        found = [at for at in map(text.find, stop) if at >= 0]
+        reason, text = "stop", text[: min(found)]
     if reason is None:
         return None
     read, new = len(prompt.ids), len(tokens.token)

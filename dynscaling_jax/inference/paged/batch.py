@@ -1,7 +1,5 @@
 """One engine's paged work: what the scheduler plans, the runner does."""
 
-import functools
-import importlib
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +11,7 @@ from dynscaling_jax.inference import memory, mesh, sampling
 from dynscaling_jax.inference.layout import follows_work
 from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.inference.paged.attention import Backend, Layout
+from dynscaling_jax.inference.paged.attention.select import BACKENDS, select
 from dynscaling_jax.inference.paged.runner import State
 from dynscaling_jax.inference.paged.scheduler import Limits, Scheduler
 from dynscaling_jax.inference.paged.turn import Chunk, Start, Turn
@@ -23,7 +22,6 @@ from dynscaling_jax.models.sharding import MODEL
 from dynscaling_jax.models.stacked import Stacked
 from dynscaling_jax.types import Sample
 
-BACKENDS = ("xla", "tpu", "gpu")
 KEYS = ("", "int8")
 PROMPT = 1024  # tokens of a prompt that the pool has room for in each slot
 
@@ -121,32 +119,9 @@ def sizes(
         context,
         new,
     )
-    return Sizes(_backend(config, on, wanted, layout), layout, limits)
-
-
-def _backend(
-    config: ModelConfig, on: Mesh | None, wanted: Wanted, layout: Layout
-) -> Backend:
-    """The one that is wanted; auto takes the platform's own, else xla."""
     model = on.shape[MODEL] if on else 1
-    name = wanted.attention
-    if name == "auto":
-        name = mesh.platform(on)
-        own = _named(name)
-        return _named("xla") if own.refuses(config, layout, model) else own
-    found = _named(name)
-    if why := found.refuses(config, layout, model):
-        raise ValueError(f"attention={name} cannot serve this model: {why}")
-    return found
-
-
-@functools.cache
-def _named(name: str) -> Backend:
-    """A back end by name; one object, for which functions compile once."""
-    if name not in BACKENDS:
-        name = "xla"
-    path = f"dynscaling_jax.inference.paged.attention.{name}"
-    return importlib.import_module(path).backend()
+    found = select(wanted.attention, mesh.platform(on), config, layout, model)
+    return Sizes(found, layout, limits)
 
 
 class Batch:

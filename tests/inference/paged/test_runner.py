@@ -182,7 +182,7 @@ def test_stacking_and_its_reverse(tiny):
 
 
 @pytest.mark.parametrize("quantize", ["", "int8"])
-@pytest.mark.parametrize("name", ["gpt_oss", "llama_grouped"])
+@pytest.mark.parametrize("name", ["gpt_oss_grouped", "gemma2_grouped"])
 def test_layers_are_stacked_as_they_are_read(goldens, name, quantize):
     listed = load_model(goldens / name, quantize=quantize)
     read = load_model(goldens / name, quantize=quantize, stacked=True)

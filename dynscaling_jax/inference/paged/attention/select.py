@@ -1,13 +1,15 @@
 """Which back end serves a model: by platform, or as it is told."""
 
+import functools
 from collections.abc import Callable
 
 from dynscaling_jax.inference.paged.attention import Backend, Layout, tpu, xla
 from dynscaling_jax.models.config import ModelConfig
 
+# Each is made once: a jitted function would be compiled for another again.
 BACKENDS: dict[str, Callable[[], Backend]] = {
-    "xla": xla.backend,
-    "tpu": tpu.backend,
+    "xla": functools.cache(xla.backend),
+    "tpu": functools.cache(tpu.backend),
 }
 
 
@@ -27,9 +29,9 @@ def select(
         ValueError: none has that name, or it refuses the model.
     """
     if name == "auto":
-        made = BACKENDS.get(platform, xla.backend)()
+        made = BACKENDS.get(platform, BACKENDS["xla"])()
         refused = made.refuses(config, layout, model)
-        return xla.backend() if refused else made
+        return BACKENDS["xla"]() if refused else made
     if name not in BACKENDS:
         raise ValueError(
             f"attention must be auto, {', '.join(BACKENDS)}, got {name!r}"
