@@ -11,7 +11,7 @@ tests/aot compares both counts where they should agree.
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 WIDTH = {  # bytes of an element
@@ -50,6 +50,7 @@ _TRIPS = re.compile(r'known_trip_count"?[:=]\s*\{"?n"?:\s*"?(\d+)')
 class Array(NamedTuple):
     """An output of an instruction."""
 
+    shape: tuple[int, ...]
     bytes: float
     main: bool  # whether it lies in the device's main memory
 
@@ -87,7 +88,7 @@ class Sent(NamedTuple):
 
     count: int
     bytes: float
-    largest: float  # bytes
+    shapes: frozenset[tuple[int, ...]]  # of what they give
 
 
 class Traffic(NamedTuple):
@@ -102,45 +103,52 @@ class Traffic(NamedTuple):
 def traffic(
     text: str,
     *,
+    repeats: Callable[[int, "Traffic"], int] = lambda depth, body: 1,
     cheapest: bool = False,
     everywhere: bool = False,
     once: bool = False,
 ) -> Traffic:
     """Counts what a program moves.
 
-    A loop of unknown length counts once; of a choice the dearest branch.
+    Of a choice the dearest branch counts.
 
     Args:
         text: of a compiled program, as of compiled.as_text().
+        repeats: how often a loop runs whose text does not say so, by the
+            number of loops around it and what its body moves in one run.
         cheapest: takes the cheapest branch of a choice instead.
         everywhere: counts memory on the chip too, as XLA does.
         once: counts every loop once, as XLA does.
     """
     program, entry = parse(text)
 
-    def visit(name: str) -> Traffic:
+    def visit(name: str, depth: int) -> Traffic:
         """One run of a computation."""
         computation, found = program[name], Traffic()
         for one in computation.values():
             called = one.called()
             if one.operation == "while":
                 trips = _trips(program, computation, one)
-                repeat = 1 if once or trips is None else trips
-                inner = functools.reduce(_sum, map(visit, called))
+                runs = [visit(name, depth + 1) for name in called]
+                inner = functools.reduce(_sum, runs)
+                repeat = repeats(depth, inner) if trips is None else trips
+                repeat = 1 if once else repeat
                 found = _sum(found, _repeated(inner, repeat))
                 found = found._replace(loops=found.loops + (trips is None))
             elif one.operation == "conditional":
                 pick = min if cheapest else max
-                inner = pick(map(visit, called), key=lambda x: x.bytes)
+                runs = [visit(name, depth) for name in called]
+                inner = pick(runs, key=lambda x: x.bytes)
                 found = _sum(found, inner)
             elif one.operation == "call":
-                found = functools.reduce(_sum, map(visit, called), found)
+                runs = [visit(name, depth) for name in called]
+                found = functools.reduce(_sum, runs, found)
             else:
                 moved = _moved(program, computation, one, everywhere)
                 found = _sum(found, _single(one, moved))
         return found
 
-    return visit(entry)
+    return visit(entry, 0)
 
 
 def _single(one: Instruction, moved: float) -> Traffic:
@@ -152,10 +160,12 @@ def _single(one: Instruction, moved: float) -> Traffic:
         kernels[_target(one)] = 1
     if kind in COLLECTIVES:
         # what was started gives its operand back too
-        size = one.size
+        arrays = one.arrays
         if one.operation != kind:
-            size = max(array.bytes for array in one.arrays)
-        collectives[kind] = Sent(1, size, size)
+            arrays = [max(arrays, key=lambda array: array.bytes)]
+        size = sum(array.bytes for array in arrays)
+        shapes = frozenset(array.shape for array in arrays)
+        collectives[kind] = Sent(1, size, shapes)
     return Traffic(moved, kernels, collectives)
 
 
@@ -164,13 +174,13 @@ def _sum(a: Traffic, b: Traffic) -> Traffic:
         name: a.kernels.get(name, 0) + b.kernels.get(name, 0)
         for name in {**a.kernels, **b.kernels}
     }
-    none = Sent(0, 0.0, 0.0)
+    none = Sent(0, 0.0, frozenset())
     collectives = {}
     for kind in {**a.collectives, **b.collectives}:
         x = a.collectives.get(kind, none)
         y = b.collectives.get(kind, none)
         collectives[kind] = Sent(
-            x.count + y.count, x.bytes + y.bytes, max(x.largest, y.largest)
+            x.count + y.count, x.bytes + y.bytes, x.shapes | y.shapes
         )
     return Traffic(a.bytes + b.bytes, kernels, collectives, a.loops + b.loops)
 
@@ -180,7 +190,7 @@ def _repeated(one: Traffic, times: int) -> Traffic:
         times * one.bytes,
         {name: times * count for name, count in one.kernels.items()},
         {
-            kind: Sent(times * x.count, times * x.bytes, x.largest)
+            kind: Sent(times * x.count, times * x.bytes, x.shapes)
             for kind, x in one.collectives.items()
         },
         one.loops,
@@ -291,9 +301,11 @@ def _first_group(text: str) -> tuple[str, str]:
 
 def _arrays(kind: str) -> Iterator[Array]:
     for name, shape, layout in _LEAF.findall(kind):
-        count = math.prod(map(int, shape.split(","))) if shape else 1
+        sizes = tuple(map(int, shape.split(","))) if shape else ()
         width = WIDTH.get(name, 1.0 if name.startswith("f8") else 0.0)
-        yield Array(count * width, not re.search(r"S\([1-9]", layout))
+        yield Array(
+            sizes, math.prod(sizes) * width, not re.search(r"S\([1-9]", layout)
+        )
 
 
 def _target(one: Instruction) -> str:
