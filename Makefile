@@ -8,6 +8,7 @@
 # make test-all  all tests, as CI runs them
 # make check   lint, types and the contract of imports
 # make parity  fresh comparisons with torch, transformers and its server
+# make aot     compiles the engine for TPUs and GPUs that are not here
 # make docs    the documentation as a site, in site/
 # make peers   other systems, which benchmarks.speed compares with
 # Another interpreter: make test PYTHON=python3.12
@@ -20,7 +21,7 @@ DONE := $(VENV)/.done
 PINNED := install --quiet --require-hashes --no-deps --requirement third_party
 OWN := install --quiet --no-deps --no-build-isolation --editable .
 
-.PHONY: setup demo demo-all gains smollm2 reasoner test test-all check parity docs peers pins clean
+.PHONY: setup demo demo-all gains smollm2 reasoner test test-all check parity aot docs peers pins clean
 
 setup: $(DONE)
 
@@ -86,6 +87,18 @@ parity:
 	.venv-parity/bin/pip install --quiet 'transformers[serving]==5.23.0'
 	.venv-parity/bin/python -m pytest tests/test_served.py
 
+# the compilers of accelerators, without their drivers and libraries
+AOT := .venv-aot$(VENV:.venv%=%)
+AOT_BIN := $(AOT)/bin
+aot: $(AOT)/.done
+	$(AOT_BIN)/python -m pytest -n 2 --no-loadscope-reorder --dist worksteal tests/aot
+
+$(AOT)/.done: pyproject.toml third_party/pins.txt third_party/pins-aot.txt
+	$(PYTHON) -m venv $(AOT)
+	$(AOT_BIN)/pip $(PINNED)/pins.txt --requirement third_party/pins-aot.txt
+	$(AOT_BIN)/pip $(OWN)
+	@touch $@
+
 docs:
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/pip $(PINNED)/pins-docs.txt
@@ -107,6 +120,13 @@ peers:
 COMPILE = .venv-pins/bin/uv pip compile --quiet --upgrade --generate-hashes \
   --no-header --no-annotate --output-file third_party
 ANY := --universal --python-version 3.11
+# those that go with the versions of jax in pins.txt
+OLD := ; python_full_version < "3.12"
+NEW := ; python_full_version >= "3.12"
+COMPILERS := 'libtpu==0.0.42.* $(OLD)' 'libtpu==0.0.50.* $(NEW)' \
+  'jax-cuda12-plugin==0.10.2 $(OLD)' 'jax-cuda12-plugin==0.12.0.1 $(NEW)' \
+  'jax-cuda12-pjrt==0.10.2 $(OLD)' 'jax-cuda12-pjrt==0.12.0.1 $(NEW)' \
+  nvidia-cudnn-cu12 nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12
 pins:
 	rm -rf .venv-pins
 	$(PYTHON) -m venv .venv-pins
@@ -114,6 +134,7 @@ pins:
 	$(COMPILE)/pins.txt $(ANY) --extra test pyproject.toml
 	echo setuptools | $(COMPILE)/pins-tpu.txt --python-version 3.12 \
 	  --python-platform x86_64-manylinux_2_31 --extra tpu --extra gcs pyproject.toml -
+	printf '%s\n' $(COMPILERS) | $(COMPILE)/pins-aot.txt $(ANY) --no-deps -
 	printf '%s\n' mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8' | $(COMPILE)/pins-docs.txt $(ANY) -
 	echo uv==0.13.9 | $(COMPILE)/pins-uv.txt $(ANY) -
 	rm -rf .venv-pins

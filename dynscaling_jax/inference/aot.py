@@ -8,6 +8,7 @@ array. None of this says how long anything takes.
 """
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -24,10 +25,12 @@ from jax.sharding import (
 )
 
 from dynscaling_jax.inference import hlo, memory, sampling
-from dynscaling_jax.inference.paged import batch, runner
+from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.inference.paged.attention import Backend, Layout
+from dynscaling_jax.inference.paged.attention.select import select
 from dynscaling_jax.inference.paged.runner import State
 from dynscaling_jax.inference.paged.turn import Chunk
+from dynscaling_jax.inference.plan import TPUS, Plan
 from dynscaling_jax.inference.slot import Prompt
 from dynscaling_jax.models import parameters, quantization
 from dynscaling_jax.models.config import ModelConfig
@@ -37,10 +40,11 @@ from dynscaling_jax.models.stacked import Stacked, period
 
 INSTALL = "make aot installs them; then run .venv-aot/bin/python"
 STOPS = 8  # ids that end a sample, as an engine pads them
-TPU_ENVIRONMENT = {  # so that libtpu does not look for the machine it is on
+TPU_ENVIRONMENT = {  # libtpu is not to look for its machine, or to lock it
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 # chips -> topology; a smaller slice takes the first chips of the least one
 FLAT = {8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
@@ -113,28 +117,38 @@ def devices(name: str) -> tuple[Any, ...]:
             description of it.
     """
     kind, _, count = name.replace("x", "-").partition("-")
-    with _complaining(name):
-        if kind in ("v5e", "v6e", "v5p"):
-            chips = int(count) // (2 if kind == "v5p" else 1)
-            sizes = CUBES if kind == "v5p" else FLAT
-            least = next(size for size in sizes if size >= chips)
-            os.environ.update(
-                {k: os.environ.get(k, v) for k, v in TPU_ENVIRONMENT.items()}
-            )
-            return _topology("tpu", f"{kind}:{sizes[least]}")[:chips]
+    if kind in HOPPER:
+        _check_installed(name, "jax_cuda12_plugin")
         size, bandwidth = HOPPER[kind]
         target = HOPPER_TARGET.format(
             name=kind, memory=size, bandwidth=bandwidth
         )
-        return _topology(
-            "cuda",
-            kind,
-            target_config=target,
-            topology=f"1 x 1 x {count or 1}",
+        more = {"target_config": target, "topology": f"1 x 1 x {count or 1}"}
+        return _topology("cuda", kind, **more)
+    sizes, chips = CUBES if kind == "v5p" else FLAT, 0
+    if kind in TPUS:
+        chips = int(count) // (2 if kind == "v5p" else 1)
+    least = next((size for size in sizes if size >= chips), 0)
+    if not chips or not least:
+        known = ", ".join(("v5e-8", "v6e-8", "v5p-8", *HOPPER))
+        raise ValueError(
+            f"no compiler has a description of {name}; known: {known}"
+        )
+    _check_installed(name, "libtpu")
+    for variable, value in TPU_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    return _topology("tpu", f"{kind}:{sizes[least]}")[:chips]
+
+
+def _check_installed(device: str, package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(
+            f"the compiler for {device}, {package}, is not installed: {INSTALL}"
         )
 
 
 def _topology(platform: str, name: str, **more: str) -> tuple[Any, ...]:
+    # it is imported where it is needed: an experimental module may go
     from jax.experimental import topologies
 
     found = topologies.get_topology_desc(
@@ -143,31 +157,46 @@ def _topology(platform: str, name: str, **more: str) -> tuple[Any, ...]:
     return tuple(found.devices)
 
 
-@contextlib.contextmanager
-def _complaining(name: str):
-    try:
-        yield
-    except KeyError as error:
-        known = ", ".join(("v5e-8", "v6e-8", "v5p-8", *HOPPER))
-        raise ValueError(
-            f"no compiler has a description of {name}; known: {known}"
-        ) from error
-    except (ImportError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(
-            f"the compilers for {name} are not installed: {INSTALL}"
-        ) from error
+def work(
+    config: ModelConfig,
+    name: str,
+    found: Plan,
+    keys: str = "",
+    int8: bool = False,
+    attention: str = "auto",
+) -> Work:
+    """Describes what one mesh of a plan would run.
+
+    Args:
+        config: of the model; of its layers there may be fewer than planned.
+        name: of the device.
+        found: the plan.
+        keys: int8, or empty for bfloat16.
+        int8: the weights.
+        attention: as of Engine.
+
+    Raises:
+        ValueError: the compilers of this device are not installed.
+    """
+    meshes = 1 if found.lockstep else found.processes
+    return Work(
+        config,
+        devices(name)[: found.data * found.model],
+        found.data,
+        found.model,
+        found.slots // (meshes * found.data),
+        found.pages,
+        keys,
+        int8,
+        attention,
+    )
 
 
 def backend(work: Work, layout: Layout) -> Backend:
     """The back end that an engine would take on these devices."""
-    name = work.attention
-    if name == "auto":
-        name = work.devices[0].platform
-        name = {"cuda": "gpu"}.get(name, name)
-    found = batch._named(name)
-    if found.refuses(work.config, layout, work.model):
-        return batch._named("xla")
-    return found
+    platform = work.devices[0].platform
+    platform = {"cuda": "gpu"}.get(platform, platform)
+    return select(work.attention, platform, work.config, layout, work.model)
 
 
 def programs(
@@ -353,6 +382,6 @@ def _mesh(work: Work) -> Mesh | None:
 def sent(found: hlo.Traffic) -> str:
     """Says which collectives there are: `36 all-reduce of 18.87 MB`."""
     return ", ".join(
-        f"{count} {kind} of {size / 1e6:.2f} MB"
-        for kind, (count, size) in sorted(found.collectives.items())
+        f"{each.count} {kind} of {each.bytes / 1e6:.2f} MB"
+        for kind, each in sorted(found.collectives.items())
     )

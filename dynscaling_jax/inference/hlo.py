@@ -8,9 +8,10 @@ slices of, the slices count; of one that is updated in place, the update.
 tests/aot compares both counts where they should agree.
 """
 
+import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 WIDTH = {  # bytes of an element
@@ -49,6 +50,7 @@ _TRIPS = re.compile(r'known_trip_count"?[:=]\s*\{"?n"?:\s*"?(\d+)')
 class Array(NamedTuple):
     """An output of an instruction."""
 
+    shape: tuple[int, ...]
     bytes: float
     main: bool  # whether it lies in the device's main memory
 
@@ -81,61 +83,118 @@ class Instruction(NamedTuple):
 Computation = dict[str, Instruction]
 
 
+class Sent(NamedTuple):
+    """The collectives of one kind."""
+
+    count: int
+    bytes: float
+    shapes: frozenset[tuple[int, ...]]  # of what they give
+
+
 class Traffic(NamedTuple):
     """Counts of one run of a program; bytes are those of one device."""
 
-    bytes: float  # read and written
-    kernels: Mapping[str, int]  # calls of custom kernels, by target
-    collectives: Mapping[str, tuple[int, float]]  # kind -> (count, bytes)
-    largest: Mapping[str, float]  # kind -> bytes of the largest one
-    loops: int  # of unknown length
+    bytes: float = 0.0  # read and written
+    kernels: Mapping[str, int] = {}  # calls of custom kernels, by target
+    collectives: Mapping[str, Sent] = {}
+    loops: int = 0  # of unknown length
 
 
-def traffic(text: str, everywhere: bool = False, once: bool = False) -> Traffic:
+def traffic(
+    text: str,
+    *,
+    repeats: Callable[[int, "Traffic"], int] = lambda depth, body: 1,
+    cheapest: bool = False,
+    everywhere: bool = False,
+    once: bool = False,
+) -> Traffic:
     """Counts what a program moves.
 
-    A loop of unknown length counts once; the branches of a choice all count.
+    Of a choice the dearest branch counts.
 
     Args:
         text: of a compiled program, as of compiled.as_text().
+        repeats: how often a loop runs whose text does not say so, by the
+            number of loops around it and what its body moves in one run.
+        cheapest: takes the cheapest branch of a choice instead.
         everywhere: counts memory on the chip too, as XLA does.
         once: counts every loop once, as XLA does.
     """
     program, entry = parse(text)
-    total, loops = 0.0, 0
-    kernels: dict[str, int] = {}
-    sent: dict[str, tuple[int, float]] = {}
-    largest: dict[str, float] = {}
 
-    def visit(name: str, times: int) -> None:
-        nonlocal total, loops
-        computation = program[name]
+    def visit(name: str, depth: int) -> Traffic:
+        """One run of a computation."""
+        computation, found = program[name], Traffic()
         for one in computation.values():
+            called = one.called()
             if one.operation == "while":
                 trips = _trips(program, computation, one)
-                loops += trips is None
-                repeat = 1 if once or trips is None else trips
-                for called in one.called():
-                    visit(called, times * repeat)
-            elif one.operation in ("call", "conditional"):
-                for called in one.called():
-                    visit(called, times)
+                runs = [visit(name, depth + 1) for name in called]
+                inner = functools.reduce(_sum, runs)
+                repeat = repeats(depth, inner) if trips is None else trips
+                repeat = 1 if once else repeat
+                found = _sum(found, _repeated(inner, repeat))
+                found = found._replace(loops=found.loops + (trips is None))
+            elif one.operation == "conditional":
+                pick = min if cheapest else max
+                runs = [visit(name, depth) for name in called]
+                inner = pick(runs, key=lambda x: x.bytes)
+                found = _sum(found, inner)
+            elif one.operation == "call":
+                runs = [visit(name, depth) for name in called]
+                found = functools.reduce(_sum, runs, found)
             else:
-                kind = one.operation.removesuffix("-start")
-                if kind in COLLECTIVES:
-                    size = max(array.bytes for array in one.arrays)
-                    if one.operation == kind:
-                        size = one.size
-                    count, moved = sent.get(kind, (0, 0.0))
-                    sent[kind] = count + times, moved + times * size
-                    largest[kind] = max(largest.get(kind, 0.0), size)
-                if kind == KERNEL:
-                    target = _target(one)
-                    kernels[target] = kernels.get(target, 0) + times
-                total += times * _moved(program, computation, one, everywhere)
+                moved = _moved(program, computation, one, everywhere)
+                found = _sum(found, _single(one, moved))
+        return found
 
-    visit(entry, 1)
-    return Traffic(total, kernels, sent, largest, loops)
+    return visit(entry, 0)
+
+
+def _single(one: Instruction, moved: float) -> Traffic:
+    """What one instruction does."""
+    kind = one.operation.removesuffix("-start")
+    kernels: dict[str, int] = {}
+    collectives: dict[str, Sent] = {}
+    if kind == KERNEL:
+        kernels[_target(one)] = 1
+    if kind in COLLECTIVES:
+        # what was started gives its operand back too
+        arrays = one.arrays
+        if one.operation != kind:
+            arrays = [max(arrays, key=lambda array: array.bytes)]
+        size = sum(array.bytes for array in arrays)
+        shapes = frozenset(array.shape for array in arrays)
+        collectives[kind] = Sent(1, size, shapes)
+    return Traffic(moved, kernels, collectives)
+
+
+def _sum(a: Traffic, b: Traffic) -> Traffic:
+    kernels = {
+        name: a.kernels.get(name, 0) + b.kernels.get(name, 0)
+        for name in {**a.kernels, **b.kernels}
+    }
+    none = Sent(0, 0.0, frozenset())
+    collectives = {}
+    for kind in {**a.collectives, **b.collectives}:
+        x = a.collectives.get(kind, none)
+        y = b.collectives.get(kind, none)
+        collectives[kind] = Sent(
+            x.count + y.count, x.bytes + y.bytes, x.shapes | y.shapes
+        )
+    return Traffic(a.bytes + b.bytes, kernels, collectives, a.loops + b.loops)
+
+
+def _repeated(one: Traffic, times: int) -> Traffic:
+    return Traffic(
+        times * one.bytes,
+        {name: times * count for name, count in one.kernels.items()},
+        {
+            kind: Sent(times * x.count, times * x.bytes, x.shapes)
+            for kind, x in one.collectives.items()
+        },
+        one.loops,
+    )
 
 
 def _trips(
@@ -242,9 +301,11 @@ def _first_group(text: str) -> tuple[str, str]:
 
 def _arrays(kind: str) -> Iterator[Array]:
     for name, shape, layout in _LEAF.findall(kind):
-        count = math.prod(map(int, shape.split(","))) if shape else 1
+        sizes = tuple(map(int, shape.split(","))) if shape else ()
         width = WIDTH.get(name, 1.0 if name.startswith("f8") else 0.0)
-        yield Array(count * width, not re.search(r"S\([1-9]", layout))
+        yield Array(
+            sizes, math.prod(sizes) * width, not re.search(r"S\([1-9]", layout)
+        )
 
 
 def _target(one: Instruction) -> str:

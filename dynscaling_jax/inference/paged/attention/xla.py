@@ -405,17 +405,23 @@ def write(
 ) -> tuple[jax.Array, ...]:
     """Puts a key and a value of each slot into its place of a page.
 
-    Those past the last page go nowhere. There is one index for each head, so
-    that XLA:TPU writes in place: of whole tokens it would lay out the cache
-    anew, in a copy.
+    Those past the last page go nowhere; no two slots write into one page.
+    XLA:TPU writes rows of features in place if there is one index for each
+    head. Where positions are the last dimension, and of whole tokens, it would
+    lay out the cache anew, in a copy; there pages are replaced.
     """
-    page, place = page[:, None], place[:, None]
     head = jnp.arange(k.shape[1])[None]
 
     def put(x, new):
-        features = x.ndim == 4 and tokens_last(config)
-        at = (page, head, *((slice(None),) if features else ()), place)
-        return x.at[at].set(new.astype(x.dtype), mode="drop")
+        new = new.astype(x.dtype)
+        axis = _token_axis(config, x)
+        if axis < x.ndim - 1:
+            at = page[:, None], head, place[:, None]
+            return x.at[at].set(new, mode="drop")
+        old = x.at[page].get(mode="clip")
+        here = jnp.arange(x.shape[-1])[None] == place[:, None]
+        here = here.reshape(len(page), *(1,) * (x.ndim - 2), -1)
+        return x.at[page].set(jnp.where(here, new[..., None], old), mode="drop")
 
     return tuple(map(put, cache, stored(cache, k, v)))
 
