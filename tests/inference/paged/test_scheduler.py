@@ -312,9 +312,9 @@ def test_requests_of_a_prompt_that_gave_way_start_in_their_order():
 
 
 def test_nothing_starts_in_a_full_part_until_a_sample_is_finished():
-    """Slot 2 gives way in turn 4. Two pages are free, and more than enough
-    when slot 1 is finished in that turn; slot 0 goes on."""
-    limits = LIMITS._replace(slots=3, pages=12, max_new_tokens=20)
+    """Slot 2 gives way in turn 4, which leaves room for it in turn 5; but it
+    starts then only if slot 1 is finished by that time."""
+    limits = LIMITS._replace(slots=3, pages=14, max_new_tokens=20)
     for length, turn in ((14, 5), (20, 6)):
         device = Device(limits, [20, length, 20])
         scheduler = Scheduler(limits)
@@ -373,15 +373,43 @@ def test_kept_pages_go_before_a_sample_gives_way():
 
 
 def test_prompts_take_turns():
-    """Samples of a hard question, long all of them, do not run alone."""
-    limits = LIMITS._replace(slots=4)
+    """Two of four slots are idle in turn 3: each prompt gets one, though
+    enough samples of the first one wait."""
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(numbered([prompt(1)] * 12 + [prompt(2)] * 4))
+    began = []
+    for counts, finished in (([5] * 4, []), ([9] * 4, [0, 1]), (None, None)):
+        turn = scheduler.turn()
+        began.append([start.request.number for start in turn.starts])
+        if counts:
+            scheduler.record(counts, finished)
+    assert began == [[0, 1, 2, 3], [], [12, 4]]
+
+
+def test_a_page_for_each_running_sample_stays_available_at_a_start():
+    """Two pages for prompt 2 and its sample, beside two of a sample."""
+    for pages, starts in ((4, [1]), (5, [1, 2])):
+        limits = LIMITS._replace(slots=2, pages=pages, max_new_tokens=8)
+        scheduler = Scheduler(limits)
+        scheduler.add(numbered([prompt(1), prompt(2, 3, 4, 5)]))
+        turns = run(scheduler, Device(limits, [8, 8]))
+        began = [n for n, turn in enumerate(turns[:2], 1) if turn.starts]
+        assert began == starts
+
+
+def test_no_prompt_overtakes_one_that_finds_no_room():
+    """Two of six pages are free beside a sample: too few for two pages of
+    prompt 1, one of which is to stay; enough for prompt 2."""
+    limits = LIMITS._replace(pages=6, max_new_tokens=17)
+    device = Device(limits, [17] * 3)
     scheduler = Scheduler(limits)
-    scheduler.add(numbered([prompt(1)] * 4 + [prompt(2)] * 4))
-    first, second = scheduler.turn(), None
-    scheduler.record([4, 4, 4, 4], [0, 1])
-    second = scheduler.turn()
-    assert [start.request.number for start in first.starts] == [0, 1, 2, 3]
-    assert [start.request.number for start in second.starts] == [4, 5]
+    scheduler.add(numbered([prompt(1)]))
+    for _ in range(2):
+        scheduler.record(*device.take(scheduler.turn()))
+    scheduler.add(numbered([prompt(*range(2, 10)), prompt(3)], 1))
+    turn = scheduler.turn()
+    assert [*map(len, turn.tables)] == [4, 0, 0, 0]
+    assert not turn.chunks
 
 
 def test_a_prompt_goes_to_the_part_that_has_its_pages():
