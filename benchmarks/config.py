@@ -62,6 +62,28 @@ SIZES: dict[str, dict[str, Any]] = {
         ),
         "loop_replicates": 2,  # of ucb in the NumPy loop; scaled
     },
+    # whole runs of long samples without a model; Qwen3-8B in bfloat16
+    "pages": {
+        "banks": "",  # bank files, with commas and *; made-up lengths if none
+        "questions": 30,  # of made-up lengths
+        "samples": 64,
+        "new_tokens": 32_768,
+        "context": 40_960,
+        "page": 128,
+        "chunk": 512,
+        "steps": 64,
+        "rows_of_logits": 16,
+        "first_class": 1024,
+        "token_bytes": 147_456,
+        # name, parts, and bytes of a part that are left for keys: of the
+        # memory 85%, of 95% on GPUs, less the weights
+        "targets": (
+            ("h100", 1, 0.85 * 0.95 * 80e9 - 16.4e9),
+            ("h200", 1, 0.85 * 0.95 * 141e9 - 16.4e9),
+            ("v5e-8", 1, 0.85 * 8 * 16e9 - 16.4e9),
+            ("v5e-8, data=2", 2, 0.85 * 4 * 16e9 - 16.4e9),
+        ),
+    },
     # many samples for each of some short prompts
     "decode": {
         "name": "decode",

@@ -26,6 +26,7 @@ CONFIG = config_flags.DEFINE_config_file(
 BENCHES = (
     "allocation",
     "replay",
+    "pages",
     "decode",
     "prefix",
     "dynscaling",

@@ -22,6 +22,10 @@ TINY = {
     "replay.policies": "uniform,ucb",
     "replay.budgets": "(2,4)",
     "replay.loop_replicates": 1,
+    "pages.questions": 3,
+    "pages.samples": 4,
+    "pages.new_tokens": 200,
+    "pages.targets": "(('tiny', 1, 1e9),)",
     "decode.queries": 2,
     "decode.candidates": 4,
     "decode.prompt_tokens": 300,
@@ -72,6 +76,14 @@ WANTED = {
     "replay": [
         ("replay", "questions replicates policies seconds goal"),
         ("replay against NumPy", "seconds numpy_seconds ratio goal"),
+    ],
+    "pages": [
+        (
+            "pages",
+            "rows pool_tokens live_tokens running held held_at_peak idle lost "
+            "goal_held goal_idle",
+        ),
+        ("length classes", "rows held held_at_peak rows_in_memory goal_held"),
     ],
     "decode": [
         (
