@@ -174,9 +174,7 @@ def prefill(
     return xla.by_parts(run, HEADS_AXIS, cache, layer, view, (), (), q, k, v)
 
 
-def _prefill_part(
-    kernel, kind, config, cache, base, _, view, __, ___, q, k, v
-):
+def _prefill_part(kernel, kind, config, cache, base, _, view, __, ___, q, k, v):
     """prefill of one part: one sequence of end - start queries."""
     (pages,) = cache
     position = view.start + jnp.arange(len(q))
