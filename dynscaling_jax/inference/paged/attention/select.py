@@ -2,12 +2,19 @@
 
 from collections.abc import Callable
 
-from dynscaling_jax.inference.paged.attention import Backend, Layout, tpu, xla
+from dynscaling_jax.inference.paged.attention import (
+    Backend,
+    Layout,
+    gpu,
+    tpu,
+    xla,
+)
 from dynscaling_jax.models.config import ModelConfig
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "xla": xla.backend,
     "tpu": tpu.backend,
+    "gpu": gpu.backend,
 }
 
 

@@ -149,7 +149,6 @@ def view(
         tables: pages of each slot, () where inactive.
         shared: pages at the head of each table that others may have too.
     """
-    per_part = layout.slots // layout.parts
     parts = [owners(layout, *own) for own in of_parts(layout, tables, shared)]
     shared_pages = listed([part.shared for part in parts])
     blocks = [_blocks(*part[1:3]) for part in parts]
@@ -225,8 +224,8 @@ def listed(parts: Sequence[list[tuple[int, int, list[int]]]]) -> Shared:
 def _blocks(owner: np.ndarray, index: np.ndarray) -> tuple:
     """Cuts a pool into blocks; those that slots read come first.
 
-    The last one begins where it fits. Its first pages belong to the block before too, and have no owner there.
-    Seven pages in blocks of three:
+    The last one begins where it fits. Its first pages belong to the block
+    before too, and have no owner there. Seven pages in blocks of three:
 
         first    0      3      4
         pages    0 1 2  3 4 5  . . 6
@@ -334,7 +333,7 @@ def by_parts(run, heads_axis, cache, layer, view, position, active, *qkv):
 def _decode_part(
     kind, config, cache, base, pages, view, position, active, q, k, v
 ):
-    """decode of one part, whose pages begin at `base` of the cache."""
+    """What decode does in one part, whose pages begin at `base`."""
     slots, page = len(position), page_size(config, cache)
     place = jnp.clip(position // page, 0, view.table.shape[1] - 1)
     own = view.table[jnp.arange(slots), place]
@@ -647,7 +646,7 @@ def prefill(
 
 
 def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
-    """prefill of one part: keys are written first."""
+    """What prefill does in one part: keys are written first."""
     del pages
     cache = tuple(
         put_chunk(x, base, view, new, _token_axis(config, x))
