@@ -28,6 +28,7 @@ BENCHES = (
     "replay",
     "decode",
     "prefix",
+    "long",
     "dynscaling",
     "workers",
     "startup",
