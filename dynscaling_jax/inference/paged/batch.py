@@ -127,7 +127,7 @@ def sizes(
 class Batch:
     """Sequence slots, pages, and the requests that wait for them.
 
-    To an engine it is what inference.scheduler.Scheduler is.
+    To an engine it is what inference.continuous.Scheduler is.
     """
 
     def __init__(self, setup: Setup, sizes: Sizes):
