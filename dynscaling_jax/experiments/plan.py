@@ -84,15 +84,15 @@ COMPILED = (
     "collectives",
 )
 COMPILED_LEGEND = """\
-What the device's compiler says; nothing was run. GB of one
-chip. One call each: prefill of {chunk} tokens of a prompt, start of slots, and
-decode, a chunk of {steps} steps. arguments: parameters, state and what the host
-sends; in place: of these, what is written where it lies; temporaries beside
-them. By formula they are parameters, pool and logits, and working above. a step: read
-and written in main memory by one step of decoding, by the program's text, with
-{mean:.0f} live tokens a slot; a kernel's own by formula. counted: XLA's count
-of the call, in which loops run once and memory on the chip counts; it has none
-for GPUs. collectives: by the text, of decode in one step."""
+What the device's compiler says; nothing was run. GB of one chip. One call each:
+prefill of {chunk} tokens of a prompt, start of slots, and decode, a chunk of
+{steps} steps. arguments: parameters, state and what the host sends; in place:
+of these, what is written where it lies; temporaries beside them. By formula
+they are parameters, pool and logits, and working. a step: read and written in
+main memory by one step of decoding, by the program's text, with {mean:.0f} live
+tokens a slot; a kernel's own by formula. counted: XLA's count of the call, in
+which loops run once and memory on the chip counts; it has none for GPUs.
+collectives: by the text, of decode in one step."""
 
 
 def compiled(

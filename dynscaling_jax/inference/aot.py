@@ -228,7 +228,7 @@ def programs(
     The prefill is of a chunk that ends a prompt as long as the context allows,
     the decode of slots that have all of the pool.
     """
-    config, mesh, layout = work.config, _mesh(work), sizes(work)
+    config, mesh, layout = work.config, mesh_of(work), sizes(work)
     attend = backend(work, layout)
     stacked = work.devices[0].platform == "tpu"
     lone = SingleDeviceSharding(work.devices[0])
@@ -429,7 +429,7 @@ def abstract_params(
     return {**params, "layers": Stacked(places, (*layers[rounds * count :],))}
 
 
-def _mesh(work: Work) -> Mesh | None:
+def mesh_of(work: Work) -> Mesh | None:
     count = work.data * work.model
     if count == 1:
         return None
