@@ -1,6 +1,6 @@
 r"""What benchmarks.speed measures, and at which size.
 
-    make peers   # what decode and prefix are compared with
+    make peers   # what decode, prefix and long are compared with
     python -m benchmarks.speed --config=benchmarks/config.py
     python -m benchmarks.speed --config=benchmarks/config.py \
         --config.only=decode,prefix
@@ -62,6 +62,28 @@ SIZES: dict[str, dict[str, Any]] = {
         ),
         "loop_replicates": 2,  # of ucb in the NumPy loop; scaled
     },
+    # whole runs of long samples without a model; Qwen3-8B in bfloat16
+    "pages": {
+        "banks": "",  # bank files, with commas and *; made-up lengths if none
+        "questions": 30,  # of made-up lengths
+        "samples": 64,
+        "new_tokens": 32_768,
+        "context": 40_960,
+        "page": 128,
+        "chunk": 512,
+        "steps": 64,
+        "rows_of_logits": 16,
+        "first_class": 1024,
+        "token_bytes": 147_456,
+        # name, parts, and bytes of a part that are left for keys: of the
+        # memory 85%, of 95% on GPUs, less the weights
+        "targets": (
+            ("h100", 1, 0.85 * 0.95 * 80e9 - 16.4e9),
+            ("h200", 1, 0.85 * 0.95 * 141e9 - 16.4e9),
+            ("v5e-8", 1, 0.85 * 8 * 16e9 - 16.4e9),
+            ("v5e-8, data=2", 2, 0.85 * 4 * 16e9 - 16.4e9),
+        ),
+    },
     # many samples for each of some short prompts
     "decode": {
         "name": "decode",
@@ -87,6 +109,23 @@ SIZES: dict[str, dict[str, Any]] = {
         "settings": ((64, 32), (128, 32)),
         "transformers": {**_TRANSFORMERS, "rows": (32, 64, 128), "goal": 3.0},
         "llama_cpp": {**_LLAMA_CPP, "rows": (16, 32, 64), "goal": 0.0},
+    },
+    # samples of very different lengths; before is a checkout to compare with
+    "long": {
+        "queries": 16,
+        "candidates": 8,
+        "prompt_tokens": 128,
+        "bank": "",  # a bank file, whose lengths the samples have, scaled
+        "mean": 400.0,  # tokens of a sample
+        "most": 3_000,
+        "rows": 32,
+        "slots_per_group": 8,
+        "temperature": 0.7,
+        "peers": "before,llama_cpp,transformers",
+        "before": "",
+        "llama_weights": ("file", "float32"),  # the faster in a probe
+        "transformers_queries": 16,
+        "goals": {"before": 1.5, "llama_cpp": 1.3, "transformers": 3.0},
     },
     # a run of launch.run's kind
     "dynscaling": {

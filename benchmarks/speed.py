@@ -26,8 +26,10 @@ CONFIG = config_flags.DEFINE_config_file(
 BENCHES = (
     "allocation",
     "replay",
+    "pages",
     "decode",
     "prefix",
+    "long",
     "dynscaling",
     "workers",
     "startup",

@@ -283,6 +283,7 @@ def programs(
                 array(np.uint32, slots, 3),
                 *[array(np.int32, slots) for _ in range(3)],
                 *copies,
+                number,
                 stops,
                 settings,
             ),

@@ -15,11 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynscaling_jax.checkpoints.model import Model
-from dynscaling_jax.inference import layout, memory, mesh, prefill, sampling
+from dynscaling_jax.inference import (
+    continuous,
+    layout,
+    memory,
+    mesh,
+    prefill,
+    sampling,
+)
 from dynscaling_jax.inference.cache import Prefix
 from dynscaling_jax.inference.paged import batch
 from dynscaling_jax.inference.paged.batch import Batch
-from dynscaling_jax.inference.scheduler import Scheduler, Setup, Steps
+from dynscaling_jax.inference.scheduler import Setup, Steps
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot, finished
 from dynscaling_jax.lines import shown
 from dynscaling_jax.models import stacked
@@ -47,7 +54,7 @@ class Engine:
     Sample i of a query is the same however many samples there are, whatever
     else runs beside it, and in any order. The engine runs on the mesh that
     the model's parameters lie on. On one CPU device it decodes in groups that
-    share a prompt (inference.scheduler), elsewhere from pages
+    share a prompt (inference.continuous), elsewhere from pages
     (inference.paged).
     """
 
@@ -175,7 +182,6 @@ class Engine:
             max_new_tokens,
             slots_per_group,
             self._slot_counts,
-            True,
             self._bucket,
             self._prefix,
             self._finished,
@@ -185,7 +191,9 @@ class Engine:
         self.announce: Callable[[Sequence[Change]], object] = lambda _: None
         self._changes: list[Change] = []
         self._next_number = 0
-        self._schedulers: dict[int, Scheduler | Batch] = {}  # by worker
+        self._schedulers: dict[
+            int, continuous.Scheduler | Batch
+        ] = {}  # by worker
         self._sizes = None
         if paged:
             self._sizes = batch.sizes(
@@ -318,7 +326,7 @@ class Engine:
                     call.take(number, sample)
 
     def _chunk(
-        self, scheduler: Scheduler | Batch
+        self, scheduler: continuous.Scheduler | Batch
     ) -> tuple[list[tuple[int, Sample]], Steps]:
         """A chunk of steps; with several workers as many as a TURN holds.
 
@@ -354,10 +362,10 @@ class Engine:
         self._drop(())
         return [numbered.number for _, numbered in work]
 
-    def _new_scheduler(self) -> Scheduler | Batch:
+    def _new_scheduler(self) -> continuous.Scheduler | Batch:
         """One for a worker; pages are kept, with the prompts in them."""
         if self._sizes is None:
-            return Scheduler(self._setup)
+            return continuous.Scheduler(self._setup)
         if self._batch is None:
             self._batch = Batch(self._setup, self._sizes)
         return self._batch

@@ -22,6 +22,10 @@ TINY = {
     "replay.policies": "uniform,ucb",
     "replay.budgets": "(2,4)",
     "replay.loop_replicates": 1,
+    "pages.questions": 3,
+    "pages.samples": 4,
+    "pages.new_tokens": 200,
+    "pages.targets": "(('tiny', 1, 1e9),)",
     "decode.queries": 2,
     "decode.candidates": 4,
     "decode.prompt_tokens": 300,
@@ -33,6 +37,12 @@ TINY = {
     "prefix.prompt_tokens": 600,
     "prefix.new_tokens": 8,
     "prefix.settings": "((8,4),)",
+    "long.queries": 2,
+    "long.candidates": 4,
+    "long.prompt_tokens": 300,
+    "long.mean": 8.0,
+    "long.rows": 8,
+    "long.slots_per_group": 4,
     "dynscaling.queries": 2,
     "dynscaling.samples_per_query": 5,
     "dynscaling.new_tokens": 8,
@@ -73,6 +83,14 @@ WANTED = {
         ("replay", "questions replicates policies seconds goal"),
         ("replay against NumPy", "seconds numpy_seconds ratio goal"),
     ],
+    "pages": [
+        (
+            "pages",
+            "rows pool_tokens live_tokens running held held_at_peak idle lost "
+            "goal_held goal_idle",
+        ),
+        ("length classes", "rows held held_at_peak rows_in_memory goal_held"),
+    ],
     "decode": [
         (
             "decode",
@@ -98,6 +116,17 @@ WANTED = {
         ),
         ("prefix against transformers", ""),
         ("prefix against llama.cpp", ""),
+    ],
+    "long": [
+        ("long", "rows samples tokens longest"),
+        (
+            "long, this engine",
+            "tokens seconds tokens_per_second idle compilations "
+            "keys_held_bytes keys_live_bytes held_to_live",
+        ),
+        ("long against before", ""),
+        ("long against llama_cpp", ""),
+        ("long against transformers", ""),
     ],
     "dynscaling": [
         (

@@ -244,6 +244,7 @@ def test_no_weight_is_sent(name, text):
                 np.zeros((slots, 3), np.uint32),
                 *[number(slots)] * 3,
                 *[number(parts, slots // parts)] * 2,
+                number(),
                 stops,
                 settings,
             ),

@@ -10,11 +10,13 @@ import pytest
 
 from dynscaling_jax.inference import (
     Engine,
+    continuous,
     decode,
     lockstep,
+    pools,
     prefill,
-    scheduler,
 )
+from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.types import Message, Query, Request
 
 SHAPE = {"slots": 8, "slots_per_group": 4, "max_new_tokens": 24}
@@ -36,12 +38,15 @@ def called(monkeypatch):
     calls = []
     for module, name in (
         (decode, "start"),
-        (decode, "insert"),
         (decode, "decode"),
-        (decode, "grow"),
-        (decode, "select"),
+        (decode, "take"),
+        (pools, "insert"),
+        (pools, "do"),
         (prefill, "prefill"),
         (prefill, "extend"),
+        (runner, "prefill_chunk"),
+        (runner, "start"),
+        (runner, "decode_chunk"),
     ):
         function = getattr(module, name)
 
@@ -60,13 +65,26 @@ def ask(queries, indices) -> list[Request]:
     ]
 
 
-def test_a_follower_calls_what_its_leader_calls(model, called):
+@pytest.mark.parametrize(
+    ("attention", "functions"),
+    [
+        ("reference", {"prefill", "extend", "decode"}),
+        ("xla", {"prefill_chunk", "start", "decode_chunk"}),
+    ],
+)
+def test_a_follower_calls_what_its_leader_calls(
+    model, called, attention, functions
+):
     """Through calls that overlap, chains, one call that is left as it is
-    generated, and one that is left before."""
-    leader, messages = Engine(model, **SHAPE), []
+    generated, one that is left before, and one that is refused."""
+    shape = {**SHAPE, "attention": attention}
+    leader, messages = Engine(model, **shape), []
     lockstep.lead(leader, messages.append)
     left = leader.sample(ask(QUERIES[:1], range(40)))
     next(left)
+    long = Query("long", (Message("user", "x" * 600),))
+    with pytest.raises(ValueError, match="the context of the model holds 512"):
+        leader.sample(ask([long], range(2)))
     turn = Message("assistant", "First, I add.")
     chains = [
         Request(q, (*q.messages, turn), 70, 1, (0, 2), True) for q in QUERIES
@@ -77,11 +95,11 @@ def test_a_follower_calls_what_its_leader_calls(model, called):
     leader.sample(ask(QUERIES, range(100, 120)))  # and nobody takes any
     samples += [*other, *leader.sample(ask(QUERIES[2:], range(7)))]
     assert len(samples) == 3 + 10 + 7
-    assert {name for name, _ in called} >= {"prefill", "extend", "decode"}
+    assert {name for name, _ in called} >= functions
 
     expected = [*called]
     called.clear()
-    follower = Engine(model, **SHAPE)
+    follower = Engine(model, **shape)
     received = iter([*messages, b""])
     lockstep.follow(follower, lambda: next(received))
     assert called == expected
@@ -107,7 +125,7 @@ def test_a_call_may_be_collected_while_another_is_left(model, monkeypatch):
         return made
 
     within = types.SimpleNamespace(deque=collecting)
-    monkeypatch.setattr(scheduler, "collections", within)
+    monkeypatch.setattr(continuous, "collections", within)
     one.close()
     monkeypatch.undo()
     assert not others

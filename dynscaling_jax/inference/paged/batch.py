@@ -127,7 +127,7 @@ def sizes(
 class Batch:
     """Sequence slots, pages, and the requests that wait for them.
 
-    To an engine it is what inference.scheduler.Scheduler is.
+    To an engine it is what inference.continuous.Scheduler is.
     """
 
     def __init__(self, setup: Setup, sizes: Sizes):
@@ -262,18 +262,21 @@ class Batch:
         fresh = np.zeros(layout.slots, bool)
         name = np.zeros((layout.slots, 3), np.uint32)
         row, length, limit = np.zeros((3, layout.slots), np.int32)
-        # Part 0 copies page 5 to 9 and part 1 nothing, of 16 pages:
-        # source [[5 0] [0 0]], target [[9 16] [16 16]]
+        # Of 16 pages, part 0 copies page 5 to 9 and part 1 nothing:
+        # source [[5 0] [0 0]], target [[9 16] [16 16]], copies 1
         source = np.zeros((layout.parts, each), np.int32)
         target = np.full_like(source, layout.pages)
+        copied = [0] * layout.parts
         for start in starts:
             i, request = start.slot, start.request.request
             fresh[i], row[i], limit[i] = True, start.row, start.limit
             length[i] = len(start.prompt.ids)
             name[i] = (*sampling.query_words(request.query.id), request.index)
             if start.copy:
-                at = divmod(i, each)
+                part = i // each
+                at = part, copied[part]
                 source[at], target[at] = start.copy
+                copied[part] += 1
         self._state, sums = runner.start(
             self._sizes.backend,
             self._state,
@@ -285,6 +288,7 @@ class Batch:
             limit,
             source,
             target,
+            np.int32(max(copied)),
             setup.stops,
             setup.settings,
         )

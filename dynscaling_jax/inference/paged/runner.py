@@ -188,6 +188,7 @@ def start(
     limit: Int32[Array, " S"],
     source: Int32[Array, "D C"],
     target: Int32[Array, "D C"],
+    copies: Int32[Array, ""],
     stops: Int32[Array, " stops"],
     settings: Settings,
 ) -> tuple[State, LogitSums]:
@@ -202,8 +203,9 @@ def start(
         row: of logits, within the slot's part.
         length: of their prompts.
         limit: completion tokens at most.
-        source: pages within their part that are copied,
+        source: pages within their part that are copied, in their order,
         target: to these; past the last page goes nowhere.
+        copies: how many of C there are.
         stops: token ids that end a sample, padded with -1.
         settings: how to sample.
 
@@ -227,7 +229,15 @@ def start(
         jnp.where(fresh[:, None], key, old.key),
     )
     length = jnp.where(fresh, length, state.length)
-    cache = tuple(backend.copy(each, source, target) for each in state.cache)
+
+    def copy(number, caches):
+        """One page of each part: all at once would be copied twice."""
+        one = lambda x: jax.lax.dynamic_slice_in_dim(x, number, 1, 1)
+        return tuple(
+            backend.copy(cache, one(source), one(target)) for cache in caches
+        )
+
+    cache = jax.lax.fori_loop(0, copies, copy, state.cache)
     slots, length = sampling.replicated((slots, length))
     return State(cache, state.logits, slots, length), sums
 
@@ -329,6 +339,7 @@ def decode_chunk(
     _, cache, slots, sums, ran = jax.lax.while_loop(
         goes_on, step, (jnp.int32(0), state.cache, *begin)
     )
+    slots, sums, ran = sampling.replicated((slots, sums, ran))
     return state._replace(cache=cache, slots=slots), sums, ran
 
 

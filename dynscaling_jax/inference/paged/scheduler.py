@@ -272,14 +272,14 @@ class Scheduler:
         """The next chunk of a prompt in each part."""
         self._place()
         chunks = []
-        for placed in [*self._placed]:
-            if placed.ready or placed not in self._placed:
+        for placed in self._placed:
+            if placed.ready:
                 continue
             prompt, pool = placed.line.prompt, self._pools[placed.part]
             start = placed.done
             end = min(start + self._limits.chunk, len(prompt.ids))
             more = self._count(end) - len(placed.pages)
-            if not self._make_room(placed, more):
+            if not self._has_room(placed.part, more):
                 continue
             placed.pages += pool.take(more)
             placed.done = end
@@ -453,13 +453,9 @@ class Scheduler:
         return start
 
     def _has_room(self, part: int, pages: int) -> bool:
-        """Whether a part may give pages to what has not started.
-
-        Where nothing runs, all that it has.
-        """
-        active = len(self._active(part))
+        """Whether a part may give pages to what has not started."""
         left = self._pools[part].available - pages
-        return not active or left >= WATERMARK * active
+        return left >= WATERMARK * len(self._active(part))
 
     def _make_room(self, placed: _Placed, pages: int) -> bool:
         """Like _has_room; where nothing runs, other prompts give theirs."""

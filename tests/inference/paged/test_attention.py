@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
+    ref_ragged_paged_attention,
+)
 
-from dynscaling_jax.inference.paged.attention import Layout, xla
+from dynscaling_jax.inference.paged.attention import Layout, gpu, tpu, xla
 from dynscaling_jax.inference.paged.turn import Chunk
 from dynscaling_jax.inference.slot import Prompt
 from dynscaling_jax.models import attention
@@ -261,6 +264,35 @@ def config_of(case):
     return model(heads, kv_heads, dim, **fields), window
 
 
+def as_rows(*arrays):
+    """cuDNN's arguments for XLA's own attention, which stands in for it."""
+    q, k, v, count, scale, causal = arrays
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        is_causal=causal,
+        key_value_seq_lengths=count,
+        implementation="xla",
+        return_residual=True,
+    )
+
+
+def plain(*arrays, num_kv_pages_per_block, num_queries_per_block, **settings):
+    """The kernel's reference, which runs on a CPU, outside of jit."""
+    assert num_kv_pages_per_block <= arrays[3].shape[1]
+    assert num_queries_per_block > 0
+    return ref_ragged_paged_attention(*arrays, **settings)
+
+
+BACKENDS = {
+    "xla": xla.backend(),
+    "gpu": gpu.backend(as_rows),
+    "tpu": tpu.backend(plain),
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 @settings(max_examples=4, deadline=None)
 @given(state=states(LAYOUT))
@@ -269,4 +301,11 @@ def test_xla_in_float32(case, state):
     check(BACKENDS["xla"], config, window, LAYOUT, state, "float32", 1e-5)
 
 
-BACKENDS = {"xla": xla.backend()}
+@pytest.mark.parametrize(
+    "case", ["grouped", "one_key_head", "window", "sinks", "wide_window"]
+)
+@settings(max_examples=4, deadline=None)
+@given(state=states(LAYOUT))
+def test_gpu_in_float32(case, state):
+    config, window = config_of(case)
+    check(BACKENDS["gpu"], config, window, LAYOUT, state, "float32", 1e-5)

@@ -123,10 +123,10 @@ def test_samples_are_those_of_groups(tiny, recording_engine, family):
 
 
 def test_preemption_changes_no_sample(tiny, recording_engine, monkeypatch):
-    model = tiny(eos_token_id=STOPS)
-    roomy = recording_engine(model, attention="xla", **SETTINGS)
+    model, new = tiny(), {"max_new_tokens": 90}
+    tight = decoded_from_pages(recording_engine, model, **new)
+    roomy = decoded_from_pages(recording_engine, model, **new)
     small_pages(roomy, pages=400)
-    tight = decoded_from_pages(recording_engine, model)
     preempted = collections.Counter()
 
     def counted(name, engine):

@@ -76,6 +76,7 @@ def test_chunks_of_a_prompt_give_its_logits(tiny, chunk, form):
         one(0, 9),
         np.array([[9, 0]], np.int32),
         np.array([[4, LAYOUT.pages]], np.int32),
+        np.int32(1),
         STOPS,
         settings,
     )
@@ -119,6 +120,7 @@ def test_a_chunk_ends_when_too_few_are_active(tiny):
         one(4, 9),
         np.array([[2, 2]], np.int32),
         np.array([[5, 6]], np.int32),
+        np.int32(2),
         STOPS,
         settings,
     )

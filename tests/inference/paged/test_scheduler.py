@@ -288,6 +288,75 @@ def test_a_request_that_gave_way_is_the_next_to_start():
     assert began[:4] == [0, 1, 1, 2]
 
 
+def test_a_request_that_gave_way_comes_before_other_prompts():
+    """Request 1 gives way. Its prompt started one last, and yet is first."""
+    limits = LIMITS._replace(slots=2, pages=9, max_new_tokens=20)
+    device = Device(limits, [20] * 4)
+    scheduler = Scheduler(limits)
+    scheduler.add(numbered([prompt(1)] * 3 + [prompt(2)]))
+    turns = run(scheduler, device)
+    began = [start.request.number for turn in turns for start in turn.starts]
+    assert began[:4] == [0, 1, 1, 3]
+
+
+def test_requests_of_a_prompt_that_gave_way_start_in_their_order():
+    """Of three samples 2 gives way in turn 3, and 1 in turn 4."""
+    limits = LIMITS._replace(slots=3, pages=9, max_new_tokens=20)
+    device = Device(limits, [20] * 4)
+    scheduler = Scheduler(limits)
+    scheduler.add(numbered([prompt(1)] * 4))
+    turns = run(scheduler, device)
+    began = [start.request.number for turn in turns for start in turn.starts]
+    assert [turn.preempted for turn in turns[2:4]] == [(2,), (1,)]
+    assert began[:6] == [0, 1, 2, 1, 2, 3]
+
+
+def test_nothing_starts_in_a_full_part_until_a_sample_is_finished():
+    """Slot 2 gives way in turn 4, which leaves room for it in turn 5; but it
+    starts then only if slot 1 is finished by that time."""
+    limits = LIMITS._replace(slots=3, pages=14, max_new_tokens=20)
+    for length, turn in ((14, 5), (20, 6)):
+        device = Device(limits, [20, length, 20])
+        scheduler = Scheduler(limits)
+        scheduler.add(numbered([prompt(1)] * 3))
+        turns = run(scheduler, device)
+        assert turns[3].preempted == (2,)
+        starts = [at for at, each in enumerate(turns, 1) if each.starts]
+        assert starts == [1, turn]
+
+
+def test_a_prompt_that_waits_gives_way_before_a_sample():
+    """Prompt 1 was read ahead into two of six pages; slot 0 needs five."""
+    limits = LIMITS._replace(slots=1, pages=6, max_new_tokens=17)
+    device = Device(limits, [17, 17])
+    scheduler = Scheduler(limits)
+    scheduler.add(numbered([prompt(1), prompt(*range(2, 10))]))
+    turns = run(scheduler, device)
+    assert [chunk.end for chunk in turns[1].chunks] == [8]
+    assert [len(turn.tables[0]) for turn in turns[:4]] == [2, 3, 4, 5]
+    assert not any(turn.preempted for turn in turns)
+
+
+def test_a_prompt_that_waits_gives_way_where_nothing_runs():
+    """Both prompts have three of six pages, and samples of the first one are
+    to copy its last page."""
+    limits = LIMITS._replace(
+        slots=1, pages=6, page=2, chunk=4, steps=1, max_new_tokens=2, context=8
+    )
+    device = Device(limits, [1] * 4)
+    scheduler = Scheduler(limits)
+    scheduler.add(numbered([prompt(1, 2, 3, 4, 5)] * 3))
+    scheduler.add(numbered([prompt(11, 12, 13, 14, 15, 16)], 3))
+    run(scheduler, device)
+    assert device.drawn == dict.fromkeys(range(4), 1)
+
+
+def test_a_sample_alone_shares_nothing():
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(numbered([prompt(*range(8))]))
+    assert scheduler.turn().shared == (0, 0, 0, 0)
+
+
 def test_kept_pages_go_before_a_sample_gives_way():
     """Pages 0 and 1 of a prompt are kept. The next sample takes the four free
     ones, and then page 1: without page 0 that would not be found."""
@@ -304,15 +373,43 @@ def test_kept_pages_go_before_a_sample_gives_way():
 
 
 def test_prompts_take_turns():
-    """Samples of a hard question, long all of them, do not run alone."""
-    limits = LIMITS._replace(slots=4)
+    """Two of four slots are idle in turn 3: each prompt gets one, though
+    enough samples of the first one wait."""
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(numbered([prompt(1)] * 12 + [prompt(2)] * 4))
+    began = []
+    for counts, finished in (([5] * 4, []), ([9] * 4, [0, 1]), (None, None)):
+        turn = scheduler.turn()
+        began.append([start.request.number for start in turn.starts])
+        if counts:
+            scheduler.record(counts, finished)
+    assert began == [[0, 1, 2, 3], [], [12, 4]]
+
+
+def test_a_page_for_each_running_sample_stays_available_at_a_start():
+    """Two pages for prompt 2 and its sample, beside two of a sample."""
+    for pages, starts in ((4, [1]), (5, [1, 2])):
+        limits = LIMITS._replace(slots=2, pages=pages, max_new_tokens=8)
+        scheduler = Scheduler(limits)
+        scheduler.add(numbered([prompt(1), prompt(2, 3, 4, 5)]))
+        turns = run(scheduler, Device(limits, [8, 8]))
+        began = [n for n, turn in enumerate(turns[:2], 1) if turn.starts]
+        assert began == starts
+
+
+def test_no_prompt_overtakes_one_that_finds_no_room():
+    """Two of six pages are free beside a sample: too few for two pages of
+    prompt 1, one of which is to stay; enough for prompt 2."""
+    limits = LIMITS._replace(pages=6, max_new_tokens=17)
+    device = Device(limits, [17] * 3)
     scheduler = Scheduler(limits)
-    scheduler.add(numbered([prompt(1)] * 4 + [prompt(2)] * 4))
-    first, second = scheduler.turn(), None
-    scheduler.record([4, 4, 4, 4], [0, 1])
-    second = scheduler.turn()
-    assert [start.request.number for start in first.starts] == [0, 1, 2, 3]
-    assert [start.request.number for start in second.starts] == [4, 5]
+    scheduler.add(numbered([prompt(1)]))
+    for _ in range(2):
+        scheduler.record(*device.take(scheduler.turn()))
+    scheduler.add(numbered([prompt(*range(2, 10)), prompt(3)], 1))
+    turn = scheduler.turn()
+    assert [*map(len, turn.tables)] == [4, 0, 0, 0]
+    assert not turn.chunks
 
 
 def test_a_prompt_goes_to_the_part_that_has_its_pages():

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dynscaling_jax.models.attention import SoftmaxState
-from dynscaling_jax.models.config import Kind, ModelConfig
+from dynscaling_jax.models.config import ModelConfig
 
 
 class Layout(NamedTuple):

@@ -3,13 +3,20 @@
 import functools
 from collections.abc import Callable
 
-from dynscaling_jax.inference.paged.attention import Backend, Layout, tpu, xla
+from dynscaling_jax.inference.paged.attention import (
+    Backend,
+    Layout,
+    gpu,
+    tpu,
+    xla,
+)
 from dynscaling_jax.models.config import ModelConfig
 
 # Each is made once: a jitted function would be compiled for another again.
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "xla": functools.cache(xla.backend),
     "tpu": functools.cache(tpu.backend),
+    "gpu": functools.cache(gpu.backend),
 }
 
 

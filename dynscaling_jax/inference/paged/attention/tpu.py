@@ -119,7 +119,7 @@ def decode(
 def _decode_part(
     kernel, kind, config, cache, base, _, view, position, active, q, k, v
 ):
-    """decode of one part, whose pages begin at `base` of the cache.
+    """What decode does in one part, whose pages begin at `base`.
 
     In a layer with a window the table begins with the first page that the
     window meets. W = 4, a window of 5, position 13:
@@ -174,10 +174,8 @@ def prefill(
     return xla.by_parts(run, HEADS_AXIS, cache, layer, view, (), (), q, k, v)
 
 
-def _prefill_part(
-    kernel, kind, config, cache, base, _, view, __, ___, q, k, v
-):
-    """prefill of one part: one sequence of end - start queries."""
+def _prefill_part(kernel, kind, config, cache, base, _, view, __, ___, q, k, v):
+    """What prefill does in one part: a sequence of end - start queries."""
     (pages,) = cache
     position = view.start + jnp.arange(len(q))
     place = position // pages.shape[1]

@@ -15,7 +15,7 @@ window, where that is less than the whole pool.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,21 +53,27 @@ INT8 = "int8"
 HEADS_AXIS = 1  # of [pages, K, W, D]
 
 
-class View(NamedTuple):
-    """Which slots read which pages, in each part of the pool. NumPy.
+class Shared(NamedTuple):
+    """Pages that several slots read, in each part. NumPy.
 
-    Slots are numbered within their part. -1 is none.
+    Slots are numbered within their part, here and below; -1 is none.
     """
+
+    count: Int32[np.ndarray, " D"]  # how many follow
+    page: Int32[np.ndarray, "D A"]
+    lanes: Int32[np.ndarray, "D A R"]  # slots that read it
+    place: Int32[np.ndarray, "D A"]  # of it in their tables
+
+
+class View(NamedTuple):
+    """Which slots read which pages, in each part of the pool. NumPy."""
 
     table: Int32[np.ndarray, "D S P"]  # pages of each slot
     blocks: Int32[np.ndarray, " D"]  # how many blocks follow
     first: Int32[np.ndarray, "D B"]  # page of each block
     owner: Int32[np.ndarray, "D B n"]  # slot of each page
     index: Int32[np.ndarray, "D B n"]  # place of it in the slot's table
-    shared: Int32[np.ndarray, " D"]  # how many shared pages follow
-    page: Int32[np.ndarray, "D A"]
-    lanes: Int32[np.ndarray, "D A R"]  # slots that read it
-    place: Int32[np.ndarray, "D A"]  # of it in their tables
+    shared: Shared
 
 
 class ChunkView(NamedTuple):
@@ -143,33 +149,43 @@ def view(
         tables: pages of each slot, () where inactive.
         shared: pages at the head of each table that others may have too.
     """
-    per_part = layout.slots // layout.parts
-    parts = [
-        _part_view(
-            layout,
-            tables[first : first + per_part],
-            shared[first : first + per_part],
-        )
-        for first in range(0, layout.slots, per_part)
-    ]
-    most = max(len(part.page) for part in parts)
-    room = FEWEST
-    while room < most:
-        room *= 2
-    parts = [
-        part._replace(
-            page=_padded(part.page, room, 0),
-            lanes=_padded(part.lanes, room, -1),
-            place=_padded(part.place, room, 0),
-        )
-        for part in parts
-    ]
-    return View(*map(np.stack, zip(*parts, strict=True)))
+    parts = [owners(layout, *own) for own in of_parts(layout, tables, shared)]
+    shared_pages = listed([part.shared for part in parts])
+    blocks = [_blocks(*part[1:3]) for part in parts]
+    stacked = [np.stack(x) for x in zip(*blocks, strict=True)]
+    table = np.stack([part.table for part in parts])
+    return View(table, *stacked, shared_pages)
 
 
-def _part_view(layout, tables, shared) -> View:
-    """The view of one part, without room behind the shared pages."""
-    table = padded_tables(layout, tables)
+def of_parts(
+    layout: Layout,
+    tables: Sequence[Sequence[int]],
+    shared: Sequence[int],
+) -> list[tuple[Sequence[Sequence[int]], Sequence[int]]]:
+    """Cuts what is told of all slots into the parts of the mesh."""
+    size = layout.slots // layout.parts
+    cuts = [slice(at, at + size) for at in range(0, layout.slots, size)]
+    return [(tables[cut], shared[cut]) for cut in cuts]
+
+
+class Owners(NamedTuple):
+    """Which slots read which pages of one part. NumPy."""
+
+    table: Int32[np.ndarray, "S P"]
+    owner: Int32[np.ndarray, " N"]  # -1 where no slot has a page alone
+    index: Int32[np.ndarray, " N"]  # place of a page in its slot's table
+    shared: list[tuple[int, int, list[int]]]  # (page, place, slots up to R)
+
+
+def owners(
+    layout: Layout,
+    tables: Sequence[Sequence[int]],
+    shared: Sequence[int],
+) -> Owners:
+    """Finds the slots that read each page of a part.
+
+    A page that may be shared, and that one slot reads, is that slot's own.
+    """
     readers: dict[int, list[int]] = {}
     places: dict[int, int] = {}
     for slot, (pages, count) in enumerate(zip(tables, shared, strict=True)):
@@ -183,36 +199,33 @@ def _part_view(layout, tables, shared) -> View:
         for place, page in enumerate(pages):
             if page not in several:
                 owner[page], index[page] = slot, place
-    first, owner, index = _blocks(owner, index)
     lists = [
         (page, places[page], readers[page][at : at + LANES])
         for page in sorted(several)
         for at in range(0, len(readers[page]), LANES)
     ]
-    lanes = np.full((len(lists), LANES), -1, np.int32)
-    for row, (_, _, slots) in zip(lanes, lists, strict=True):
-        row[: len(slots)] = slots
-    number = lambda values: np.array([*values], np.int32)
-    used = (owner >= 0).any(1)
-    order = np.argsort(~used, kind="stable")  # those that are read, first
-    return View(
-        table,
-        np.int32(used.sum()),
-        first[order],
-        owner[order],
-        index[order],
-        np.int32(len(lists)),
-        number(page for page, _, _ in lists),
-        lanes,
-        number(place for _, place, _ in lists),
-    )
+    return Owners(padded_tables(layout, tables), owner, index, lists)
+
+
+def listed(parts: Sequence[list[tuple[int, int, list[int]]]]) -> Shared:
+    """Lays out the shared pages of all parts, with room for as many each."""
+    room = FEWEST
+    while room < max(map(len, parts)):
+        room *= 2
+    page, place = np.zeros((2, len(parts), room), np.int32)
+    lanes = np.full((len(parts), room, LANES), -1, np.int32)
+    for part, lists in enumerate(parts):
+        for at, (number, where, slots) in enumerate(lists):
+            page[part, at], place[part, at] = number, where
+            lanes[part, at, : len(slots)] = slots
+    return Shared(np.array([*map(len, parts)], np.int32), page, lanes, place)
 
 
 def _blocks(owner: np.ndarray, index: np.ndarray) -> tuple:
-    """Cuts a pool into blocks; the last one begins where it fits.
+    """Cuts a pool into blocks; those that slots read come first.
 
-    Its first pages belong to the block before too, and have no owner there.
-    Seven pages in blocks of three:
+    The last one begins where it fits. Its first pages belong to the block
+    before too, and have no owner there. Seven pages in blocks of three:
 
         first    0      3      4
         pages    0 1 2  3 4 5  . . 6
@@ -222,11 +235,10 @@ def _blocks(owner: np.ndarray, index: np.ndarray) -> tuple:
     first = np.arange(0, pages, size, dtype=np.int32)
     starts = np.minimum(first, pages - size)
     at = starts[:, None] + np.arange(size)
-    return (
-        starts,
-        np.where(at >= first[:, None], owner[at], -1).astype(np.int32),
-        index[at],
-    )
+    owner = np.where(at >= first[:, None], owner[at], -1).astype(np.int32)
+    used = (owner >= 0).any(1)
+    order = np.argsort(~used, kind="stable")
+    return np.int32(used.sum()), starts[order], owner[order], index[at][order]
 
 
 def padded_tables(
@@ -237,11 +249,6 @@ def padded_tables(
     for row, pages in zip(table, tables, strict=True):
         row[: len(pages)] = pages
     return table
-
-
-def _padded(x: np.ndarray, count: int, value: int) -> np.ndarray:
-    missing = [(0, count - len(x))] + [(0, 0)] * (x.ndim - 1)
-    return np.pad(x, missing, constant_values=value)
 
 
 def chunk_view(
@@ -271,7 +278,9 @@ def decode(
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
     """Writes one token a slot and attends up to it; see Backend.decode."""
     run = functools.partial(_decode_part, kind, config)
-    return by_parts(run, HEADS_AXIS, cache, layer, view, position, active, q, k, v)
+    return by_parts(
+        run, HEADS_AXIS, cache, layer, view, position, active, q, k, v
+    )
 
 
 def by_parts(run, heads_axis, cache, layer, view, position, active, *qkv):
@@ -324,20 +333,27 @@ def by_parts(run, heads_axis, cache, layer, view, position, active, *qkv):
 def _decode_part(
     kind, config, cache, base, pages, view, position, active, q, k, v
 ):
-    """decode of one part, whose pages begin at `base` of the cache."""
+    """What decode does in one part, whose pages begin at `base`."""
     slots, page = len(position), page_size(config, cache)
     place = jnp.clip(position // page, 0, view.table.shape[1] - 1)
     own = view.table[jnp.arange(slots), place]
     there = active & (own >= 0)
     nowhere = cache[0].shape[0]
     cache = write(
-        config, cache, jnp.where(there, base + own, nowhere), position % page, k, v
+        config,
+        cache,
+        jnp.where(there, base + own, nowhere),
+        position % page,
+        k,
+        v,
     )
-    attend = functools.partial(_page_states, kind, config, position, q)
+    turned = tokens_last(config)
+    attend = functools.partial(page_states, kind, config, position, q, turned)
     total = empty(q)
-    ends = pages_met(kind.window, page)
-    if kind.window and 3 * ends * slots < pages:
-        return _windowed(attend, total, cache, base, view, place, ends), cache
+    met = pages_met(kind.window, page)
+    if kind.window and 3 * met * slots < pages:
+        take = lambda at: [x[base + at] for x in cache]
+        return windowed(attend, total, take, view.table, place, met), cache
 
     def block(number, total):
         size = view.owner.shape[1]
@@ -345,26 +361,38 @@ def _decode_part(
         kept = [jax.lax.dynamic_slice_in_dim(x, first, size) for x in cache]
         owner = view.owner[number][:, None]
         states = attend(kept, owner, view.index[number])
-        return _joined(total, states, owner)
-
-    def listed(number, total):
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(
-            x, number * SHARED_BLOCK, SHARED_BLOCK
-        )
-        lanes = cut(view.lanes)
-        lanes = jnp.where(
-            (number * SHARED_BLOCK + jnp.arange(SHARED_BLOCK) < view.shared)[
-                :, None
-            ],
-            lanes,
-            -1,
-        )
-        kept = [x[base + cut(view.page)] for x in cache]
-        return _joined(total, attend(kept, lanes, cut(view.place)), lanes)
+        return joined(total, states, owner)
 
     total = jax.lax.fori_loop(0, view.blocks, block, total)
-    shared = -(-view.shared // SHARED_BLOCK)
-    return finite(jax.lax.fori_loop(0, shared, listed, total)), cache
+    take = lambda at: [x[base + at] for x in cache]
+    return finite(with_shared(attend, total, take, view.shared)), cache
+
+
+def with_shared(
+    attend: Callable[..., SoftmaxState],
+    total: SoftmaxState,
+    take: Callable[[jax.Array], Sequence[jax.Array]],
+    shared: Shared,
+) -> SoftmaxState:
+    """Adds what slots see in the shared pages of their part.
+
+    Args:
+        attend: (pages, lanes, places) -> states, as page_states.
+        total: of all slots.
+        take: numbers of pages -> these pages.
+        shared: of the part.
+    """
+
+    def some(number, total):
+        first = number * SHARED_BLOCK
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, SHARED_BLOCK)
+        there = first + jnp.arange(SHARED_BLOCK) < shared.count
+        lanes = jnp.where(there[:, None], cut(shared.lanes), -1)
+        states = attend(take(cut(shared.page)), lanes, cut(shared.place))
+        return joined(total, states, lanes)
+
+    blocks = -(-shared.count // SHARED_BLOCK)
+    return jax.lax.fori_loop(0, blocks, some, total)
 
 
 def pages_met(window: int, page: int) -> int:
@@ -377,22 +405,34 @@ def pages_met(window: int, page: int) -> int:
     return (window + page - 2) // page + 1
 
 
-def _windowed(attend, total, cache, base, view, last, ends):
+def windowed(
+    attend: Callable[..., SoftmaxState],
+    total: SoftmaxState,
+    take: Callable[[jax.Array], Sequence[jax.Array]],
+    table: Int32[Array, "S P"],
+    last: Int32[Array, " S"],
+    met: int,
+) -> SoftmaxState:
     """Reads the last pages of each slot, one a slot at a time.
 
-    `last` [S] is the place of the query's page, `ends` how many are read.
+    Args:
+        attend: (pages, lanes, places) -> states, as page_states.
+        total: of no keys.
+        take: numbers of pages -> these pages.
+        table: pages of the slots.
+        last: place of each query's page in its table.
+        met: how many pages are read.
     """
     own = jnp.arange(len(last))
 
     def one(back, total):
         place = last - back
-        pages = view.table[own, jnp.maximum(place, 0)]
+        pages = table[own, jnp.maximum(place, 0)]
         lanes = jnp.where((place >= 0) & (pages >= 0), own, -1)[:, None]
-        kept = [x[base + jnp.maximum(pages, 0)] for x in cache]
-        states = attend(kept, lanes, place)
+        states = attend(take(jnp.maximum(pages, 0)), lanes, place)
         return merged(total, jax.tree.map(lambda x: x[:, 0], states))
 
-    return finite(jax.lax.fori_loop(0, ends, one, total))
+    return finite(jax.lax.fori_loop(0, met, one, total))
 
 
 def write(
@@ -447,11 +487,12 @@ def stored(
     return k, v, k_scale, v_scale
 
 
-def _page_states(
+def page_states(
     kind: Kind,
     config: ModelConfig,
     position: Int32[Array, " S"],
     q: Float[Array, "S H D"],
+    turned: bool,
     kept: Sequence[jax.Array],
     lanes: Int32[Array, "n R"],
     index: Int32[Array, " n"],
@@ -463,13 +504,14 @@ def _page_states(
         config: of the model.
         position: of each slot's query.
         q: of each slot.
-        kept: [n, K, W, ...], as the cache has them.
+        turned: as attend's.
+        kept: n pages, as attend takes them.
         lanes: which slots meet which page; -1 is none.
         index: places of the pages in their sequences.
     """
     count, width = lanes.shape
     _, heads, dim = q.shape
-    kv_heads, page = kept[0].shape[1], page_size(config, kept)
+    kv_heads, page = kept[0].shape[1], kept[0].shape[-1 if turned else -2]
     rep = heads // kv_heads
     at = jnp.maximum(lanes, 0)
     keys = index[:, None] * page + jnp.arange(page)[None]
@@ -481,6 +523,7 @@ def _page_states(
     state = attend(
         config,
         rows.reshape(count, kv_heads, width * rep, dim),
+        turned,
         kept,
         jnp.repeat(seen, rep, 1)[:, None],
     )
@@ -495,6 +538,7 @@ def _page_states(
 def attend(
     config: ModelConfig,
     q: Float[Array, "... M D"],
+    turned: bool,
     kept: Sequence[jax.Array],
     mask: Bool[Array, "... #M W"],
 ) -> SoftmaxState:
@@ -503,12 +547,12 @@ def attend(
     Args:
         config: of the model; its scale and cap apply.
         q: rotated, not scaled.
-        kept: keys and values [..., W, D] or [..., D, W], and their scales
-            [..., W] where they are int8.
+        turned: whether keys and values are [..., D, W], not [..., W, D].
+        kept: keys and values, and their scales [..., W] where they are int8.
         mask: True where a key is visible; rows that see none have sum 0.
     """
     k, v, *scales = kept
-    axes = "dw" if tokens_last(config) else "wd"
+    axes = "dw" if turned else "wd"
     scores = jnp.einsum(
         f"...md,...{axes}->...mw",
         q,
@@ -552,7 +596,7 @@ def merged(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState:
     )
 
 
-def _joined(
+def joined(
     total: SoftmaxState, states: SoftmaxState, lanes: Int32[Array, "n R"]
 ) -> SoftmaxState:
     """Adds states [n, R, H, ...] of slots `lanes` to those of all slots.
@@ -602,20 +646,43 @@ def prefill(
 
 
 def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
-    """prefill of one part.
-
-    Keys are written first; then the chunk's queries meet the pages of the
-    prompt, PREFILL_BLOCK at a time, from the first that a window lets the
-    chunk see to the chunk's own.
-    """
+    """What prefill does in one part: keys are written first."""
     del pages
-    count, heads, dim = q.shape
-    kv_heads, page = cache[0].shape[1], page_size(config, cache)
-    rep = heads // kv_heads
     cache = tuple(
         put_chunk(x, base, view, new, _token_axis(config, x))
         for x, new in zip(cache, stored(cache, k, v), strict=True)
     )
+    take = lambda at: [_sequence(config, x[base + at]) for x in cache]
+    turned, page = tokens_last(config), page_size(config, cache)
+    return running(kind, config, turned, take, page, view, q), cache
+
+
+def running(
+    kind: Kind,
+    config: ModelConfig,
+    turned: bool,
+    take: Callable[[jax.Array], Sequence[jax.Array]],
+    page: int,
+    view: ChunkView,
+    q: Float[Array, "T H D"],
+) -> SoftmaxState:
+    """Lets the queries of a chunk meet the pages of its prompt, some at a time.
+
+    They are PREFILL_BLOCK pages, from the first that a window lets the chunk
+    see to the chunk's own. So there are scores of [K, rep * T, 512] at most.
+
+    Args:
+        kind: of the layer.
+        config: of the model.
+        turned: as attend's.
+        take: numbers of pages -> [K, ...], as attend takes them.
+        page: W.
+        view: of the part.
+        q: rotated, not scaled.
+    """
+    count, heads, dim = q.shape
+    kv_heads = jax.eval_shape(take, jnp.zeros(1, jnp.int32))[0].shape[0]
+    rep = heads // kv_heads
     position = view.start + jnp.arange(count)
     rows = q.reshape(count, kv_heads, rep, dim).swapaxes(0, 1)
     rows = rows.reshape(kv_heads, count * rep, dim)
@@ -625,14 +692,13 @@ def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
         places = number * PREFILL_BLOCK + jnp.arange(PREFILL_BLOCK)
         last = view.table.shape[0] - 1
         at = jnp.maximum(view.table[jnp.minimum(places, last)], 0)
-        kept = [_sequence(config, x[base + at]) for x in cache]
         keys = number * span + jnp.arange(span)
         ahead = position[:, None] - keys[None]
         seen = (ahead >= 0) & (keys < view.end)[None]
         if kind.window:
             seen &= ahead < kind.window
         seen = jnp.repeat(seen, rep, 0)[None]
-        return merged(total, attend(config, rows, kept, seen))
+        return merged(total, attend(config, rows, turned, take(at), seen))
 
     first = 0
     if kind.window:
@@ -643,12 +709,10 @@ def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
         x = x.reshape(kv_heads, count, rep, -1).swapaxes(0, 1)
         return x.reshape(count, heads, -1)
 
-    return jax.tree.map(split, finite(total)), cache
+    return jax.tree.map(split, finite(total))
 
 
-def _sequence(
-    config: ModelConfig, pages: jax.Array
-) -> Float[Array, "K ..."]:
+def _sequence(config: ModelConfig, pages: jax.Array) -> Float[Array, "K ..."]:
     """Pages [n, K, ...] as one, whose positions go on from page to page."""
     count, heads = pages.shape[:2]
     if pages.ndim == 4 and tokens_last(config):

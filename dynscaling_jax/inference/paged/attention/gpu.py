@@ -1,0 +1,270 @@
+"""Attention over pages by cuDNN, on NVIDIA GPUs.
+
+A page is one sequence of a batch to cuDNN: [W, K, D], with as many keys as it
+has and the query of the slot that owns it. So keys are read where they lie,
+once each, and pages that nobody owns have no keys. What cuDNN gives, a mean and
+the logarithm of its sum of exponentials, is a SoftmaxState; those of a slot
+are merged as in the XLA form. Shared pages and layers with a window are left
+to that form.
+
+XLA:GPU hands a layer of stacked ones to cuDNN as a copy: give each layer a
+cache of its own, with L = 1.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from dynscaling_jax.inference.paged.attention import Backend, Layout, xla
+from dynscaling_jax.inference.paged.attention.xla import ChunkView, Shared
+from dynscaling_jax.inference.paged.turn import Chunk
+from dynscaling_jax.models.attention import (
+    LOG2_E,
+    MASKED,
+    SoftmaxState,
+    softmax_scale,
+)
+from dynscaling_jax.models.config import Kind, ModelConfig
+from dynscaling_jax.models.sharding import DATA, MODEL
+
+DTYPES = ("bfloat16", "float16")
+WIDEST = 128  # features of a head
+FEWEST_PAGES = 16  # of a prompt, doubled as needed
+HEADS_AXIS = 2  # of [pages, W, K, D]
+
+Fused = Callable[..., tuple[jax.Array, jax.Array]]
+"""(q [B, T, H, D], k [B, S, K, D], v, keys of each [B] or None, scale, causal)
+-> (mean of the values [B, T, H, D], log of the sum of exponentials
+[B, T, H], float32)."""
+
+
+class View(NamedTuple):
+    """Which slots read which pages, in each part of the pool. NumPy."""
+
+    table: Int32[np.ndarray, "D S P"]  # pages of each slot; -1 is none
+    owner: Int32[np.ndarray, "D N"]  # slot of each page; -1 is none
+    index: Int32[np.ndarray, "D N"]  # place of it in the slot's table
+    shared: Shared
+
+
+def cudnn(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    count: Int32[Array, " B"] | None,
+    scale: float,
+    causal: bool,
+) -> tuple[Float[Array, "B T H D"], Float32[Array, "B T H"]]:
+    """Fused attention by cuDNN; `count` of the keys are there, at least one.
+
+    jax.nn.dot_product_attention rounds the logarithm to the dtype of the
+    queries, which for bfloat16 would put the weights of a merge off by some
+    percent. What it calls does not.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    kinds, queries = fused.MaskType, None
+    mask = kinds.CAUSAL if causal else kinds.NO_MASK
+    if count is not None:
+        mask = kinds.PADDING_CAUSAL if causal else kinds.PADDING
+        queries = jnp.full(count.shape, q.shape[1], jnp.int32)
+    mean, log = fused.dot_product_attention(
+        q,
+        k,
+        v,
+        q_seqlen=queries,
+        kv_seqlen=count,
+        scale=scale,
+        mask_type=mask,
+        return_residual=True,
+    )
+    return mean, log.swapaxes(1, 2)
+
+
+def backend(fused: Fused = cudnn) -> Backend:
+    """The fused attention as a back end."""
+    return Backend(
+        "gpu",
+        refuses,
+        init,
+        view,
+        functools.partial(decode, fused),
+        chunk_view,
+        functools.partial(prefill, fused),
+        functools.partial(xla.copy, HEADS_AXIS),
+    )
+
+
+def refuses(config: ModelConfig, layout: Layout, model: int) -> str:
+    """Says what cuDNN cannot do, of a model on a mesh."""
+    if config.attn_logit_softcapping:
+        return "it cannot cap scores"
+    if config.head_dim > WIDEST or config.head_dim % 8:
+        return f"head_dim {config.head_dim} is no multiple of 8 up to {WIDEST}"
+    if layout.keys not in DTYPES:
+        return f"keys are {layout.keys}"
+    if config.num_key_value_heads % model or config.num_attention_heads % model:
+        return f"{config.num_key_value_heads} key heads split in {model}"
+    return ""
+
+
+def init(config: ModelConfig, layout: Layout, dtype: Any) -> tuple:
+    """Returns (shape, dtype, axes of the mesh) of keys and of values."""
+    pages = layout.parts * layout.pages
+    shape = pages, layout.page, config.num_key_value_heads, config.head_dim
+    return ((shape, dtype, (DATA, None, MODEL)),) * 2
+
+
+def view(
+    layout: Layout,
+    tables: Sequence[Sequence[int]],
+    shared: Sequence[int],
+) -> View:
+    """Lays out, for each part, which slots read which pages."""
+    parts = [
+        xla.owners(layout, *own) for own in xla.of_parts(layout, tables, shared)
+    ]
+    return View(
+        *(np.stack(x) for x in zip(*(part[:3] for part in parts), strict=True)),
+        xla.listed([part.shared for part in parts]),
+    )
+
+
+def chunk_view(
+    layout: Layout, chunks: Sequence[Chunk], tokens: int
+) -> ChunkView:
+    """Lays out the chunk of each part, in tables as wide as they need to be."""
+    view = xla.chunk_view(layout, chunks, tokens)
+    width = FEWEST_PAGES
+    while width < max((len(chunk.pages) for chunk in chunks), default=0):
+        width *= 2
+    return view._replace(table=view.table[:, :width])
+
+
+def decode(
+    fused: Fused,
+    kind: Kind,
+    config: ModelConfig,
+    cache: tuple[jax.Array, ...],
+    layer: Int32[Array, ""],
+    view: View,
+    position: Int32[Array, " S"],
+    active: Bool[Array, " S"],
+    q: Float[Array, "S H D"],
+    k: Float[Array, "S K D"],
+    v: Float[Array, "S K D"],
+) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
+    """Writes one token a slot and attends up to it; see Backend.decode."""
+    run = functools.partial(_decode_part, fused, kind, config)
+    return xla.by_parts(
+        run, HEADS_AXIS, cache, layer, view, position, active, q, k, v
+    )
+
+
+def _decode_part(
+    fused, kind, config, cache, base, pages, view, position, active, q, k, v
+):
+    """What decode does in one part, whose pages begin at `base`.
+
+    W = 4; slot 0 is at position 5, and page 1 is nobody's:
+
+        page     0  1  2
+        owner    0  .  0
+        index    1  0  0
+        keys     2  0  4
+    """
+    page, last = cache[0].shape[1], view.table.shape[1] - 1
+    place = jnp.clip(position // page, 0, last)
+    to = view.table[jnp.arange(len(position)), place]
+    to = jnp.where(active & (to >= 0), base + to, len(cache[0]))
+    cache = _written(cache, to, position, k, v)
+    take = lambda at: [x[base + at].swapaxes(1, 2) for x in cache]
+    attend = functools.partial(
+        xla.page_states, kind, config, position, q, False
+    )
+    total = xla.empty(q)
+    if kind.window:
+        met = xla.pages_met(kind.window, page)
+        return xla.windowed(attend, total, take, view.table, place, met), cache
+    own = [jax.lax.dynamic_slice_in_dim(x, base, pages) for x in cache]
+    at = jnp.maximum(view.owner, 0)
+    count = position[at] + 1 - view.index * page
+    count = jnp.where(view.owner >= 0, jnp.clip(count, 0, page), 0)
+    mean, log = fused(q[at][:, None], *own, count, softmax_scale(config), False)
+    states = state_of(mean, log, (count > 0)[:, None, None])
+    total = xla.joined(total, states, view.owner[:, None])
+    return xla.finite(xla.with_shared(attend, total, take, view.shared)), cache
+
+
+def prefill(
+    fused: Fused,
+    kind: Kind,
+    config: ModelConfig,
+    cache: tuple[jax.Array, ...],
+    layer: Int32[Array, ""],
+    view: ChunkView,
+    q: Float[Array, "DT H D"],
+    k: Float[Array, "DT K D"],
+    v: Float[Array, "DT K D"],
+) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
+    """Writes a chunk and attends up to each token; see Backend.prefill."""
+    run = functools.partial(_prefill_part, fused, kind, config)
+    return xla.by_parts(run, HEADS_AXIS, cache, layer, view, (), (), q, k, v)
+
+
+def _prefill_part(fused, kind, config, cache, base, _, view, __, ___, q, k, v):
+    """What prefill does in one part.
+
+    The chunk attends within itself, and to what was there before it; keys are
+    gathered for that, as many as the table is wide.
+    """
+    page, last = cache[0].shape[1], len(view.table) - 1
+    position = view.start + jnp.arange(len(q))
+    to = view.table[jnp.minimum(position // page, last)]
+    there = (position < view.end) & (to >= 0)
+    cache = _written(
+        cache, jnp.where(there, base + to, len(cache[0])), position, k, v
+    )
+    if kind.window:
+        sequence = lambda x: x.reshape(-1, *x.shape[2:]).swapaxes(0, 1)
+        take = lambda at: [sequence(x[base + at]) for x in cache]
+        return xla.running(kind, config, False, take, page, view, q), cache
+    scale = softmax_scale(config)
+    table = base + jnp.maximum(view.table, 0)
+    kept = [x[table].reshape(1, -1, *x.shape[2:]) for x in cache]
+    before = fused(
+        q[None], *kept, jnp.maximum(view.start, 1)[None], scale, False
+    )
+    within = fused(q[None], k[None], v[None], None, scale, True)
+    state = xla.merged(
+        state_of(*before, view.start > 0), state_of(*within, jnp.bool_(True))
+    )
+    return jax.tree.map(lambda x: x[0], state), cache
+
+
+def _written(cache, to, position, k, v):
+    """Puts tokens into pages `to`; those past the last go nowhere."""
+    place = position % cache[0].shape[1]
+    return tuple(
+        x.at[to, place].set(new.astype(x.dtype), mode="drop")
+        for x, new in zip(cache, (k, v), strict=True)
+    )
+
+
+def state_of(
+    mean: Float[Array, "B T H D"],
+    log: Float32[Array, "B T H"],
+    there: Bool[Array, "#B #T #H"],
+) -> SoftmaxState:
+    """A mean and the logarithm of a sum as a state; of nothing if not there."""
+    there = jnp.broadcast_to(there, log.shape)[..., None]
+    log = jnp.where(there, LOG2_E * log[..., None], 0)
+    peak = jnp.ceil(log)
+    total = jnp.where(there, jnp.exp2(log - peak), 0)
+    acc = jnp.where(there, mean.astype(jnp.float32), 0) * total
+    return SoftmaxState(jnp.where(there, peak, MASKED), total, acc)
