@@ -459,6 +459,7 @@ def write(
             at = page[:, None], head, place[:, None]
             return x.at[at].set(new, mode="drop")
         old = x.at[page].get(mode="clip")
+        old, x = jax.lax.optimization_barrier((old, x))  # as in put_chunk
         here = jnp.arange(x.shape[-1])[None] == place[:, None]
         here = here.reshape(len(page), *(1,) * (x.ndim - 2), -1)
         return x.at[page].set(jnp.where(here, new[..., None], old), mode="drop")
@@ -752,7 +753,9 @@ def put_chunk(
     own = view.table[jnp.minimum(places, len(view.table) - 1)]
     there = (places * page < view.end) & (own >= 0)
     to = jnp.where(there, base + own, len(x))
-    first = jnp.moveaxis(x[base + jnp.maximum(own[0], 0)], axis - 1, 0)
+    # Read before it is written: fused with the write, XLA:GPU copies x.
+    old, x = jax.lax.optimization_barrier((x[base + jnp.maximum(own[0], 0)], x))
+    first = jnp.moveaxis(old, axis - 1, 0)
     room = [(0, (touched - 1) * page)] + [(0, 0)] * (new.ndim - 1)
     at = (view.start % page, *(0,) * (new.ndim - 1))
     joined = jax.lax.dynamic_update_slice(
