@@ -37,8 +37,13 @@ def line(size: Any, shape: str, device: str) -> dict[str, Any]:
     live = middles(size, np.random.default_rng(0))
     each = len(live) // work.data
     part = [int(n) for n in live[:each]]
-    pages = sum(-(-(n + 1) // memory.PAGE) for n in live)
-    work = work._replace(slots=each, pages=max(found.pages, pages))
+    held = sum(-(-(n + 1) // memory.PAGE) for n in part)
+    if held > found.pages:
+        raise ValueError(
+            f"{shape} on {device}: {each} slots hold {held} pages, and the "
+            f"pool has {found.pages}; take a bank of shorter samples"
+        )
+    work = work._replace(slots=each)
     program = aot.programs(work, ("decode",))["decode"]()
     moved, least = aot.step_bytes(work, program, part)
     made = {
