@@ -11,7 +11,7 @@ import pytest
 
 from dynscaling_jax.checkpoints import Model
 from dynscaling_jax.checkpoints.tokenizer import from_json
-from dynscaling_jax.inference import Engine, decode, layout, memory
+from dynscaling_jax.inference import Engine, decode, memory
 from dynscaling_jax.models import flops
 from dynscaling_jax.types import Message, Query, Request
 

@@ -3,7 +3,6 @@
 import collections
 import copy
 
-import jax
 import numpy as np
 import pytest
 
@@ -83,8 +82,8 @@ def stacked_model(model):
     return model
 
 
-def ask(lengths=(3, 40, 150), samples=5) -> list[Request]:
-    queries = [Query(f"{n}", (Message("user", "x" * n),)) for n in lengths]
+def ask(lengths=(3, 40, 150), samples=5, text="x") -> list[Request]:
+    queries = [Query(f"{n}", (Message("user", text * n),)) for n in lengths]
     return [Request(q, q.messages, i) for q in queries for i in range(samples)]
 
 
@@ -201,7 +200,8 @@ def test_a_chunk_is_one_call_and_nothing_compiles_again(
 
         monkeypatch.setattr(runner, name, counted)
     engine = decoded_from_pages(recording_engine, model)
-    sampled(engine, ask())
+    lengths = 5, 17, 33, 80, 120, 127, 150  # ends of chunks of all sizes
+    sampled(engine, ask(lengths))
     before = [function._cache_size() for function in compiled]
     warm, turns = calls.copy(), 0
     scheduler = engine._batch._scheduler
@@ -213,8 +213,7 @@ def test_a_chunk_is_one_call_and_nothing_compiles_again(
         return plan()
 
     monkeypatch.setattr(scheduler, "turn", turn)
-    with jax.log_compiles(False):
-        sampled(engine, ask((5, 17, 33, 80, 120), 7))
+    sampled(engine, ask(lengths, 7, "y"))
     assert [function._cache_size() for function in compiled] == before
     for name in functions:
         assert 0 < calls[name] - warm[name] <= turns
