@@ -172,6 +172,20 @@ SIZES: dict[str, dict[str, Any]] = {
             "max_position_embeddings": 256,
         },
     },
+    # bytes of a step, as compilers count them; with .venv-aot/bin/python
+    "traffic": {
+        "bank": "",  # a bank file, whose lengths slots have
+        "shapes": (
+            "qwen2.5-7b,qwen3-8b,qwen3-30b-a3b,llama-3.1-8b,gemma-3-4b,"
+            "gpt-oss-20b"
+        ),
+        "devices": "v5e-8,v6e-8,v5p-8",
+        "slots": 64,
+        "prompt_tokens": 300,
+        "cap": 32_768,
+        "goal": 1.3,
+        "groups": True,  # compiles the layer of groups on the same mesh
+    },
     # Qwen2.5-7B's shape, random
     "accelerator": {
         "on_cpu": False,

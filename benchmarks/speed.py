@@ -35,12 +35,14 @@ BENCHES = (
     "startup",
     "memory",
     "accelerator",
+    "traffic",
 )
+HERE = BENCHES[:-1]  # traffic wants compilers of its own: make aot
 
 
 def main(_) -> None:
     config = CONFIG.value
-    names = [n for n in config.only.split(",") if n] or BENCHES
+    names = [n for n in config.only.split(",") if n] or HERE
     for name in names:
         if name not in BENCHES:
             sys.exit(

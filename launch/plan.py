@@ -10,7 +10,9 @@ L tokens. Without it samples are taken as half done.
 
 A shape is a name or a directory with a config.json, which need hold no
 weights. The figures come from what makers publish of their chips, by the
-formulas of dynscaling_jax/inference/plan.py; nothing is run. Real rates are
+formulas of dynscaling_jax/inference/plan.py; nothing is run. --compile adds
+what the compilers of the devices say of the real functions (`make aot`
+installs them, beside the project's own environment). Real rates are
 lower: no chip reaches its peaks, and what chips tell one another is left out.
 """
 
@@ -49,6 +51,12 @@ LIVE = flags.DEFINE_integer(
 )
 QUANTIZE = flags.DEFINE_enum("quantize", "", ["", "int8"], "Of the weights.")
 KEYS = flags.DEFINE_enum("keys", "", ["", "int8"], "Of keys and values.")
+COMPILE = flags.DEFINE_bool(
+    "compile",
+    False,
+    "Compiles the engine's functions for each device, and prints what its "
+    "compiler says beside the formulas. `make aot` installs the compilers.",
+)
 
 
 def main(_) -> None:
@@ -60,7 +68,10 @@ def main(_) -> None:
         lengths = Lengths(PROMPT.value or 0, NEW.value or 0, LIVE.value or 0)
         int8, keys = QUANTIZE.value == "int8", KEYS.value or ""
         shapes, devices = SHAPE.value or (), DEVICE.value or ()
-        print(plan.table(shapes, devices, lengths, int8, keys))
+        print(plan.table(shapes, devices, lengths, int8, keys), flush=True)
+        if COMPILE.value:
+            said = plan.compiled(shapes, devices, lengths, int8, keys)
+            print(f"\n{said}")
     except (ValueError, OSError) as error:
         sys.exit(f"launch.plan: {error}")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dynscaling_jax.analysis.tables import markdown
 from dynscaling_jax.checkpoints.hf_checkpoint import read_config
-from dynscaling_jax.inference import plan
+from dynscaling_jax.inference import aot, memory, plan
 from dynscaling_jax.inference.memory import Lengths
 from dynscaling_jax.models import ModelConfig
 
@@ -68,6 +68,87 @@ def table(
         keys=f", keys in {keys}" if keys else "",
     )
     return f"{markdown(HEAD, rows)}\n\n{legend}"
+
+
+COMPILED = (
+    "shape",
+    "device",
+    "mesh",
+    "attention",
+    "function",
+    "arguments",
+    "in place",
+    "temporaries",
+    "a step",
+    "counted",
+    "collectives",
+)
+COMPILED_LEGEND = """\
+What the device's compiler says; nothing was run. GB of one chip. One call each:
+prefill of {chunk} tokens of a prompt, start of slots, and decode, a chunk of
+{steps} steps. arguments: parameters, state and what the host sends; in place:
+of these, what is written where it lies; temporaries beside them. By formula
+they are parameters, pool and logits, and working. a step: read and written in
+main memory by one step of decoding, by the program's text, with {mean:.0f} live
+tokens a slot; a kernel's own by formula. counted: XLA's count of the call, in
+which loops run once and memory on the chip counts; it has none for GPUs.
+collectives: by the text, of decode in one step."""
+
+
+def compiled(
+    shapes: Sequence[str],
+    devices: Sequence[str],
+    lengths: Lengths,
+    int8: bool,
+    keys: str = "",
+) -> str:
+    """Tabulates what compilers say of the plans that `table` has.
+
+    Raises:
+        ValueError: nothing fits; a compiler is not installed, or has no
+            description of the device.
+        OSError: a config.json that cannot be read.
+    """
+    rows = []
+    for name in shapes:
+        config = shape(name)
+        for where in devices:
+            on = plan.device(where)
+            try:
+                one = plan.propose(config, on, lengths, int8, keys)
+            except ValueError:
+                continue  # the table says that it does not fit
+            work = aot.work(config, where, one, keys, int8)
+            mesh = f"{one.data}x{one.model}"
+            attention = aot.backend(work, aot.sizes(work)).name
+            live = [int(lengths.mean)] * work.slots
+            for function, compile_ in aot.programs(work).items():
+                found = compile_()
+                moved = 0.0
+                if function == "decode":
+                    moved, _ = aot.step_bytes(work, found, live)
+                numbers = (
+                    found.arguments,
+                    found.aliased,
+                    found.temporaries,
+                    moved,
+                    found.counted,
+                )
+                rows.append(
+                    (
+                        name,
+                        where,
+                        mesh,
+                        attention,
+                        function,
+                        *(f"{n / 1e9:.2f}" if n else "" for n in numbers),
+                        aot.sent(found.traffic),
+                    )
+                )
+    legend = COMPILED_LEGEND.format(
+        chunk=memory.PREFILL, steps=aot.STEPS, mean=lengths.mean
+    )
+    return f"{markdown(COMPILED, rows)}\n\n{legend}"
 
 
 def shape(name: str) -> ModelConfig:

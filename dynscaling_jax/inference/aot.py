@@ -26,11 +26,18 @@ from jax.sharding import (
 
 from dynscaling_jax.inference import hlo, memory, sampling
 from dynscaling_jax.inference.paged import runner
-from dynscaling_jax.inference.paged.attention import Backend, Layout
+from dynscaling_jax.inference.paged.attention import Backend, Layout, xla
 from dynscaling_jax.inference.paged.attention.select import select
 from dynscaling_jax.inference.paged.runner import State
 from dynscaling_jax.inference.paged.turn import Chunk
-from dynscaling_jax.inference.plan import TPUS, Plan
+from dynscaling_jax.inference.plan import (
+    BFLOAT16,
+    TPUS,
+    Plan,
+    live_bytes,
+    read_bytes,
+    shard,
+)
 from dynscaling_jax.inference.slot import Prompt
 from dynscaling_jax.models import parameters, quantization
 from dynscaling_jax.models.config import ModelConfig
@@ -39,6 +46,7 @@ from dynscaling_jax.models.sharding import AXES, param_sharding
 from dynscaling_jax.models.stacked import Stacked, period
 
 INSTALL = "make aot installs them; then run .venv-aot/bin/python"
+STEPS = runner.CHUNK
 STOPS = 8  # ids that end a sample, as an engine pads them
 TPU_ENVIRONMENT = {  # libtpu is not to look for its machine, or to lock it
     "TPU_SKIP_MDS_QUERY": "1",
@@ -199,6 +207,19 @@ def backend(work: Work, layout: Layout) -> Backend:
     return select(work.attention, platform, work.config, layout, work.model)
 
 
+def sizes(work: Work) -> Layout:
+    """The layout of the cache."""
+    context = work.config.max_position_embeddings
+    return Layout(
+        work.data,
+        work.data * work.slots,
+        work.pages,
+        memory.PAGE,
+        work.keys or "bfloat16",
+        min(-(-context // memory.PAGE), work.pages),
+    )
+
+
 def programs(
     work: Work, names: Sequence[str] = ("prefill", "start", "decode")
 ) -> dict[str, Callable[[], Program]]:
@@ -207,15 +228,7 @@ def programs(
     The prefill is of a chunk that ends a prompt as long as the context allows,
     the decode of slots that have all of the pool.
     """
-    config, mesh = work.config, _mesh(work)
-    layout = Layout(
-        work.data,
-        work.data * work.slots,
-        work.pages,
-        memory.PAGE,
-        work.keys or "bfloat16",
-        min(-(-config.max_position_embeddings // memory.PAGE), work.pages),
-    )
+    config, mesh, layout = work.config, mesh_of(work), sizes(work)
     attend = backend(work, layout)
     stacked = work.devices[0].platform == "tpu"
     lone = SingleDeviceSharding(work.devices[0])
@@ -315,6 +328,51 @@ def program(compiled: Any) -> Program:
     )
 
 
+def step_bytes(
+    work: Work, decode: Program, live: Sequence[int]
+) -> tuple[float, float]:
+    """Counts what a step of decoding reads and writes on one device.
+
+    The loop over steps runs once, those over blocks of the pool as often as
+    there are pages, which lie without gaps, and no page is shared. A kernel
+    reads the pages that its layer sees, the queries, and writes as many.
+    Nothing cuts tokens off before one is sampled.
+
+    Args:
+        work: what was compiled.
+        decode: its decode_chunk.
+        live: tokens of each slot of one part that have keys.
+
+    Returns:
+        What is counted; and the least that it could be: the parameters that
+        this device holds, and the keys that its slots see.
+    """
+    part = shard(work.config, work.model)
+    layers, page = part.num_hidden_layers, memory.PAGE
+    token = memory.paged_token_bytes(part, BFLOAT16, work.keys) / layers
+    blocks = -(-sum(-(-tokens // page) for tokens in live) // xla.BLOCK)
+
+    def repeats(depth: int, body: hlo.Traffic) -> int:
+        if depth == 0:
+            return 1  # the loop over steps
+        own = xla.BLOCK * page * token  # a smaller one is over shared pages
+        return blocks if body.bytes > own / 2 else 0
+
+    found = hlo.traffic(decode.text, repeats=repeats, cheapest=True)
+    kernels = 0.0
+    if found.kernels.get(hlo.TPU_KERNEL):
+        q = len(live) * part.num_attention_heads * part.head_dim * BFLOAT16
+        for layer in range(layers):
+            window = part.kind(layer).window
+            met = (window + page - 2) // page + 1 if window else sum(live)
+            pages = sum(min(-(-tokens // page), met) for tokens in live)
+            kernels += pages * page * token + 2 * q
+    least = read_bytes(work.config, work.int8, work.model) + sum(
+        live_bytes(part, tokens, BFLOAT16, work.keys) for tokens in live
+    )
+    return found.bytes + kernels, least
+
+
 def full_tables(
     layout: Layout,
 ) -> tuple[list[tuple[int, ...]], list[int]]:
@@ -372,7 +430,7 @@ def abstract_params(
     return {**params, "layers": Stacked(places, (*layers[rounds * count :],))}
 
 
-def _mesh(work: Work) -> Mesh | None:
+def mesh_of(work: Work) -> Mesh | None:
     count = work.data * work.model
     if count == 1:
         return None

@@ -35,7 +35,8 @@ NOTHING = {  # moves no bytes by itself
     "after-all", "partition-id", "replica-id", "while", "conditional", "call",
     "iota", "rng-get-and-update-state", "opt-barrier", "add-dependency",
 }  # fmt: skip
-KERNEL = "custom-call"  # its bytes are its own affair
+KERNEL = "custom-call"
+TPU_KERNEL = "tpu_custom_call"  # of Pallas; its bytes are its own affair
 
 _LEAF = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -325,7 +326,7 @@ def _moved(
         return 0.0
     if operation.endswith("-update"):  # of what was started
         return 0.0
-    if operation == KERNEL and _target(one) == "tpu_custom_call":
+    if operation == KERNEL and _target(one) == TPU_KERNEL:
         return 0.0
     counts = lambda array: everywhere or array.main
     if operation.startswith("async-start") or operation == "fusion":

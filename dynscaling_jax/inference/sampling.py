@@ -6,6 +6,7 @@ and top-k and top-p find their cutoff by bisection over the bits of the logits.
 """
 
 import hashlib
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -183,18 +184,25 @@ def choose_each(
 
     The token's number in the sample, count, ends the chain of keys. On a mesh
     it is sampled on one device, from all of the vocabulary, and all devices
-    know it.
+    know it. Slots that do not come out even are padded: 60 on eight devices
+    are eight each, where else each device would sample for all.
     """
 
     def one(key, count, logits, settings):
         key = jax.random.fold_in(jax.random.wrap_key_data(key), count)
         return choose(key, logits, settings)
 
-    slots = fitting(ambient(), count.shape, (BOTH,))
+    missing = -len(count) % math.prod(ambient().values())
+    pad = lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    rows = (key, count, logits)
+    if missing:
+        rows = jax.tree.map(pad, rows)
+    slots = fitting(ambient(), rows[1].shape, (BOTH,))
     each = on_shards(
         jax.vmap(one, (0, 0, 0, None)), (slots, slots, slots, P()), slots
     )
-    return replicated(each(key, count, logits, settings))
+    sums = replicated(each(*rows, settings))
+    return jax.tree.map(lambda x: x[: len(count)], sums) if missing else sums
 
 
 def replicated(tree: Any) -> Any:

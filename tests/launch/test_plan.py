@@ -134,7 +134,7 @@ def test_the_guides_show_what_the_planner_prints(guide):
         r"((?:\|.*\n)+)",
         text,
     )
-    assert shown and len(shown) == text.count("-m launch.plan")
+    assert shown and len(shown) == text.count(".venv/bin/python -m launch.plan")
     for command, printed in shown:
         done = launch(*shlex.split(command.replace("\\\n", " "))[3:])
         assert table(printed) == table(done.stdout), command

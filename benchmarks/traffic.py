@@ -1,0 +1,143 @@
+"""Bytes of a step of decoding on TPUs, beside the least that they could be.
+
+The engine's decode_chunk is compiled for each device, on the mesh that the
+planner proposes, with slots in the middle of samples of recorded lengths.
+What its text says that a step reads and writes is compared with the weights
+and live keys of a device. Nothing is run.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from benchmarks.common import Config, Lines
+from dynscaling_jax.inference import aot, cache, decode, hlo, layout, memory
+from dynscaling_jax.inference import plan as planner
+from dynscaling_jax.models.sharding import AXES, fitting
+
+PER_GROUP = 8
+
+
+def lines(config: Config) -> Lines:
+    """One line for each shape and device."""
+    size = config.traffic
+    for shape in size.shapes.split(","):
+        for device in size.devices.split(","):
+            yield line(size, shape, device)
+
+
+def line(size: Any, shape: str, device: str) -> dict[str, Any]:
+    model = planner.SHAPES[shape]
+    work, found = planned(size, model, device)
+    live = middles(size, np.random.default_rng(0))
+    each = len(live) // work.data
+    part = [int(n) for n in live[:each]]
+    held = sum(-(-(n + 1) // memory.PAGE) for n in part)
+    if held > found.pages:
+        raise ValueError(
+            f"{shape} on {device}: {each} slots hold {held} pages, and the "
+            f"pool has {found.pages}; take a bank of shorter samples"
+        )
+    work = work._replace(slots=each)
+    program = aot.programs(work, ("decode",))["decode"]()
+    moved, least = aot.step_bytes(work, program, part)
+    made = {
+        "bench": "traffic",
+        "shape": shape,
+        "device": device,
+        "mesh": f"{work.data}x{work.model}",
+        "attention": aot.backend(work, aot.sizes(work)).name,
+        "int8": work.int8,
+        "slots": len(live),
+        "live": float(live.mean()),
+        "step_gb": moved / 1e9,
+        "least_gb": least / 1e9,
+        "ratio": moved / least,
+        "goal": size.goal,
+        "xla_counts_gb": program.counted / 1e9,  # loops once, on-chip memory
+    }
+    if size.groups:
+        made |= {"groups_ratio": grouped_bytes(size, work) / least}
+    return made
+
+
+def planned(size: Any, model, device: str) -> tuple[aot.Work, planner.Plan]:
+    """In int8 where no sample of bfloat16 fits."""
+    lengths = memory.Lengths(size.prompt_tokens, size.cap, 10_000)
+    on = planner.device(device)
+    for int8 in (False, True):
+        try:
+            found = planner.propose(model, on, lengths, int8)
+        except ValueError:
+            if int8:
+                raise
+            continue
+        return aot.work(model, device, found, int8=int8), found
+    raise AssertionError
+
+
+def middles(size: Any, rng: np.random.Generator) -> np.ndarray:
+    """Tokens that slots have at any moment: long samples are met more often.
+
+    A slot is in a sample with a chance that grows with its length, and
+    anywhere in it.
+    """
+    lengths = np.array([10_000])
+    if size.bank:
+        rows = Path(size.bank).read_text().splitlines()
+        recorded = [json.loads(row)["new_tokens"] for row in rows]
+        lengths = np.clip(np.concatenate(recorded), 1, size.cap)
+    met = rng.choice(lengths, size.slots, p=lengths / lengths.sum())
+    return size.prompt_tokens + (rng.random(size.slots) * met).astype(int)
+
+
+def grouped_bytes(size: Any, work: aot.Work) -> float:
+    """What a step of the same slots moves in groups, at padded lengths.
+
+    It is the layer that one CPU still decodes with, on the same mesh: all
+    its layers, and the parameters behind them once.
+    """
+    model, mesh = work.config, aot.mesh_of(work)
+    assert mesh is not None
+    groups = size.slots // PER_GROUP
+    prefix = layout.power_bucket(size.prompt_tokens)
+    suffix = layout.suffix_bucket(size.cap)
+    state = jax.eval_shape(
+        lambda: cache.empty(
+            model, groups, PER_GROUP, prefix, suffix, jnp.bfloat16
+        )
+    )
+
+    def spread(x: Any) -> Any:
+        where = NamedSharding(mesh, fitting(mesh.shape, x.shape, AXES))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    whole = lambda *shape, dtype: jax.ShapeDtypeStruct(
+        shape, dtype, sharding=NamedSharding(mesh, PartitionSpec())
+    )
+    params = aot.abstract_params(model, mesh, False, work.int8)
+    kinds = [model.kind(at) for at in range(model.num_hidden_layers)]
+    total = 0.0
+    for kind in set(kinds):
+        at = kinds.index(kind)
+        with jax.set_mesh(mesh):
+            lowered = decode._layer.lower(
+                params["layers"][at],
+                model,
+                kind,
+                whole(size.slots, model.hidden_size, dtype=jnp.bfloat16),
+                whole(groups, dtype=jnp.int32),
+                whole(size.slots, dtype=jnp.int32),
+                jax.tree.map(spread, state.prefix[at]),
+                jax.tree.map(spread, state.suffix[at]),
+            )
+            text = lowered.compile().as_text()
+        total += kinds.count(kind) * hlo.traffic(text).bytes
+    width = 1 if work.int8 else planner.BFLOAT16
+    head = model.vocab_size * model.hidden_size * width / work.model
+    return total + head
