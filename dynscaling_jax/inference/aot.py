@@ -202,8 +202,8 @@ def work(
 
 def backend(work: Work, layout: Layout) -> Backend:
     """The back end that an engine would take on these devices."""
-    platform = work.devices[0].platform
-    platform = {"cuda": "gpu"}.get(platform, platform)
+    platform: str = work.devices[0].platform
+    platform = "gpu" if platform == "cuda" else platform
     return select(work.attention, platform, work.config, layout, work.model)
 
 
