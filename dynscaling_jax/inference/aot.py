@@ -434,6 +434,7 @@ def abstract_params(
 
 
 def mesh_of(work: Work) -> Mesh | None:
+    """Makes the mesh of what is compiled; None is one device."""
     count = work.data * work.model
     if count == 1:
         return None
