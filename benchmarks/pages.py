@@ -18,7 +18,7 @@ from dynscaling_jax.inference.slot import Numbered, Prompt
 from dynscaling_jax.types import Query, Request
 
 # Rows, of as many as would fill the pool if all had the mean of live tokens.
-# More rows lose more tokens of samples that give way than they draw.
+# With more of them more samples give way.
 ROWS = 0.86
 
 

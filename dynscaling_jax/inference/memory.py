@@ -27,6 +27,7 @@ from typing import NamedTuple
 import jax
 
 from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.experts import FEW
 
 SHARE = 0.85  # of the device; the rest is XLA's own and gaps between arrays
 MOST_SLOTS = 1024
@@ -223,6 +224,10 @@ def paged_working(config: ModelConfig, slots: int, pages: int) -> int:
     step = slots * features + pages * heads * (2 * dim + 3 * PAGE)
     head = 7 * slots * config.vocab_size
     prefill = PREFILL * (features + 3 * heads * KEYS_AT_ONCE)
+    # models.experts.mix_all: what every expert makes of every token
+    inner = config.hidden_size + config.moe_intermediate_size
+    step += min(slots, FEW) * config.num_experts * inner
+    prefill += PREFILL * config.num_experts * inner
     return FLOAT * max(step, head, prefill)
 
 

@@ -55,6 +55,20 @@ def test_a_pool_for_all_loses_nothing():
     assert outcome.idle < 0.02
 
 
+def test_rows_do_not_wait_for_long_prompts():
+    """Chains, each of its own: 13 chunks of prefill a sample, one of which
+    ends in some 160 steps. With 32 steps between any two chunks four rows
+    would be idle half of the time."""
+    work = scaled(200, 1)
+    prompts = [
+        Prompt((q, *range(399)), (), 0) for q in range(len(work.prompts))
+    ]
+    work = work._replace(prompts=tuple(prompts))
+    outcome = pages.simulate(work, LIMITS._replace(slots=4, steps=32))
+    assert outcome.idle <= 0.05
+    assert outcome.held <= 1.1
+
+
 def test_more_rows_than_memory_lose_tokens():
     work = scaled(12, 16)
     fitting = pages.rows_of(pages.live_tokens(work), 1000 * 8, 1)

@@ -4,6 +4,7 @@ tests/experiments/test_run_lockstep.py."""
 import collections
 import functools
 import types
+from typing import Any
 
 import jax
 import pytest
@@ -19,7 +20,11 @@ from dynscaling_jax.inference import (
 from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.types import Message, Query, Request
 
-SHAPE = {"slots": 8, "slots_per_group": 4, "max_new_tokens": 24}
+SHAPE: dict[str, Any] = {
+    "slots": 8,
+    "slots_per_group": 4,
+    "max_new_tokens": 24,
+}
 QUERIES = [
     Query(name, (Message("user", text),))
     for name, text in {"a": "2 + 2?", "b": "\ud800 é", "c": "x" * 60}.items()

@@ -1,9 +1,10 @@
 """Scheduling with pages: which sample each slot generates, and what waits.
 
-Prompts are served in the order they came, all requests of one after another.
-Nothing is reserved for what a sample may grow to: a request starts when pages
-are free, and where they run out later the youngest sample gives its pages up
-and is drawn again. Host data alone; the same calls give the same turns.
+Prompts are read in the order they came, a few ahead, and start samples in
+turn. Nothing is reserved for what a sample may grow to: a request starts when
+pages are free, and where they run out later the youngest sample gives its
+pages up and is drawn again. Host data alone; the same calls give the same
+turns.
 """
 
 import collections
@@ -15,10 +16,15 @@ from dynscaling_jax.inference.paged.pages import Pool
 from dynscaling_jax.inference.paged.turn import Chunk, Start, Turn
 from dynscaling_jax.inference.slot import Numbered, Prompt
 
-# Pages that stay available when a request starts, for each active sample of
-# its part
+# Pages that stay available when a request starts, for each running sample of
+# its part. In simulated runs (benchmarks/pages.py) 0.25 to 4 lose about as
+# many tokens; 8 leaves more rows idle.
 WATERMARK = 1.0
+# Of a pool, what prompts may hold so that their samples are drawn in turn. If
+# those of a hard question run alone, all of them grow long together.
 SHARE = 1 / 16
+# Steps of a turn while slots wait for the rest of a prompt
+FEW = 4
 
 
 class Limits(NamedTuple):
@@ -30,7 +36,7 @@ class Limits(NamedTuple):
     page: int  # W, positions of a page
     chunk: int  # T, tokens of prefill of a part in a turn
     steps: int  # of decoding in a turn, at most
-    rows: int  # of logits of a part: prompts that requests wait for there
+    rows: int  # of logits of a part: prompts that are read there at most
     context: int  # tokens of a sequence
     max_new_tokens: int  # of a sample
 
@@ -114,7 +120,7 @@ class Scheduler:
         self._steps: int | None = None  # of a turn that is not recorded yet
         self._born = 0
         self._full: set[int] = set()  # parts in which samples gave way, and
-        # none finished since
+        # none was finished since
 
     @property
     def busy(self) -> bool:
@@ -163,7 +169,8 @@ class Scheduler:
         """Plans what the device does next.
 
         Running samples get their pages first, the oldest before the others;
-        then a chunk of prefill, then samples that start.
+        then a chunk of prefill, then samples that start. Where slots wait for
+        a prompt that is longer than a chunk, few steps pass before the next.
 
         Raises:
             RuntimeError: the turn before was not recorded.
@@ -177,6 +184,8 @@ class Scheduler:
         running = [slot for slot in self._slots if slot]
         most = max((s.limit - s.count for s in running), default=0)
         self._steps = min(self._limits.steps, most)
+        if any(self._idle(chunk.part) for chunk in chunks if not _last(chunk)):
+            self._steps = min(self._steps, FEW)
         return Turn(
             chunks=tuple(chunks),
             starts=tuple(starts),
@@ -216,7 +225,6 @@ class Scheduler:
             slot.count = count
         for i in finished:
             self._vacate(i)
-            self._full.discard(self._part(i))
         self._steps = None
 
     # pages of running samples
@@ -260,11 +268,13 @@ class Scheduler:
         self._placed.sort(key=lambda placed: placed.line is not line)
 
     def _vacate(self, i: int) -> None:
-        slot = self._slots[i]
+        """Frees a slot and its pages."""
+        slot, part = self._slots[i], self._part(i)
         if slot is None:
             raise ValueError(f"slot {i} generates no sample")
-        self._pools[self._part(i)].release(slot.table)
+        self._pools[part].release(slot.table)
         self._slots[i] = None
+        self._full.discard(part)
 
     # prompts
 
@@ -308,7 +318,8 @@ class Scheduler:
             parts = [part for part in looking if self._can_place(line, part)]
             if not parts:
                 return  # no other prompt overtakes it
-            best = max(parts, key=lambda p: (*self._found(line, p), -p))
+            found = {part: self._found(line, part) for part in parts}
+            best = max(parts, key=lambda part: (*found[part], -part))
             self._put(line, best)
             looking.remove(best)
         for part in looking:
@@ -329,7 +340,7 @@ class Scheduler:
         own = [placed for placed in self._placed if placed.part == part]
         if not self._rows[part] or not all(placed.ready for placed in own):
             return False
-        ahead = max(2, self._each // 8)
+        ahead = max(2, self._each // 16)
         waiting = sum(len(placed.line.waiting) for placed in own)
         if waiting < self._idle(part) + ahead:
             return True
@@ -547,6 +558,11 @@ class Scheduler:
                 f"{limits.pages}. Lower max_new_tokens, hold keys in int8, or "
                 "take more memory"
             )
+
+
+def _last(chunk: Chunk) -> bool:
+    """Whether a chunk ends its prompt."""
+    return chunk.end == len(chunk.prompt.ids)
 
 
 def _check(limits: Limits) -> None:

@@ -258,6 +258,21 @@ def test_a_long_prompt_is_read_between_chunks_of_decoding():
     assert [start.slot for start in turns[3].starts] == [1]
 
 
+def test_few_steps_pass_while_a_slot_waits_for_the_rest_of_a_prompt():
+    limits = LIMITS._replace(slots=2, steps=8)
+    for idle, steps in ((1, [8, 4, 4, 8]), (0, [8, 8, 7])):
+        device = Device(limits, [24, 24, 24])
+        scheduler = Scheduler(limits)
+        scheduler.add(numbered([prompt(1)] * (2 - idle)))
+        turns = []
+        for _ in steps:
+            turns.append(scheduler.turn())
+            scheduler.record(*device.take(turns[-1]))
+            if len(turns) == 1:
+                scheduler.add(numbered([prompt(*range(20))], 2))
+        assert [turn.steps for turn in turns] == steps
+
+
 def test_the_youngest_gives_way_and_starts_again():
     """Two samples of 20 tokens grow in 6 pages of 4, a page a turn:
 
