@@ -123,7 +123,9 @@ def constrained(x: jax.Array, *axes: Axis) -> jax.Array:
 
 
 def on_shards(
-    function: Callable, inside: Sequence[PartitionSpec], outside: PartitionSpec
+    function: Callable,
+    inside: Sequence[PartitionSpec],
+    outside: PartitionSpec | tuple[PartitionSpec, ...],
 ) -> Callable:
     """Makes each device of the ambient mesh run a function on its own shards.
 

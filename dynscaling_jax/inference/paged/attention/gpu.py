@@ -73,7 +73,7 @@ def cudnn(
     if count is not None:
         mask = kinds.PADDING_CAUSAL if causal else kinds.PADDING
         queries = jnp.full(count.shape, q.shape[1], jnp.int32)
-    mean, log = fused.dot_product_attention(
+    both: Any = fused.dot_product_attention(
         q,
         k,
         v,
@@ -83,6 +83,7 @@ def cudnn(
         mask_type=mask,
         return_residual=True,
     )
+    mean, log = both
     return mean, log.swapaxes(1, 2)
 
 
@@ -130,7 +131,9 @@ def view(
         xla.owners(layout, *own) for own in xla.of_parts(layout, tables, shared)
     ]
     return View(
-        *(np.stack(x) for x in zip(*(part[:3] for part in parts), strict=True)),
+        np.stack([part.table for part in parts]),
+        np.stack([part.owner for part in parts]),
+        np.stack([part.index for part in parts]),
         xla.listed([part.shared for part in parts]),
     )
 
@@ -237,13 +240,12 @@ def _prefill_part(fused, kind, config, cache, base, _, view, __, ___, q, k, v):
     scale = softmax_scale(config)
     table = base + jnp.maximum(view.table, 0)
     kept = [x[table].reshape(1, -1, *x.shape[2:]) for x in cache]
-    before = fused(
+    mean, log = fused(
         q[None], *kept, jnp.maximum(view.start, 1)[None], scale, False
     )
-    within = fused(q[None], k[None], v[None], None, scale, True)
-    state = xla.merged(
-        state_of(*before, view.start > 0), state_of(*within, jnp.bool_(True))
-    )
+    before = state_of(mean, log, (view.start > 0)[None, None, None])
+    mean, log = fused(q[None], k[None], v[None], None, scale, True)
+    state = xla.merged(before, state_of(mean, log, jnp.ones((1, 1, 1), bool)))
     return jax.tree.map(lambda x: x[0], state), cache
 
 

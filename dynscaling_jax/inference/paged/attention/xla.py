@@ -150,11 +150,16 @@ def view(
         shared: pages at the head of each table that others may have too.
     """
     parts = [owners(layout, *own) for own in of_parts(layout, tables, shared)]
-    shared_pages = listed([part.shared for part in parts])
-    blocks = [_blocks(*part[1:3]) for part in parts]
-    stacked = [np.stack(x) for x in zip(*blocks, strict=True)]
-    table = np.stack([part.table for part in parts])
-    return View(table, *stacked, shared_pages)
+    blocks = [_blocks(part.owner, part.index) for part in parts]
+    count, first, owner, index = map(np.stack, zip(*blocks, strict=True))
+    return View(
+        np.stack([part.table for part in parts]),
+        count,
+        first,
+        owner,
+        index,
+        listed([part.shared for part in parts]),
+    )
 
 
 def of_parts(
