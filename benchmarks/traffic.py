@@ -136,7 +136,7 @@ def grouped_bytes(size: Any, work: aot.Work) -> float:
                 jax.tree.map(spread, state.prefix[at]),
                 jax.tree.map(spread, state.suffix[at]),
             )
-            text = lowered.compile().as_text()
+            text = lowered.compile().as_text() or ""
         total += kinds.count(kind) * hlo.traffic(text).bytes
     width = 1 if work.int8 else planner.BFLOAT16
     head = model.vocab_size * model.hidden_size * width / work.model

@@ -202,8 +202,8 @@ def work(
 
 def backend(work: Work, layout: Layout) -> Backend:
     """The back end that an engine would take on these devices."""
-    platform = work.devices[0].platform
-    platform = {"cuda": "gpu"}.get(platform, platform)
+    platform: str = work.devices[0].platform
+    platform = "gpu" if platform == "cuda" else platform
     return select(work.attention, platform, work.config, layout, work.model)
 
 
@@ -333,8 +333,9 @@ def step_bytes(
 ) -> tuple[float, float]:
     """Counts what a step of decoding reads and writes on one device.
 
-    The loop over steps runs once, those over blocks of the pool as often as
-    there are pages, which lie without gaps, and no page is shared. A kernel
+    The loop over steps runs once, those of the XLA form over blocks of the
+    pool as often as there are pages, which lie without gaps, and no page is
+    shared. A kernel
     reads the pages that its layer sees, the queries, and writes as many.
     Nothing cuts tokens off before one is sampled.
 
@@ -351,6 +352,8 @@ def step_bytes(
     layers, page = part.num_hidden_layers, memory.PAGE
     token = memory.paged_token_bytes(part, BFLOAT16, work.keys) / layers
     blocks = -(-sum(-(-tokens // page) for tokens in live) // xla.BLOCK)
+    if backend(work, sizes(work)).name != "xla":
+        blocks = 0  # its loops are over shared pages alone
 
     def repeats(depth: int, body: hlo.Traffic) -> int:
         if depth == 0:
@@ -431,6 +434,7 @@ def abstract_params(
 
 
 def mesh_of(work: Work) -> Mesh | None:
+    """Makes the mesh of what is compiled; None is one device."""
     count = work.data * work.model
     if count == 1:
         return None
