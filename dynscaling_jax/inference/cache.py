@@ -18,6 +18,7 @@ suffix, and its position in the sequence is length + count - 1. Slot 0 reads
 token 3 at position 6 + 3.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -99,13 +100,18 @@ def empty(
         zeros((groups,), jnp.int32) + 1,
         zeros((groups, config.vocab_size), jnp.float32, DATA),
         layers(batch, suffix),
-        Slots(
-            zeros((batch,), jnp.int32),
-            zeros((batch,), jnp.int32) + 1,
-            zeros((batch,), bool),
-            zeros((batch,), jnp.int32),
-            zeros((batch, 2), jnp.uint32),
-        ),
+        idle(batch, zeros),
+    )
+
+
+def idle(batch: int, zeros: Callable[..., jax.Array] = jnp.zeros) -> Slots:
+    """Makes inactive slots; `zeros` takes a shape and a dtype."""
+    return Slots(
+        zeros((batch,), jnp.int32),
+        zeros((batch,), jnp.int32) + 1,
+        zeros((batch,), bool),
+        zeros((batch,), jnp.int32),
+        zeros((batch, 2), jnp.uint32),
     )
 
 

@@ -7,7 +7,7 @@ two seconds, where a whole decoder takes five to eight.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
-from dynscaling_jax.inference import cache, prefill, sampling
+from dynscaling_jax.inference import cache, pools, prefill, sampling
 from dynscaling_jax.inference.cache import Layers, Prefix, Slots, State
 from dynscaling_jax.inference.sampling import LogitSums, ScoredToken, Settings
 from dynscaling_jax.models import attention, transformer
@@ -33,6 +33,7 @@ from dynscaling_jax.models.sharding import (
 from dynscaling_jax.models.transformer import Block, Vocabulary
 
 CHUNK = 16  # steps between two looks of the host
+AnyState = TypeVar("AnyState", State, pools.State)
 
 
 class Chunk(NamedTuple):
@@ -97,12 +98,12 @@ def start(
 def decode(
     params: Params,
     config: ModelConfig,
-    state: State,
+    state: AnyState,
     stops: Int32[ArrayLike, " stops"],
     settings: Settings,
     steps: int = CHUNK,
     enough: int = 0,
-) -> tuple[State, Chunk]:
+) -> tuple[AnyState, Chunk]:
     """Takes up to `steps` steps, CHUNK at most, with all slots.
 
     It stops early when no more than `enough` slots are active. The state is
@@ -134,20 +135,57 @@ def decode(
 def _run_layers(params, config, state, token) -> tuple[jax.Array, Layers]:
     """Hidden states behind all layers, not normalised, and the new suffix."""
     x = prefill.embed(transformer.without_layers(params), config, token)
+    paged = isinstance(state, pools.State)
+    run = _paged_layer if paged else _layer
+    where = state.view if paged else state.length
     layers = []
     for number, layer in enumerate(params["layers"]):
-        x, kv = _layer(
+        x, kv = run(
             layer,
             config,
             config.kind(number),
             x,
-            state.length,
+            where,
             state.slots.count,
             state.prefix[number],
             state.suffix[number],
         )
         layers.append(kv)
     return x, tuple(layers)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=7)
+def _paged_layer(layer, config, kind, x, view, count, prefix, suffix):
+    """One layer over keys in pages: of prompts, and of completions."""
+    position = count - 1  # in the completion, of the token that is read
+    attend = functools.partial(_attend_pages, config, view, position)
+    block = Block(config, kind, layer)
+    return block(x, view.ahead + position, attend, (prefix, suffix))
+
+
+def _attend_pages(config, view, position, kind, kv, q, k, v):
+    """Attends to the prompt and to the completion of each slot."""
+    prefix, suffix = kv
+    batch, heads, dim = q.shape
+    suffix = pools.write(suffix, k, v, position, view.suffix.table)
+    own = q.reshape(batch, k.shape[1], -1, dim)
+    backend, ahead, window = attention.backend(config), view.ahead, kind.window
+    merged = attention.merge(
+        pools.attend(
+            backend,
+            own,
+            prefix,
+            view.prefix,
+            ahead,
+            ahead + position,
+            window,
+            twice=True,
+        ),
+        pools.attend(
+            backend, own, suffix, view.suffix, position + 1, position, window
+        ),
+    )
+    return jax.tree.map(lambda x: x.reshape(batch, heads, -1), merged), suffix
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=7)
@@ -223,6 +261,14 @@ def select(
         take(state.suffix, slots),
         taken._replace(active=taken.active & active),
     )
+
+
+def take(
+    slots: Slots, index: Int32[np.ndarray, " n"], active: Bool[np.ndarray, " n"]
+) -> Slots:
+    """Rearranges slots alone; those that are not active may repeat others."""
+    taken = _take(slots, index)
+    return taken._replace(active=taken.active & active)
 
 
 @jax.jit

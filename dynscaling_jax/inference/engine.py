@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynscaling_jax.checkpoints.model import Model
-from dynscaling_jax.inference import layout, memory, mesh, prefill, sampling
+from dynscaling_jax.inference import (
+    continuous,
+    layout,
+    memory,
+    mesh,
+    prefill,
+    sampling,
+)
 from dynscaling_jax.inference.cache import Prefix
 from dynscaling_jax.inference.scheduler import Scheduler, Setup, Steps
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot, finished
@@ -162,7 +169,10 @@ class Engine:
         self._changes: list[Change] = []
         self._numbers = itertools.count()
         # by worker; or, one after another, by bucket
-        self._schedulers: dict[int, Scheduler] = {}
+        self._schedulers: dict[int, Scheduler | continuous.Scheduler] = {}
+        self._make_scheduler = (
+            continuous.Scheduler if follows_work else Scheduler
+        )
         self._map: Any = map
         if self._workers > 1:
             self._map = ThreadPoolExecutor(self._workers, "worker").map
@@ -283,7 +293,7 @@ class Engine:
                     call.take(number, sample)
 
     def _chunk(
-        self, scheduler: Scheduler
+        self, scheduler: Scheduler | continuous.Scheduler
     ) -> tuple[list[tuple[int, Sample]], Steps]:
         """A chunk of steps; with several workers as many as a TURN holds.
 
@@ -310,7 +320,7 @@ class Engine:
         self._busy = True
         for name, part in self._partition(work).items():
             scheduler = self._schedulers.setdefault(
-                name, Scheduler(self._setup)
+                name, self._make_scheduler(self._setup)
             )
             scheduler.add(part)
         self._busy = False
