@@ -79,7 +79,7 @@ def ask_transformers(config: Config, size: Config, work: Work) -> dict:
     ]
     job = _job(size, work, settings, size.transformers.probe_steps)
     job["model"] = str(resolve(config.model).absolute())
-    return _run(config.peers.transformers_python, "transformers_peer.py", job)
+    return run(config.peers.transformers_python, "transformers_peer.py", job)
 
 
 def ask_llama_cpp(config: Config, size: Config, work: Work) -> dict:
@@ -108,7 +108,7 @@ def ask_llama_cpp(config: Config, size: Config, work: Work) -> dict:
         if "float32" in size.llama_cpp.weights:
             write_float32(file, wide)
         job["models"] = {"file": str(file), "float32": str(wide)}
-        return _run(config.peers.llama_python, "llama_cpp_peer.py", job)
+        return run(config.peers.llama_python, "llama_cpp_peer.py", job)
 
 
 def _job(
@@ -126,7 +126,7 @@ def _job(
     }
 
 
-def _run(python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
+def run(python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
     if not Path(python).is_file():
         return {"missing": python}
     return last_line(

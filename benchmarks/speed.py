@@ -29,6 +29,7 @@ BENCHES = (
     "pages",
     "decode",
     "prefix",
+    "long",
     "dynscaling",
     "workers",
     "startup",

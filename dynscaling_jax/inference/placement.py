@@ -1,10 +1,12 @@
 """Which page holds which keys: decisions of the host, without any array.
 
 A sequence is cut into blocks of WIDE positions. Each block lies in a page,
-and a page belongs to one block. A block of up to NARROW positions lies in a
-narrow page, since half of the last blocks are as short; when it grows longer,
-it moves to a wide one. Products over keys that are padded round as those over
-the keys alone, so no bit depends on where a block lies.
+and a page belongs to one block. While no sequence has a second block, all lie
+in one pool, whose width doubles as needed. Then a block of up to NARROW
+positions lies in a narrow page, since half of the last blocks are as short;
+when it grows longer, it moves to a wide one. Products over keys that are
+padded round as those over the keys alone, so no bit depends on where a block
+lies.
 
 The pages of a sequence are those of a sequence slot, or of the group of slots
 that share a prompt. Both are named by a number, the owner.
@@ -20,7 +22,7 @@ from dynscaling_jax.models.attention import AT_ONCE
 
 WIDE = AT_ONCE
 NARROW = WIDE // 2
-STEP = 4  # pages that a pool grows by, at least
+STEP = 8  # pages that a pool grows by, at least
 NOWHERE = 2**30  # the first position of a page that nobody owns
 
 
@@ -91,8 +93,8 @@ def settle(
         pages: as it was; it is not changed.
         lengths: positions of each owner.
         least: the narrowest width of narrow pages, which doubles as needed.
-        whole: pages of the narrow pool where no block is wide: with one for
-            each slot short samples have few shapes.
+        whole: pages at least while no sequence has a second block: with one
+            for each slot short samples have few shapes.
 
     Returns:
         Pages, and what is to be done in this order.
@@ -102,8 +104,10 @@ def settle(
         for owner, length in lengths.items()
         for number in range(-(-length // WIDE))
     }
-    far = [block for block, size in filled.items() if size > NARROW]
-    near = [block for block, size in filled.items() if size <= NARROW]
+    short = not pages.wide and not any(block.number for block in filled)
+    most = WIDE if short else NARROW
+    far = [block for block, size in filled.items() if size > most]
+    near = [block for block, size in filled.items() if size <= most]
     done: list[Resize | Move] = []
     wide, index = _fit(pages.wide, far, rounded(len(far)))
     if index is not None:
@@ -117,8 +121,8 @@ def settle(
     while width < max(map(filled.__getitem__, near), default=0):
         width *= 2
     if not {*near}.isdisjoint(at):
-        width = max(width, pages.width)
-    size = rounded(len(near)) if far else max(whole, rounded(len(near)))
+        width = max(width, min(pages.width, most))
+    size = max(whole if short else 0, rounded(len(near)))
     narrow, index = _fit(pages.narrow, near, size, width != pages.width)
     if index is not None:
         done.append(Resize(False, index, width))
@@ -126,7 +130,9 @@ def settle(
 
 
 def rounded(count: int) -> int:
-    """Rounds a number of pages up by at most an eighth, or to STEP."""
+    """Rounds a number of pages up: to half of STEP, or by an eighth or STEP."""
+    if 2 * count <= STEP:
+        return STEP // 2 if count else 0
     step = max(STEP, 1 << max(0, (count - 1).bit_length() - 3))
     return -(-count // step) * step
 
