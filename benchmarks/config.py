@@ -1,6 +1,6 @@
 r"""What benchmarks.speed measures, and at which size.
 
-    make peers   # what decode and prefix are compared with
+    make peers   # what decode, prefix and long are compared with
     python -m benchmarks.speed --config=benchmarks/config.py
     python -m benchmarks.speed --config=benchmarks/config.py \
         --config.only=decode,prefix
@@ -113,22 +113,22 @@ SIZES: dict[str, dict[str, Any]] = {
         "transformers": {**_TRANSFORMERS, "rows": (32, 64, 128), "goal": 3.0},
         "llama_cpp": {**_LLAMA_CPP, "rows": (16, 32, 64), "goal": 0.0},
     },
-    # samples of very different lengths; before is a checkout of the project
+    # samples of very different lengths; before is a checkout to compare with
     "long": {
         "queries": 16,
         "candidates": 8,
         "prompt_tokens": 128,
-        "bank": "../shared/data/banks/aime2025__qwen3-30b-a3b-thinking-2507.jsonl",
+        "bank": "",  # a bank file, whose lengths the samples have, scaled
         "mean": 400.0,  # tokens of a sample
         "most": 3_000,
         "rows": 32,
         "slots_per_group": 8,
         "temperature": 0.7,
-        "peers": "today,llama_cpp,transformers",
+        "peers": "before,llama_cpp,transformers",
         "before": "",
         "llama_weights": ("file", "float32"),  # the faster in a probe
         "transformers_queries": 16,
-        "goals": {"today": 1.5, "llama_cpp": 1.3, "transformers": 3.0},
+        "goals": {"before": 1.5, "llama_cpp": 1.3, "transformers": 3.0},
     },
     # a run of launch.run's kind
     "dynscaling": {

@@ -55,8 +55,8 @@ class Rows:
         params.n_ctx = sum(longest[-self.count :]) + sum(map(len, prompts))
         self.room = max(512, *map(len, prompts))
         params.n_batch = params.n_ubatch = self.room
-        params.n_seq_max = self.count + len(prompts)
-        params.n_outputs_max = self.count
+        sequences = self.count + len(prompts)
+        params.n_seq_max = params.n_outputs_max = sequences
         params.n_threads = params.n_threads_batch = job["threads"]
         params.kv_unified = True
         self.context = api.llama_init_from_model(self.model, params)

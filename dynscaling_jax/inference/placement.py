@@ -1,8 +1,8 @@
 """Which page holds which keys: decisions of the host, without any array.
 
 A sequence is cut into blocks of WIDE positions. Each block lies in a page,
-and a page belongs to one block. While no sequence has a second block, all lie
-in one pool, whose width doubles as needed. Then a block of up to NARROW
+and a page belongs to one block. While no sample has a second block, all lie
+in one pool, whose width doubles as needed. Else a block of up to NARROW
 positions lies in a narrow page, since half of the last blocks are as short;
 when it grows longer, it moves to a wide one. Products over keys that are
 padded round as those over the keys alone, so no bit depends on where a block
@@ -93,8 +93,9 @@ def settle(
         pages: as it was; it is not changed.
         lengths: positions of each owner.
         least: the narrowest width of narrow pages, which doubles as needed.
-        whole: pages at least while no sequence has a second block: with one
-            for each slot short samples have few shapes.
+        whole: pages at least while no sequence has a second block, all of one
+            width: with one for each slot short samples have few shapes. 0
+            keeps narrow and wide pages apart from the first block on.
 
     Returns:
         Pages, and what is to be done in this order.
@@ -104,7 +105,8 @@ def settle(
         for owner, length in lengths.items()
         for number in range(-(-length // WIDE))
     }
-    short = not pages.wide and not any(block.number for block in filled)
+    alone = not any(block.number for block in filled)
+    short = bool(whole) and not pages.wide and alone
     most = WIDE if short else NARROW
     far = [block for block, size in filled.items() if size > most]
     near = [block for block, size in filled.items() if size <= most]
@@ -122,7 +124,7 @@ def settle(
         width *= 2
     if not {*near}.isdisjoint(at):
         width = max(width, min(pages.width, most))
-    size = max(whole if short else 0, rounded(len(near)))
+    size = max(whole * short, rounded(len(near)))
     narrow, index = _fit(pages.narrow, near, size, width != pages.width)
     if index is not None:
         done.append(Resize(False, index, width))

@@ -37,6 +37,12 @@ TINY = {
     "prefix.prompt_tokens": 600,
     "prefix.new_tokens": 8,
     "prefix.settings": "((8,4),)",
+    "long.queries": 2,
+    "long.candidates": 4,
+    "long.prompt_tokens": 300,
+    "long.mean": 8.0,
+    "long.rows": 8,
+    "long.slots_per_group": 4,
     "dynscaling.queries": 2,
     "dynscaling.samples_per_query": 5,
     "dynscaling.new_tokens": 8,
@@ -110,6 +116,17 @@ WANTED = {
         ),
         ("prefix against transformers", ""),
         ("prefix against llama.cpp", ""),
+    ],
+    "long": [
+        ("long", "rows samples tokens longest"),
+        (
+            "long, this engine",
+            "tokens seconds tokens_per_second idle compilations "
+            "keys_held_bytes keys_live_bytes held_to_live",
+        ),
+        ("long against before", ""),
+        ("long against llama_cpp", ""),
+        ("long against transformers", ""),
     ],
     "dynscaling": [
         (

@@ -10,10 +10,11 @@ import pytest
 
 from dynscaling_jax.inference import (
     Engine,
+    continuous,
     decode,
     lockstep,
+    pools,
     prefill,
-    scheduler,
 )
 from dynscaling_jax.types import Message, Query, Request
 
@@ -36,10 +37,10 @@ def called(monkeypatch):
     calls = []
     for module, name in (
         (decode, "start"),
-        (decode, "insert"),
         (decode, "decode"),
-        (decode, "grow"),
-        (decode, "select"),
+        (decode, "take"),
+        (pools, "insert"),
+        (pools, "do"),
         (prefill, "prefill"),
         (prefill, "extend"),
     ):
@@ -107,7 +108,7 @@ def test_a_call_may_be_collected_while_another_is_left(model, monkeypatch):
         return made
 
     within = types.SimpleNamespace(deque=collecting)
-    monkeypatch.setattr(scheduler, "collections", within)
+    monkeypatch.setattr(continuous, "collections", within)
     one.close()
     monkeypatch.undo()
     assert not others

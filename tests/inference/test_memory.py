@@ -120,13 +120,13 @@ def test_an_engine_takes_the_slots_that_memory_holds(tiny, monkeypatch):
     settings = {"max_new_tokens": 12, "slots_per_group": 8}
     expected = Engine(model, slots=16, **settings).generate(prompts, n=16)
     counts = []
-    make = cache.empty
+    make = cache.idle
 
-    def noted(config, groups, per_group, *more):
-        counts.append(groups * per_group)
-        return make(config, groups, per_group, *more)
+    def noted(count):
+        counts.append(count)
+        return make(count)
 
-    monkeypatch.setattr(cache, "empty", noted)
+    monkeypatch.setattr(cache, "idle", noted)
     engine = Engine(model, slots=None, prefix_bytes=1e6, **settings)
     least = engine_memory(engine, groups=1)
     for bytes_there, most in ((10 * least, 64), (1.01 * least, 8)):
