@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
         for index in range(len(lengths))
     ]
     limits = Limits(job["lengths"], queries)
-    schedulers = [scheduler]
+    schedulers: list[Any] = [scheduler]
     try:
         # a checkout may have only the one
         name = "dynscaling_jax.inference.continuous"
@@ -49,8 +50,8 @@ def main() -> None:
     decode.decode = seen.decode(decode.decode)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: (
-            compiled.append(seconds)
+        lambda event, duration_secs, **_: (
+            compiled.append(duration_secs)
             if event.endswith("backend_compile_duration")
             else None
         )
@@ -122,7 +123,7 @@ class Keys:
     def __init__(self, token_bytes: int):
         self.token_bytes = token_bytes
         self.held = self.live = 0
-        self.scheduler = None
+        self.scheduler: Any = None
 
     def step(self, function):
         def noted(scheduler):

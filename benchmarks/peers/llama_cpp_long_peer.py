@@ -49,7 +49,7 @@ class Rows:
         if not self.model:
             sys.exit(f"llama.cpp cannot load {weights}")
         prompts = job["prompts"]
-        longest = sorted((n for each in job["lengths"] for n in each))
+        longest = sorted(n for each in job["lengths"] for n in each)
         params = api.llama_context_default_params()
         # room for the longest samples side by side, and for all prompts
         params.n_ctx = sum(longest[-self.count :]) + sum(map(len, prompts))
@@ -85,7 +85,7 @@ class Rows:
         waiting.reverse()
         prompts, read = self.job["prompts"], set()
         # of each row: prompt, tokens left, token to read, its place
-        rows: list[list[int] | None] = [None] * self.count
+        rows: list = [None] * self.count
         steps = active = most = 0
         begin, cpu = time.perf_counter(), time.process_time()
         while waiting or any(rows):

@@ -55,8 +55,11 @@ def main() -> None:
             said = f"{type(error).__name__}: {error}"
             found = batches(torch, model, settings, work, job["rows"])
     version = f"{transformers.__version__}, torch {torch.__version__}"
-    print(json.dumps({**found, "continuous_batching": said or "ran",
-                      "version": version}))
+    print(
+        json.dumps(
+            {**found, "continuous_batching": said or "ran", "version": version}
+        )
+    )
 
 
 def continuous(transformers, model, settings, work, rows) -> dict:
@@ -99,10 +102,16 @@ def batches(torch, model, settings, work, rows) -> dict:
         new = max(length for _, length in some)
         model.generate(
             input_ids=torch.tensor(
-                [[0] * pad + ids for pad, (ids, _) in zip(pads, some)]
+                [
+                    [0] * pad + ids
+                    for pad, (ids, _) in zip(pads, some, strict=True)
+                ]
             ),
             attention_mask=torch.tensor(
-                [[0] * pad + [1] * len(ids) for pad, (ids, _) in zip(pads, some)]
+                [
+                    [0] * pad + [1] * len(ids)
+                    for pad, (ids, _) in zip(pads, some, strict=True)
+                ]
             ),
             min_new_tokens=new,
             max_new_tokens=new,

@@ -246,5 +246,3 @@ def slot_count(
     most = max(options)
     count = next((n for n in options if n >= active + waiting), most)
     return now if count < active else count
-
-

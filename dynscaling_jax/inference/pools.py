@@ -29,7 +29,7 @@ Pools = tuple[KV, KV]
 class View(NamedTuple):
     """What a chunk of steps is told about slots and pages."""
 
-    ahead: Int32[Array, " GR"]  # tokens of the prompt
+    ahead: Int32[Array | np.ndarray, " GR"]  # tokens of the prompt
     prefix: Index
     suffix: Index
 

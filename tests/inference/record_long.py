@@ -44,11 +44,14 @@ def samples(model, engine_type, **settings) -> dict:
 def main(out: str) -> None:
     from tests import conftest
 
-    tokenizer = conftest.byte_tokenizer.__wrapped__()
-    tiny = conftest.tiny.__wrapped__(tokenizer)
+    bare = lambda fixture: fixture.__wrapped__  # what pytest would call
+    tokenizer = bare(conftest.byte_tokenizer)()
+    tiny = bare(conftest.tiny)(tokenizer)
     arrays = {}
     for name, fields in MODELS.items():
-        model = tiny(num_hidden_layers=1, max_position_embeddings=2048, **fields)
+        model = tiny(
+            num_hidden_layers=1, max_position_embeddings=2048, **fields
+        )
         for (query, index), tokens in samples(
             model, conftest.RecordingEngine
         ).items():

@@ -105,7 +105,13 @@ def test_pools_have_few_sizes(count, pages):
 
 @pytest.mark.parametrize(
     ("now", "active", "waiting", "count"),
-    [(0, 0, 5, 8), (32, 3, 0, 8), (32, 3, 20, 32), (8, 8, 9, 32), (64, 40, 0, 64)],
+    [
+        (0, 0, 5, 8),
+        (32, 3, 0, 8),
+        (32, 3, 20, 32),
+        (8, 8, 9, 32),
+        (64, 40, 0, 64),
+    ],
 )
 def test_slots_follow_the_work(now, active, waiting, count):
     """With 40 samples in 64 slots that may be 32, none is put out."""

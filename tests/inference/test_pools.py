@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from dynscaling_jax.inference import scheduler
 from tests.inference import record_long
 
 FIELDS = {"num_hidden_layers": 1, "max_position_embeddings": 2048}
