@@ -68,7 +68,8 @@ class Index(NamedTuple):
     The row behind all others reads nothing.
     """
 
-    lanes: tuple[Int32[np.ndarray, "N L"], ...]  # slots, of narrow and wide
+    # slots, of narrow and wide; None where page n is that of slot n alone
+    lanes: tuple[Int32[np.ndarray, "N L"] | None, ...]
     first: tuple[Int32[np.ndarray, " N"], ...]  # positions of their sequences
     table: Int32[np.ndarray, "GR T"]
 
@@ -158,6 +159,9 @@ def _fit(
         ), None
     if not held and not size:
         return (), None
+    if size == len(held):
+        order, _ = _fit(held, blocks, size)
+        return order, np.arange(size, dtype=np.int32)
     kept = [page for page, block in enumerate(held) if block in wanted]
     index = np.zeros(size, np.int32)
     index[: len(kept)] = kept
@@ -188,9 +192,16 @@ def index(
         length: T, at least the blocks of any sequence.
     """
     both = pages.narrow, pages.wide
+    in_order = len(pages.narrow) == count and not pages.wide and lanes == 1
+    in_order &= all(
+        [page] == [*slots[block.owner]]
+        for page, block in enumerate(pages.narrow)
+        if block
+    )
     rows = lanes * sum(map(len, both))
     table = np.full((count, length), rows, np.int32)
-    readers, firsts, row = [], [], 0
+    readers: list[np.ndarray | None] = []
+    firsts, row = [], 0
     for pool in both:
         reads = np.zeros((len(pool), lanes), np.int32)
         first = np.full(len(pool), NOWHERE, np.int32)
@@ -204,6 +215,8 @@ def index(
         readers.append(reads)
         firsts.append(first)
         row += lanes * len(pool)
+    if in_order:
+        readers[0] = None
     return Index(tuple(readers), tuple(firsts), table)
 
 

@@ -198,12 +198,15 @@ def attend(
         twice: whether a page's lone query is multiplied twice: as a vector
             it would round otherwise than as one of a matrix.
     """
+    if index.lanes[0] is None:
+        one = pools[0], None, index.first[0]
+        return _pages(backend, q, *one, filled, position, window, twice)
     parts = [
-        _pages(backend, q, *kv, lanes, first, filled, position, window, twice)
+        _pages(backend, q, kv, lanes, first, filled, position, window, twice)
         for kv, lanes, first in zip(
             pools, index.lanes, index.first, strict=True
         )
-        if len(lanes)
+        if lanes is not None and len(lanes)
     ]
     nothing = jax.tree.map(lambda x: jnp.zeros_like(x[:1]), parts[0])
     nothing = SoftmaxState(
@@ -217,7 +220,7 @@ def attend(
 
 
 def _pages(
-    backend, q, keys, values, lanes, first, filled, position, window, twice
+    backend, q, kv, lanes, first, filled, position, window, twice
 ) -> SoftmaxState:
     """States [N * L, K, rep, ...] of the lanes of each page.
 
@@ -226,14 +229,18 @@ def _pages(
         q[lanes] [N, L, K, rep, D]      a00 a01 a10 a11 | b00 b01 b10 b11
         rows     [N, K, L * rep, D]     a00 a01 b00 b01 | a10 a11 b10 b11
     """
-    pages, each = lanes.shape
-    _, kv_heads, rep, dim = q.shape
+    (keys, values), (_, kv_heads, rep, dim) = kv, q.shape
+    if lanes is None:
+        q, filled, position = q[:, None], filled[:, None], position[:, None]
+    else:
+        q, filled, position = q[lanes], filled[lanes], position[lanes]
+    pages, each = filled.shape
     count = each * rep
-    own = q[lanes].swapaxes(1, 2).reshape(pages, kv_heads, count, dim)
+    own = q.swapaxes(1, 2).reshape(pages, kv_heads, count, dim)
     place = first[:, None, None] + jnp.arange(keys.shape[-1])[None, None]
-    mask = place < filled[lanes][..., None]
+    mask = place < filled[..., None]
     if window:
-        mask &= position[lanes][..., None] - place < window
+        mask &= position[..., None] - place < window
     if each > 1:
         mask = jnp.repeat(mask, rep, 1, total_repeat_length=count)
     mask = mask[:, None]

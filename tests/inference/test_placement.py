@@ -124,3 +124,15 @@ def test_slots_follow_the_work(now, active, waiting, count):
 )
 def test_tables_have_few_sizes(needed, now, size):
     assert placement.table_size(needed, now) == size
+
+
+def test_pages_in_the_order_of_slots_need_no_index():
+    """Holes keep their place while the width doubles."""
+    pages, _ = placement.settle(Pages(width=32), {5: 9, 6: 9, 7: 9}, 32, 4)
+    pages, done = placement.settle(pages, {5: 9, 7: 60}, 32, 4)
+    assert pages.narrow == (Block(5, 0), None, Block(7, 0), None)
+    assert [one.index.tolist() for one in done] == [[0, 1, 2, 3]]
+    index = placement.index(pages, {5: [0], 7: [2]}, 1, 4, 1)
+    assert index.lanes[0] is None and index.first[0][2] == 0
+    index = placement.index(pages, {5: [2], 7: [0]}, 1, 4, 1)
+    assert index.lanes[0] is not None
