@@ -161,7 +161,7 @@ def _attempt(size: Config, model: Model) -> str:
 
 def _reading(times: dict[str, list[float]]) -> float:
     """Seconds of all that is not decoding."""
-    parts = {"decode", "start", "insert", "select"}
+    parts = {"decode", "start", "insert", "select", "take"}
     return sum(sum(t) for name, t in times.items() if name not in parts)
 
 
