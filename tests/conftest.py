@@ -64,6 +64,7 @@ SLOW = (
     "inference/test_lockstep",
     "inference/test_workers",
     "inference/test_memory",
+    "inference/test_pools",
     "test_decode.py::test_sampled_tokens_have_their_plain_probabilities",
     "test_plan.py::test_a_mesh_of_eight_devices",
     "models/test_quantization",
