@@ -38,7 +38,10 @@ def lines(config: Config) -> Lines:
         "before": lambda: (
             ask_engine(Path(size.before), job)
             if size.before
-            else {"missing": "--config.long.before=CHECKOUT"}
+            else {
+                "missing": "a checkout of the project",
+                "install": "--config.long.before=CHECKOUT",
+            }
         ),
         "llama_cpp": lambda: ask_llama_cpp(config, job),
         "transformers": lambda: ask_transformers(config, job),
@@ -155,6 +158,8 @@ def ask_llama_cpp(config: Config, job: dict[str, Any]) -> dict[str, Any]:
     python, file = config.peers.llama_python, resolve(config.model).absolute()
     if not Path(python).is_file():
         return {"missing": python}
+    if file.suffix != ".gguf":
+        return {"missing": "a GGUF file: llama.cpp reads nothing else"}
     job = {**job, "weights": config.long.llama_weights}
     with tempfile.TemporaryDirectory() as folder:
         wide = Path(folder) / "float32.gguf"

@@ -64,6 +64,7 @@ SLOW = (
     "inference/test_lockstep",
     "inference/test_workers",
     "inference/test_memory",
+    "inference/test_pools",
     "inference/paged/test_batch.py::test_samples_are_those_of_groups",
     "test_decode.py::test_sampled_tokens_have_their_plain_probabilities",
     "test_plan.py::test_a_mesh_of_eight_devices",

@@ -90,7 +90,7 @@ def test_who_reads_which_page():
     """The worked example of index."""
     pages = Pages((Block(7, 1),), (Block(7, 0),))
     index = placement.index(pages, {7: [0, 1]}, lanes=2, count=3, length=2)
-    assert [x.tolist() for x in index.lanes] == [[[0, 1]], [[0, 1]]]
+    assert [np.array(x).tolist() for x in index.lanes] == [[[0, 1]], [[0, 1]]]
     assert [x.tolist() for x in index.first] == [[256], [0]]
     assert index.table.tolist() == [[2, 0], [3, 1], [4, 4]]
 
@@ -131,7 +131,9 @@ def test_pages_in_the_order_of_slots_need_no_index():
     pages, _ = placement.settle(Pages(width=32), {5: 9, 6: 9, 7: 9}, 32, 4)
     pages, done = placement.settle(pages, {5: 9, 7: 60}, 32, 4)
     assert pages.narrow == (Block(5, 0), None, Block(7, 0), None)
-    assert [one.index.tolist() for one in done] == [[0, 1, 2, 3]]
+    (resize,) = done
+    assert isinstance(resize, Resize)
+    assert resize.index.tolist() == [0, 1, 2, 3]
     index = placement.index(pages, {5: [0], 7: [2]}, 1, 4, 1)
     assert index.lanes[0] is None and index.first[0][2] == 0
     index = placement.index(pages, {5: [2], 7: [0]}, 1, 4, 1)
