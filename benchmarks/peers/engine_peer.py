@@ -13,12 +13,27 @@ from dataclasses import replace
 from typing import Any
 
 
+# where checkouts have the scheduler of one CPU device
+BATCHES = (
+    "dynscaling_jax.inference.scheduler",
+    "dynscaling_jax.inference.continuous",
+)
+
+
+def found(name: str) -> Any:
+    """A module, or None where a checkout has none of that name."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
 def main() -> None:
     job = json.load(sys.stdin)
     import jax
 
     from dynscaling_jax.checkpoints import Model, load_model
-    from dynscaling_jax.inference import Engine, decode, memory, scheduler
+    from dynscaling_jax.inference import Engine, decode, memory
     from dynscaling_jax.types import Message, Query, Request
 
     loaded = load_model(job["model"], job["dtype"])
@@ -35,13 +50,9 @@ def main() -> None:
         for index in range(len(lengths))
     ]
     limits = Limits(job["lengths"], queries)
-    schedulers: list[Any] = [scheduler]
-    try:
-        # a checkout may have only the one
-        name = "dynscaling_jax.inference.continuous"
-        schedulers.append(importlib.import_module(name))
-    except ImportError:
-        pass
+    schedulers = [
+        module for module in map(found, BATCHES) if hasattr(module, "Scheduler")
+    ]
     seen = Keys(memory.token_bytes(config, 4))
     for module in schedulers:
         module.Slot = limits.slot(module.Slot)
