@@ -10,7 +10,7 @@ array. None of this says how long anything takes.
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +26,9 @@ from jax.sharding import (
 
 from dynscaling_jax.inference import hlo, memory, sampling
 from dynscaling_jax.inference.paged import runner
-from dynscaling_jax.inference.paged.attention import Backend, Layout, xla
+from dynscaling_jax.inference.paged.attention import Backend, Layout, gpu, xla
 from dynscaling_jax.inference.paged.attention.select import select
+from dynscaling_jax.inference.paged.attention.xla import pages_met
 from dynscaling_jax.inference.paged.runner import State
 from dynscaling_jax.inference.paged.turn import Chunk
 from dynscaling_jax.inference.plan import (
@@ -204,7 +205,23 @@ def backend(work: Work, layout: Layout) -> Backend:
     """The back end that an engine would take on these devices."""
     platform: str = work.devices[0].platform
     platform = "gpu" if platform == "cuda" else platform
-    return select(work.attention, platform, work.config, layout, work.model)
+    with _as_hopper():
+        return select(work.attention, platform, work.config, layout, work.model)
+
+
+@contextlib.contextmanager
+def _as_hopper() -> Iterator[None]:
+    """JAX asks its first device which heads cuDNN takes; here there is none."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    asked = fused.check_compute_capability
+    fused.check_compute_capability = lambda capability: (
+        tuple(map(int, capability.split("."))) <= (9, 0)
+    )
+    try:
+        yield
+    finally:
+        fused.check_compute_capability = asked
 
 
 def sizes(work: Work) -> Layout:
@@ -307,7 +324,8 @@ def programs(
 
     def run(name: str) -> Program:
         lower, arguments = calls[name]
-        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        on = jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
+        with on, _as_hopper():
             return program(lower(*arguments).compile())
 
     return {name: lambda name=name: run(name) for name in names}
@@ -329,7 +347,7 @@ def program(compiled: Any) -> Program:
 
 
 def step_bytes(
-    work: Work, decode: Program, live: Sequence[int]
+    work: Work, decode: Program, live: Sequence[int], everywhere: bool = False
 ) -> tuple[float, float]:
     """Counts what a step of decoding reads and writes on one device.
 
@@ -343,6 +361,7 @@ def step_bytes(
         work: what was compiled.
         decode: its decode_chunk.
         live: tokens of each slot of one part that have keys.
+        everywhere: counts memory on the chip too, as XLA does.
 
     Returns:
         What is counted; and the least that it could be: the parameters that
@@ -352,7 +371,8 @@ def step_bytes(
     layers, page = part.num_hidden_layers, memory.PAGE
     token = memory.paged_token_bytes(part, BFLOAT16, work.keys) / layers
     blocks = -(-sum(-(-tokens // page) for tokens in live) // xla.BLOCK)
-    if backend(work, sizes(work)).name != "xla":
+    kind = backend(work, sizes(work)).name
+    if kind != "xla":
         blocks = 0  # its loops are over shared pages alone
 
     def repeats(depth: int, body: hlo.Traffic) -> int:
@@ -361,15 +381,20 @@ def step_bytes(
         own = xla.BLOCK * page * token  # a smaller one is over shared pages
         return blocks if body.bytes > own / 2 else 0
 
-    found = hlo.traffic(decode.text, repeats=repeats, cheapest=True)
+    found = hlo.traffic(
+        decode.text, repeats=repeats, cheapest=True, everywhere=everywhere
+    )
     kernels = 0.0
-    if found.kernels.get(hlo.TPU_KERNEL):
-        q = len(live) * part.num_attention_heads * part.head_dim * BFLOAT16
-        for layer in range(layers):
-            window = part.kind(layer).window
-            met = (window + page - 2) // page + 1 if window else sum(live)
-            pages = sum(min(-(-tokens // page), met) for tokens in live)
+    for layer in range(layers):
+        window = part.kind(layer).window
+        met = pages_met(window, page) if window else sum(live)
+        pages = sum(min(-(-tokens // page), met) for tokens in live)
+        if found.kernels.get(hlo.TPU_KERNEL):
+            q = len(live) * part.num_attention_heads * part.head_dim * BFLOAT16
             kernels += pages * page * token + 2 * q
+        elif kind == "gpu" and window and met > gpu.FEW_PAGES:
+            # cuDNN is given the pool, and how many keys there are of each page
+            kernels -= (work.pages - pages) * page * token
     least = read_bytes(work.config, work.int8, work.model) + sum(
         live_bytes(part, tokens, BFLOAT16, work.keys) for tokens in live
     )
