@@ -313,6 +313,8 @@ class Engine:
         except BaseException:
             for name in names:
                 del self._schedulers[name]
+            if self._batch is not None:
+                self._batch.free()
             self._batch = None
             raise
         finally:

@@ -162,6 +162,14 @@ class Batch:
             if slot and slot.number in gone:
                 self._slots[i] = None
 
+    def free(self) -> None:
+        """Lets go of the pages; the batch is of no more use.
+
+        A traceback that is kept, as by a notebook, refers to the batch, and
+        the devices have no room for the pages of two.
+        """
+        self._state = None
+
     def step(self) -> tuple[list[tuple[int, Sample]], Steps]:
         """Takes a turn: a chunk of prefill, samples that start, steps.
 

@@ -3,6 +3,7 @@
 import collections
 import copy
 
+import jax
 import numpy as np
 import pytest
 
@@ -118,7 +119,8 @@ def test_samples_are_those_of_groups(tiny, recording_engine, family):
         engine = decoded_from_pages(recording_engine, one, temperature=0)
         assert_equal(sampled(engine, ask()), expected)
         held = engine._batch._state.cache
-        assert len(held) == (1 if one is not model else len(held))
+        layers = model.config.num_hidden_layers
+        assert len(held) == (layers if one is model else 1)
 
 
 def test_preemption_changes_no_sample(tiny, recording_engine, monkeypatch):
@@ -219,6 +221,57 @@ def test_a_chunk_is_one_call_and_nothing_compiles_again(
         assert 0 < calls[name] - warm[name] <= turns
 
 
+def test_a_failure_frees_the_pages(tiny, recording_engine, monkeypatch):
+    """Even while its traceback is kept, as in a notebook."""
+    model = tiny(eos_token_id=STOPS)
+    others = jax.live_arrays()  # kept, so that no new one has their ids
+    engine = decoded_from_pages(recording_engine, model)
+    call = engine.sample(ask())
+    next(call)
+    (pages, *_), *_ = engine._batch._state.cache
+    shape = pages.shape
+    del pages
+
+    def there():
+        old = {*map(id, others)}
+        return [
+            x.shape
+            for x in jax.live_arrays()
+            if id(x) not in old and x.shape == shape
+        ]
+
+    assert there()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine._batch, "_harvest", interrupted)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        list(call)
+    assert kept.tb
+    assert not there()
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="failed in another call"):
+        next(call)
+    assert len([*engine.sample(ask())]) == len(ask())
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="pages are summed in the order of the pool, which other samples "
+    "determine; with a rare token that differs, so does the rest of a sample",
+)
+def test_the_bits_of_a_sample_do_not_depend_on_what_else_runs(
+    tiny, recording_engine
+):
+    """As docs/runs.md promises of a run that is killed and goes on."""
+    model = tiny(eos_token_id=STOPS)
+    one = decoded_from_pages(recording_engine, model)
+    other = decoded_from_pages(recording_engine, model)
+    found = sampled(other, ask()[::-1])
+    assert_equal(sampled(one, ask()), found, bound=0)
+
+
 def test_stop_strings_and_limits(tiny, recording_engine):
     model = tiny()
     for settings in ({"stop": ("a", "e")}, {"max_new_tokens": 1}):
@@ -261,6 +314,8 @@ def test_int8_keys_are_near(tiny, recording_engine):
         ({"attention": "flash"}, "attention='flash': expected one of auto"),
         ({"keys": "int8"}, "keys='int8' is of pages"),
         ({"attention": "xla", "keys": "int4"}, "keys='int4': expected int8"),
+        ({"attention": "tpu"}, "attention=tpu needs a TPU, and these devices"),
+        ({"attention": "gpu"}, "attention=gpu needs a GPU, and these devices"),
         ({"attention": "xla", "available": 1e5}, "one sample of .* tokens"),
     ],
 )

@@ -58,7 +58,6 @@ class Device:
         self.slots = {}  # slot -> [request number, prompt, count, limit]
         self.drawn = {}  # of each request: how often it began
         self.done = []
-        self.live = 0
 
     def part(self, slot: int) -> int:
         return slot * self.limits.parts // self.limits.slots
@@ -179,10 +178,6 @@ def run(scheduler, device, change=lambda turn: None, most: int = 20_000):
         turn = scheduler.turn()
         turns.append(turn)
         scheduler.record(*device.take(turn))
-        held = [0] * device.limits.parts
-        for slot in device.slots:
-            held[device.part(slot)] += 1
-        assert all(h <= device.limits.pages for h in scheduler.held)
         change(len(turns))
         assert len(turns) < most, "no progress"
     return turns

@@ -33,7 +33,8 @@ def select(
         model: size of the mesh along MODEL.
 
     Raises:
-        ValueError: none has that name, or it refuses the model.
+        ValueError: none has that name, it is of other devices, or it refuses
+            the model.
     """
     if name == "auto":
         made = BACKENDS.get(platform, BACKENDS["xla"])()
@@ -42,6 +43,11 @@ def select(
     if name not in BACKENDS:
         raise ValueError(
             f"attention must be auto, {', '.join(BACKENDS)}, got {name!r}"
+        )
+    if name not in ("xla", platform):
+        raise ValueError(
+            f"attention={name} needs a {name.upper()}, and these devices are "
+            f"of platform {platform}; take auto or xla"
         )
     made = BACKENDS[name]()
     if why := made.refuses(config, layout, model):
