@@ -256,11 +256,6 @@ def test_a_failure_frees_the_pages(tiny, recording_engine, monkeypatch):
     assert len([*engine.sample(ask())]) == len(ask())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="pages are summed in the order of the pool, which other samples "
-    "determine; with a rare token that differs, so does the rest of a sample",
-)
 def test_the_bits_of_a_sample_do_not_depend_on_what_else_runs(
     tiny, recording_engine
 ):

@@ -200,30 +200,30 @@ def _decode_part(
     attend = functools.partial(
         xla.page_states, kind, config, position, q, False
     )
-    total = xla.empty(q)
     met = xla.pages_met(kind.window, page)
     if kind.window and met <= FEW_PAGES:
-        return xla.windowed(attend, total, take, view.table, place, met), cache
+        return xla.windowed(attend, q, take, view.table, place, met), cache
     own = [jax.lax.dynamic_slice_in_dim(x, base, pages) for x in cache]
     at, begins = jnp.maximum(view.owner, 0), view.index * page
     count = jnp.clip(position[at] + 1 - begins, 0, page)
+    cut = []
     whole = view.owner >= 0
     if kind.window:
         low = position - kind.window + 1  # the first position that is seen
         whole &= begins >= low[at]
-        total = _cut_page(attend, total, take, view, low, page)
+        cut = [_cut_page(attend, take, view, low, page)]
     count = jnp.where(whole, count, 0)
     mean, log = fused(q[at][:, None], *own, count, softmax_scale(config), False)
     states = state_of(mean, log, (count > 0)[:, None, None])
-    total = xla.joined(total, states, view.owner[:, None])
-    return xla.finite(xla.with_shared(attend, total, take, view.shared)), cache
+    shared = xla.shared_states(attend, q, take, view.shared)
+    return xla.joined(q, (states, view.owner), shared, *cut), cache
 
 
-def _cut_page(attend, total, take, view, low, page):
-    """Adds the page of each slot that begins before its window does.
+def _cut_page(attend, take, view, low, page):
+    """What slots see in the page that begins before their window does.
 
     cuDNN takes the first keys of a page, and here the last ones are seen.
-    Shared pages are left to with_shared.
+    Shared pages are left to shared_states.
     """
     slots = jnp.arange(len(low))
     place = jnp.maximum(low, 0) // page
@@ -231,8 +231,9 @@ def _cut_page(attend, total, take, view, low, page):
     cut = (low > place * page) & (first >= 0)
     first = jnp.maximum(first, 0)
     cut &= view.owner[first] == slots
-    states = attend(take(first), jnp.where(cut, slots, -1)[:, None], place)
-    return xla.merged(total, jax.tree.map(lambda x: x[:, 0], states))
+    lanes = jnp.where(cut, slots, -1)
+    states = attend(take(first), lanes[:, None], place)
+    return jax.tree.map(lambda x: x[:, 0], states), lanes
 
 
 def prefill(

@@ -32,6 +32,7 @@ from dynscaling_jax.models.attention import (
     SoftmaxState,
     capped,
     power_of_two,
+    row_sums,
     softmax_scale,
 )
 from dynscaling_jax.models.config import Kind, ModelConfig
@@ -354,50 +355,79 @@ def _decode_part(
     )
     turned = tokens_last(config)
     attend = functools.partial(page_states, kind, config, position, q, turned)
-    total = empty(q)
+    take = lambda at: [x[base + at] for x in cache]
     met = pages_met(kind.window, page)
     if kind.window and 3 * met * slots < pages:
-        take = lambda at: [x[base + at] for x in cache]
-        return windowed(attend, total, take, view.table, place, met), cache
+        return windowed(attend, q, take, view.table, place, met), cache
+    size = view.owner.shape[1]
 
-    def block(number, total):
-        size = view.owner.shape[1]
+    def block(number):
         first = base + view.first[number]
         kept = [jax.lax.dynamic_slice_in_dim(x, first, size) for x in cache]
-        owner = view.owner[number][:, None]
-        states = attend(kept, owner, view.index[number])
-        return joined(total, states, owner)
+        return attend(kept, view.owner[number][:, None], view.index[number])
 
-    total = jax.lax.fori_loop(0, view.blocks, block, total)
-    take = lambda at: [x[base + at] for x in cache]
-    return finite(with_shared(attend, total, take, view.shared)), cache
+    own = collected(block, q, view.blocks, len(view.first), size)
+    there = jnp.arange(len(view.first)) < view.blocks
+    owner = jnp.where(there[:, None], view.owner, -1)
+    return joined(
+        q, (own, owner), shared_states(attend, q, take, view.shared)
+    ), cache
 
 
-def with_shared(
+def collected(
+    some: Callable[[jax.Array], SoftmaxState],
+    q: Float[Array, "S H D"],
+    blocks: Int32[Array, ""],
+    room: int,
+    rows: int,
+) -> SoftmaxState:
+    """Puts the states of blocks behind one another: [room * rows, H, ...].
+
+    Args:
+        some: number of a block -> states, `rows` in all.
+        q: of the slots.
+        blocks: how many there are; the others are left empty.
+        room: how many there may be.
+        rows: states of a block.
+    """
+
+    def put(number, every):
+        at = lambda all_rows, new: jax.lax.dynamic_update_slice_in_dim(
+            all_rows, new.reshape(rows, *all_rows.shape[1:]), number * rows, 0
+        )
+        return jax.tree.map(at, every, some(number))
+
+    none = jnp.zeros((room * rows, *q.shape[1:]), q.dtype)
+    return jax.lax.fori_loop(0, blocks, put, empty(none))
+
+
+def shared_states(
     attend: Callable[..., SoftmaxState],
-    total: SoftmaxState,
+    q: Float[Array, "S H D"],
     take: Callable[[jax.Array], Sequence[jax.Array]],
     shared: Shared,
-) -> SoftmaxState:
-    """Adds what slots see in the shared pages of their part.
+) -> tuple[SoftmaxState, Int32[Array, "A R"]]:
+    """What slots see in the shared pages of their part, and which slots.
 
     Args:
         attend: (pages, lanes, places) -> states, as page_states.
-        total: of all slots.
+        q: of the slots.
         take: numbers of pages -> these pages.
         shared: of the part.
     """
+    there = jnp.arange(len(shared.page)) < shared.count
+    lanes = jnp.where(there[:, None], shared.lanes, -1)
 
-    def some(number, total):
-        first = number * SHARED_BLOCK
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, SHARED_BLOCK)
-        there = first + jnp.arange(SHARED_BLOCK) < shared.count
-        lanes = jnp.where(there[:, None], cut(shared.lanes), -1)
-        states = attend(take(cut(shared.page)), lanes, cut(shared.place))
-        return joined(total, states, lanes)
+    def some(number):
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(
+            x, number * SHARED_BLOCK, SHARED_BLOCK
+        )
+        return attend(take(cut(shared.page)), cut(lanes), cut(shared.place))
 
     blocks = -(-shared.count // SHARED_BLOCK)
-    return jax.lax.fori_loop(0, blocks, some, total)
+    room = len(shared.page) // SHARED_BLOCK
+    rows = SHARED_BLOCK * lanes.shape[1]
+    return collected(some, q, blocks, room, rows), lanes
 
 
 def pages_met(window: int, page: int) -> int:
@@ -412,7 +442,7 @@ def pages_met(window: int, page: int) -> int:
 
 def windowed(
     attend: Callable[..., SoftmaxState],
-    total: SoftmaxState,
+    q: Float[Array, "S H D"],
     take: Callable[[jax.Array], Sequence[jax.Array]],
     table: Int32[Array, "S P"],
     last: Int32[Array, " S"],
@@ -422,7 +452,7 @@ def windowed(
 
     Args:
         attend: (pages, lanes, places) -> states, as page_states.
-        total: of no keys.
+        q: of the slots.
         take: numbers of pages -> these pages.
         table: pages of the slots.
         last: place of each query's page in its table.
@@ -437,7 +467,7 @@ def windowed(
         states = attend(take(jnp.maximum(pages, 0)), lanes, place)
         return merged(total, jax.tree.map(lambda x: x[:, 0], states))
 
-    return finite(jax.lax.fori_loop(0, met, one, total))
+    return finite(jax.lax.fori_loop(0, met, one, empty(q)))
 
 
 def write(
@@ -572,7 +602,14 @@ def attend(
     scores = jnp.where(mask, capped(scores * (scale * LOG2_E), cap), MASKED)
     peak = jnp.ceil(scores.max(-1, keepdims=True))
     weights = jnp.where(mask, jnp.exp2(scores - peak), 0)
-    total = weights.sum(-1, keepdims=True)
+    # fused with what follows, they would round by the number of queries
+    weights, peak = jax.lax.platform_dependent(
+        weights,
+        peak,
+        cpu=lambda *x: jax.lax.optimization_barrier(x),
+        default=lambda *x: x,
+    )
+    total = row_sums(weights)
     if scales:
         weights *= scales[1][..., None, :]
     acc = jnp.einsum(
@@ -603,32 +640,64 @@ def merged(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState:
 
 
 def joined(
-    total: SoftmaxState, states: SoftmaxState, lanes: Int32[Array, "n R"]
+    q: Float[Array, "S H D"],
+    *parts: tuple[SoftmaxState, Int32[Array, "..."]],
 ) -> SoftmaxState:
-    """Adds states [n, R, H, ...] of slots `lanes` to those of all slots.
+    """Joins the states of pages, each of the slot that met it.
 
-    Sums over the rows of a slot are a product with ones and zeros: unlike a
-    scatter, it adds in a fixed order on a GPU.
+    What a slot gets does not depend on where its pages lie or on how many
+    others there are: sums come out the same in any order. Each term is cut in
+    two by a power of two that follows from the slot's own terms, so that all
+    high parts are whole multiples of one unit, and float32 adds them without
+    rounding; so are the low parts. With four binary digits and terms of up to
+    three bits, three of them:
+
+        terms        1.01   0.11   1.10     unit of high parts 0.1 (a half)
+        high parts   1.0    1.0    1.1      sum 11.1, exact
+        low parts    0.01  -0.01   0.0      sum 0.0, exact
+
+    A sum is a product with ones and zeros, which no scatter makes slow.
+
+    Args:
+        q: of the slots, for their shape.
+        parts: states [n, H, ...] and the slots that they belong to; -1 is
+            none.
     """
-    lanes = lanes.reshape(-1)
-    states = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
-    slots = len(total.max)
-    mine = lanes[None] == jnp.arange(slots)[:, None]  # [S, rows]
-    greatest = jnp.where(mine[..., None, None], states.max[None], MASKED)
-    peak = jnp.maximum(total.max, greatest.max(1))
-    scale = power_of_two(states.max - peak[jnp.maximum(lanes, 0)])
-    add = lambda x: jnp.einsum(
+    states = jax.tree.map(lambda *x: jnp.concatenate(x), *[p[0] for p in parts])
+    lanes = jnp.concatenate([p[1].reshape(-1) for p in parts])
+    mine = lanes[None] == jnp.arange(len(q))[:, None]  # [S, n]
+    greatest = lambda x, none: jnp.where(mine[..., None], x[None], none).max(1)
+    own = jnp.maximum(lanes, 0)
+    peak = greatest(states.max[..., 0], MASKED)  # [S, H]
+    scale = power_of_two(jnp.minimum(states.max - peak[own][..., None], 0))
+    terms = jnp.concatenate([states.sum, states.acc], -1) * scale
+    terms = jnp.where((lanes >= 0)[:, None, None], terms, 0)
+    room = exponent(mine.sum(1).astype(jnp.float32))[:, None] + 1
+    unit = exponent(greatest(jnp.abs(terms).max(-1), 0.0)) + room - 22
+    unit, room = (x[own][..., None] for x in (unit, room))
+    high = jnp.round(terms * two_to(-unit)) * two_to(unit)
+    fine = unit + room - 23
+    low = jnp.round((terms - high) * two_to(-fine)) * two_to(fine)
+    both = jnp.einsum(
         "sn,nhd->shd",
         mine.astype(jnp.float32),
-        x * scale,
+        jnp.concatenate([high, low], -1),
         precision=jax.lax.Precision.HIGHEST,
     )
-    old = power_of_two(total.max - peak)
-    return SoftmaxState(
-        peak,
-        total.sum * old + add(states.sum),
-        total.acc * old + add(states.acc),
-    )
+    high, low = jnp.split(both, 2, -1)
+    total = high + low
+    return finite(SoftmaxState(peak[..., None], total[..., :1], total[..., 1:]))
+
+
+def exponent(x: Float[Array, "..."]) -> Int32[Array, "..."]:
+    """The greatest whole power of two below positive x; -40 for less."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+    return jnp.maximum((bits >> 23) - 127, -40)
+
+
+def two_to(power: Int32[Array, "..."]) -> Float[Array, "..."]:
+    """Makes 2**power, for whole numbers from -126 to 127, by its bits."""
+    return jax.lax.bitcast_convert_type((power + 127) << 23, jnp.float32)
 
 
 def finite(state: SoftmaxState) -> SoftmaxState:
