@@ -24,7 +24,7 @@ from dynscaling_jax.inference import (
     sampling,
 )
 from dynscaling_jax.inference.cache import Prefix
-from dynscaling_jax.inference.paged import batch
+from dynscaling_jax.inference.paged import batch, scheduler
 from dynscaling_jax.inference.paged.batch import Batch
 from dynscaling_jax.inference.scheduler import Setup, Steps
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot, finished
@@ -75,6 +75,7 @@ class Engine:
         available: float | None = None,
         attention: str = "auto",
         keys: str = "",
+        live: int | None = None,
     ):
         """Checks the settings; nothing is compiled yet.
 
@@ -89,7 +90,9 @@ class Engine:
             seed: of all samples.
             slots: samples that are generated at the same time, at most; None
                 takes as many as inference.memory says that the device holds,
-                in groups for each bucket of prompts.
+                in groups for each bucket of prompts. Of pages, so many that
+                7/8 are full where `live` is told, else that samples which are
+                half done fill them.
             slots_per_group: how many of them share the prefix of one prompt;
                 by default 8, or the largest power of two below that divides
                 slots. Pages need no groups.
@@ -103,6 +106,8 @@ class Engine:
                 devices and the model.
             keys: int8 keeps keys and values in pages as int8; empty in the
                 dtype of the model.
+            live: tokens of a slot while it samples, on average, its prompt
+                included; of pages, with slots=None.
 
         Raises:
             ValueError: a value outside its range.
@@ -123,6 +128,7 @@ class Engine:
             ("max_new_tokens", max_new_tokens),
             ("slots", 1 if slots is None else slots),
             ("slots_per_group", slots_per_group),
+            ("live", 1 if live is None else live),
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(
@@ -144,6 +150,12 @@ class Engine:
             raise ValueError(
                 f"keys={keys!r} is of pages, and this engine decodes in "
                 "groups; take attention=xla, or leave keys empty"
+            )
+        if live and (slots or not paged):
+            raise ValueError(
+                f"live={live} says how many slots of pages there are: take "
+                "slots=None (config.engine.groups=auto) on an accelerator or "
+                "a mesh, or leave live out"
             )
         if max_new_tokens >= model.config.max_position_embeddings:
             raise ValueError(
@@ -199,7 +211,7 @@ class Engine:
             self._sizes = batch.sizes(
                 model.config,
                 self._mesh,
-                batch.Wanted(attention, keys, slots, max_new_tokens),
+                batch.Wanted(attention, keys, slots, live, max_new_tokens),
                 weights,
                 self._dtype,
                 available or memory.available(),
@@ -227,8 +239,8 @@ class Engine:
         earlier one leaves idle. They may come from several threads.
 
         Raises:
-            ValueError: a prompt leaves no room in the context; nothing is
-                sampled then.
+            ValueError: a prompt leaves no room in the context, or in the
+                pool of pages; nothing is sampled then.
         """
         with self._lock:
             call = _Call(self, self._add(requests))
@@ -266,10 +278,11 @@ class Engine:
         return len(self._encode(tuple(messages)))
 
     def check(self, queries: Sequence[Query]) -> None:
-        """Checks that the prompts of queries leave room in the context.
+        """Checks that the prompts of queries leave room for a sample.
 
         Raises:
-            ValueError: one does not; with the name of its query.
+            ValueError: one does not, in the context or in the pool of pages;
+                with the name of its query.
         """
         for query in queries:
             self._prompt(Request(query, query.messages, 0))
@@ -282,6 +295,8 @@ class Engine:
     @property
     def max_prompt_tokens(self) -> int:
         """The longest prompt that leaves room for max_new_tokens."""
+        if self._sizes:
+            return scheduler.longest_prompt(self._sizes.limits)
         config = self.model.config
         return config.max_position_embeddings - self._setup.max_new_tokens
 
@@ -391,8 +406,8 @@ class Engine:
             return {0: [*work]} if work else {}
         by_prompt = layout.grouped(work, lambda pair: pair[0], len(work))
         loads = [0] * self._workers
-        for worker, scheduler in self._schedulers.items():
-            loads[worker] += scheduler.left
+        for worker, made in self._schedulers.items():
+            loads[worker] += made.left
         for worker, number, first, end in layout.partition(
             [*map(len, by_prompt)], loads, self.slots_per_group
         ):
@@ -439,6 +454,12 @@ class Engine:
                 f"tokens; the context of the model holds {context}, one of "
                 "them for the answer. Shorten the prompt"
             )
+        if self._sizes:
+            try:
+                scheduler.check_prompt(self._sizes.limits, len(ids))
+            except ValueError as error:
+                name = shown(request.query.id)
+                raise ValueError(f"query {name}: {error}") from None
         return Prompt(ids, base, common if common >= REUSE else 0)
 
     def _prefix(self, prompt: Prompt) -> Prefix:

@@ -118,9 +118,9 @@ TOKEN = 128
 
 
 def test_the_slots_and_pages_by_hand():
-    """Tokens of 128 x 2 bytes, pages of 128; a slot of 384 on average and 64
-    of a page that is not full. 35 pages are 4,480 tokens, ten such slots."""
-    page, lengths = 128 * TOKEN * 2, memory.Lengths(256, 1000, 384)
+    """Tokens of 128 x 2 bytes, pages of 128; a slot of 392 on average, in a
+    pool that is full to 7/8: 448. 35 pages are 4,480 tokens, ten slots."""
+    page, lengths = 128 * TOKEN * 2, memory.Lengths(256, 1000, 392)
     working = memory.paged_working(PAGED, 10, 35)
     needed = 1000 + 35 * page + 10 * 300 * 4 + working
     found = memory.paged(PAGED, 2, 1000, needed, lengths)
@@ -130,22 +130,24 @@ def test_the_slots_and_pages_by_hand():
     assert (less.slots, less.pages) == (9, 34)
     # without live, a sample of 1,000 after 256 is half done at 756
     half = memory.paged(PAGED, 2, 1000, needed, lengths._replace(live=0))
-    assert half.slots == 35 * 128 // (756 + 64)
+    assert half.slots == 35 * 128 // 756
 
 
-def test_a_pool_is_no_larger_than_its_slots_may_need():
-    """Ten pages hold the 1,256 tokens that a slot comes to at most."""
-    lengths = memory.Lengths(256, 1000, 384)
-    found = memory.paged(PAGED, 2, 0, 1e12, lengths, most=3)
-    assert (found.slots, found.pages) == (3, 30)
+def test_a_pool_takes_what_is_there_up_to_the_context_of_its_slots():
+    lengths = memory.Lengths(100, 156, 128)  # two pages, of a context of 8
+    found = memory.paged(PAGED, 2, 0, 1e12, lengths, slots=3)
+    assert (found.slots, found.pages) == (3, 24)
     found = memory.paged(PAGED, 2, 0, 1e15, lengths)
-    assert found.slots == memory.MOST_SLOTS
+    assert (found.slots, found.pages) == (1024, 8 * 1024)
+    nine = 9 * 128 * TOKEN * 2 + 3 * 300 * 4 + memory.paged_working(PAGED, 3, 9)
+    assert memory.paged(PAGED, 2, 0, nine, lengths, slots=3).pages == 9
+    assert memory.paged(PAGED, 2, 0, nine - 1, lengths, slots=3).pages == 8
 
 
 def test_a_pool_holds_the_longest_sample():
     """However short samples are on average, one may come to 1,256 tokens."""
     lengths = memory.Lengths(256, 1000, 300)
-    ten = memory.paged(PAGED, 2, 0, 1e12, lengths, most=1).memory
+    ten = memory.paged(PAGED, 2, 0, 1e12, lengths, slots=1).memory
     assert ten.pool == 10 * 128 * TOKEN * 2
     # ten pages have room for three such slots, and so three rows of logits
     least = ten.total + 2 * ten.logits

@@ -23,7 +23,7 @@ from dynscaling_jax.models.stacked import Stacked
 from dynscaling_jax.types import Sample
 
 KEYS = ("", "int8")
-PROMPT = 1024  # tokens of a prompt that the pool has room for in each slot
+PROMPT = 1024  # tokens that are expected of a prompt
 
 
 class Sizes(NamedTuple):
@@ -40,6 +40,7 @@ class Wanted(NamedTuple):
     attention: str
     keys: str
     slots: int | None
+    live: int | None
     max_new_tokens: int
 
 
@@ -89,17 +90,16 @@ def sizes(
     if keys not in KEYS:
         raise ValueError(f"keys={keys!r}: expected int8, or nothing")
     context, parts = config.max_position_embeddings, mesh.data_size(on)
-    most = wanted.slots // parts if wanted.slots else memory.MOST_SLOTS
     pool = memory.paged(
         mesh.share(config, on),
         dtype.itemsize,
         weights,
         available,
-        memory.Lengths(min(PROMPT, context - new), new),
+        memory.Lengths(min(PROMPT, context - new), new, wanted.live or 0),
         keys,
-        most,
+        (wanted.slots or 0) // parts,
     )
-    each = most if wanted.slots else pool.slots
+    each = pool.slots
     layout = Layout(
         parts,
         each * parts,
