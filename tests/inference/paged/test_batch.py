@@ -129,7 +129,7 @@ def test_preemption_changes_no_sample(tiny, recording_engine, monkeypatch):
     preempted = collections.Counter()
 
     def counted(name, engine):
-        engine._batch = engine._new_scheduler()
+        engine._batch = engine._new_batch()
         plan = engine._batch._scheduler.turn
 
         def turn():
@@ -238,7 +238,7 @@ def test_a_prompt_that_no_pool_holds_is_refused(tiny, recording_engine):
         engine.sample(ask((3,), 1) + long)
     with pytest.raises(ValueError, match="query '300': .* of a part has 12"):
         engine.check([request.query for request in long])
-    assert not engine._schedulers
+    assert not engine._batches
     assert len([*engine.sample(ask((3,), 2))]) == 2
 
 
