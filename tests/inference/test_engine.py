@@ -12,7 +12,7 @@ import pytest
 from dynscaling_jax.checkpoints import Model
 from dynscaling_jax.checkpoints.tokenizer import from_json
 from dynscaling_jax.inference import Engine, memory
-from dynscaling_jax.inference.grouped import layout
+from dynscaling_jax.inference.grouped import layout, runner
 from dynscaling_jax.models import flops
 from dynscaling_jax.types import Message, Query, Request
 

@@ -4,7 +4,7 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given, reject
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 from tokenizers import models as backends
@@ -168,6 +168,7 @@ STOPS = st.lists(
 
 @pytest.mark.parametrize("margin", [16, 4])
 @pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None)
 @given(st.data())
 def test_the_end_of_a_text_says_what_all_of_it_does(name, margin, data):
     """Random tokens and characters of several bytes, and a stop string among
