@@ -15,7 +15,7 @@ from benchmarks import ours
 from benchmarks.common import Config, Lines, median_seconds, rate
 from benchmarks.stubs import random_model
 from dynscaling_jax.checkpoints import Model
-from dynscaling_jax.inference import prefill
+from dynscaling_jax.inference.grouped import prefill
 from dynscaling_jax.models import ModelConfig
 from dynscaling_jax.models.flops import (
     attention_flops,

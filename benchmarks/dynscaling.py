@@ -11,7 +11,8 @@ import jax
 from benchmarks import ours, prompts
 from benchmarks.common import Config, Lines, compilations, rate, timed_calls
 from dynscaling_jax.checkpoints import Model, load_model
-from dynscaling_jax.inference import Engine, decode, prefill
+from dynscaling_jax.inference import Engine
+from dynscaling_jax.inference.grouped import prefill, runner
 from dynscaling_jax.methods import METHODS
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling.loop import Result, run_rounds
@@ -133,10 +134,10 @@ def extension_line(size: Config, model: Model, task: Task) -> dict[str, Any]:
         chain = (*query.messages, Message("assistant", _attempt(size, model)))
         alone = Query(f"{query.id}/alone", chain)
         _sample(engine, query, query.messages)
-        with timed_calls(prefill, decode) as times:
+        with timed_calls(prefill, runner) as times:
             _sample(engine, query, chain)
         extended.append(_reading(times))
-        with timed_calls(prefill, decode) as times:
+        with timed_calls(prefill, runner) as times:
             _sample(engine, alone, chain)
         fresh.append(_reading(times))
     # the first ones compiled
@@ -161,7 +162,7 @@ def _attempt(size: Config, model: Model) -> str:
 
 def _reading(times: dict[str, list[float]]) -> float:
     """Seconds of all that is not decoding."""
-    parts = {"decode", "start", "insert", "select", "take"}
+    parts = {"decode", "start", "take"}
     return sum(sum(t) for name, t in times.items() if name not in parts)
 
 

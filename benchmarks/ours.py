@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from benchmarks import prompts
 from benchmarks.common import Config, rate, timed_calls
 from dynscaling_jax.checkpoints import Model, load_model
-from dynscaling_jax.inference import Engine, decode, prefill
+from dynscaling_jax.inference import Engine
+from dynscaling_jax.inference.grouped import prefill, runner
 from dynscaling_jax.tasks import load_task
 from dynscaling_jax.types import Query, Request
 
@@ -121,7 +122,7 @@ def _wave(work: Work, setting: Setting, used: Engine) -> Wave:
     each = min(setting.slots, work.candidates)
     some = work.warm_up[:count]
     before = used.slot_steps
-    with timed_calls(decode, prefill) as times:
+    with timed_calls(runner, prefill) as times:
         begin = time.perf_counter()
         tokens = generate(used, some, each)
         seconds = time.perf_counter() - begin

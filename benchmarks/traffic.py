@@ -10,15 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.common import Config, Lines
-from dynscaling_jax.inference import aot, cache, decode, hlo, layout, memory
+from dynscaling_jax.inference import aot, memory
 from dynscaling_jax.inference import plan as planner
-from dynscaling_jax.models.sharding import AXES, fitting
 
 PER_GROUP = 8
 
@@ -60,7 +56,8 @@ def line(size: Any, shape: str, device: str) -> dict[str, Any]:
         "xla_once_gb": program.counted / 1e9,
         "once_gb": aot.hlo.traffic(
             program.text, everywhere=True, once=True, cheapest=True
-        ).bytes / 1e9,
+        ).bytes
+        / 1e9,
     }
     if size.groups:
         rows = len(part) * work.data // PER_GROUP * PER_GROUP
@@ -99,47 +96,23 @@ def middles(size: Any, rng: np.random.Generator) -> np.ndarray:
 
 
 def grouped_bytes(size: Any, work: aot.Work, slots: int) -> float:
-    """What a step of as many slots moves in groups, at padded lengths.
+    """The least that a step of as many slots moved in groups.
 
-    It is the layer that one CPU still decodes with, on the same mesh: all
-    its layers, and the parameters behind them once.
+    That is how meshes decoded before pages: each slot with as many positions
+    as the longest sample may come to, doubled from 32 on, and each group with
+    a prompt padded to a power of two. Padding was read like keys.
     """
-    model, mesh = work.config, aot.mesh_of(work)
-    assert mesh is not None
+    model = work.config
+    part = planner.shard(model, work.model)
+    prefix = _doubled(128, size.prompt_tokens)
+    suffix = _doubled(32, size.cap + 15)
     groups = slots // PER_GROUP
-    prefix = layout.power_bucket(size.prompt_tokens)
-    suffix = layout.suffix_bucket(size.cap)
-    state = jax.eval_shape(
-        lambda: cache.empty(
-            model, groups, PER_GROUP, prefix, suffix, jnp.bfloat16
-        )
-    )
+    positions = (groups * prefix + slots * suffix) / work.data
+    keys = positions * memory.token_bytes(part, planner.BFLOAT16)
+    return planner.read_bytes(model, work.int8, work.model) + keys
 
-    def spread(x: Any) -> Any:
-        where = NamedSharding(mesh, fitting(mesh.shape, x.shape, AXES))
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
-    whole = lambda *shape, dtype: jax.ShapeDtypeStruct(
-        shape, dtype, sharding=NamedSharding(mesh, PartitionSpec())
-    )
-    params = aot.abstract_params(model, mesh, False, work.int8)
-    kinds = [model.kind(at) for at in range(model.num_hidden_layers)]
-    total = 0.0
-    for kind in set(kinds):
-        at = kinds.index(kind)
-        with jax.set_mesh(mesh):
-            lowered = decode._layer.lower(
-                params["layers"][at],
-                model,
-                kind,
-                whole(slots, model.hidden_size, dtype=jnp.bfloat16),
-                whole(groups, dtype=jnp.int32),
-                whole(slots, dtype=jnp.int32),
-                jax.tree.map(spread, state.prefix[at]),
-                jax.tree.map(spread, state.suffix[at]),
-            )
-            text = lowered.compile().as_text() or ""
-        total += kinds.count(kind) * hlo.traffic(text).bytes
-    width = 1 if work.int8 else planner.BFLOAT16
-    head = model.vocab_size * model.hidden_size * width / work.model
-    return total + head
+def _doubled(size: int, length: int) -> int:
+    while size < length:
+        size *= 2
+    return size

@@ -7,7 +7,8 @@ from benchmarks import ours
 from benchmarks.common import Config, Lines, rate
 from configs import reasoner
 from dynscaling_jax.checkpoints import load_model
-from dynscaling_jax.inference import Engine, layout
+from dynscaling_jax.inference import Engine
+from dynscaling_jax.inference.grouped import layout
 from dynscaling_jax.inference.mesh import bytes_held
 from dynscaling_jax.tasks import load_task
 
@@ -37,7 +38,7 @@ def lines(config: Config) -> Lines:
     many, one = map(max, zip(*turns, strict=True))
     yield {
         "bench": "workers",
-        "workers": layout.workers(size.slots, bytes_held(model.params), None),
+        "workers": layout.workers(size.slots, bytes_held(model.params)),
         "slots": size.slots,
         "tokens_per_second": many,
         "one_worker_tokens_per_second": one,

@@ -12,18 +12,19 @@ import time
 from dataclasses import replace
 from typing import Any
 
-
-# where checkouts have the scheduler of one CPU device
+# where checkouts have the slots of one CPU device, and the class that steps
 BATCHES = (
-    "dynscaling_jax.inference.scheduler",
-    "dynscaling_jax.inference.continuous",
+    ("scheduler", "Scheduler"),
+    ("continuous", "Scheduler"),
+    ("grouped.batch", "Batch"),
 )
+RUNNERS = "decode", "grouped.runner"
 
 
 def found(name: str) -> Any:
-    """A module, or None where a checkout has none of that name."""
+    """A module of inference, or None where a checkout has none of that name."""
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(f"dynscaling_jax.inference.{name}")
     except ImportError:
         return None
 
@@ -33,7 +34,7 @@ def main() -> None:
     import jax
 
     from dynscaling_jax.checkpoints import Model, load_model
-    from dynscaling_jax.inference import Engine, decode, memory
+    from dynscaling_jax.inference import Engine, memory
     from dynscaling_jax.types import Message, Query, Request
 
     loaded = load_model(job["model"], job["dtype"])
@@ -50,13 +51,17 @@ def main() -> None:
         for index in range(len(lengths))
     ]
     limits = Limits(job["lengths"], queries)
-    schedulers = [
-        module for module in map(found, BATCHES) if hasattr(module, "Scheduler")
-    ]
     seen = Keys(memory.token_bytes(config, 4))
-    for module in schedulers:
-        module.Slot = limits.slot(module.Slot)
-        module.Scheduler.step = seen.step(module.Scheduler.step)
+    for name, class_name in BATCHES:
+        module = found(name)
+        if hasattr(module, class_name):
+            module.Slot = limits.slot(module.Slot)
+            batch = getattr(module, class_name)
+            batch.step = seen.step(batch.step)
+    planner = found("grouped.scheduler")
+    if planner:
+        planner._Running = limits.running(planner._Running, requests)
+    decode = next(filter(None, map(found, RUNNERS)))
     decode.start = limits.start(decode.start)
     decode.decode = seen.decode(decode.decode)
     compiled = []
@@ -114,6 +119,14 @@ class Limits:
         def limited(number, request, prompt, limit):
             length = self.of[request.query.id, request.index]
             return make(number, request, prompt, min(limit, length))
+
+        return limited
+
+    def running(self, make, requests):
+        def limited(number, prompt, group, limit):
+            asked = requests[number]
+            length = self.of[asked.query.id, asked.index]
+            return make(number, prompt, group, min(limit, length))
 
         return limited
 

@@ -64,6 +64,9 @@ class EngineConfig(NamedTuple):
     # from pages; auto takes what suits the devices and the model
     attention: str = "auto"
     keys: str = ""  # int8: of the keys and values in pages
+    # tokens of a slot while it samples, on average, its prompt included:
+    # with groups=auto, how many slots the pages are for
+    live: int | None = None
 
 
 class EndpointConfig(NamedTuple):

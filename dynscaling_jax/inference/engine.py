@@ -15,18 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynscaling_jax.checkpoints.model import Model
-from dynscaling_jax.inference import (
-    continuous,
-    layout,
-    memory,
-    mesh,
-    prefill,
-    sampling,
-)
-from dynscaling_jax.inference.cache import Prefix
-from dynscaling_jax.inference.paged import batch
-from dynscaling_jax.inference.paged.batch import Batch
-from dynscaling_jax.inference.scheduler import Setup, Steps
+from dynscaling_jax.inference import memory, mesh, sampling
+from dynscaling_jax.inference.batch import Batch, Setup, Steps
+from dynscaling_jax.inference.grouped import batch as grouped
+from dynscaling_jax.inference.grouped import layout
+from dynscaling_jax.inference.grouped.prefill import Prefixes
+from dynscaling_jax.inference.grouped.scheduler import Limits
+from dynscaling_jax.inference.paged import batch as paged
+from dynscaling_jax.inference.paged import scheduler
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot, finished
 from dynscaling_jax.lines import shown
 from dynscaling_jax.models import stacked
@@ -54,7 +50,7 @@ class Engine:
     Sample i of a query is the same however many samples there are, whatever
     else runs beside it, and in any order. The engine runs on the mesh that
     the model's parameters lie on. On one CPU device it decodes in groups that
-    share a prompt (inference.continuous), elsewhere from pages
+    share a prompt (inference.grouped), elsewhere from pages
     (inference.paged).
     """
 
@@ -75,6 +71,7 @@ class Engine:
         available: float | None = None,
         attention: str = "auto",
         keys: str = "",
+        live: int | None = None,
     ):
         """Checks the settings; nothing is compiled yet.
 
@@ -89,7 +86,9 @@ class Engine:
             seed: of all samples.
             slots: samples that are generated at the same time, at most; None
                 takes as many as inference.memory says that the device holds,
-                in groups for each bucket of prompts.
+                in groups for each bucket of prompts. Of pages, so many that
+                7/8 are full where `live` is told, else that samples which are
+                half done fill them.
             slots_per_group: how many of them share the prefix of one prompt;
                 by default 8, or the largest power of two below that divides
                 slots. Pages need no groups.
@@ -103,6 +102,8 @@ class Engine:
                 devices and the model.
             keys: int8 keeps keys and values in pages as int8; empty in the
                 dtype of the model.
+            live: tokens of a slot while it samples, on average, its prompt
+                included; of pages, with slots=None.
 
         Raises:
             ValueError: a value outside its range.
@@ -114,7 +115,7 @@ class Engine:
             )
         self._mesh = mesh.of(model.params)
         data = mesh.data_size(self._mesh)
-        paged = batch.is_paged(attention, self._mesh)
+        from_pages = paged.is_paged(attention, self._mesh)
         if slots_per_group is None:
             slots_per_group = math.gcd(slots or 8, 8)
         if isinstance(stop, str):
@@ -123,6 +124,7 @@ class Engine:
             ("max_new_tokens", max_new_tokens),
             ("slots", 1 if slots is None else slots),
             ("slots_per_group", slots_per_group),
+            ("live", 1 if live is None else live),
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(
@@ -130,20 +132,26 @@ class Engine:
                 )
         if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2**32), got {seed!r}")
-        if slots and paged and slots % data:
+        if slots and from_pages and slots % data:
             raise ValueError(
                 f"slots ({slots}) must be a multiple of data ({data}) of the "
                 "mesh"
             )
-        if slots and not paged and slots % slots_per_group:
+        if slots and not from_pages and slots % slots_per_group:
             raise ValueError(
                 f"slots ({slots}) must be a multiple of slots_per_group "
                 f"({slots_per_group})"
             )
-        if keys and not paged:
+        if keys and not from_pages:
             raise ValueError(
                 f"keys={keys!r} is of pages, and this engine decodes in "
                 "groups; take attention=xla, or leave keys empty"
+            )
+        if live and (slots or not from_pages):
+            raise ValueError(
+                f"live={live} says how many slots of pages there are: take "
+                "slots=None (config.engine.groups=auto) on an accelerator or "
+                "a mesh, or leave live out"
             )
         if max_new_tokens >= model.config.max_position_embeddings:
             raise ValueError(
@@ -160,30 +168,21 @@ class Engine:
         self.slot_steps = 0  # slots x steps computed
         self.active_steps = 0  # of these, steps of active slots
         weights = mesh.bytes_held(model.params)
-        self._workers = (
-            1 if paged else layout.workers(slots or 0, weights, self._mesh)
-        )
+        self._workers = 1 if from_pages else layout.workers(slots or 0, weights)
         each = (slots or 0) // self._workers // slots_per_group
         self.slot_counts = (
-            layout.slot_counts(each * slots_per_group, self._mesh)
-            if slots
-            else ()
+            layout.slot_counts(each * slots_per_group) if slots else ()
         )
         stops = model.eos_ids
         stops = np.array([*stops, *[-1] * (8 - len(stops))], np.int32)
-        self._bucket = layout.quarter_bucket
         self._dtype = model.params["norm"].dtype
         self._setup = Setup(
-            self._laid_out(model, paged),
+            self._laid_out(model, from_pages),
             self._mesh,
             sampling.settings(temperature, top_k, top_p, min_p),
             np.uint32(seed),
             stops,
             max_new_tokens,
-            slots_per_group,
-            self._slot_counts,
-            self._bucket,
-            self._prefix,
             self._finished,
         )
         # Receives, before each chunk of steps, all that changed since the last
@@ -191,20 +190,18 @@ class Engine:
         self.announce: Callable[[Sequence[Change]], object] = lambda _: None
         self._changes: list[Change] = []
         self._next_number = 0
-        self._schedulers: dict[
-            int, continuous.Scheduler | Batch
-        ] = {}  # by worker
+        self._batches: dict[int, Batch] = {}  # by worker
         self._sizes = None
-        if paged:
-            self._sizes = batch.sizes(
+        if from_pages:
+            self._sizes = paged.sizes(
                 model.config,
                 self._mesh,
-                batch.Wanted(attention, keys, slots, max_new_tokens),
+                paged.Wanted(attention, keys, slots, live, max_new_tokens),
                 weights,
                 self._dtype,
                 available or memory.available(),
             )
-        self._batch: Batch | None = None  # of pages, kept between calls
+        self._batch: paged.Batch | None = None  # kept between calls
         self._map: Any = map
         if self._workers > 1:
             self._map = ThreadPoolExecutor(self._workers, "worker").map
@@ -215,10 +212,11 @@ class Engine:
         self._encode = functools.lru_cache(4096)(
             lambda messages: tuple(model.tokenizer.encode_chat(messages))
         )
-        self._prefixes: collections.OrderedDict = collections.OrderedDict()
-        self._prefixes_lock = threading.Lock()
         token = memory.token_bytes(model.config, self._dtype.itemsize)
         self._prefix_tokens = int(prefix_bytes // token)
+        self._prefixes = Prefixes(
+            self._setup.model.params, model.config, self._prefix_tokens
+        )
 
     def sample(self, requests: Sequence[Request]) -> Iterator[Sample]:
         """Samples what is requested; yields each sample when it is finished.
@@ -227,8 +225,8 @@ class Engine:
         earlier one leaves idle. They may come from several threads.
 
         Raises:
-            ValueError: a prompt leaves no room in the context; nothing is
-                sampled then.
+            ValueError: a prompt leaves no room in the context, or in the
+                pool of pages; nothing is sampled then.
         """
         with self._lock:
             call = _Call(self, self._add(requests))
@@ -266,10 +264,11 @@ class Engine:
         return len(self._encode(tuple(messages)))
 
     def check(self, queries: Sequence[Query]) -> None:
-        """Checks that the prompts of queries leave room in the context.
+        """Checks that the prompts of queries leave room for a sample.
 
         Raises:
-            ValueError: one does not; with the name of its query.
+            ValueError: one does not, in the context or in the pool of pages;
+                with the name of its query.
         """
         for query in queries:
             self._prompt(Request(query, query.messages, 0))
@@ -282,6 +281,8 @@ class Engine:
     @property
     def max_prompt_tokens(self) -> int:
         """The longest prompt that leaves room for max_new_tokens."""
+        if self._sizes:
+            return scheduler.longest_prompt(self._sizes.limits)
         config = self.model.config
         return config.max_position_embeddings - self._setup.max_new_tokens
 
@@ -302,17 +303,17 @@ class Engine:
 
     def _step(self) -> None:
         """Takes steps with each worker."""
-        if not self._schedulers:
+        if not self._batches:
             raise RuntimeError("what was under way failed in another call")
         self._busy = True
-        names = [*self._schedulers][: self._workers]
+        names = [*self._batches][: self._workers]
         try:
             self.announce(self._changes)
             self._changes = []
-            chunks = [*self._map(self._chunk, map(self._schedulers.get, names))]
+            chunks = [*self._map(self._chunk, map(self._batches.get, names))]
         except BaseException:
             for name in names:
-                del self._schedulers[name]
+                del self._batches[name]
             if self._batch is not None:
                 self._batch.free()
             self._batch = None
@@ -327,9 +328,7 @@ class Engine:
                 for call in [*self._calls]:
                     call.take(number, sample)
 
-    def _chunk(
-        self, scheduler: continuous.Scheduler | Batch
-    ) -> tuple[list[tuple[int, Sample]], Steps]:
+    def _chunk(self, batch: Batch) -> tuple[list[tuple[int, Sample]], Steps]:
         """A chunk of steps; with several workers as many as a TURN holds.
 
         So none waits for a slower one.
@@ -338,11 +337,11 @@ class Engine:
         done, total = [], Steps()
         while True:
             with mesh.ambient(self._mesh):
-                more, steps = scheduler.step()
+                more, steps = batch.step()
             done += more
             total = Steps(*map(sum, zip(total, steps, strict=True)))
             late = self._workers == 1 or time.monotonic() >= until
-            if late or not scheduler.busy:
+            if late or not batch.busy:
                 return done, total
 
     def _add(self, requests: Sequence[Request]) -> list[int]:
@@ -353,9 +352,9 @@ class Engine:
         self._busy = True
         try:
             for name, part in self._partition(work).items():
-                if name not in self._schedulers:
-                    self._schedulers[name] = self._new_scheduler()
-                self._schedulers[name].add(part)
+                if name not in self._batches:
+                    self._batches[name] = self._new_batch()
+                self._batches[name].add(part)
         finally:
             self._busy = False
         self._next_number += len(work)
@@ -364,17 +363,23 @@ class Engine:
         self._drop(())
         return [numbered.number for _, numbered in work]
 
-    def _new_scheduler(self) -> continuous.Scheduler | Batch:
+    def _new_batch(self) -> Batch:
         """One for a worker; pages are kept, with the prompts in them."""
         if self._sizes is None:
-            return continuous.Scheduler(self._setup)
+            limits = Limits(
+                self.slots_per_group,
+                self.model.config.max_position_embeddings,
+                self._setup.max_new_tokens,
+                self._slot_counts,
+            )
+            return grouped.Batch(self._setup, limits, self._prefixes.of)
         if self._batch is None:
-            self._batch = Batch(self._setup, self._sizes)
+            self._batch = paged.Batch(self._setup, self._sizes)
         return self._batch
 
-    def _laid_out(self, model: Model, paged: bool) -> Model:
+    def _laid_out(self, model: Model, from_pages: bool) -> Model:
         """The model with its layers as its devices want them."""
-        if not paged:
+        if not from_pages:
             params = stacked.unstacked(model.params)
         elif mesh.scans(self._mesh):
             params = stacked.stack(model.params, model.config)
@@ -393,8 +398,8 @@ class Engine:
             return {0: [*work]} if work else {}
         by_prompt = layout.grouped(work, lambda pair: pair[0], len(work))
         loads = [0] * self._workers
-        for worker, scheduler in self._schedulers.items():
-            loads[worker] += scheduler.left
+        for worker, batch in self._batches.items():
+            loads[worker] += batch.left
         for worker, number, first, end in layout.partition(
             [*map(len, by_prompt)], loads, self.slots_per_group
         ):
@@ -415,11 +420,11 @@ class Engine:
             gone, self._gone = self._gone, set()
             if gone:
                 self._changes.append(Change(dropped=[*gone]))
-            for name, scheduler in [*self._schedulers.items()]:
+            for name, batch in [*self._batches.items()]:
                 if gone:
-                    scheduler.drop(gone)
-                if not scheduler.busy:
-                    del self._schedulers[name]
+                    batch.drop(gone)
+                if not batch.busy:
+                    del self._batches[name]
         finally:
             self._busy = False
             self._lock.release()
@@ -441,57 +446,13 @@ class Engine:
                 f"tokens; the context of the model holds {context}, one of "
                 "them for the answer. Shorten the prompt"
             )
+        if self._sizes:
+            try:
+                scheduler.check_prompt(self._sizes.limits, len(ids))
+            except ValueError as error:
+                name = shown(request.query.id)
+                raise ValueError(f"query {name}: {error}") from None
         return Prompt(ids, base, common if common >= REUSE else 0)
-
-    def _prefix(self, prompt: Prompt) -> Prefix:
-        """Computes a prefix; that of its query is cached on its own.
-
-        A chain begins like the prompt of its query, which its other samples
-        continue too. Of 40 tokens in common and a chain of 50:
-
-            base     [0 .. 39] and what ends the query's own prompt; cached
-            extend   [40 .. 49] from the first 40 positions of base
-
-        The split depends on the two prompts alone, never on what the cache
-        holds, and so neither does any bit of the result.
-        """
-        if prompt.ids == prompt.base or not prompt.common:
-            return self._cached(prompt.ids)
-        base = self._cached(prompt.base)
-        rest = prompt.ids[prompt.common :]
-        return prefill.extend(
-            self._setup.model.params,
-            self._setup.model.config,
-            base.layers,
-            np.int32(prompt.common),
-            _padded(rest, -(-len(rest) // layout.SHORTEST) * layout.SHORTEST),
-            np.int32(len(rest)),
-            self._bucket(len(prompt.ids)),
-        )
-
-    def _cached(self, ids: tuple[int, ...]) -> Prefix:
-        """The prefix of a prompt; those that were used last are kept.
-
-        Room for 400 positions, and buckets of 128 (a), 128 (b) and 256 (c):
-        a, b, a, c leave [b a c] of 512, so b goes, and [a c] stay.
-        """
-        with self._prefixes_lock:
-            if ids in self._prefixes:
-                self._prefixes.move_to_end(ids)
-                return self._prefixes[ids]
-        prefix = prefill.prefill(
-            self._setup.model.params,
-            self._setup.model.config,
-            _padded(ids, self._bucket(len(ids))),
-            np.int32(len(ids)),
-        )
-        with self._prefixes_lock:
-            self._prefixes[ids] = prefix
-            held = sum(self._bucket(len(i)) for i in self._prefixes)
-            while held > self._prefix_tokens and len(self._prefixes) > 1:
-                oldest, _ = self._prefixes.popitem(last=False)
-                held -= self._bucket(len(oldest))
-        return prefix
 
     def _slot_counts(self, bucket: int, per_group: int) -> tuple[int, ...]:
         """The numbers of slots that prompts of this bucket may have."""
@@ -501,9 +462,8 @@ class Engine:
         return fit or (per_group * max(1, counts[0] // per_group),)
 
     def _held(self, bucket: int, per_group: int) -> tuple[int, ...]:
-        """The numbers of slots that the memory of the devices holds."""
-        config = mesh.share(self.model.config, self._mesh)
-        itemsize, data = self._dtype.itemsize, mesh.data_size(self._mesh)
+        """The numbers of slots that the memory of the device holds."""
+        config, itemsize = self.model.config, self._dtype.itemsize
         weights = mesh.bytes_held(self.model.params)
         prefixes = self._prefix_tokens * memory.token_bytes(config, itemsize)
         suffix = layout.suffix_bucket(self._setup.max_new_tokens)
@@ -514,7 +474,7 @@ class Engine:
 
         available = self._available or memory.available()
         groups = memory.most_groups(per_group, available, predict)
-        return layout.slot_counts(per_group * groups * data, self._mesh)
+        return layout.slot_counts(per_group * groups)
 
     def _finished(self, slot: Slot) -> Sample | None:
         return finished(slot, self.model, self._stop)
@@ -551,7 +511,3 @@ class _Call(Iterator[Sample]):
             self._left.clear()
 
     __del__ = close
-
-
-def _padded(ids: Sequence[int], size: int) -> np.ndarray:
-    return np.pad(np.array(ids, np.int32), (0, size - len(ids)))

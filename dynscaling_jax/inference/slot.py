@@ -1,16 +1,21 @@
 """The sample that a sequence slot is generating, and when it is finished."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int32, UInt32
 
 from dynscaling_jax.checkpoints.model import Model
 from dynscaling_jax.inference import sampling
 from dynscaling_jax.models.flops import sample_flops
 from dynscaling_jax.types import Request, Sample
+
+UNKNOWN = "\ufffd"  # what stands for bytes that are no character yet
+MARGIN = 16  # characters at the beginning of a tail that may be spelt otherwise
 
 
 class Prompt(NamedTuple):
@@ -28,6 +33,27 @@ class Numbered(NamedTuple):
     request: Request
 
 
+class Slots(NamedTuple):
+    """What a device knows of all slots; inactive ones compute for nothing."""
+
+    token: Int32[Array, " S"]  # the newest, not yet read
+    count: Int32[Array, " S"]  # completion tokens
+    active: Bool[Array, " S"]
+    limit: Int32[Array, " S"]  # of count
+    key: UInt32[Array, "S 2"]  # key data of the sample
+
+    @classmethod
+    def idle(cls, count: int) -> "Slots":
+        """Makes inactive slots."""
+        return cls(
+            jnp.zeros((count,), jnp.int32),
+            jnp.ones((count,), jnp.int32),
+            jnp.zeros((count,), bool),
+            jnp.zeros((count,), jnp.int32),
+            jnp.zeros((count, 2), jnp.uint32),
+        )
+
+
 @dataclasses.dataclass(eq=False)
 class Slot:
     """A sample that is being generated."""
@@ -38,6 +64,7 @@ class Slot:
     limit: int  # completion tokens at most
     tokens: list = dataclasses.field(default_factory=list)
     count: int = 0  # of tokens
+    checked: int = 0  # tokens whose text has no stop string
 
     def append(
         self, tokens: sampling.ScoredToken, column: int, steps: int
@@ -60,38 +87,52 @@ class Slot:
         self.tokens.append(new)
         self.count += steps
 
+    def last(self, count: int) -> list[int]:
+        """Returns the ids of the last tokens, so many."""
+        parts, missing = [], count
+        for part in reversed(self.tokens):
+            if missing <= 0:
+                break
+            parts.append(part.token[-missing:])
+            missing -= len(part.token)
+        return [int(i) for part in reversed(parts) for i in part]
+
 
 def finished(slot: Slot, model: Model, stop: Sequence[str]) -> Sample | None:
     """Returns the sample of a slot if it is finished.
 
     A stop id, a stop string or the slot's limit finishes it. One that goes on
-    is told by its newest token, however long it is, unless there are stop
-    strings.
+    is told by its newest token and, where there are stop strings, by the end
+    of its text, however long it is.
     """
     ends = slot.tokens[-1].token[-1] in model.eos_ids
-    if not ends and slot.count < slot.limit and not stop:
-        return None
+    full = slot.count >= slot.limit
+    decode_text = model.tokenizer.decode
+    spelt = lambda ids: _holds(decode_text(ids), stop)
+    first = _tail(slot, decode_text, stop) if stop else 0
+    if not ends and not full:
+        if not stop or not spelt(slot.last(slot.count - first)):
+            slot.checked = slot.count
+            return None
     tokens = jax.tree.map(lambda *parts: np.concatenate(parts), *slot.tokens)
     slot.tokens[:] = [tokens]
     request, prompt = slot.request, slot.prompt
     ids = tokens.token.tolist()
-    decode_text = model.tokenizer.decode
-    reason, text = None, ""
-    if ends:
-        reason, text = "stop", decode_text(ids[:-1])
-    elif len(ids) >= slot.limit:
-        reason, text = "length", decode_text(ids)
-    elif stop:
-        text = decode_text(ids)
-    if any(s in text for s in stop):
+    text = decode_text(ids[:-1] if ends else ids)
+    reason = "stop" if ends else "length"
+    if _holds(text, stop):
         # the tokens that spell the first stop string, and no more
-        hit = lambda n: any(s in decode_text(ids[:n]) for s in stop)
-        count = next(n for n in range(1, len(ids) + 1) if hit(n))
+        count = next(
+            n
+            for n in range(first + 1, len(ids) + 1)
+            if spelt(ids[first:n]) and (not first or spelt(ids[:n]))
+        )
         tokens = jax.tree.map(lambda x: x[:count], tokens)
         text = decode_text(ids[:count])
         found = [at for at in map(text.find, stop) if at >= 0]
         reason, text = "stop", text[: min(found)]
-    if reason is None:
+    elif not ends and not full:
+        slot.checked = slot.count
         return None
     read, new = len(prompt.ids), len(tokens.token)
     cached = prompt.common if request.index else 0
@@ -115,3 +156,33 @@ def finished(slot: Slot, model: Model, stop: Sequence[str]) -> Sample | None:
             "certainty": float(tokens.certainty.mean()),
         },
     )
+
+
+def _holds(text: str, stop: Sequence[str]) -> bool:
+    return any(s in text for s in stop)
+
+
+def _tail(
+    slot: Slot, decode_text: Callable[[list[int]], str], stop: Sequence[str]
+) -> int:
+    """The token from which on a stop string may lie that was not seen before.
+
+    What is checked is followed by new tokens, and a stop string may begin in
+    it. Tokens are decoded from so far behind that the longest one fits, and
+    MARGIN: there a word may lose its space. A tail that begins within a
+    character is longer. Bytes at the end of what is checked, which were no
+    character yet, may have become one, so they do not count. With a longest
+    stop string of 2, a margin of 1 and a token for each letter:
+
+        checked  ... a b c d e f        new  g h i
+        tail               d e f             g h i
+    """
+    needed = max(map(len, stop)) + MARGIN
+    size, new = needed, slot.count - slot.checked
+    while size < slot.checked:
+        known = decode_text(slot.last(new + size)[:size])
+        sure = len(known) - known.count(UNKNOWN)
+        if sure >= needed and not known.startswith(UNKNOWN):
+            return slot.checked - size
+        size *= 2
+    return 0

@@ -11,7 +11,8 @@ import pytest
 
 from dynscaling_jax.checkpoints import Model
 from dynscaling_jax.checkpoints.tokenizer import from_json
-from dynscaling_jax.inference import Engine, decode, memory
+from dynscaling_jax.inference import Engine, memory
+from dynscaling_jax.inference.grouped import layout, runner
 from dynscaling_jax.models import flops
 from dynscaling_jax.types import Message, Query, Request
 
@@ -242,7 +243,7 @@ def test_a_call_that_is_left_is_cancelled(model, reference):
     other = engine.sample(ask(QUERIES[1:], range(5)))
     del left
     assert_same(by_name(other), reference)
-    assert not engine._schedulers
+    assert not engine._batches
     calls = Engine(model, **SHAPE)
     list(calls.sample(ask(QUERIES, range(5))))
     assert engine.slot_steps < calls.slot_steps + 64 * SHAPE["max_new_tokens"]
@@ -321,7 +322,7 @@ def test_stop_strings_are_cut(model, recording_engine):
     free = recording_engine(model, **SHAPE)
     texts = by_name(free.sample(ask(QUERIES[:1], range(64))))
     decode_text = model.tokenizer.decode
-    border = decode.CHUNK  # token 0 to CHUNK are seen first, then the rest
+    border = layout.CHUNK  # token 0 to CHUNK are seen first, then the rest
     crossing = []
     for (name, i), (_, tokens) in free.recorded.items():
         ids = tokens.token.tolist()
@@ -407,7 +408,7 @@ def test_a_prompt_too_long_is_refused_before_sampling(model, monkeypatch):
     def forbidden(*_):
         raise AssertionError("sampled")
 
-    monkeypatch.setattr(decode, "decode", forbidden)
+    monkeypatch.setattr(runner, "decode", forbidden)
     work = ask([QUERIES[0], query("long", "y" * 600)], range(4))
     with pytest.raises(ValueError, match="'long': its prompt has 6.. tokens"):
         next(Engine(model, **SHAPE).sample(work))

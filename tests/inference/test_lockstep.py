@@ -110,7 +110,7 @@ def test_a_follower_calls_what_its_leader_calls(
     assert called == expected
     assert follower.slot_steps == leader.slot_steps
     assert follower.active_steps == leader.active_steps
-    assert not follower._schedulers and next(received, None) is None
+    assert not follower._batches and next(received, None) is None
 
 
 def test_a_call_may_be_collected_while_another_is_left(model, monkeypatch):

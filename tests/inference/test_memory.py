@@ -7,8 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynscaling_jax.inference import Engine, cache, decode, memory, prefill
+from dynscaling_jax.inference import Engine, memory, sampling
+from dynscaling_jax.inference.grouped import (
+    layout,
+    pages,
+    prefill,
+    runner,
+)
+from dynscaling_jax.inference.grouped.cache import View
+from dynscaling_jax.inference.grouped.pages import Pages
 from dynscaling_jax.inference.memory import Memory, Size
+from dynscaling_jax.inference.slot import Slots
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 
@@ -45,17 +54,37 @@ def nbytes(tree):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("size", SIZES)
-def test_the_state_is_as_large_as_its_arrays(fields, size):
-    config = config_of(**fields)
-    state = jax.eval_shape(
-        functools.partial(cache.empty, config, *size, jnp.bfloat16)
+def test_pages_are_no_larger_than_predicted(size):
+    """From the first chunk of samples to the last, with the old and the new
+    pages of one layer beside each other where they become longer."""
+    config = config_of(**SHAPES["wide"])
+    token = memory.token_bytes(config, 2)
+
+    def held(*of):
+        return token * sum(
+            len(one.narrow) * one.width + len(one.wide) * pages.WIDE
+            for one in of
+        )
+
+    prompts, _ = pages.settle(
+        Pages(), dict.fromkeys(range(size.groups), size.prefix)
     )
-    taken = nbytes((state.prefix, state.logits)) + 1.5 * nbytes(state.suffix)
-    assert memory.predicted(config, size, 7, 2, 11) == Memory(
-        7, 11, taken, memory.working(config, size)
-    )
+    now, taken = Pages(width=layout.SHORTEST_SUFFIX), []
+    for count in range(16, size.suffix + 1, 16):
+        lengths = dict.fromkeys(range(size.slots), count)
+        old = now
+        now, done = pages.settle(
+            old, lengths, layout.SHORTEST_SUFFIX, size.slots
+        )
+        beside = held(old) // config.num_hidden_layers if done else 0
+        taken.append(held(prompts, now) + beside)
+    logits = size.groups * config.vocab_size * 4
+    predicted = memory.predicted(config, size, 7, 2, 11)
+    assert predicted[:2] == (7, 11)
+    assert predicted.working == memory.working(config, size)
+    most = max(taken) + logits
+    assert most <= predicted.state <= 1.6 * most
 
 
 @pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
@@ -66,32 +95,51 @@ def test_compiled_functions_take_no_more_than_predicted(fields, size):
         functools.partial(transformer.init_params, config=config),
         jax.random.key(0),
     )
-    state = jax.eval_shape(
-        functools.partial(cache.empty, config, *size, jnp.float32)
-    )
     layer, kind = params["layers"][0], config.kind(0)
     hidden = lambda count: jax.ShapeDtypeStruct((count, 64), jnp.float32)
     stops = jax.ShapeDtypeStruct((8,), jnp.int32)
-    settings = jax.eval_shape(decode.sampling.settings)
-    slots = size.slots
+    settings = jax.eval_shape(sampling.settings)
+    count = size.slots
+    slots = jax.eval_shape(lambda: Slots.idle(count))
+    index, pools = [], []
+    groups = {
+        g: [*range(g * size.per_group, (g + 1) * size.per_group)]
+        for g in range(size.groups)
+    }
+    for readers, length, lanes in (
+        (groups, size.prefix, size.per_group),
+        ({slot: [slot] for slot in range(count)}, size.suffix, 1),
+    ):
+        lengths = dict.fromkeys(readers, length)
+        held, _ = pages.settle(Pages(), lengths)
+        index.append(
+            pages.index(held, readers, lanes, count, pages.blocks(lengths))
+        )
+        pools.append(
+            tuple(
+                (
+                    jax.ShapeDtypeStruct((len(own), heads, 16, width), "f4"),
+                    jax.ShapeDtypeStruct((len(own), heads, width, 16), "f4"),
+                )
+                for own, width in (
+                    (held.narrow, held.width),
+                    (held.wide, pages.WIDE),
+                )
+                for heads in [config.num_key_value_heads]
+            )
+        )
+    view = View(np.zeros(count, np.int32), *index)
     taken = [
         lowered.compile().memory_analysis().temp_size_in_bytes
         for lowered in (
-            decode._layer.lower(
-                layer,
-                config,
-                kind,
-                hidden(slots),
-                state.length,
-                state.slots.count,
-                state.prefix[0],
-                state.suffix[0],
+            runner._layer.lower(
+                layer, config, kind, hidden(count), view, slots.count, *pools
             ),
-            decode._sample.lower(
+            runner._sample.lower(
                 transformer.without_layers(params),
                 config,
-                hidden(slots),
-                state.slots,
+                hidden(count),
+                slots,
                 stops,
                 settings,
             ),
@@ -118,9 +166,9 @@ TOKEN = 128
 
 
 def test_the_slots_and_pages_by_hand():
-    """Tokens of 128 x 2 bytes, pages of 128; a slot of 384 on average and 64
-    of a page that is not full. 35 pages are 4,480 tokens, ten such slots."""
-    page, lengths = 128 * TOKEN * 2, memory.Lengths(256, 1000, 384)
+    """Tokens of 128 x 2 bytes, pages of 128; a slot of 392 on average, in a
+    pool that is full to 7/8: 448. 35 pages are 4,480 tokens, ten slots."""
+    page, lengths = 128 * TOKEN * 2, memory.Lengths(256, 1000, 392)
     working = memory.paged_working(PAGED, 10, 35)
     needed = 1000 + 35 * page + 10 * 300 * 4 + working
     found = memory.paged(PAGED, 2, 1000, needed, lengths)
@@ -130,22 +178,24 @@ def test_the_slots_and_pages_by_hand():
     assert (less.slots, less.pages) == (9, 34)
     # without live, a sample of 1,000 after 256 is half done at 756
     half = memory.paged(PAGED, 2, 1000, needed, lengths._replace(live=0))
-    assert half.slots == 35 * 128 // (756 + 64)
+    assert half.slots == 35 * 128 // 756
 
 
-def test_a_pool_is_no_larger_than_its_slots_may_need():
-    """Ten pages hold the 1,256 tokens that a slot comes to at most."""
-    lengths = memory.Lengths(256, 1000, 384)
-    found = memory.paged(PAGED, 2, 0, 1e12, lengths, most=3)
-    assert (found.slots, found.pages) == (3, 30)
+def test_a_pool_takes_what_is_there_up_to_the_context_of_its_slots():
+    lengths = memory.Lengths(100, 156, 128)  # two pages, of a context of 8
+    found = memory.paged(PAGED, 2, 0, 1e12, lengths, slots=3)
+    assert (found.slots, found.pages) == (3, 24)
     found = memory.paged(PAGED, 2, 0, 1e15, lengths)
-    assert found.slots == memory.MOST_SLOTS
+    assert (found.slots, found.pages) == (1024, 8 * 1024)
+    nine = 9 * 128 * TOKEN * 2 + 3 * 300 * 4 + memory.paged_working(PAGED, 3, 9)
+    assert memory.paged(PAGED, 2, 0, nine, lengths, slots=3).pages == 9
+    assert memory.paged(PAGED, 2, 0, nine - 1, lengths, slots=3).pages == 8
 
 
 def test_a_pool_holds_the_longest_sample():
     """However short samples are on average, one may come to 1,256 tokens."""
     lengths = memory.Lengths(256, 1000, 300)
-    ten = memory.paged(PAGED, 2, 0, 1e12, lengths, most=1).memory
+    ten = memory.paged(PAGED, 2, 0, 1e12, lengths, slots=1).memory
     assert ten.pool == 10 * 128 * TOKEN * 2
     # ten pages have room for three such slots, and so three rows of logits
     least = ten.total + 2 * ten.logits
@@ -167,13 +217,13 @@ def test_an_engine_takes_the_slots_that_memory_holds(tiny, monkeypatch):
     settings = {"max_new_tokens": 12, "slots_per_group": 8}
     expected = Engine(model, slots=16, **settings).generate(prompts, n=16)
     counts = []
-    make = cache.idle
+    decode = runner.decode
 
-    def noted(count):
-        counts.append(count)
-        return make(count)
+    def noted(params, config, state, *more):
+        counts.append(len(state.slots.count))
+        return decode(params, config, state, *more)
 
-    monkeypatch.setattr(cache, "idle", noted)
+    monkeypatch.setattr(runner, "decode", noted)
     engine = Engine(model, slots=None, prefix_bytes=1e6, **settings)
     least = engine_memory(engine, groups=1)
     for bytes_there, most in ((10 * least, 64), (1.01 * least, 8)):

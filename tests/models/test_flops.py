@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from dynscaling_jax.inference import cache, prefill
+from dynscaling_jax.inference.grouped import prefill
 from dynscaling_jax.models import flops, transformer
 from dynscaling_jax.models.config import ModelConfig
-from tests.decoding import read_token
+from tests.decoding import read_token, state_of
 
 # wide enough that what the formula leaves out (norms, rotations, softmax,
 # sampling) weighs as little as in a real model
@@ -25,7 +25,7 @@ CONFIGS = {
     "llama": ModelConfig("llama", **FIELDS),
     "mistral": ModelConfig("mistral", **FIELDS, sliding_window=64),
 }
-ROWS, PER, PROMPT, NEW = 8, 4, 256, 32
+ROWS, PER, PROMPT, NEW = 16, 4, 256, 32
 
 
 def xla_flops(jitted, *args) -> float:
@@ -67,7 +67,10 @@ def test_prefill(config, params):
 
 
 def test_decode_step(config, params):
-    state = cache.empty(config, ROWS // PER, PER, PROMPT, NEW, np.float32)
+    """Four prompts of a page each: none of those in the pool is empty."""
+    ids = np.zeros(PROMPT, np.int32)
+    prefix = prefill.prefill(params, config, ids, np.int32(PROMPT))
+    state = state_of(config, [prefix] * (ROWS // PER), PER, NEW)
     counted = xla_flops(
         jax.jit(read_token, static_argnums=1),
         params,

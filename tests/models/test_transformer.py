@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dynscaling_jax.checkpoints import load_model
-from dynscaling_jax.inference import cache, prefill
+from dynscaling_jax.inference.grouped import prefill
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import FULL, SLIDING, ModelConfig
 from dynscaling_jax.models.parameters import parameters, tree
-from tests.decoding import read_token
+from tests.decoding import read_token, state_of
 
 CASES = (
     "llama_grouped",
@@ -80,13 +80,14 @@ def test_steps_through_the_grouped_cache_equal_transformers(
     params, config = model.params, model.config
     ids, expected = golden(name)["ids"], golden(name)["logits"]
     prompt, per = 5, 2
-    state = cache.empty(config, 2, per, 8, 24, jnp.float32)
+    prefixes = []
     for group, tokens in enumerate(ids):
-        padded = np.zeros(8, np.int32)
+        padded = np.zeros(128, np.int32)
         padded[:prompt] = tokens[:prompt]
         prefix = prefill.prefill(params, config, padded, np.int32(prompt))
         assert relative_error(prefix.logits, expected[group, prompt - 1]) < 1e-4
-        state = cache.insert(state, prefix, np.int32(group))
+        prefixes.append(prefix)
+    state = state_of(config, prefixes, per, ids.shape[1])
     read = jax.jit(read_token, static_argnums=1)
     for where in range(prompt, ids.shape[1]):
         logits, state = read(

@@ -8,14 +8,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynscaling_jax.inference import memory, mesh, sampling
-from dynscaling_jax.inference.layout import follows_work
+from dynscaling_jax.inference.batch import Setup, Steps
 from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.inference.paged.attention import Backend, Layout
 from dynscaling_jax.inference.paged.attention.select import BACKENDS, select
 from dynscaling_jax.inference.paged.runner import State
 from dynscaling_jax.inference.paged.scheduler import Limits, Scheduler
 from dynscaling_jax.inference.paged.turn import Chunk, Start, Turn
-from dynscaling_jax.inference.scheduler import Setup, Steps
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.sharding import MODEL
@@ -23,7 +22,7 @@ from dynscaling_jax.models.stacked import Stacked
 from dynscaling_jax.types import Sample
 
 KEYS = ("", "int8")
-PROMPT = 1024  # tokens of a prompt that the pool has room for in each slot
+PROMPT = 1024  # tokens that are expected of a prompt
 
 
 class Sizes(NamedTuple):
@@ -40,6 +39,7 @@ class Wanted(NamedTuple):
     attention: str
     keys: str
     slots: int | None
+    live: int | None
     max_new_tokens: int
 
 
@@ -54,7 +54,7 @@ def is_paged(attention: str, on: Mesh | None) -> bool:
         raise ValueError(
             f"attention={attention!r}: expected one of {', '.join(known)}"
         )
-    grouped = follows_work(on)
+    grouped = on is None and mesh.platform(on) == "cpu"
     if attention == "reference" and not grouped:
         raise ValueError(
             "attention=reference decodes in groups, on one CPU device alone; "
@@ -89,17 +89,16 @@ def sizes(
     if keys not in KEYS:
         raise ValueError(f"keys={keys!r}: expected int8, or nothing")
     context, parts = config.max_position_embeddings, mesh.data_size(on)
-    most = wanted.slots // parts if wanted.slots else memory.MOST_SLOTS
     pool = memory.paged(
         mesh.share(config, on),
         dtype.itemsize,
         weights,
         available,
-        memory.Lengths(min(PROMPT, context - new), new),
+        memory.Lengths(min(PROMPT, context - new), new, wanted.live or 0),
         keys,
-        most,
+        (wanted.slots or 0) // parts,
     )
-    each = most if wanted.slots else pool.slots
+    each = pool.slots
     layout = Layout(
         parts,
         each * parts,
@@ -125,10 +124,7 @@ def sizes(
 
 
 class Batch:
-    """Sequence slots, pages, and the requests that wait for them.
-
-    To an engine it is what inference.continuous.Scheduler is.
-    """
+    """Sequence slots, pages, and the requests that wait for them."""
 
     def __init__(self, setup: Setup, sizes: Sizes):
         """Starts without requests; pages are allocated with the first step."""

@@ -21,9 +21,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from dynscaling_jax.inference import sampling
-from dynscaling_jax.inference.cache import Slots
 from dynscaling_jax.inference.paged.attention import Backend, Layout
 from dynscaling_jax.inference.sampling import LogitSums, Settings
+from dynscaling_jax.inference.slot import Slots
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.parameters import Params

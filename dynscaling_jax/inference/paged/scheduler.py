@@ -151,7 +151,7 @@ class Scheduler:
         """
         work = [*work]
         for prompt in dict.fromkeys(prompt for prompt, _ in work):
-            self._check_prompt(prompt)
+            check_prompt(self._limits, len(prompt.ids))
         for prompt, request in work:
             self._line(prompt).waiting.append(request)
 
@@ -357,8 +357,15 @@ class Scheduler:
         return len(pool.find(line.prompt.ids)), pool.available
 
     def _known(self, line: _Line, part: int) -> tuple[int, ...]:
-        """The pages that a prompt begins with; its last token is computed."""
-        return self._pools[part].find(line.prompt.ids[:-1])
+        """The pages of whole chunks that a prompt begins with.
+
+        Its last token is computed. Chunks of a prompt thus begin and end at
+        the same tokens whatever a part knows, and its keys have the same bits:
+        with chunks of four pages, of six that are found two are computed anew.
+        """
+        found = self._pools[part].find(line.prompt.ids[:-1])
+        chunk = self._limits.chunk // self._limits.page
+        return found[: len(found) - len(found) % chunk]
 
     def _can_place(self, line: _Line, part: int) -> bool:
         """Whether there is room for the first chunk of a prompt in a part."""
@@ -541,23 +548,37 @@ class Scheduler:
         room = self._limits.context - size
         return min(self._limits.max_new_tokens, room)
 
-    def _check_prompt(self, prompt: Prompt) -> None:
-        size, limits = len(prompt.ids), self._limits
-        if not 0 < size < limits.context:
-            raise ValueError(
-                f"a prompt has {size} tokens; the context holds "
-                f"{limits.context}, one of them for the answer"
-            )
-        # one more page while the last one of the prompt is copied
-        most = size + self._limit(size) - 1
-        need = self._count(most) + (size % limits.page > 0)
-        if need > limits.pages:
-            raise ValueError(
-                f"a prompt of {size} tokens and {self._limit(size)} new ones "
-                f"take {need} pages of {limits.page}; the pool of a part has "
-                f"{limits.pages}. Lower max_new_tokens, hold keys in int8, or "
-                "take more memory"
-            )
+
+def check_prompt(limits: Limits, size: int) -> None:
+    """Checks that a pool holds a prompt of so many tokens and its sample.
+
+    Raises:
+        ValueError: it does not, or the prompt leaves no room in the context.
+    """
+    if not 0 < size < limits.context:
+        raise ValueError(
+            f"a prompt has {size} tokens; the context holds "
+            f"{limits.context}, one of them for the answer"
+        )
+    new = min(limits.max_new_tokens, limits.context - size)
+    # one more page while the last one of the prompt is copied
+    need = -(-(size + new - 1) // limits.page) + (size % limits.page > 0)
+    if need > limits.pages:
+        raise ValueError(
+            f"a prompt of {size} tokens and {new} new ones take {need} pages "
+            f"of {limits.page}; the pool of a part has {limits.pages}. Lower "
+            "max_new_tokens, hold keys in int8, or take more memory"
+        )
+
+
+def longest_prompt(limits: Limits) -> int:
+    """Returns a length such that no prompt up to it lacks room.
+
+    It leaves room for max_new_tokens in the context, and in a pool that has
+    one page more than the sample, for a copy.
+    """
+    pool = (limits.pages - 1) * limits.page + 1
+    return min(limits.context, pool) - limits.max_new_tokens
 
 
 def _last(chunk: Chunk) -> bool:

@@ -27,7 +27,7 @@ class Chunk(NamedTuple):
 
     part: int
     prompt: Prompt
-    start: int  # tokens that have keys already: whole pages
+    start: int  # tokens that have keys already: whole chunks
     end: int
     pages: tuple[int, ...]  # of positions [0, end)
     row: int  # of the logits behind the last token; used if that is in here

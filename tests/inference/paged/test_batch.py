@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dynscaling_jax.inference import Engine
+from dynscaling_jax.inference import Engine, memory, mesh
 from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.models import stacked
 from dynscaling_jax.models.config import FULL, SLIDING, RopeScaling
@@ -131,7 +131,7 @@ def test_preemption_changes_no_sample(tiny, recording_engine, monkeypatch):
     preempted = collections.Counter()
 
     def counted(name, engine):
-        engine._batch = engine._new_scheduler()
+        engine._batch = engine._new_batch()
         plan = engine._batch._scheduler.turn
 
         def turn():
@@ -281,9 +281,54 @@ def test_a_prompt_that_no_pool_holds_is_refused(tiny, recording_engine):
     model = tiny()
     engine = decoded_from_pages(recording_engine, model)
     small_pages(engine, pages=12)
-    with pytest.raises(ValueError, match="the pool of a part has 12"):
-        engine.sample(ask((300,), 1))
+    long = ask((300,), 1)
+    with pytest.raises(ValueError, match="query '300': .* of a part has 12"):
+        engine.sample(ask((3,), 1) + long)
+    with pytest.raises(ValueError, match="query '300': .* of a part has 12"):
+        engine.check([request.query for request in long])
+    assert not engine._batches
     assert len([*engine.sample(ask((3,), 2))]) == 2
+
+
+def test_the_longest_prompt_is_one_that_the_pool_holds(tiny, recording_engine):
+    engine = decoded_from_pages(recording_engine, tiny())
+    assert engine.max_prompt_tokens == 43 * 8 + 1 - 40  # a page for a copy
+    small_pages(engine, pages=80)
+    assert engine.max_prompt_tokens == 512 - 40
+    small_pages(engine, pages=12)
+    most = engine.max_prompt_tokens
+    query = next(
+        query
+        for n in range(most)
+        for query in [Query("long", (Message("user", "x" * n),))]
+        if engine.count_tokens(query.messages) == most
+    )
+    engine.check([query])
+    (sample,) = engine.sample([Request(query, query.messages, 0)])
+    assert sample.prompt_tokens == most and sample.new_tokens == 40
+
+
+def test_live_tokens_say_how_many_slots_there_are(tiny):
+    """7/8 of a pool are full of slots of 100 tokens, or all of it is of
+    samples of 40 that are half done behind prompts of 472."""
+    model = tiny()
+    settings = {"max_new_tokens": 40, "attention": "xla", "slots": None}
+    token = memory.paged_token_bytes(model.config, 4)
+
+    def slots(**more):
+        engine = Engine(model, **settings, **more)
+        layout = engine._sizes.layout
+        return layout.slots, layout.pages
+
+    weights = mesh.bytes_held(model.params)
+    pool = memory.paged(
+        model.config, 4, weights, 6e7, memory.Lengths(472, 40, 100)
+    )
+    assert slots(available=6e7, live=100) == (pool.slots, pool.pages)
+    assert pool.slots == pool.pages * 128 * 7 // 800
+    assert pool.memory.pool == pool.pages * 128 * token
+    few, pages = slots(available=6e7)
+    assert few == pages * 128 // 492
 
 
 def test_int8_keys_are_near(tiny, recording_engine):
@@ -312,6 +357,9 @@ def test_int8_keys_are_near(tiny, recording_engine):
         ({"attention": "tpu"}, "attention=tpu needs a TPU, and these devices"),
         ({"attention": "gpu"}, "attention=gpu needs a GPU, and these devices"),
         ({"attention": "xla", "available": 1e5}, "one sample of .* tokens"),
+        ({"live": 100, "slots": None}, "live=100 says how many slots of pages"),
+        ({"live": 100, "attention": "xla"}, "slots=None"),
+        ({"live": 0}, "live must be a whole number from 1 on"),
     ],
 )
 def test_what_cannot_be_is_refused(tiny, settings, message):

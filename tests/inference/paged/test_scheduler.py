@@ -229,15 +229,15 @@ def test_a_chain_that_extends_a_prompt_reads_its_full_pages():
 
 
 def test_the_last_token_of_a_prompt_is_always_computed():
-    """Its logits are; so of two known pages one is read."""
-    asked = prompt(*range(8))
+    """Its logits are; so of four known pages two are read, a whole chunk."""
+    asked = prompt(*range(16))
     device = Device(LIMITS, [3, 3])
     scheduler = Scheduler(LIMITS)
     scheduler.add(numbered([asked]))
     run(scheduler, device)
     scheduler.add(numbered([asked], 1))
     (chunk,) = scheduler.turn().chunks
-    assert (chunk.start, chunk.end) == (4, 8)
+    assert (chunk.start, chunk.end) == (8, 16)
 
 
 def test_a_long_prompt_is_read_between_chunks_of_decoding():

@@ -15,6 +15,7 @@ window, where that is less than the whole pool.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -201,10 +202,12 @@ def owners(
     several = {page for page, slots in readers.items() if len(slots) > 1}
     owner = np.full(layout.pages, -1, np.int32)
     index = np.zeros(layout.pages, np.int32)
-    for slot, pages in enumerate(tables):
-        for place, page in enumerate(pages):
-            if page not in several:
-                owner[page], index[page] = slot, place
+    counts = [*map(len, tables)]
+    every = np.fromiter(itertools.chain.from_iterable(tables), np.int32)
+    before = np.repeat(np.cumsum(counts) - counts, counts)
+    owner[every] = np.repeat(np.arange(len(tables)), counts)
+    index[every] = np.arange(len(every)) - before
+    owner[[*several]], index[[*several]] = -1, 0
     lists = [
         (page, places[page], readers[page][at : at + LANES])
         for page in sorted(several)

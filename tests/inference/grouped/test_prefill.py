@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dynscaling_jax.inference import prefill
+from dynscaling_jax.inference.grouped import prefill
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dynscaling_jax.inference import placement
-from dynscaling_jax.inference.placement import Block, Move, Pages, Resize
+from dynscaling_jax.inference.grouped import pages as placement
+from dynscaling_jax.inference.grouped.pages import Block, Move, Pages, Resize
 
 
 def test_a_block_that_grows_moves_to_a_wide_page():

@@ -5,19 +5,105 @@ dispatching the layers one by one costs nothing, and a new length of prompt
 compiles in a fraction of a second where the whole decoder takes several.
 """
 
+import collections
 import functools
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Int32
+from jaxtyping import Array, Float32, Int32
 
-from dynscaling_jax.inference.cache import Layers, Prefix
+from dynscaling_jax.inference.grouped import layout
+from dynscaling_jax.inference.grouped.cache import Layers
+from dynscaling_jax.inference.slot import Prompt
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.parameters import Params
-from dynscaling_jax.models.sharding import constrained
 from dynscaling_jax.models.transformer import Block, Vocabulary
+
+
+class Prefix(NamedTuple):
+    """A prompt after prefill: what the slots that continue it need."""
+
+    layers: Layers
+    length: Int32[Array, ""]  # tokens that are not padding
+    logits: Float32[Array, " V"]  # of the token after the last
+
+
+class Prefixes:
+    """Prefixes of prompts; those that were used last are kept.
+
+    Several threads may ask.
+    """
+
+    def __init__(self, params: Params, config: ModelConfig, tokens: int):
+        """Starts empty, with room for so many positions."""
+        self._params, self._config, self._tokens = params, config, tokens
+        self._kept: collections.OrderedDict[tuple[int, ...], Prefix] = (
+            collections.OrderedDict()
+        )
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def of(self, prompt: Prompt) -> Prefix:
+        """Computes a prefix; that of its query is cached on its own.
+
+        A chain begins like the prompt of its query, which its other samples
+        continue too. Of 40 tokens in common and a chain of 50:
+
+            base     [0 .. 39] and what ends the query's own prompt; cached
+            extend   [40 .. 49] from the first 40 positions of base
+
+        The split depends on the two prompts alone, never on what the cache
+        holds, and so neither does any bit of the result.
+        """
+        if prompt.ids == prompt.base or not prompt.common:
+            return self._cached(prompt.ids)
+        base = self._cached(prompt.base)
+        rest = prompt.ids[prompt.common :]
+        return extend(
+            self._params,
+            self._config,
+            base.layers,
+            np.int32(prompt.common),
+            _padded(rest, -(-len(rest) // layout.SHORTEST) * layout.SHORTEST),
+            np.int32(len(rest)),
+            layout.bucket(len(prompt.ids)),
+        )
+
+    def _cached(self, ids: tuple[int, ...]) -> Prefix:
+        """The prefix of a prompt, kept or computed.
+
+        Room for 400 positions, and buckets of 128 (a), 128 (b) and 256 (c):
+        a, b, a, c leave [b a c] of 512, so b goes, and [a c] stay.
+        """
+        with self._lock:
+            if ids in self._kept:
+                self._kept.move_to_end(ids)
+                return self._kept[ids]
+        prefix = prefill(
+            self._params,
+            self._config,
+            _padded(ids, layout.bucket(len(ids))),
+            np.int32(len(ids)),
+        )
+        with self._lock:
+            self._kept[ids] = prefix
+            held = sum(layout.bucket(len(i)) for i in self._kept)
+            while held > self._tokens and len(self._kept) > 1:
+                oldest, _ = self._kept.popitem(last=False)
+                held -= layout.bucket(len(oldest))
+        return prefix
+
+
+def _padded(ids: Sequence[int], size: int) -> np.ndarray:
+    return np.pad(np.array(ids, np.int32), (0, size - len(ids)))
 
 
 def prefill(
@@ -120,7 +206,7 @@ def _extend_layer(layer, config, kind, x, old, kept, bucket):
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(top, config, x, length):
     last = x[length - 1][None]
-    return constrained(Vocabulary(config, top).logits(last)[0])
+    return Vocabulary(config, top).logits(last)[0]
 
 
 def _join(old, new, kept, bucket, axis):

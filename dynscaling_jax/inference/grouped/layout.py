@@ -4,12 +4,9 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
-
-from dynscaling_jax.inference.decode import CHUNK
 from dynscaling_jax.models.attention import AT_ONCE
 
+CHUNK = 16  # steps between two looks of the host
 SHORTEST = 128  # the least bucket; what extends a prefix has multiples of it
 SHORTEST_SUFFIX = 2 * CHUNK  # doubled as needed
 FEWEST_SLOTS = 8  # fewer may round otherwise
@@ -17,33 +14,24 @@ WORKER_SLOTS = 32  # of a batch worker, at least
 SMALL = 2**25  # bytes of the weights of a small model
 
 
-def follows_work(mesh: Mesh | None) -> bool:
-    """Tells whether the numbers of slots and their lengths follow the work.
+def slot_counts(slots: int) -> tuple[int, ...]:
+    """Lists the numbers of slots to choose from: `slots`, and its halves.
 
-    They do on one CPU, where each slot rounds alike in products of every size
-    (tests/inference/test_width.py). Elsewhere the time of a step is that of
-    reading the weights, and a sample must not depend on other requests: there
-    is one number of slots, and prompts of one bucket at a time.
+    Each slot rounds alike in products of every size
+    (tests/inference/grouped/test_batch.py).
     """
-    return mesh is None and jax.default_backend() == "cpu"
-
-
-def slot_counts(slots: int, mesh: Mesh | None) -> tuple[int, ...]:
-    """Lists the numbers of slots to choose from: `slots`, and its halves."""
-    if not follows_work(mesh):
-        return (slots,)
     halves = (slots >> n for n in range(slots.bit_length()))
     return tuple(sorted({slots, *(n for n in halves if n >= FEWEST_SLOTS)}))
 
 
-def workers(slots: int, weight_bytes: int, mesh: Mesh | None) -> int:
+def workers(slots: int, weight_bytes: int) -> int:
     """Counts the batches that decode side by side, each with a part of slots.
 
-    On a CPU the products of a small model are too small for several cores,
+    The products of a small model are too small for several cores,
     so each core takes a batch. Those of a large one are not, and every
     worker would read the weights again.
     """
-    if not follows_work(mesh) or weight_bytes > SMALL:
+    if weight_bytes > SMALL:
         return 1
     return max(1, min(os.cpu_count() or 1, slots // WORKER_SLOTS))
 
@@ -94,16 +82,10 @@ def per_group(counts: Iterable[int], most: int) -> int:
     )
 
 
-def power_bucket(length: int) -> int:
-    """Pads a prompt to a power of two, where new lengths are dear."""
-    return _doubled(SHORTEST, length)
-
-
-def quarter_bucket(length: int) -> int:
+def bucket(length: int) -> int:
     """Pads a prompt to a quarter of a power of two, in whole blocks of keys.
 
-    It serves where reading the keys is dear: 1,025 tokens take 1,536 here and
-    2,048 by power_bucket.
+    1,025 tokens take 1,536, where the next power of two is 2,048.
     """
     most = _doubled(SHORTEST, length)
     step = min(most, max(AT_ONCE, most // 4))

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
-from dynscaling_jax.inference import Engine, decode, layout, prefill
+from dynscaling_jax.inference import Engine
+from dynscaling_jax.inference.grouped import layout, prefill, runner
 from dynscaling_jax.types import Message, Query, Request
 
 SLOTS = 2 * layout.WORKER_SLOTS
@@ -43,13 +44,12 @@ def by_name(samples):
     return {(s.query_id, s.index): s for s in samples}
 
 
-def test_one_for_each_core_that_has_slots(workers, cpu_mesh):
+def test_one_for_each_core_that_has_slots(workers):
     workers(4)
     small = layout.SMALL
-    counts = [layout.workers(n, small, None) for n in (8, 64, 128, 512)]
+    counts = [layout.workers(n, small) for n in (8, 64, 128, 512)]
     assert counts == [1, 2, 4, 4]
-    assert layout.workers(512, small + 1, None) == 1
-    assert layout.workers(512, small, cpu_mesh) == 1
+    assert layout.workers(512, small + 1) == 1
 
 
 def test_partition_by_hand():
@@ -96,7 +96,7 @@ def test_workers_decode_at_the_same_time(model, workers, monkeypatch):
     """Each waits within a chunk until the other is in one."""
     workers(2)
     both = threading.Barrier(2, timeout=60)
-    chunk, met = decode.decode, []
+    chunk, met = runner.decode, []
 
     def meeting(*args):
         if not met:
@@ -104,7 +104,7 @@ def test_workers_decode_at_the_same_time(model, workers, monkeypatch):
             met.append(threading.current_thread().name)
         return chunk(*args)
 
-    monkeypatch.setattr(decode, "decode", meeting)
+    monkeypatch.setattr(runner, "decode", meeting)
     assert len([*Engine(model, **SHAPE).sample(ask(QUERIES, range(4)))]) == 40
     assert met
 
@@ -130,13 +130,13 @@ def test_a_prompt_is_computed_by_one_worker(model, workers, monkeypatch):
 def test_a_worker_that_fails_fails_the_call(model, workers, monkeypatch):
     workers(2)
     engine = Engine(model, **SHAPE)
-    chunk = decode.decode
+    chunk = runner.decode
 
     def failing(*args):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(decode, "decode", failing)
+    monkeypatch.setattr(runner, "decode", failing)
     with pytest.raises(MemoryError, match="no room"):
         next(engine.sample(ask(QUERIES, range(4))))
-    monkeypatch.setattr(decode, "decode", chunk)
+    monkeypatch.setattr(runner, "decode", chunk)
     assert len([*engine.sample(ask(QUERIES, range(4)))]) == 40

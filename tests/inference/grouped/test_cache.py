@@ -1,11 +1,12 @@
 """Keys in pages: samples are those of the engine before, to the bit."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynscaling_jax.inference import scheduler
-from tests.inference import record_long
+from dynscaling_jax.inference.grouped import cache
+from tests.inference.grouped import record_long
 
 FIELDS = {"num_hidden_layers": 1, "max_position_embeddings": 2048}
 
@@ -36,17 +37,30 @@ def test_long_samples_are_those_of_before(tiny, recording_engine, name):
         np.testing.assert_array_equal(got[key].logprob, logprob)
 
 
-def test_long_samples_are_those_of_one_suffix_a_slot(tiny, recording_engine):
-    """The form that meshes have, on this processor."""
-
-    class Plain(recording_engine):
-        def __init__(self, *args, **settings):
-            super().__init__(*args, **settings)
-            self._make_scheduler = scheduler.Scheduler
-
+def test_long_samples_do_not_depend_on_groups_and_slots(tiny, recording_engine):
+    """Groups of four in eight slots, and of two in sixteen."""
     model = tiny(**FIELDS, **record_long.MODELS["grouped"])
-    plain = record_long.samples(model, Plain)
-    paged = record_long.samples(
+    one = record_long.samples(model, recording_engine)
+    other = record_long.samples(
         model, recording_engine, slots=16, slots_per_group=2
     )
-    jax.tree.map(np.testing.assert_array_equal, paged, plain)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_key_goes_to_the_place_of_its_position():
+    """By hand, a narrow page of two places and a wide one of 256: slot 0 is
+    at position 1 of its narrow page, slot 1 at place 44 of its second block,
+    and slot 2 has no page."""
+
+    def pool(count, width):
+        return jnp.zeros((count, 1, 1, width)), jnp.zeros((count, 1, width, 1))
+
+    table = jnp.array([[0, 3], [3, 2], [3, 3]])
+    new = jnp.array([1.0, 2, 3])[:, None, None]
+    pools = pool(1, 2), pool(2, 256)
+    written = cache.write(pools, new, -new, jnp.array([1, 300, 5]), table)
+    wanted = np.zeros((1, 2)), np.zeros((2, 256))
+    wanted[0][0, 1], wanted[1][1, 44] = 1, 2
+    for (keys, values), want in zip(written, wanted, strict=True):
+        np.testing.assert_array_equal(keys[:, 0, 0], want)
+        np.testing.assert_array_equal(values[:, 0, :, 0], -want)

@@ -1,13 +1,29 @@
 """Keys in pages: the arrays of pools, and attention over them in their order.
 
 Each layer has two pools of pages, narrow and wide, for prompts and two for
-completions (placement says who owns a page). A step multiplies the pages of a
+completions (pages.py says who owns a page). A step multiplies the pages of a
 pool as they lie: no key is gathered, only queries are, each page having few
 readers. A page gives a softmax state for each of them; a slot merges those of
 its pages in the order of its sequence.
+
+A group is one prompt and the slots that continue it: the prompt's keys are
+held once. Completion token t of a slot lies at position t of its completion,
+whatever other slots do. Two groups of two slots:
+
+    prompts            completions        count  active
+    0  p p p p p p     0  a a a           4      yes
+                       1  b               2      yes
+    1  q q q q         2                  1      yes
+                       3  c c             3      no, and never read again
+
+count is the number of completion tokens. The newest of them, which the next
+step reads, has no key yet: the step writes it to position count - 1 of the
+completion, and its position in the sequence is that behind the prompt. Slot 0
+reads token 3 at position 6 + 3.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +31,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
-from dynscaling_jax.inference import placement
-from dynscaling_jax.inference.cache import KV, Layers, Slots
-from dynscaling_jax.inference.placement import WIDE, Index, Move, Resize
+from dynscaling_jax.inference.grouped import pages
+from dynscaling_jax.inference.grouped.pages import WIDE, Index, Move, Resize
+from dynscaling_jax.inference.slot import Slots
 from dynscaling_jax.models import attention
 from dynscaling_jax.models.attention import Backend, SoftmaxState
 from dynscaling_jax.models.config import ModelConfig
 
+KV = tuple[jax.Array, jax.Array]
+Layers = tuple[KV, ...]
+"""Keys [K, D, P] and values [K, P, D] of a prompt, of each layer."""
 Pools = tuple[KV, KV]
 """Keys [N, K, D, W] and values [N, K, W, D] of narrow pages and of wide."""
 
@@ -54,16 +73,21 @@ def empty(config: ModelConfig, dtype: Any) -> tuple[Pools, ...]:
         )
 
     return tuple(
-        (pool(placement.NARROW), pool(WIDE))
+        (pool(pages.NARROW), pool(WIDE))
         for _ in range(config.num_hidden_layers)
     )
 
 
-def do(layers: list[Pools], operation: Resize | Move) -> None:
+def apply(layers: list[Pools], operations: Iterable[Resize | Move]) -> None:
     """Resizes or moves pages, layer by layer, in place.
 
     So at most one layer is there twice. The old arrays are not used again.
     """
+    for operation in operations:
+        _apply(layers, operation)
+
+
+def _apply(layers: list[Pools], operation: Resize | Move) -> None:
     for number, pools in enumerate(layers):
         if isinstance(operation, Move):
             layers[number] = _moved(*pools, *_padded(operation))
@@ -76,10 +100,10 @@ def do(layers: list[Pools], operation: Resize | Move) -> None:
 
 def _padded(move: Move) -> Move:
     """To a multiple of STEP pages, for few shapes; others go nowhere."""
-    missing = (0, -len(move.source) % placement.STEP)
+    missing = (0, -len(move.source) % pages.STEP)
     return Move(
         np.pad(move.source, missing),
-        np.pad(move.target, missing, constant_values=placement.NOWHERE),
+        np.pad(move.target, missing, constant_values=pages.NOWHERE),
     )
 
 
@@ -156,12 +180,12 @@ def write(
     """
     block, place = jnp.divmod(position, WIDE)
     row = jnp.take_along_axis(
-        table, block[:, None], 1, mode="fill", fill_value=placement.NOWHERE
+        table, block[:, None], 1, mode="fill", fill_value=pages.NOWHERE
     )[:, 0]
     written, offset = [], 0
     for keys, values in pools:
         count = len(keys)
-        page = jnp.where(row < offset, placement.NOWHERE, row - offset)
+        page = jnp.where(row < offset, pages.NOWHERE, row - offset)
         written.append(
             (
                 keys.at[page, :, :, place].set(key, mode="drop"),
@@ -234,9 +258,9 @@ def _pages(
         q, filled, position = q[:, None], filled[:, None], position[:, None]
     else:
         q, filled, position = q[lanes], filled[lanes], position[lanes]
-    pages, each = filled.shape
+    number, each = filled.shape
     count = each * rep
-    own = q.swapaxes(1, 2).reshape(pages, kv_heads, count, dim)
+    own = q.swapaxes(1, 2).reshape(number, kv_heads, count, dim)
     place = first[:, None, None] + jnp.arange(keys.shape[-1])[None, None]
     mask = place < filled[..., None]
     if window:
@@ -254,9 +278,9 @@ def _pages(
         states = jax.tree.map(lambda x: x[:, :, :1], states)
     return jax.tree.map(
         lambda x: (
-            x.reshape(pages, kv_heads, each, rep, -1)
+            x.reshape(number, kv_heads, each, rep, -1)
             .swapaxes(1, 2)
-            .reshape(pages * each, kv_heads, rep, -1)
+            .reshape(number * each, kv_heads, rep, -1)
         ),
         states,
     )

@@ -3,13 +3,12 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dynscaling_jax.checkpoints.tokenizer import from_json
-from dynscaling_jax.inference import cache, decode, prefill
-from dynscaling_jax.models import attention, transformer
+from dynscaling_jax.inference.grouped import prefill
+from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import FULL, SLIDING
 from dynscaling_jax.types import Message, Query, Request
 
@@ -181,78 +180,3 @@ def test_one_token_prompts(tiny, recording_engine, byte_tokenizer):
     assert sorted(s.prompt_tokens for s in samples) == [1, 3]
     assert all(s.cached_tokens == 0 for s in samples)
     assert check_against_plain(engine) == 34
-
-
-# The jitted functions on their own
-
-
-@pytest.mark.parametrize("kv_heads", [2, 4])
-def test_attention_does_not_depend_on_the_size_of_a_group(tiny, kv_heads):
-    """With full heads and one slot a group, a lone query was multiplied as a
-    vector, which rounds otherwise than a matrix: a sample depended on how
-    many others of its query were requested beside it."""
-    config = tiny(num_hidden_layers=1, num_key_value_heads=kv_heads).config
-    random = np.random.RandomState(0)
-
-    def normal(*shape):
-        return random.standard_normal(shape).astype("f")
-
-    q, k, v = normal(8, 4, 16), normal(8, kv_heads, 16), normal(8, kv_heads, 16)
-    prefix = normal(2, 1, kv_heads, 128, 16)
-    suffix = normal(2, 8, kv_heads, 32, 16)
-    slot = np.array([5, 21, 5, 21, 5, 5, 21, 31], np.int32)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def seen(groups, q, k, v, prefix, suffix):
-        ahead = jnp.full_like(slot, 100)
-        attend = decode._group_attention(config, groups, ahead, slot)
-        shared = jnp.repeat(prefix, groups, 1)
-        kept = [
-            cache.to_blocks((k.swapaxes(2, 3), v)) for k, v in (shared, suffix)
-        ]
-        return attention.output(attend(config.kind(0), kept, q, k, v)[0])
-
-    arrays = q, k, v, prefix, suffix
-    together = seen(1, *arrays)
-    for groups in (2, 8):
-        np.testing.assert_array_equal(seen(groups, *arrays), together)
-
-
-def test_insert_fills_one_group_alone(tiny):
-    model = tiny(num_hidden_layers=1)
-    state = cache.empty(model.config, 3, 2, 16, 16, jnp.float32)
-    ids = np.arange(16, dtype=np.int32)
-    prefix = prefill.prefill(model.params, model.config, ids, np.int32(11))
-    placed = decode.insert(state, prefix, np.int32(1))
-    assert placed.length.tolist() == [1, 11, 1]
-    keys = placed.prefix[0][0]
-    np.testing.assert_array_equal(keys[1, :, 0], prefix.layers[0][0])
-    assert not keys[0].any() and not keys[2].any()
-    np.testing.assert_array_equal(placed.logits[1], prefix.logits)
-
-
-def test_a_key_goes_to_the_position_of_its_slot():
-    """By hand: positions 0 and 2 in blocks of two; the third has no room."""
-    suffix = jnp.zeros((3, 1, 2, 1, 2)), jnp.zeros((3, 1, 2, 2, 1))
-    new = jnp.array([1.0, 2, 3])[:, None, None]
-    keys, values = cache.write(suffix, new, -new, jnp.array([0, 2, 4]))
-    written = [[[1, 0], [0, 0]], [[0, 0], [2, 0]], [[0, 0], [0, 0]]]
-    assert keys[:, 0, :, 0].tolist() == written
-    assert (-values[:, 0, :, :, 0]).tolist() == written
-
-
-@pytest.mark.parametrize("before", [32, 128, 256, 512, 768])
-@pytest.mark.parametrize("after", [64, 256, 512, 1024])
-def test_other_room_keeps_what_was_written(before, after):
-    """Blocks become longer up to AT_ONCE keys, then more."""
-    flat = (
-        np.random.RandomState(0).standard_normal((2, 3, 5, before)).astype("f")
-    )
-    keys, values = flat, flat.swapaxes(2, 3)
-    kept = np.zeros((2, 3, 5, after), "f")
-    most = min(before, after)
-    kept[..., :most] = flat[..., :most]
-    want = cache.to_blocks((kept, kept.swapaxes(2, 3)))
-    got = cache.resize(cache.to_blocks((keys, values)), after)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-    assert cache.capacity([got]) == after

@@ -1,9 +1,9 @@
 """Records samples of several pages' length, to be compared with.
 
-    python -m tests.inference.record_long OUT.npz
+    python -m tests.inference.grouped.record_long OUT.npz
 
-tests/inference/long.npz was written so by the engine before pages (commit
-ee0f577), into whose checkout this file and tests/conftest.py were copied.
+long.npz beside it was written so by the engine before pages (commit ee0f577),
+into whose checkout this file and tests/conftest.py were copied.
 """
 
 import sys
