@@ -10,7 +10,7 @@ array. None of this says how long anything takes.
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -204,7 +204,23 @@ def backend(work: Work, layout: Layout) -> Backend:
     """The back end that an engine would take on these devices."""
     platform: str = work.devices[0].platform
     platform = "gpu" if platform == "cuda" else platform
-    return select(work.attention, platform, work.config, layout, work.model)
+    with _as_hopper():
+        return select(work.attention, platform, work.config, layout, work.model)
+
+
+@contextlib.contextmanager
+def _as_hopper() -> Iterator[None]:
+    """JAX asks its first device which heads cuDNN takes; here there is none."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    asked = fused.check_compute_capability
+    fused.check_compute_capability = lambda capability: (
+        tuple(map(int, capability.split("."))) <= (9, 0)
+    )
+    try:
+        yield
+    finally:
+        fused.check_compute_capability = asked
 
 
 def sizes(work: Work) -> Layout:
@@ -307,7 +323,8 @@ def programs(
 
     def run(name: str) -> Program:
         lower, arguments = calls[name]
-        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        on = jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
+        with on, _as_hopper():
             return program(lower(*arguments).compile())
 
     return {name: lambda name=name: run(name) for name in names}

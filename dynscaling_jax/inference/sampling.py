@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 from dynscaling_jax.models.attention import row_sums
 from dynscaling_jax.models.sharding import (
     BOTH,
+    DATA,
+    MODEL,
     ambient,
     constrained,
     fitting,
@@ -184,25 +186,41 @@ def choose_each(
 
     The token's number in the sample, count, ends the chain of keys. On a mesh
     it is sampled on one device, from all of the vocabulary, and all devices
-    know it. Slots that do not come out even are padded: 60 on eight devices
-    are eight each, where else each device would sample for all.
+    know it. Where the slots of a part do not come out even on its devices, they
+    are padded: 60 on eight devices are eight each, where else each device
+    would sample for all. No logits leave their part.
     """
 
     def one(key, count, logits, settings):
         key = jax.random.fold_in(jax.random.wrap_key_data(key), count)
         return choose(key, logits, settings)
 
-    missing = -len(count) % math.prod(ambient().values())
-    pad = lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    sizes, total = ambient(), len(count)
+    parts = sizes.get(DATA, 1)
+    parts = 1 if total % parts else parts
+    each = total // parts
+    missing = -each % (math.prod(sizes.values()) // parts)
+
+    def padded(x):
+        """[S, ...] with as many slots more in each part."""
+        x = x.reshape(parts, each, *x.shape[1:])
+        x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
+        # of logits each device goes on with its part of the vocabulary
+        x = constrained(x, DATA, None, MODEL)
+        return x.reshape(-1, *x.shape[2:])
+
     rows = (key, count, logits)
     if missing:
-        rows = jax.tree.map(pad, rows)
-    slots = fitting(ambient(), rows[1].shape, (BOTH,))
-    each = on_shards(
+        rows = jax.tree.map(padded, rows)
+    slots = fitting(sizes, rows[1].shape, (BOTH,))
+    sample = on_shards(
         jax.vmap(one, (0, 0, 0, None)), (slots, slots, slots, P()), slots
     )
-    sums = replicated(each(*rows, settings))
-    return jax.tree.map(lambda x: x[: len(count)], sums) if missing else sums
+    sums = replicated(sample(*rows, settings))
+    if not missing:
+        return sums
+    own = lambda x: x.reshape(parts, -1)[:, :each].reshape(-1)
+    return jax.tree.map(own, sums)
 
 
 def replicated(tree: Any) -> Any:

@@ -33,7 +33,7 @@ from dynscaling_jax.models.config import Kind, ModelConfig
 from dynscaling_jax.models.sharding import DATA, MODEL
 
 DTYPES = ("bfloat16", "float16")
-WIDEST = 128  # features of a head
+WIDEST, WIDEST_ON_HOPPER = 128, 256  # features of a head
 FEWEST_PAGES = 16  # of a prompt, doubled as needed
 HEADS_AXIS = 2  # of [pages, W, K, D]
 
@@ -66,8 +66,7 @@ def cudnn(
     queries, which for bfloat16 would put the weights of a merge off by some
     percent. What it calls does not.
     """
-    from jax._src.cudnn import fused_attention_stablehlo as fused
-
+    fused = _fused()
     kinds, queries = fused.MaskType, None
     mask = kinds.CAUSAL if causal else kinds.NO_MASK
     if count is not None:
@@ -85,6 +84,13 @@ def cudnn(
     )
     mean, log = both
     return mean, log.swapaxes(1, 2)
+
+
+def _fused() -> Any:
+    """JAX's calls of cuDNN, which are no part of its public interface."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    return fused_attention_stablehlo
 
 
 def backend(fused: Fused = cudnn) -> Backend:
@@ -105,8 +111,11 @@ def refuses(config: ModelConfig, layout: Layout, model: int) -> str:
     """Says what cuDNN cannot do, of a model on a mesh."""
     if config.attn_logit_softcapping:
         return "it cannot cap scores"
-    if config.head_dim > WIDEST or config.head_dim % 8:
-        return f"head_dim {config.head_dim} is no multiple of 8 up to {WIDEST}"
+    widest = WIDEST
+    if config.head_dim > widest and _fused().check_compute_capability("9.0"):
+        widest = WIDEST_ON_HOPPER
+    if config.head_dim > widest or config.head_dim % 8:
+        return f"head_dim {config.head_dim} is no multiple of 8 up to {widest}"
     if layout.keys not in DTYPES:
         return f"keys are {layout.keys}"
     if config.num_key_value_heads % model or config.num_attention_heads % model:
