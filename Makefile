@@ -91,7 +91,7 @@ parity:
 AOT := .venv-aot$(VENV:.venv%=%)
 AOT_BIN := $(AOT)/bin
 aot: $(AOT)/.done
-	$(AOT_BIN)/python -m pytest -n 2 --no-loadscope-reorder --dist worksteal tests/aot
+	$(AOT_BIN)/python -m pytest -n 2 --no-loadscope-reorder --dist worksteal -m 'not slow' tests/aot
 
 $(AOT)/.done: pyproject.toml third_party/pins.txt third_party/pins-aot.txt
 	$(PYTHON) -m venv $(AOT)

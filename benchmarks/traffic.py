@@ -35,15 +35,11 @@ def line(size: Any, shape: str, device: str) -> dict[str, Any]:
     model = planner.SHAPES[shape]
     work, found = planned(size, model, device)
     live = middles(size, np.random.default_rng(0))
-    each = len(live) // work.data
-    part = [int(n) for n in live[:each]]
-    held = sum(-(-(n + 1) // memory.PAGE) for n in part)
-    if held > found.pages:
-        raise ValueError(
-            f"{shape} on {device}: {each} slots hold {held} pages, and the "
-            f"pool has {found.pages}; take a bank of shorter samples"
-        )
-    work = work._replace(slots=each)
+    part = [int(n) for n in live[: len(live) // work.data]]
+    pages = lambda: sum(-(-(n + 1) // memory.PAGE) for n in part)
+    while pages() > found.pages:
+        part.pop()  # a device may have no room for as many
+    work = work._replace(slots=len(part))
     program = aot.programs(work, ("decode",))["decode"]()
     moved, least = aot.step_bytes(work, program, part)
     made = {
@@ -53,8 +49,8 @@ def line(size: Any, shape: str, device: str) -> dict[str, Any]:
         "mesh": f"{work.data}x{work.model}",
         "attention": aot.backend(work, aot.sizes(work)).name,
         "int8": work.int8,
-        "slots": len(live),
-        "live": float(live.mean()),
+        "slots": len(part) * work.data,
+        "live": float(np.mean(part)),
         "step_gb": moved / 1e9,
         "least_gb": least / 1e9,
         "ratio": moved / least,
@@ -62,7 +58,8 @@ def line(size: Any, shape: str, device: str) -> dict[str, Any]:
         "xla_counts_gb": program.counted / 1e9,  # loops once, on-chip memory
     }
     if size.groups:
-        made |= {"groups_ratio": grouped_bytes(size, work) / least}
+        rows = len(part) * work.data // PER_GROUP * PER_GROUP
+        made |= {"groups_ratio": grouped_bytes(size, work, rows) / least}
     return made
 
 
@@ -96,15 +93,15 @@ def middles(size: Any, rng: np.random.Generator) -> np.ndarray:
     return size.prompt_tokens + (rng.random(size.slots) * met).astype(int)
 
 
-def grouped_bytes(size: Any, work: aot.Work) -> float:
-    """What a step of the same slots moves in groups, at padded lengths.
+def grouped_bytes(size: Any, work: aot.Work, slots: int) -> float:
+    """What a step of as many slots moves in groups, at padded lengths.
 
     It is the layer that one CPU still decodes with, on the same mesh: all
     its layers, and the parameters behind them once.
     """
     model, mesh = work.config, aot.mesh_of(work)
     assert mesh is not None
-    groups = size.slots // PER_GROUP
+    groups = slots // PER_GROUP
     prefix = layout.power_bucket(size.prompt_tokens)
     suffix = layout.suffix_bucket(size.cap)
     state = jax.eval_shape(
@@ -130,9 +127,9 @@ def grouped_bytes(size: Any, work: aot.Work) -> float:
                 params["layers"][at],
                 model,
                 kind,
-                whole(size.slots, model.hidden_size, dtype=jnp.bfloat16),
+                whole(slots, model.hidden_size, dtype=jnp.bfloat16),
                 whole(groups, dtype=jnp.int32),
-                whole(size.slots, dtype=jnp.int32),
+                whole(slots, dtype=jnp.int32),
                 jax.tree.map(spread, state.prefix[at]),
                 jax.tree.map(spread, state.suffix[at]),
             )

@@ -35,6 +35,8 @@ NOTHING = {  # moves no bytes by itself
     "after-all", "partition-id", "replica-id", "while", "conditional", "call",
     "iota", "rng-get-and-update-state", "opt-barrier", "add-dependency",
 }  # fmt: skip
+# within a fusion also another layout is nothing that lies in memory
+ALIASES = ("bitcast", "copy")
 KERNEL = "custom-call"
 TPU_KERNEL = "tpu_custom_call"  # of Pallas; its bytes are its own affair
 
@@ -403,7 +405,7 @@ def _uses(
             pass  # what is not updated stays where it is
         elif operation == "scatter" and at == 0:
             total += inner[one.operands[-1]].size
-        elif operation == "bitcast":
+        elif operation in ALIASES:
             total += _uses(program, inner, one.name, True)
         elif operation == "fusion":
             called = program[one.called()[0]]
@@ -426,7 +428,7 @@ def _uses(
 def _passes(called: Computation, name: str) -> bool:
     """Whether a computation returns a parameter as it is."""
     root = next(one for one in called.values() if one.root)
-    while root.operation == "bitcast":
+    while root.operation in ALIASES:
         root = called[root.operands[0]]
     return root.name == name
 

@@ -279,17 +279,16 @@ def config_of(case):
 
 def as_rows(*arrays):
     """cuDNN's arguments for XLA's own attention, which stands in for it."""
-    q, k, v, count, scale, causal = arrays
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
+    *qkv, count, scale, causal = arrays
+    mean, log = jax.nn.dot_product_attention(
+        *(x.astype(jnp.float32) for x in qkv),
         scale=scale,
         is_causal=causal,
         key_value_seq_lengths=count,
         implementation="xla",
         return_residual=True,
     )
+    return mean.astype(qkv[0].dtype), log
 
 
 def plain(q, *arrays, num_kv_pages_per_block, num_queries_per_block, **others):

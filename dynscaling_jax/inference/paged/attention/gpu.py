@@ -4,8 +4,8 @@ A page is one sequence of a batch to cuDNN: [W, K, D], with as many keys as it
 has and the query of the slot that owns it. So keys are read where they lie,
 once each, and pages that nobody owns have no keys. What cuDNN gives, a mean and
 the logarithm of its sum of exponentials, is a SoftmaxState; those of a slot
-are merged as in the XLA form. Shared pages and layers with a window are left
-to that form.
+are merged as in the XLA form. To that form are left shared pages, the page in
+which a window begins, narrow windows, and windows of a prompt.
 
 XLA:GPU hands a layer of stacked ones to cuDNN as a copy: give each layer a
 cache of its own, with L = 1.
@@ -34,6 +34,7 @@ from dynscaling_jax.models.sharding import DATA, MODEL
 
 DTYPES = ("bfloat16", "float16")
 WIDEST, WIDEST_ON_HOPPER = 128, 256  # features of a head
+FEW_PAGES = 2  # of a window, that are gathered
 FEWEST_PAGES = 16  # of a prompt, doubled as needed
 HEADS_AXIS = 2  # of [pages, W, K, D]
 
@@ -200,17 +201,38 @@ def _decode_part(
         xla.page_states, kind, config, position, q, False
     )
     total = xla.empty(q)
-    if kind.window:
-        met = xla.pages_met(kind.window, page)
+    met = xla.pages_met(kind.window, page)
+    if kind.window and met <= FEW_PAGES:
         return xla.windowed(attend, total, take, view.table, place, met), cache
     own = [jax.lax.dynamic_slice_in_dim(x, base, pages) for x in cache]
-    at = jnp.maximum(view.owner, 0)
-    count = position[at] + 1 - view.index * page
-    count = jnp.where(view.owner >= 0, jnp.clip(count, 0, page), 0)
+    at, begins = jnp.maximum(view.owner, 0), view.index * page
+    count = jnp.clip(position[at] + 1 - begins, 0, page)
+    whole = view.owner >= 0
+    if kind.window:
+        low = position - kind.window + 1  # the first position that is seen
+        whole &= begins >= low[at]
+        total = _cut_page(attend, total, take, view, low, page)
+    count = jnp.where(whole, count, 0)
     mean, log = fused(q[at][:, None], *own, count, softmax_scale(config), False)
     states = state_of(mean, log, (count > 0)[:, None, None])
     total = xla.joined(total, states, view.owner[:, None])
     return xla.finite(xla.with_shared(attend, total, take, view.shared)), cache
+
+
+def _cut_page(attend, total, take, view, low, page):
+    """Adds the page of each slot that begins before its window does.
+
+    cuDNN takes the first keys of a page, and here the last ones are seen.
+    Shared pages are left to with_shared.
+    """
+    slots = jnp.arange(len(low))
+    place = jnp.maximum(low, 0) // page
+    first = view.table[slots, jnp.minimum(place, view.table.shape[1] - 1)]
+    cut = (low > place * page) & (first >= 0)
+    first = jnp.maximum(first, 0)
+    cut &= view.owner[first] == slots
+    states = attend(take(first), jnp.where(cut, slots, -1)[:, None], place)
+    return xla.merged(total, jax.tree.map(lambda x: x[:, 0], states))
 
 
 def prefill(
