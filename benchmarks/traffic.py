@@ -55,7 +55,12 @@ def line(size: Any, shape: str, device: str) -> dict[str, Any]:
         "least_gb": least / 1e9,
         "ratio": moved / least,
         "goal": size.goal,
-        "xla_counts_gb": program.counted / 1e9,  # loops once, on-chip memory
+        "on_chip_ratio": aot.step_bytes(work, program, part, True)[0] / least,
+        # loops once, so one layer; and as XLA counts, by the text
+        "xla_once_gb": program.counted / 1e9,
+        "once_gb": aot.hlo.traffic(
+            program.text, everywhere=True, once=True, cheapest=True
+        ).bytes / 1e9,
     }
     if size.groups:
         rows = len(part) * work.data // PER_GROUP * PER_GROUP

@@ -346,7 +346,7 @@ def program(compiled: Any) -> Program:
 
 
 def step_bytes(
-    work: Work, decode: Program, live: Sequence[int]
+    work: Work, decode: Program, live: Sequence[int], everywhere: bool = False
 ) -> tuple[float, float]:
     """Counts what a step of decoding reads and writes on one device.
 
@@ -360,6 +360,7 @@ def step_bytes(
         work: what was compiled.
         decode: its decode_chunk.
         live: tokens of each slot of one part that have keys.
+        everywhere: counts memory on the chip too, as XLA does.
 
     Returns:
         What is counted; and the least that it could be: the parameters that
@@ -378,7 +379,9 @@ def step_bytes(
         own = xla.BLOCK * page * token  # a smaller one is over shared pages
         return blocks if body.bytes > own / 2 else 0
 
-    found = hlo.traffic(decode.text, repeats=repeats, cheapest=True)
+    found = hlo.traffic(
+        decode.text, repeats=repeats, cheapest=True, everywhere=everywhere
+    )
     kernels = 0.0
     if found.kernels.get(hlo.TPU_KERNEL):
         q = len(live) * part.num_attention_heads * part.head_dim * BFLOAT16
