@@ -26,8 +26,9 @@ from jax.sharding import (
 
 from dynscaling_jax.inference import hlo, memory, sampling
 from dynscaling_jax.inference.paged import runner
-from dynscaling_jax.inference.paged.attention import Backend, Layout, xla
+from dynscaling_jax.inference.paged.attention import Backend, Layout, gpu, xla
 from dynscaling_jax.inference.paged.attention.select import select
+from dynscaling_jax.inference.paged.attention.xla import pages_met
 from dynscaling_jax.inference.paged.runner import State
 from dynscaling_jax.inference.paged.turn import Chunk
 from dynscaling_jax.inference.plan import (
@@ -370,7 +371,8 @@ def step_bytes(
     layers, page = part.num_hidden_layers, memory.PAGE
     token = memory.paged_token_bytes(part, BFLOAT16, work.keys) / layers
     blocks = -(-sum(-(-tokens // page) for tokens in live) // xla.BLOCK)
-    if backend(work, sizes(work)).name != "xla":
+    kind = backend(work, sizes(work)).name
+    if kind != "xla":
         blocks = 0  # its loops are over shared pages alone
 
     def repeats(depth: int, body: hlo.Traffic) -> int:
@@ -383,13 +385,16 @@ def step_bytes(
         decode.text, repeats=repeats, cheapest=True, everywhere=everywhere
     )
     kernels = 0.0
-    if found.kernels.get(hlo.TPU_KERNEL):
-        q = len(live) * part.num_attention_heads * part.head_dim * BFLOAT16
-        for layer in range(layers):
-            window = part.kind(layer).window
-            met = (window + page - 2) // page + 1 if window else sum(live)
-            pages = sum(min(-(-tokens // page), met) for tokens in live)
+    for layer in range(layers):
+        window = part.kind(layer).window
+        met = pages_met(window, page) if window else sum(live)
+        pages = sum(min(-(-tokens // page), met) for tokens in live)
+        if found.kernels.get(hlo.TPU_KERNEL):
+            q = len(live) * part.num_attention_heads * part.head_dim * BFLOAT16
             kernels += pages * page * token + 2 * q
+        elif kind == "gpu" and window and met > gpu.FEW_PAGES:
+            # cuDNN is given the pool, and how many keys there are of each page
+            kernels -= (work.pages - pages) * page * token
     least = read_bytes(work.config, work.int8, work.model) + sum(
         live_bytes(part, tokens, BFLOAT16, work.keys) for tokens in live
     )

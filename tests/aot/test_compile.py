@@ -172,10 +172,10 @@ def test_decode(shape, device):
     # no logits leave their part
     sent = program.traffic.collectives.get("all-gather")
     assert sent is None or sent.bytes < 1e6
-    if device.startswith("v"):
-        live = spread(here.work.slots)
-        moved, least = aot.step_bytes(here.work, program, live)
-        assert 0.95 < moved / least <= 1.3
+    slots = here.work.slots
+    moved, least = aot.step_bytes(here.work, program, spread(slots))
+    # on GPUs a layer of each kind is there once, so the sampler counts more
+    assert 0.95 < moved / least <= (1.3 if device.startswith("v") else 1.4)
 
 
 def test_a_weight_that_is_gathered_is_caught():
