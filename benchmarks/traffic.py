@@ -60,7 +60,8 @@ def line(size: Any, shape: str, device: str) -> dict[str, Any]:
         "xla_once_gb": program.counted / 1e9,
         "once_gb": aot.hlo.traffic(
             program.text, everywhere=True, once=True, cheapest=True
-        ).bytes / 1e9,
+        ).bytes
+        / 1e9,
     }
     if size.groups:
         rows = len(part) * work.data // PER_GROUP * PER_GROUP

@@ -36,9 +36,10 @@ SHAPES = (
 DEVICES = ("v5e-8", "v6e-8", "v5p-8", "H100", "H200")
 TIGHT = {("qwen3-30b-a3b", "v5e-8"), ("qwen3-30b-a3b", "H100")}
 
-# falls short: v5p keeps no pages of a window on the chip, and half of the
-# layers here have one; they are read, written and read again
-COPIED = {("gemma-3-4b", "v5p-8"): 2.2}
+# These fall short. With as many slots the compiler for v5p keeps neither the
+# pages of windows nor the states of all slots on the chip: each block of the
+# pool reads and writes the latter.
+COPIED = {("gemma-3-4b", "v5p-8"): 2.2, ("gpt-oss-20b", "v5p-8"): 5.3}
 
 
 @pytest.fixture(autouse=True)
