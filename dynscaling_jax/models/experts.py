@@ -29,7 +29,9 @@ from dynscaling_jax.models.sharding import (
 )
 
 BLOCK = 8  # rows that meet one expert's weights at a time
-FEW = 512  # tokens, at most, that meet all experts on an accelerator
+# tokens, at most, that meet all experts on an accelerator: all slots of a step
+# do, since the TPU compiler copies ragged_dot's weights of all layers at once
+FEW = 1024
 
 
 def route(

@@ -33,6 +33,7 @@ DECODE_QUERIES = 8  # of a block of the kernel
 CHUNK_QUERIES = 64  # likewise, of a prompt: each block reads all of its keys
 BLOCK_HEADS = 16  # key heads times pages that a block reads, if they are
 FEWEST_PAGES, MOST_PAGES = 4, 8  # between these
+TABLE = 1 << 17  # entries at a time: all lie in 1 MB of scalar memory
 HEADS_AXIS = 2  # of [pages, W, 2 K, D]
 
 
@@ -143,16 +144,26 @@ def _decode_part(
             jnp.pad(table, ((0, 0), (0, met))), first, met
         )
         length -= first * page
-    seen = _attend(
-        kernel,
-        kind,
-        config,
-        q,
-        pages,
-        jnp.where(active, length, 1),  # none would leave the output unset
-        base + jnp.maximum(table, 0),
-        jnp.arange(slots + 1),
-        DECODE_QUERIES,
+    table = base + jnp.maximum(table, 0)
+    length = jnp.where(active, length, 1)  # none would leave the output unset
+
+    def attend(some: slice):
+        rows = q[some]
+        return _attend(
+            kernel,
+            kind,
+            config,
+            rows,
+            pages,
+            length[some],
+            table[some],
+            jnp.arange(len(rows) + 1),
+            DECODE_QUERIES,
+        )
+
+    most = max(TABLE // table.shape[1], 1)
+    seen = jnp.concatenate(
+        [attend(slice(at, at + most)) for at in range(0, slots, most)]
     )
     seen = jnp.where(active[:, None, None], seen, 0)
     return normalised(seen), (pages,)

@@ -427,7 +427,7 @@ def shared_states(
         )
         return attend(take(cut(shared.page)), cut(lanes), cut(shared.place))
 
-    blocks = -(-shared.count // SHARED_BLOCK)
+    blocks = jnp.asarray(-(-shared.count // SHARED_BLOCK))
     room = len(shared.page) // SHARED_BLOCK
     rows = SHARED_BLOCK * lanes.shape[1]
     return collected(some, q, blocks, room, rows), lanes
