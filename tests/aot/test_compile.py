@@ -179,8 +179,9 @@ def test_decode(shape, device):
     assert sent is None or sent.bytes < 1e6
     slots = here.work.slots
     moved, least = aot.step_bytes(here.work, program, spread(slots))
-    # on GPUs a layer of each kind is there once, so the sampler counts more
-    most = COPIED.get((shape, device), 1.3 if device.startswith("v") else 1.4)
+    # on GPUs a layer of each kind is there once, so the sampler counts more,
+    # and the states of pages go through main memory
+    most = COPIED.get((shape, device), 1.3 if device.startswith("v") else 1.5)
     assert 0.95 < moved / least <= most
 
 

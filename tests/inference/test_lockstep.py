@@ -9,14 +9,8 @@ from typing import Any
 import jax
 import pytest
 
-from dynscaling_jax.inference import (
-    Engine,
-    continuous,
-    decode,
-    lockstep,
-    pools,
-    prefill,
-)
+from dynscaling_jax.inference import Engine, grouped, lockstep
+from dynscaling_jax.inference.grouped import cache, prefill, scheduler
 from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.types import Message, Query, Request
 
@@ -42,11 +36,11 @@ def called(monkeypatch):
     given and the numbers that are no arrays."""
     calls = []
     for module, name in (
-        (decode, "start"),
-        (decode, "decode"),
-        (decode, "take"),
-        (pools, "insert"),
-        (pools, "do"),
+        (grouped.runner, "start"),
+        (grouped.runner, "decode"),
+        (grouped.runner, "take"),
+        (cache, "insert"),
+        (cache, "apply"),
         (prefill, "prefill"),
         (prefill, "extend"),
         (runner, "prefill_chunk"),
@@ -130,7 +124,7 @@ def test_a_call_may_be_collected_while_another_is_left(model, monkeypatch):
         return made
 
     within = types.SimpleNamespace(deque=collecting)
-    monkeypatch.setattr(continuous, "collections", within)
+    monkeypatch.setattr(scheduler, "collections", within)
     one.close()
     monkeypatch.undo()
     assert not others

@@ -659,37 +659,74 @@ def joined(
         high parts   1.0    1.0    1.1      sum 11.1, exact
         low parts    0.01  -0.01   0.0      sum 0.0, exact
 
-    A sum is a product with ones and zeros, which no scatter makes slow.
-
     Args:
         q: of the slots, for their shape.
-        parts: states [n, H, ...] and the slots that they belong to; -1 is
-            none.
+        parts: states [..., H, 1 or D] and the slots [...] that they belong
+            to; -1 is none.
     """
-    states = jax.tree.map(lambda *x: jnp.concatenate(x), *[p[0] for p in parts])
-    lanes = jnp.concatenate([p[1].reshape(-1) for p in parts])
-    mine = lanes[None] == jnp.arange(len(q))[:, None]  # [S, n]
-    greatest = lambda x, none: jnp.where(mine[..., None], x[None], none).max(1)
-    own = jnp.maximum(lanes, 0)
-    peak = greatest(states.max[..., 0], MASKED)  # [S, H]
-    scale = power_of_two(jnp.minimum(states.max - peak[own][..., None], 0))
-    terms = jnp.concatenate([states.sum, states.acc], -1) * scale
-    terms = jnp.where((lanes >= 0)[:, None, None], terms, 0)
-    room = exponent(mine.sum(1).astype(jnp.float32))[:, None] + 1
-    unit = exponent(greatest(jnp.abs(terms).max(-1), 0.0)) + room - 22
-    unit, room = (x[own][..., None] for x in (unit, room))
-    high = jnp.round(terms * two_to(-unit)) * two_to(unit)
-    fine = unit + room - 23
-    low = jnp.round((terms - high) * two_to(-fine)) * two_to(fine)
-    both = jnp.einsum(
-        "sn,nhd->shd",
-        mine.astype(jnp.float32),
-        jnp.concatenate([high, low], -1),
-        precision=jax.lax.Precision.HIGHEST,
+    slots = len(q)
+    flat = lambda x: x.reshape(-1, *x.shape[-2:])
+    states = [jax.tree.map(flat, state) for state, _ in parts]
+    lanes = [slot.reshape(-1) for _, slot in parts]
+    own = [jnp.maximum(slot, 0) for slot in lanes]
+    mine = [slot[None] == jnp.arange(slots)[:, None] for slot in lanes]
+
+    def greatest(each: Sequence[jax.Array], none: float) -> jax.Array:
+        """Of [n, H] in all parts, of each slot: [S, H]."""
+        found = (
+            jnp.where(own_rows[..., None], x[None], none).max(1)
+            for own_rows, x in zip(mine, each, strict=True)
+        )
+        return functools.reduce(jnp.maximum, found)
+
+    peak = greatest([state.max[..., 0] for state in states], MASKED)
+    terms = []
+    for state, slot, at in zip(states, lanes, own, strict=True):
+        scale = power_of_two(jnp.minimum(state.max - peak[at][..., None], 0))
+        scale = jnp.where((slot >= 0)[:, None, None], scale, 0)
+        terms.append((state.sum * scale, state.acc * scale))
+    count = sum(own_rows.sum(1) for own_rows in mine)
+    room = exponent(count.astype(jnp.float32))[:, None] + 1
+    large = [
+        jnp.maximum(total[..., 0], jnp.abs(acc).max(-1)) for total, acc in terms
+    ]
+    unit = exponent(greatest(large, 0.0)) + room - 22
+    sums = [_added(t, unit, room, *at) for t, *at in zip(terms, own, mine)]
+    halves = (jnp.split(sum(each), 2, -1) for each in zip(*sums, strict=True))
+    total, acc = (high + low for high, low in halves)
+    return finite(SoftmaxState(peak[..., None], total, acc))
+
+
+def _added(terms, unit, room, own, mine):
+    """Sums of high and of low parts, side by side: ([S, H, 2 or 2 D], ...).
+
+    A product with ones and zeros stays on the chip of a TPU. A GPU adds what
+    it reads to the sums at once, in any order.
+    """
+
+    def one(term):
+        by_row = lambda x: x[own][..., None]
+        coarse, fine = unit, unit + room - 23
+        high = jnp.round(term * two_to(-by_row(coarse)))
+        high *= two_to(by_row(coarse))
+        low = jnp.round((term - high) * two_to(-by_row(fine)))
+        low *= two_to(by_row(fine))
+        return jnp.concatenate([high, low], -1)
+
+    def product(x):
+        ones = mine.astype(jnp.float32)
+        exact = jax.lax.Precision.HIGHEST
+        return jnp.einsum("sn,nhd->shd", ones, x, precision=exact)
+
+    def scattered(x):
+        return jax.ops.segment_sum(x, own, len(mine))
+
+    return jax.tree.map(
+        lambda x: jax.lax.platform_dependent(
+            x, cuda=scattered, default=product
+        ),
+        tuple(map(one, terms)),
     )
-    high, low = jnp.split(both, 2, -1)
-    total = high + low
-    return finite(SoftmaxState(peak[..., None], total[..., :1], total[..., 1:]))
 
 
 def exponent(x: Float[Array, "..."]) -> Int32[Array, "..."]:
