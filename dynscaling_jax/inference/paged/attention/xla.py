@@ -685,13 +685,16 @@ def joined(
         scale = power_of_two(jnp.minimum(state.max - peak[at][..., None], 0))
         scale = jnp.where((slot >= 0)[:, None, None], scale, 0)
         terms.append((state.sum * scale, state.acc * scale))
-    count = sum(own_rows.sum(1) for own_rows in mine)
+    count = functools.reduce(jnp.add, [own_rows.sum(1) for own_rows in mine])
     room = exponent(count.astype(jnp.float32))[:, None] + 1
     large = [
         jnp.maximum(total[..., 0], jnp.abs(acc).max(-1)) for total, acc in terms
     ]
     unit = exponent(greatest(large, 0.0)) + room - 22
-    sums = [_added(t, unit, room, *at) for t, *at in zip(terms, own, mine)]
+    sums = [
+        _added(term, unit, room, at, own_rows)
+        for term, at, own_rows in zip(terms, own, mine, strict=True)
+    ]
     halves = (jnp.split(sum(each), 2, -1) for each in zip(*sums, strict=True))
     total, acc = (high + low for high, low in halves)
     return finite(SoftmaxState(peak[..., None], total, acc))
