@@ -184,7 +184,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "prompt_tokens": 300,
         "cap": 32_768,
         "goal": 1.3,
-        "groups": True,  # compiles the layer of groups on the same mesh
+        "groups": True,  # by formula, what groups moved on the same mesh
     },
     # Qwen2.5-7B's shape, random
     "accelerator": {

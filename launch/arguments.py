@@ -37,7 +37,6 @@ RENAMED = {
     "--config.shape.kv_heads": "--config.shape.num_key_value_heads",
     "--config.shape.ffn": "--config.shape.intermediate_size",
     "--config.shape.context": "--config.shape.max_position_embeddings",
-    "--rows_per_group": "--slots_per_group",
     "--pairs": "--count",
 }
 # within the values of METHODS; a path may hold these words too

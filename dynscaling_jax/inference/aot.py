@@ -202,7 +202,7 @@ def work(
 
 
 def backend(work: Work, layout: Layout) -> Backend:
-    """The back end that an engine would take on these devices."""
+    """The backend that an engine would take on these devices."""
     platform: str = work.devices[0].platform
     platform = "gpu" if platform == "cuda" else platform
     with _as_hopper():

@@ -36,7 +36,8 @@ PAGE = 128  # W, positions of a page
 PREFILL = 512  # tokens of a prompt that are computed at a time
 KEYS_AT_ONCE = 1024  # that a chunk of prefill meets in one product, at most
 # Of a pool, what live keys take on average, where it is known how many they
-# are. In simulated runs (benchmarks/pages.py) 0.86 keeps preemption rare.
+# are. In simulated runs (benchmarks/pages.py) a share of 0.86, nearly this
+# one, keeps preemption rare.
 FULL = 7 / 8
 
 

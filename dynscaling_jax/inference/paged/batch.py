@@ -71,7 +71,7 @@ def sizes(
     dtype: Any,
     available: float,
 ) -> Sizes:
-    """Chooses the back end, and how many slots and pages there are.
+    """Chooses the backend, and how many slots and pages there are.
 
     Args:
         config: of the model.
@@ -82,7 +82,7 @@ def sizes(
         available: bytes of one device that decoding may take.
 
     Raises:
-        ValueError: the back end cannot serve the model, or not one sample
+        ValueError: the backend cannot serve the model, or not one sample
             fits into the memory.
     """
     keys, new = wanted.keys, wanted.max_new_tokens

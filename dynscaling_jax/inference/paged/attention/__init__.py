@@ -1,4 +1,4 @@
-"""How queries meet keys that lie in pages: one interface, three back ends."""
+"""How queries meet keys that lie in pages: one interface, three backends."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -95,7 +95,7 @@ def _fused() -> Any:
 
 
 def backend(fused: Fused = cudnn) -> Backend:
-    """The fused attention as a back end."""
+    """The fused attention as a backend."""
     return Backend(
         "gpu",
         refuses,

@@ -1,4 +1,4 @@
-"""Which back end serves a model: by platform, or as it is told."""
+"""Which backend serves a model: by platform, or as it is told."""
 
 import functools
 from collections.abc import Callable
@@ -23,7 +23,7 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 def select(
     name: str, platform: str, config: ModelConfig, layout: Layout, model: int
 ) -> Backend:
-    """Returns the back end of a name, or of a platform where it can serve.
+    """Returns the backend of a name, or of a platform where it can serve.
 
     Args:
         name: of BACKENDS; auto is that of the platform, or else xla.

@@ -44,7 +44,7 @@ class View(NamedTuple):
 
 
 def backend(kernel: Callable[..., jax.Array] = ragged_paged_attention):
-    """The kernel as a back end.
+    """The kernel as a backend.
 
     Args:
         kernel: has the arguments of ragged_paged_attention.

@@ -733,7 +733,7 @@ def _added(terms, unit, room, own, mine):
 
 
 def exponent(x: Float[Array, "..."]) -> Int32[Array, "..."]:
-    """The greatest whole power of two below positive x; -40 for less."""
+    """Finds whole n, -40 at least, with 2**n <= x < 2**(n + 1), of x >= 0."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
     return jnp.maximum((bits >> 23) - 127, -40)
 
