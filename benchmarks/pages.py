@@ -17,8 +17,8 @@ from dynscaling_jax.inference.paged.scheduler import Limits, Scheduler
 from dynscaling_jax.inference.slot import Numbered, Prompt
 from dynscaling_jax.types import Query, Request
 
-# Rows, of as many as would fill the pool if all had the mean of live tokens.
-# With more of them more samples give way.
+# The share taken of the rows that would fill the pool if each had the mean of
+# live tokens. With more rows more samples give way.
 ROWS = 0.86
 
 
@@ -109,7 +109,7 @@ def lines(config: Config) -> Lines:
 
 
 def live_tokens(work: Work) -> float:
-    """Mean tokens of a row while it is drawn: it has each length once."""
+    """Mean tokens of a row: a sample that grows has each length once."""
     size_Q1 = np.array([len(prompt.ids) for prompt in work.prompts])[:, None]
     live_QN = size_Q1 + work.length_QN / 2
     return float(np.average(live_QN, weights=work.length_QN))

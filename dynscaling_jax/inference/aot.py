@@ -351,11 +351,11 @@ def step_bytes(
 ) -> tuple[float, float]:
     """Counts what a step of decoding reads and writes on one device.
 
-    The loop over steps runs once, those of the XLA form over blocks of the
-    pool as often as there are pages, which lie without gaps, and no page is
-    shared. A kernel
-    reads the pages that its layer sees, the queries, and writes as many.
-    Nothing cuts tokens off before one is sampled.
+    The loop over steps counts once. Loops of the XLA form over blocks of the
+    pool count for each block that `live` fills, as if pages lay without gaps
+    and none were shared. A kernel reads the pages that its layer sees and the
+    queries, and writes as much as these. No cutoff of top-k, top-p or min-p
+    is counted.
 
     Args:
         work: what was compiled.
@@ -404,7 +404,7 @@ def step_bytes(
 def full_tables(
     layout: Layout,
 ) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Tables that share all pages of a pool among the slots of its part."""
+    """Makes tables that divide all pages of a pool among its slots."""
     each = layout.slots // layout.parts
     count = min(layout.pages // each, layout.longest)
     tables = [

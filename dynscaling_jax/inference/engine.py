@@ -50,8 +50,8 @@ class Engine:
     Sample i of a query is the same however many samples there are, whatever
     else runs beside it, and in any order. The engine runs on the mesh that
     the model's parameters lie on. On one CPU device it decodes in groups that
-    share a prompt (inference.grouped), elsewhere from pages
-    (inference.paged).
+    share a prompt (inference.grouped), unless `attention` says otherwise;
+    elsewhere from pages (inference.paged).
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class Engine:
             stop: strings that end a sample and are cut from its text.
             seed: of all samples.
             slots: samples that are generated at the same time, at most; None
-                takes as many as inference.memory says that the device holds,
-                in groups for each bucket of prompts. Of pages, so many that
-                7/8 are full where `live` is told, else that samples which are
-                half done fill them.
+                takes as many as inference.memory says that the device holds:
+                in groups, for each bucket of prompts; from pages, so many
+                that `live` tokens a slot fill 7/8 of the pool. Without `live`
+                samples that are half done fill all of it.
             slots_per_group: how many of them share the prefix of one prompt;
                 by default 8, or the largest power of two below that divides
                 slots. Pages need no groups.
@@ -103,7 +103,7 @@ class Engine:
             keys: int8 keeps keys and values in pages as int8; empty in the
                 dtype of the model.
             live: tokens of a slot while it samples, on average, its prompt
-                included; of pages, with slots=None.
+                included; with slots=None, and from pages alone.
 
         Raises:
             ValueError: a value outside its range.

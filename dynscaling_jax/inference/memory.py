@@ -80,7 +80,8 @@ def predicted(
     token = token_bytes(config, itemsize)
     suffix = size.slots * size.suffix * token
     prompts = size.prefix * token + config.vocab_size * FLOAT
-    # a suffix grows by doubling: the half as long is held beside it
+    # an upper bound: pages hold what is filled, and where a pool grows the
+    # old pages of one layer are held beside the new ones
     state = size.groups * prompts + suffix + suffix // 2
     return Memory(weights, prefixes, state, working(config, size))
 

@@ -1,6 +1,6 @@
 """The devices of a process as one mesh, ('data', 'model').
 
-A mesh of one device is none: the engine then is what it is without.
+A mesh of one device is None: an engine works there as without a mesh.
 """
 
 import contextlib

@@ -37,8 +37,7 @@ DEVICES = ("v5e-8", "v6e-8", "v5p-8", "H100", "H200")
 TIGHT = {("qwen3-30b-a3b", "v5e-8"), ("qwen3-30b-a3b", "H100")}
 
 # These fall short. With as many slots the compiler for v5p keeps neither the
-# pages of windows nor the states of all slots on the chip: each block of the
-# pool reads and writes the latter.
+# pages of windows nor the states that are merged on the chip.
 COPIED = {("gemma-3-4b", "v5p-8"): 2.2, ("gpt-oss-20b", "v5p-8"): 5.3}
 
 
