@@ -6,16 +6,23 @@ in the same process, by a copy and by one large product.
 """
 
 import functools
+import gc
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks import ours
-from benchmarks.common import Config, Lines, median_seconds, rate
+from benchmarks.common import (
+    Config,
+    Lines,
+    median_seconds,
+    rate,
+    timed_calls,
+)
 from benchmarks.stubs import random_model
 from dynscaling_jax.checkpoints import Model
 from dynscaling_jax.inference.grouped import prefill
+from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.models import ModelConfig
 from dynscaling_jax.models.flops import (
     attention_flops,
@@ -46,18 +53,24 @@ def lines(config: Config) -> Lines:
     model = random_model(size.shape.to_dict(), size.dtype)
     yield {"bench": "accelerator", **card, "weights_gb": _weights(model) / 1e9}
     work = made_work(size, model)
-    yield {**prefill_line(work, peak, config.repeats), **card}
+    yield {**prefill_line(work, size.attention, peak), **card}
     for setting in map(ours.Setting._make, size.settings):
-        yield {**decode_line(work, setting, bandwidth, peak), **card}
+        gc.collect()  # a card has no room for the pages of two engines
+        one = decode_line(work, setting, size.attention, bandwidth, peak)
+        yield {**one, **card}
 
 
 def decode_line(
-    work: ours.Work, setting: ours.Setting, bandwidth: float, peak: float
+    work: ours.Work,
+    setting: ours.Setting,
+    attention: str,
+    bandwidth: float,
+    peak: float,
 ) -> dict:
     """Steps of slots that are all active. The limit is the longer of moving
     all bytes and doing all operations: with many slots it is the latter."""
     config = work.model.config
-    engine = ours.engine(work, setting)
+    engine = ours.engine(work, setting, attention)
     ours.wave(work, setting, engine)  # prefills, compiles
     wave = ours.wave(work, setting, engine)
     step = wave.seconds / wave.steps
@@ -90,32 +103,27 @@ def decode_line(
     }
 
 
-def prefill_line(work: ours.Work, peak: float, repeats: int) -> dict:
-    """Prefill of all prompts."""
-    config, params = work.model.config, work.model.params
-    prompt = _length(work)
-    ids = [
-        np.asarray(work.model.tokenizer.encode_chat(q.messages), np.int32)
-        for q in work.queries
-    ]
-
-    def prefill_all():
-        for one in ids:
-            last = prefill.prefill(params, config, one, np.int32(len(one)))
-        jax.block_until_ready(last.logits)
-
-    prefill_all()  # compiles
-    seconds = median_seconds(prefill_all, repeats)
-    operations = len(ids) * (
+def prefill_line(work: ours.Work, attention: str, peak: float) -> dict:
+    """Prefill of all prompts, by the calls that the engine makes for it."""
+    config, prompt = work.model.config, _length(work)
+    count = len(work.queries)
+    engine = ours.engine(
+        work._replace(new_tokens=1), ours.Setting(count, 1), attention
+    )
+    ours.generate(engine, work.warm_up, 1)  # compiles
+    with timed_calls(prefill, runner) as times:
+        ours.generate(engine, work.queries, 1)
+    seconds = sum(times["prefill"] or times["prefill_chunk"])
+    operations = count * (
         prompt * linear_flops(config)
         + head_flops(config)
         + attention_flops(config, 0, prompt)
     )
     return {
         "bench": "accelerator, prefill",
-        "queries": len(ids),
+        "queries": count,
         "prompt_tokens": prompt,
-        "tokens_per_second": rate(len(ids) * prompt, seconds),
+        "tokens_per_second": rate(count * prompt, seconds),
         "tflop": round(operations / 1e12, 4),
         "share_of_product": round(operations / seconds / peak, 3),
         "goal": 0.5,
@@ -123,17 +131,22 @@ def prefill_line(work: ours.Work, peak: float, repeats: int) -> dict:
 
 
 def made_work(size: Config, model: Model) -> ours.Work:
-    """Prompts of exactly prompt_tokens letters, which differ."""
+    """Prompts of exactly prompt_tokens tokens, a letter each, which differ."""
     empty = len(model.tokenizer.encode_chat((Message("user", ""),)))
     queries = [
         Query(
             str(at),
             (Message("user", f"{at} ".ljust(size.prompt_tokens - empty, "a")),),
         )
-        for at in range(size.queries)
+        for at in range(2 * size.queries)
     ]
     return ours.Work(
-        model, queries, queries, size.candidates, size.new_tokens, 0.7
+        model,
+        queries[: size.queries],
+        queries[size.queries :],
+        size.candidates,
+        size.new_tokens,
+        0.7,
     )
 
 

@@ -189,6 +189,7 @@ SIZES: dict[str, dict[str, Any]] = {
     # Qwen2.5-7B's shape, random
     "accelerator": {
         "on_cpu": False,
+        "attention": "auto",  # as config.engine.attention
         "dtype": "bfloat16",
         "queries": 32,
         "candidates": 16,

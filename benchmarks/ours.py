@@ -9,7 +9,9 @@ from benchmarks import prompts
 from benchmarks.common import Config, rate, timed_calls
 from dynscaling_jax.checkpoints import Model, load_model
 from dynscaling_jax.inference import Engine
-from dynscaling_jax.inference.grouped import prefill, runner
+from dynscaling_jax.inference.grouped import prefill
+from dynscaling_jax.inference.grouped import runner as grouped
+from dynscaling_jax.inference.paged import runner as paged
 from dynscaling_jax.tasks import load_task
 from dynscaling_jax.types import Query, Request
 
@@ -40,7 +42,7 @@ class Full(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """One filling of the slots, its prefixes being cached."""
+    """One filling of the slots; prompts are cached, or their time left out."""
 
     tokens: int  # without the first ones, which belong to the prompts
     seconds: float
@@ -75,13 +77,14 @@ def make_work(config: Config, size: Config, model: Model) -> Work:
     )
 
 
-def engine(work: Work, setting: Setting) -> Engine:
+def engine(work: Work, setting: Setting, attention: str = "auto") -> Engine:
     return Engine(
         work.model,
         max_new_tokens=work.new_tokens,
         temperature=work.temperature,
         slots=setting.slots,
         slots_per_group=setting.slots_per_group,
+        attention=attention,
     )
 
 
@@ -122,12 +125,14 @@ def _wave(work: Work, setting: Setting, used: Engine) -> Wave:
     each = min(setting.slots, work.candidates)
     some = work.warm_up[:count]
     before = used.slot_steps
-    with timed_calls(runner, prefill) as times:
+    with timed_calls(grouped, paged, prefill) as times:
         begin = time.perf_counter()
         tokens = generate(used, some, each)
         seconds = time.perf_counter() - begin
+    # engines that decode from pages compute the last chunk of a prompt again
+    seconds -= sum(times.pop("prefill_chunk", ()))
     steps = int(used.slot_steps - before) // setting.slots
-    chunks = sorted(times["decode"])
+    chunks = sorted(times["decode"] or times["decode_chunk"])
     usual = chunks[(len(chunks) - 1) // 2]  # one of them may have compiled
     return Wave(
         tokens - len(some) * each,

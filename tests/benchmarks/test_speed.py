@@ -60,6 +60,7 @@ TINY = {
     "memory.candidates": 2,
     "memory.slots": 8,
     "accelerator.on_cpu": True,
+    "accelerator.attention": "xla",  # from pages, as on an accelerator
     "accelerator.dtype": "float32",
     "accelerator.queries": 2,
     "accelerator.candidates": 4,
