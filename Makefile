@@ -90,8 +90,9 @@ parity:
 # the compilers of accelerators, without their drivers and libraries
 AOT := .venv-aot$(VENV:.venv%=%)
 AOT_BIN := $(AOT)/bin
+AOT_DEVICES ?= v5e-8 v6e-8 v5p-8 H100 H200
 aot: $(AOT)/.done
-	$(AOT_BIN)/python -m pytest -n 2 --no-loadscope-reorder --dist worksteal -m 'not slow' tests/aot
+	AOT_DEVICES="$(AOT_DEVICES)" $(AOT_BIN)/python -m pytest -n 2 --no-loadscope-reorder --dist worksteal -m 'not slow' tests/aot
 
 $(AOT)/.done: pyproject.toml third_party/pins.txt third_party/pins-aot.txt
 	$(PYTHON) -m venv $(AOT)
