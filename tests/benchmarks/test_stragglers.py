@@ -43,7 +43,7 @@ def test_the_pages_show_what_it_prints():
     printed = tables(done.stdout)
     pages = (ROOT / "docs" / name for name in PAGES)
     texts = (p.read_text().partition("\n## Many hosts")[2] for p in pages)
-        parts = (text.partition("\n## ")[0] for text in texts)
+    parts = (text.partition("\n## ")[0] for text in texts)
     shown = tables("".join(parts))
     assert len(shown) == 14 and shown.keys() == printed.keys()
     for key, cells in printed.items():
