@@ -243,7 +243,8 @@ def less(command, used):
     """The words of a command, with less to do, and a place of its own where
     another writes to the same."""
     text = " ".join(command)
-    words = [*command[1:]]
+    # what is said of pages does not hold for groups, in which a CPU decodes
+    words = [w for w in command[1:] if not w.startswith("--config.engine.live")]
     for part, more in LESS.items():
         if part in text:
             words += more.split()
