@@ -79,7 +79,13 @@ def commands():
 COMMANDS = commands()
 # test_bench.py, test_stragglers.py and test_processes.py run these; and what
 # stands for more of the same
-SKIPPED = ("benchmarks.speed", "benchmarks.stragglers", "--processes=", ",...")
+SKIPPED = (
+    "--compile",
+    "benchmarks.speed",
+    "benchmarks.stragglers",
+    "--processes=",
+    ",...",
+)
 # What makes the commands before others that need what they leave behind.
 STAGES = (
     ("projects.reasoner.examples", ""),
