@@ -9,7 +9,7 @@ from dynscaling_jax.inference.grouped import cache, layout, pages, runner
 from dynscaling_jax.inference.grouped.cache import State, View
 from dynscaling_jax.inference.grouped.pages import Pages
 from dynscaling_jax.inference.grouped.prefill import Prefix
-from dynscaling_jax.inference.slot import Slots
+from dynscaling_jax.inference.slots import Slots
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.parameters import Params

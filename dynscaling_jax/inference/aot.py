@@ -285,7 +285,7 @@ def programs(
                 config,
                 attend,
                 state,
-                attend.chunk_view(layout, chunks, work.chunk),
+                attend.chunk_view(layout, chunks),
                 array(np.int32, parts, work.chunk),
                 *lengths,
             ),

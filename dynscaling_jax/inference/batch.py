@@ -3,14 +3,16 @@
 grouped.batch serves one CPU device; paged.batch accelerators and meshes.
 """
 
-from collections.abc import Callable, Container, Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Container, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool, Int32, UInt32
 
 from dynscaling_jax.checkpoints.model import Model
-from dynscaling_jax.inference.sampling import Settings
+from dynscaling_jax.inference import sampling
+from dynscaling_jax.inference.sampling import ScoredToken, Settings
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot
 from dynscaling_jax.types import Sample
 
@@ -62,3 +64,64 @@ class Batch(Protocol):
             What is finished by then, as (number, sample), and the steps.
         """
         ...
+
+
+def forget(slots: list[Slot | None], gone: Container[int]) -> None:
+    """Makes the slots of these requests idle."""
+    for i, slot in enumerate(slots):
+        if slot and slot.number in gone:
+            slots[i] = None
+
+
+def begun(
+    starts: Iterable[Any], count: int
+) -> tuple[
+    Bool[np.ndarray, " S"], UInt32[np.ndarray, "S 3"], Int32[np.ndarray, " S"]
+]:
+    """Lays out which slots begin samples: fresh, name, limit of slots.begin.
+
+    Args:
+        starts: of a Turn.
+        count: S.
+    """
+    fresh = np.zeros(count, bool)
+    name = np.zeros((count, 3), np.uint32)
+    limit = np.zeros(count, np.int32)
+    for start in starts:
+        request = start.request.request
+        fresh[start.slot], limit[start.slot] = True, start.limit
+        words = sampling.query_words(request.query.id)
+        name[start.slot] = (*words, request.index)
+    return fresh, name, limit
+
+
+def append(
+    slots: Sequence[Slot | None],
+    tokens: ScoredToken,
+    active: Bool[np.ndarray, "C S"],
+) -> Steps:
+    """Gives slots the tokens [C, S] of the steps that they were active in."""
+    for i, slot in enumerate(slots):
+        if slot:
+            slot.append(tokens, i, int(active[:, i].sum()))
+    return Steps(int(active.any(1).sum()) * len(slots), int(active.sum()))
+
+
+def harvest(
+    slots: list[Slot | None], finished: Callable[[Slot], Sample | None]
+) -> tuple[list[int], list[int], list[tuple[int, Sample]]]:
+    """Makes slots idle whose samples are finished.
+
+    Returns:
+        The tokens that each slot had, the slots that are idle now, and their
+        samples as (number, sample).
+    """
+    counts = [slot.count if slot else 0 for slot in slots]
+    ended, done = [], []
+    for i, slot in enumerate(slots):
+        sample = finished(slot) if slot else None
+        if slot and sample:
+            slots[i] = None
+            ended.append(i)
+            done.append((slot.number, sample))
+    return counts, ended, done

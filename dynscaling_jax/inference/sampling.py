@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
+from jaxtyping import Array, Float, Float32, Int32, UInt32
 
 from dynscaling_jax.models.attention import row_sums
 from dynscaling_jax.models.sharding import (
@@ -226,13 +226,6 @@ def choose_each(
 def replicated(tree: Any) -> Any:
     """Lays a tree out in full on all devices of the ambient mesh."""
     return jax.tree.map(constrained, tree)
-
-
-def stops_at(
-    token: Int32[Array, " S"], stops: Int32[Array, " stops"]
-) -> Bool[Array, " S"]:
-    """Tells which tokens are among those that end a sample."""
-    return (token[:, None] == stops[None]).any(-1)
 
 
 def windowed(

@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int32, UInt32
 
 from dynscaling_jax.checkpoints.model import Model
 from dynscaling_jax.inference import sampling
@@ -31,27 +29,6 @@ class Numbered(NamedTuple):
 
     number: int
     request: Request
-
-
-class Slots(NamedTuple):
-    """What a device knows of all slots; inactive ones compute for nothing."""
-
-    token: Int32[Array, " S"]  # the newest, not yet read
-    count: Int32[Array, " S"]  # completion tokens
-    active: Bool[Array, " S"]
-    limit: Int32[Array, " S"]  # of count
-    key: UInt32[Array, "S 2"]  # key data of the sample
-
-    @classmethod
-    def idle(cls, count: int) -> "Slots":
-        """Makes inactive slots."""
-        return cls(
-            jnp.zeros((count,), jnp.int32),
-            jnp.ones((count,), jnp.int32),
-            jnp.zeros((count,), bool),
-            jnp.zeros((count,), jnp.int32),
-            jnp.zeros((count, 2), jnp.uint32),
-        )
 
 
 @dataclasses.dataclass(eq=False)

@@ -259,7 +259,7 @@ def merge(*states: SoftmaxState) -> SoftmaxState:
 
 
 def power_of_two(exponent: jax.Array) -> jax.Array:
-    """Makes 2**exponent, of whole numbers up to 0, by its bits.
+    """Makes 2**exponent, of whole numbers up to 127, by its bits.
 
     It is exact, and 0 where float32 holds no such power in full.
     """

@@ -17,7 +17,7 @@ from dynscaling_jax.inference.grouped import (
 from dynscaling_jax.inference.grouped.cache import View
 from dynscaling_jax.inference.grouped.pages import Pages
 from dynscaling_jax.inference.memory import Memory, Size
-from dynscaling_jax.inference.slot import Slots
+from dynscaling_jax.inference.slots import Slots
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynscaling_jax.inference import sampling
-from dynscaling_jax.inference.batch import Setup, Steps
+from dynscaling_jax.inference.batch import (
+    Setup,
+    Steps,
+    append,
+    begun,
+    forget,
+    harvest,
+)
 from dynscaling_jax.inference.grouped import cache, runner
 from dynscaling_jax.inference.grouped.cache import State, View
 from dynscaling_jax.inference.grouped.prefill import Prefix
@@ -18,7 +25,8 @@ from dynscaling_jax.inference.grouped.scheduler import (
     Start,
     Turn,
 )
-from dynscaling_jax.inference.slot import Numbered, Prompt, Slot, Slots
+from dynscaling_jax.inference.slot import Numbered, Prompt, Slot
+from dynscaling_jax.inference.slots import Slots
 from dynscaling_jax.types import Sample
 
 
@@ -60,9 +68,7 @@ class Batch:
     def drop(self, gone: Container[int]) -> None:
         """Cancels requests of these numbers; their slots become idle."""
         self._scheduler.drop(gone)
-        for i, slot in enumerate(self._slots):
-            if slot and slot.number in gone:
-                self._slots[i] = None
+        forget(self._slots, gone)
 
     def step(self) -> tuple[list[tuple[int, Sample]], Steps]:
         """Takes a turn: prompts, samples that start, steps.
@@ -79,25 +85,10 @@ class Batch:
             self._start(turn.starts, turn.active)
         cache.apply(completions, turn.completions)
         chunk = self._decode(turn)
-        slots = self._slots
-        for i, slot in enumerate(slots):
-            if slot:
-                slot.append(chunk.tokens, i, int(chunk.active[:, i].sum()))
-        every = int(chunk.active.any(1).sum()) * len(slots)
-        return self._harvest(), Steps(every, int(chunk.active.sum()))
-
-    def _harvest(self) -> list[tuple[int, Sample]]:
-        """What is finished; the scheduler hears of it."""
-        done, ended = [], []
-        counts = [slot.count if slot else 0 for slot in self._slots]
-        for i, slot in enumerate(self._slots):
-            sample = self._setup.finished(slot) if slot else None
-            if slot and sample:
-                self._slots[i] = None
-                ended.append(i)
-                done.append((slot.number, sample))
+        steps = append(self._slots, chunk.tokens, chunk.active)
+        counts, ended, done = harvest(self._slots, self._setup.finished)
         self._scheduler.record(counts, ended)
-        return done
+        return done, steps
 
     def _rearrange(self, turn: Turn) -> None:
         """Makes slots fewer or more."""
@@ -131,16 +122,13 @@ class Batch:
     def _start(self, starts: Sequence[Start], active: Sequence[bool]) -> None:
         """Begins samples, with their first tokens."""
         setup, count = self._setup, len(self._slots)
-        fresh = np.zeros(count, bool)
-        name = np.zeros((count, 3), np.uint32)
-        limit = np.zeros(count, np.int32)
+        fresh, name, limit = begun(starts, count)
         rows = [next(iter(self._logits.values()))] * count
         for start in starts:
-            i, (number, request) = start.slot, start.request
-            fresh[i], limit[i] = True, start.limit
-            name[i] = (*sampling.query_words(request.query.id), request.index)
-            rows[i] = self._logits[start.group]
-            self._slots[i] = Slot(number, request, start.prompt, start.limit)
+            rows[start.slot] = self._logits[start.group]
+            self._slots[start.slot] = Slot(
+                *start.request, start.prompt, start.limit
+            )
         self._device, sums = runner.start(
             self._device,
             jnp.stack(rows),

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int32
 
 from dynscaling_jax.inference.grouped import pages
 from dynscaling_jax.inference.grouped.pages import WIDE, Index, Move, Resize
-from dynscaling_jax.inference.slot import Slots
+from dynscaling_jax.inference.slots import Slots
 from dynscaling_jax.models import attention
 from dynscaling_jax.models.attention import Backend, SoftmaxState
 from dynscaling_jax.models.config import ModelConfig

@@ -10,17 +10,16 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float32, Int32, UInt32
+from jaxtyping import Bool, Int32
 
 from dynscaling_jax.inference import sampling
 from dynscaling_jax.inference.grouped import cache, prefill
 from dynscaling_jax.inference.grouped.cache import Pools, State
 from dynscaling_jax.inference.grouped.layout import CHUNK
-from dynscaling_jax.inference.sampling import LogitSums, ScoredToken, Settings
-from dynscaling_jax.inference.slot import Slots
+from dynscaling_jax.inference.sampling import ScoredToken, Settings
+from dynscaling_jax.inference.slots import Slots, advance, begin
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.parameters import Params
@@ -34,44 +33,8 @@ class Chunk(NamedTuple):
     active: Bool[np.ndarray, "C GR"]
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def start(
-    slots: Slots,
-    logits: Float32[Array, "GR V"],
-    seed: UInt32[Array, ""],
-    fresh: Bool[Array, " GR"],
-    name: UInt32[Array, "GR 3"],
-    limit: Int32[Array, " GR"],
-    active: Bool[Array, " GR"],
-    stops: Int32[Array, " stops"],
-    settings: Settings,
-) -> tuple[Slots, LogitSums]:
-    """Samples the first token of fresh slots from the logits of their prompts.
-
-    It sees no keys, so one compilation serves prompts of every length.
-
-    Args:
-        slots: they are donated.
-        logits: behind the prompt of each slot.
-        seed: of the run.
-        fresh: slots that begin a sample.
-        name: of fresh slots, as sampling.sample_key takes it.
-        limit: of fresh slots, completion tokens at most.
-        active: which of the other slots go on.
-        stops: token ids that end a sample, padded with -1.
-        settings: how to sample.
-    """
-    key = jax.vmap(sampling.sample_key, (None, 0))(seed, name)
-    sums = sampling.choose_each(key, jnp.zeros_like(limit), logits, settings)
-    goes_on = ~sampling.stops_at(sums.token, stops) & (limit > 1)
-    slots = Slots(
-        jnp.where(fresh, sums.token, slots.token),
-        jnp.where(fresh, 1, slots.count),
-        jnp.where(fresh, goes_on, active),
-        jnp.where(fresh, limit, slots.limit),
-        jnp.where(fresh[:, None], key, slots.key),
-    )
-    return slots, sums
+# It sees no keys, so one compilation serves prompts of every length.
+start = jax.jit(begin, donate_argnums=0)
 
 
 def decode(
@@ -102,9 +65,10 @@ def decode(
     chunk = []
     for _ in range(steps):
         x, suffix = _run_layers(params, config, state, state.slots.token)
-        slots, step = _sample(top, config, x, state.slots, stops, settings)
+        active = state.slots.active
+        slots, sums = _sample(top, config, x, state.slots, stops, settings)
         state = state._replace(suffix=suffix, slots=slots)
-        chunk.append(step)
+        chunk.append((sums, active))
         if len(chunk) > 1 and np.asarray(chunk[-2][1]).sum() <= enough:
             break
     sums, active = jax.tree.map(lambda *each: np.stack(each), *chunk)
@@ -169,18 +133,9 @@ def _attend(config, view, position, kind, kv, q, k, v):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _sample(top, config, hidden, slots, stops, settings):
-    """Samples a token for each slot: (slots, (sums, which were active))."""
+    """Samples a token for each slot."""
     logits = Vocabulary(config, top).logits(hidden)
-    sums = sampling.choose_each(slots.key, slots.count, logits, settings)
-    step = sums, slots.active
-    slots = slots._replace(
-        token=sums.token,
-        count=slots.count + 1,
-        active=slots.active
-        & ~sampling.stops_at(sums.token, stops)
-        & (slots.count + 1 < slots.limit),
-    )
-    return slots, step
+    return advance(slots, logits, stops, settings)
 
 
 def take(

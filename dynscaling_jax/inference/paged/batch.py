@@ -8,7 +8,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynscaling_jax.inference import memory, mesh, sampling
-from dynscaling_jax.inference.batch import Setup, Steps
+from dynscaling_jax.inference.batch import (
+    Setup,
+    Steps,
+    append,
+    begun,
+    forget,
+    harvest,
+)
 from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.inference.paged.attention import Backend, Layout
 from dynscaling_jax.inference.paged.attention.select import BACKENDS, select
@@ -154,9 +161,7 @@ class Batch:
     def drop(self, gone: Container[int]) -> None:
         """Cancels requests of these numbers; their slots become idle."""
         self._scheduler.drop(gone)
-        for i, slot in enumerate(self._slots):
-            if slot and slot.number in gone:
-                self._slots[i] = None
+        forget(self._slots, gone)
 
     def free(self) -> None:
         """Lets go of the pages; the batch is of no more use.
@@ -192,25 +197,10 @@ class Batch:
         steps = Steps()
         if rest is not None:
             tokens, active = self._scored(rest[0]), np.asarray(rest[1])
-            for i, slot in enumerate(slots):
-                if slot:
-                    slot.append(tokens, i, int(active[:, i].sum()))
-            every = int(active.any(1).sum()) * len(slots)
-            steps = Steps(every, int(active.sum()))
-        return self._harvest(), steps
-
-    def _harvest(self) -> list[tuple[int, Sample]]:
-        """What is finished; the scheduler hears of it."""
-        done, ended = [], []
-        counts = [slot.count if slot else 0 for slot in self._slots]
-        for i, slot in enumerate(self._slots):
-            sample = self._setup.finished(slot) if slot else None
-            if slot and sample:
-                self._slots[i] = None
-                ended.append(i)
-                done.append((slot.number, sample))
+            steps = append(slots, tokens, active)
+        counts, ended, done = harvest(slots, self._setup.finished)
         self._scheduler.record(counts, ended)
-        return done
+        return done, steps
 
     def _empty(self) -> State:
         params, sizes = self._setup.model.params, self._sizes
@@ -252,7 +242,7 @@ class Batch:
             self._setup.model.config,
             sizes.backend,
             self._state,
-            sizes.backend.chunk_view(sizes.layout, chunks, count),
+            sizes.backend.chunk_view(sizes.layout, chunks),
             tokens,
             begin,
             last,
@@ -263,21 +253,18 @@ class Batch:
         """Begins samples; returns their first tokens."""
         layout, setup = self._sizes.layout, self._setup
         each = layout.slots // layout.parts
-        fresh = np.zeros(layout.slots, bool)
-        name = np.zeros((layout.slots, 3), np.uint32)
-        row, length, limit = np.zeros((3, layout.slots), np.int32)
+        fresh, name, limit = begun(starts, layout.slots)
+        row, length = np.zeros((2, layout.slots), np.int32)
         # Of 16 pages, part 0 copies page 5 to 9 and part 1 nothing:
         # source [[5 0] [0 0]], target [[9 16] [16 16]], copies 1
         source = np.zeros((layout.parts, each), np.int32)
         target = np.full_like(source, layout.pages)
         copied = [0] * layout.parts
         for start in starts:
-            i, request = start.slot, start.request.request
-            fresh[i], row[i], limit[i] = True, start.row, start.limit
-            length[i] = len(start.prompt.ids)
-            name[i] = (*sampling.query_words(request.query.id), request.index)
+            row[start.slot] = start.row
+            length[start.slot] = len(start.prompt.ids)
             if start.copy:
-                part = i // each
+                part = start.slot // each
                 at = part, copied[part]
                 source[at], target[at] = start.copy
                 copied[part] += 1

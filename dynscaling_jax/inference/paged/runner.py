@@ -21,9 +21,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from dynscaling_jax.inference import sampling
-from dynscaling_jax.inference.paged.attention import Backend, Layout
+from dynscaling_jax.inference.paged.attention import Backend, Layout, sharded
 from dynscaling_jax.inference.sampling import LogitSums, Settings
-from dynscaling_jax.inference.slot import Slots
+from dynscaling_jax.inference.slots import Slots, advance, begin
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.parameters import Params
@@ -155,8 +155,8 @@ def prefill_chunk(
         state.cache,
         vocabulary.embedded(tokens.reshape(-1)),
         positions,
-        lambda kind, cache, layer, *qkv: backend.prefill(
-            kind, config, cache, layer, view, *qkv
+        lambda kind, cache, layer, *qkv: sharded.prefill(
+            backend, kind, config, cache, layer, view, *qkv
         ),
     )
     along = fitting(ambient(), (parts,), (DATA,))
@@ -214,19 +214,17 @@ def start(
     """
     parts = len(state.logits)
     along = fitting(ambient(), (parts,), (DATA,))
-    key = jax.vmap(sampling.sample_key, (None, 0))(seed, name)
     take = on_shards(_take_rows, (along, along), along)
-    sums = sampling.choose_each(
-        key, jnp.zeros_like(limit), take(state.logits, row), settings
-    )
-    goes_on = ~sampling.stops_at(sums.token, stops) & (limit > 1)
-    old = state.slots
-    slots = Slots(
-        jnp.where(fresh, sums.token, old.token),
-        jnp.where(fresh, 1, old.count),
-        jnp.where(fresh, goes_on, old.active),
-        jnp.where(fresh, limit, old.limit),
-        jnp.where(fresh[:, None], key, old.key),
+    slots, sums = begin(
+        state.slots,
+        take(state.logits, row),
+        seed,
+        fresh,
+        name,
+        limit,
+        state.slots.active,
+        stops,
+        settings,
     )
     length = jnp.where(fresh, length, state.length)
 
@@ -234,7 +232,8 @@ def start(
         """One page of each part: all at once would be copied twice."""
         one = lambda x: jax.lax.dynamic_slice_in_dim(x, number, 1, 1)
         return tuple(
-            backend.copy(cache, one(source), one(target)) for cache in caches
+            sharded.copy(backend, cache, one(source), one(target))
+            for cache in caches
         )
 
     cache = jax.lax.fori_loop(0, copies, copy, state.cache)
@@ -305,23 +304,22 @@ def decode_chunk(
             cache,
             vocabulary.embedded(slots.token),
             position,
-            lambda kind, cache, layer, *qkv: backend.decode(
-                kind, config, cache, layer, view, position, slots.active, *qkv
+            lambda kind, cache, layer, *qkv: sharded.decode(
+                backend,
+                kind,
+                config,
+                cache,
+                layer,
+                view,
+                position,
+                slots.active,
+                *qkv,
             ),
         )
-        new = sampling.choose_each(
-            slots.key, slots.count, vocabulary.logits(x), settings
-        )
+        moved, new = advance(slots, vocabulary.logits(x), stops, settings)
         put = lambda all_steps, one: all_steps.at[number].set(one)
         sums, ran = jax.tree.map(put, (sums, ran), (new, slots.active))
-        slots = slots._replace(
-            token=new.token,
-            count=slots.count + 1,
-            active=slots.active
-            & ~sampling.stops_at(new.token, stops)
-            & (slots.count + 1 < slots.limit),
-        )
-        return number + 1, cache, *sampling.replicated((slots, sums, ran))
+        return number + 1, cache, *sampling.replicated((moved, sums, ran))
 
     def goes_on(carry):
         number, _, slots, _, _ = carry

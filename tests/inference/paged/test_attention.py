@@ -12,7 +12,13 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
     ref_ragged_paged_attention,
 )
 
-from dynscaling_jax.inference.paged.attention import Layout, gpu, tpu, xla
+from dynscaling_jax.inference.paged.attention import (
+    Layout,
+    gpu,
+    sharded,
+    tpu,
+    xla,
+)
 from dynscaling_jax.inference.paged.turn import Chunk
 from dynscaling_jax.inference.slot import Prompt
 from dynscaling_jax.models import attention
@@ -141,8 +147,8 @@ def jitted(backend, config, kind):
     jit = functools.partial(jax.jit, donate_argnums=0)
     if backend.name == "tpu":
         jit = lambda f: f
-    each = backend.prefill, backend.decode
-    return [jit(functools.partial(f, kind, config)) for f in each]
+    each = sharded.prefill, sharded.decode
+    return [jit(functools.partial(f, backend, kind, config)) for f in each]
 
 
 def rounded(x):
@@ -216,7 +222,7 @@ def check(backend, config, window, layout, state, dtype, bound, exact=True):
             ]
             if not chunks:
                 break
-            view = backend.chunk_view(layout, chunks, T)
+            view = backend.chunk_view(layout, chunks)
             rows = {name: [] for name in "qkv"}
             for part, slot in todo.items():
                 for name, x in rows.items():

@@ -245,7 +245,7 @@ def test_a_failure_frees_the_pages(tiny, recording_engine, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine._batch, "_harvest", interrupted)
+    monkeypatch.setattr(engine._batch, "_scored", interrupted)
     with pytest.raises(KeyboardInterrupt) as kept:
         list(call)
     assert kept.tb

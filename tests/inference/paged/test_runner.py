@@ -37,7 +37,7 @@ def prefilled(params, config, ids, pages, chunk, row=0):
             config,
             BACKEND,
             state,
-            BACKEND.chunk_view(LAYOUT, [part], chunk),
+            BACKEND.chunk_view(LAYOUT, [part]),
             tokens,
             np.array([start], np.int32),
             np.array([end - start - 1], np.int32),

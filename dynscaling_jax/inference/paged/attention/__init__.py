@@ -22,16 +22,18 @@ class Backend(NamedTuple):
     """Owns the layout of its cache.
 
     A cache holds all layers of a model, stacked in front: its arrays are
-    [L, D * N, ...], and the functions of one layer get its number, which may
-    be traced. So a scan over layers carries one array that is written in
-    place; a layer that is sliced out of it would be copied.
+    [L, D * N, ...], and the functions of one layer get the number of its first
+    page, which may be traced. So a scan over layers carries one array that is
+    written in place; a layer that is sliced out of it would be copied.
 
-    Within the jitted functions arrays have all parts; a backend goes to the
-    shards of the ambient mesh by models.sharding.on_shards. q and k are
-    rotated, and q is not scaled: the scale is config's.
+    decode and prefill are of one part, on the shards that have it;
+    attention.sharded runs them on all. q and k are rotated, and q is not
+    scaled: the scale is config's.
     """
 
     name: str
+    heads_axis: int
+    """Of key heads in an array of one layer, [pages, ...]."""
     refuses: Callable[[ModelConfig, Layout, int], str]
     """(config, layout, size of the mesh along MODEL) -> why it cannot serve
     this model, or ''."""
@@ -42,19 +44,13 @@ class Backend(NamedTuple):
     view: Callable[[Layout, Sequence[Sequence[int]], Sequence[int]], Any]
     """(layout, tables, shared) of a Turn -> NumPy arrays [D, ...] of few
     shapes, which decode gets. On a mesh they lie along DATA."""
+    chunk_view: Callable[[Layout, Sequence[Any]], Any]
+    """(layout, chunks of a Turn) -> NumPy arrays [D, ...], which prefill
+    gets."""
     decode: Callable[..., tuple[SoftmaxState, Any]]
-    """(kind, config, cache, layer, view, position [S], active [S],
-    q [S, H, D], k [S, K, D], v [S, K, D]) -> (state [S, H, D], cache): writes
-    the keys of one token a slot at its position and attends to all up to
-    there. What inactive slots write goes nowhere."""
-    chunk_view: Callable[[Layout, Sequence[Any], int], Any]
-    """(layout, chunks of a Turn, tokens T of a chunk) -> NumPy arrays
-    [D, ...], which prefill gets."""
+    """(kind, config, cache [pages, ...], first page, number of pages, view,
+    position, active, q, k, v) of a part -> (state, cache); as
+    sharded.decode."""
     prefill: Callable[..., tuple[SoftmaxState, Any]]
-    """(kind, config, cache, layer, view, q [D * T, H, D], k, v) -> (state,
-    cache): writes the keys of a chunk a part and attends to the prompt up to
-    each token, with a running softmax. Where a part has no chunk, and behind
-    the end of one, what is returned means nothing, but is finite."""
-    copy: Callable[[Any, Any, Any], Any]
-    """(cache, from [D, C], to [D, C]) -> cache: copies pages of all layers;
-    those with a `to` past the last page go nowhere."""
+    """(kind, config, cache [pages, ...], first page, view, q, k, v) of a part
+    -> (state, cache); with a running softmax, as sharded.prefill."""

@@ -27,6 +27,7 @@ from dynscaling_jax.models.attention import (
     LOG2_E,
     MASKED,
     SoftmaxState,
+    merge,
     softmax_scale,
 )
 from dynscaling_jax.models.config import Kind, ModelConfig
@@ -98,13 +99,13 @@ def backend(fused: Fused = cudnn) -> Backend:
     """The fused attention as a backend."""
     return Backend(
         "gpu",
+        HEADS_AXIS,
         refuses,
         init,
         view,
-        functools.partial(decode, fused),
         chunk_view,
+        functools.partial(decode, fused),
         functools.partial(prefill, fused),
-        functools.partial(xla.copy, HEADS_AXIS),
     )
 
 
@@ -148,11 +149,9 @@ def view(
     )
 
 
-def chunk_view(
-    layout: Layout, chunks: Sequence[Chunk], tokens: int
-) -> ChunkView:
+def chunk_view(layout: Layout, chunks: Sequence[Chunk]) -> ChunkView:
     """Lays out the chunk of each part, in tables as wide as they need to be."""
-    view = xla.chunk_view(layout, chunks, tokens)
+    view = xla.chunk_view(layout, chunks)
     width = FEWEST_PAGES
     while width < max((len(chunk.pages) for chunk in chunks), default=0):
         width *= 2
@@ -164,25 +163,16 @@ def decode(
     kind: Kind,
     config: ModelConfig,
     cache: tuple[jax.Array, ...],
-    layer: Int32[Array, ""],
-    view: View,
+    base: Int32[Array, ""],
+    pages: int,
+    view: Any,  # a View of one part, traced
     position: Int32[Array, " S"],
     active: Bool[Array, " S"],
     q: Float[Array, "S H D"],
     k: Float[Array, "S K D"],
     v: Float[Array, "S K D"],
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
-    """Writes one token a slot and attends up to it; see Backend.decode."""
-    run = functools.partial(_decode_part, fused, kind, config)
-    return xla.by_parts(
-        run, HEADS_AXIS, cache, layer, view, position, active, q, k, v
-    )
-
-
-def _decode_part(
-    fused, kind, config, cache, base, pages, view, position, active, q, k, v
-):
-    """What decode does in one part, whose pages begin at `base`.
+    """Writes one token a slot and attends up to it; see Backend.decode.
 
     W = 4; slot 0 is at position 5, and page 1 is nobody's:
 
@@ -191,10 +181,10 @@ def _decode_part(
         index    1  0  0
         keys     2  0  4
     """
-    page, last = cache[0].shape[1], view.table.shape[1] - 1
-    place = jnp.clip(position // page, 0, last)
-    to = view.table[jnp.arange(len(position)), place]
-    to = jnp.where(active & (to >= 0), base + to, len(cache[0]))
+    page = cache[0].shape[1]
+    place, to = xla.written_to(
+        view.table, base, position, active, page, len(cache[0])
+    )
     cache = _written(cache, to, position, k, v)
     take = lambda at: [x[base + at].swapaxes(1, 2) for x in cache]
     attend = functools.partial(
@@ -241,30 +231,20 @@ def prefill(
     kind: Kind,
     config: ModelConfig,
     cache: tuple[jax.Array, ...],
-    layer: Int32[Array, ""],
-    view: ChunkView,
-    q: Float[Array, "DT H D"],
-    k: Float[Array, "DT K D"],
-    v: Float[Array, "DT K D"],
+    base: Int32[Array, ""],
+    view: Any,  # a ChunkView of one part, traced
+    q: Float[Array, "T H D"],
+    k: Float[Array, "T K D"],
+    v: Float[Array, "T K D"],
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
-    """Writes a chunk and attends up to each token; see Backend.prefill."""
-    run = functools.partial(_prefill_part, fused, kind, config)
-    return xla.by_parts(run, HEADS_AXIS, cache, layer, view, (), (), q, k, v)
-
-
-def _prefill_part(fused, kind, config, cache, base, _, view, __, ___, q, k, v):
-    """What prefill does in one part.
+    """Writes a chunk and attends up to each token; see Backend.prefill.
 
     The chunk attends within itself, and to what was there before it; keys are
     gathered for that, as many as the table is wide.
     """
-    page, last = cache[0].shape[1], len(view.table) - 1
-    position = view.start + jnp.arange(len(q))
-    to = view.table[jnp.minimum(position // page, last)]
-    there = (position < view.end) & (to >= 0)
-    cache = _written(
-        cache, jnp.where(there, base + to, len(cache[0])), position, k, v
-    )
+    page = cache[0].shape[1]
+    position, to = xla.chunk_written_to(view, base, len(q), page, len(cache[0]))
+    cache = _written(cache, to, position, k, v)
     if kind.window:
         sequence = lambda x: x.reshape(-1, *x.shape[2:]).swapaxes(0, 1)
         take = lambda at: [sequence(x[base + at]) for x in cache]
@@ -277,7 +257,7 @@ def _prefill_part(fused, kind, config, cache, base, _, view, __, ___, q, k, v):
     )
     before = state_of(mean, log, (view.start > 0)[None, None, None])
     mean, log = fused(q[None], k[None], v[None], None, scale, True)
-    state = xla.merged(before, state_of(mean, log, jnp.ones((1, 1, 1), bool)))
+    state = merge(before, state_of(mean, log, jnp.ones((1, 1, 1), bool)))
     return jax.tree.map(lambda x: x[0], state), cache
 
 

@@ -22,7 +22,7 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
 from jaxtyping import Array, Bool, Float, Int32
 
 from dynscaling_jax.inference.paged.attention import Backend, Layout, xla
-from dynscaling_jax.inference.paged.attention.xla import INT8, ChunkView
+from dynscaling_jax.inference.paged.attention.xla import INT8
 from dynscaling_jax.models.attention import SoftmaxState, softmax_scale
 from dynscaling_jax.models.config import Kind, ModelConfig
 from dynscaling_jax.models.sharding import DATA, MODEL
@@ -51,13 +51,13 @@ def backend(kernel: Callable[..., jax.Array] = ragged_paged_attention):
     """
     return Backend(
         "tpu",
+        HEADS_AXIS,
         refuses,
         init,
         view,
-        functools.partial(decode, kernel),
         xla.chunk_view,
+        functools.partial(decode, kernel),
         functools.partial(prefill, kernel),
-        functools.partial(xla.copy, HEADS_AXIS),
     )
 
 
@@ -102,25 +102,16 @@ def decode(
     kind: Kind,
     config: ModelConfig,
     cache: tuple[jax.Array, ...],
-    layer: Int32[Array, ""],
-    view: View,
+    base: Int32[Array, ""],
+    number: int,
+    view: Any,  # a View of one part, traced
     position: Int32[Array, " S"],
     active: Bool[Array, " S"],
     q: Float[Array, "S H D"],
     k: Float[Array, "S K D"],
     v: Float[Array, "S K D"],
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
-    """Writes one token a slot and attends up to it; see Backend.decode."""
-    run = functools.partial(_decode_part, kernel, kind, config)
-    return xla.by_parts(
-        run, HEADS_AXIS, cache, layer, view, position, active, q, k, v
-    )
-
-
-def _decode_part(
-    kernel, kind, config, cache, base, _, view, position, active, q, k, v
-):
-    """What decode does in one part, whose pages begin at `base`.
+    """Writes one token a slot and attends up to it; see Backend.decode.
 
     In a layer with a window the table begins with the first page that the
     window meets. W = 4, a window of 5, position 13:
@@ -128,13 +119,11 @@ def _decode_part(
         pages          0 1 2 3    seen are positions 9 to 13
         table          2 3        kv_len 6: positions 8 to 13
     """
+    del number
     (pages,) = cache
     slots, page = len(position), pages.shape[1]
-    last = view.table.shape[1] - 1
-    own = jnp.arange(slots)
-    to = view.table[own, jnp.clip(position // page, 0, last)]
-    active &= to >= 0
-    to = jnp.where(active, base + to, len(pages))
+    _, to = xla.written_to(view.table, base, position, active, page, len(pages))
+    active = to < len(pages)
     pages = write(pages, to, position, k, v)
     table, length = view.table, position + 1
     if kind.window:
@@ -174,24 +163,20 @@ def prefill(
     kind: Kind,
     config: ModelConfig,
     cache: tuple[jax.Array, ...],
-    layer: Int32[Array, ""],
-    view: ChunkView,
-    q: Float[Array, "DT H D"],
-    k: Float[Array, "DT K D"],
-    v: Float[Array, "DT K D"],
+    base: Int32[Array, ""],
+    view: Any,  # a ChunkView of one part, traced
+    q: Float[Array, "T H D"],
+    k: Float[Array, "T K D"],
+    v: Float[Array, "T K D"],
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
-    """Writes a chunk and attends up to each token; see Backend.prefill."""
-    run = functools.partial(_prefill_part, kernel, kind, config)
-    return xla.by_parts(run, HEADS_AXIS, cache, layer, view, (), (), q, k, v)
+    """Writes a chunk and attends up to each token; see Backend.prefill.
 
-
-def _prefill_part(kernel, kind, config, cache, base, _, view, __, ___, q, k, v):
-    """What prefill does in one part: a sequence of end - start queries."""
+    It is a sequence of end - start queries.
+    """
     (pages,) = cache
-    position = view.start + jnp.arange(len(q))
-    place = position // pages.shape[1]
-    to = view.table[jnp.minimum(place, len(view.table) - 1)]
-    to = jnp.where((position < view.end) & (to >= 0), base + to, len(pages))
+    position, to = xla.chunk_written_to(
+        view, base, len(q), pages.shape[1], len(pages)
+    )
     pages = write(pages, to, position, k, v)
     count = jnp.maximum(view.end - view.start, 1)
     seen = _attend(

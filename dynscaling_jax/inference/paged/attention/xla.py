@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int32
 
 from dynscaling_jax.inference.paged.attention import Backend, Layout
@@ -32,6 +31,7 @@ from dynscaling_jax.models.attention import (
     MASKED,
     SoftmaxState,
     capped,
+    merge,
     power_of_two,
     row_sums,
     softmax_scale,
@@ -39,11 +39,6 @@ from dynscaling_jax.models.attention import (
 from dynscaling_jax.models.config import Kind, ModelConfig
 from dynscaling_jax.models.sharding import (
     AXES,
-    DATA,
-    MODEL,
-    ambient,
-    fitting,
-    on_shards,
 )
 
 BLOCK = 64  # pages of the pool that are read at a time
@@ -90,13 +85,13 @@ def backend() -> Backend:
     """The XLA form."""
     return Backend(
         "xla",
+        HEADS_AXIS,
         refuses,
         init,
         view,
-        decode,
         chunk_view,
+        decode,
         prefill,
-        functools.partial(copy, HEADS_AXIS),
     )
 
 
@@ -260,11 +255,8 @@ def padded_tables(
     return table
 
 
-def chunk_view(
-    layout: Layout, chunks: Sequence[Chunk], tokens: int
-) -> ChunkView:
+def chunk_view(layout: Layout, chunks: Sequence[Chunk]) -> ChunkView:
     """Lays out the chunk of each part; some parts have none."""
-    del tokens
     start, end = np.zeros((2, layout.parts), np.int32)
     tables: list[Sequence[int]] = [()] * layout.parts
     for chunk in chunks:
@@ -277,8 +269,9 @@ def decode(
     kind: Kind,
     config: ModelConfig,
     cache: tuple[jax.Array, ...],
-    layer: Int32[Array, ""],
-    view: View,
+    base: Int32[Array, ""],
+    pages: int,
+    view: Any,  # a View of one part, traced
     position: Int32[Array, " S"],
     active: Bool[Array, " S"],
     q: Float[Array, "S H D"],
@@ -286,76 +279,11 @@ def decode(
     v: Float[Array, "S K D"],
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
     """Writes one token a slot and attends up to it; see Backend.decode."""
-    run = functools.partial(_decode_part, kind, config)
-    return by_parts(
-        run, HEADS_AXIS, cache, layer, view, position, active, q, k, v
-    )
-
-
-def by_parts(run, heads_axis, cache, layer, view, position, active, *qkv):
-    """Runs a function of one part on each part, on the shards that have it.
-
-    Args:
-        run: (cache as [pages of all, ...], the first page, view, position,
-            active, q, k, v) of a part -> (state, cache).
-        heads_axis: of the arrays of a cache, without L.
-        cache: [L, D * N, ...].
-        layer: which of L.
-        view: arrays [D, ...].
-        position: of each row, or () for those that have none.
-        active: likewise.
-        qkv: queries, keys and values of rows, the parts one after another.
-    """
-    sizes = ambient()
-    parts, heads = len(view.table), qkv[1].shape[1]
-    rows = fitting(sizes, (parts,), (DATA,))
-    along = fitting(sizes, (parts, heads), AXES)
-    kept = _cache_spec(parts, heads, heads_axis)
-
-    def local(cache, layer, view, position, active, *qkv):
-        parts, shapes = len(view.table), [x.shape for x in cache]
-        pages = shapes[0][1] // parts
-        cache = tuple(x.reshape(-1, *x.shape[2:]) for x in cache)
-        states = []
-        for part in range(parts):
-            own = lambda x, part=part: x.reshape(parts, -1, *x.shape[1:])[part]
-            state, cache = run(
-                cache,
-                (layer * parts + part) * pages,
-                pages,
-                jax.tree.map(lambda x, part=part: x[part], view),
-                *jax.tree.map(own, (position, active, *qkv)),
-            )
-            states.append(state)
-        state = jax.tree.map(lambda *x: jnp.concatenate(x), *states)
-        cache = tuple(
-            x.reshape(shape) for x, shape in zip(cache, shapes, strict=True)
-        )
-        return state, cache
-
-    inside = kept, P(), rows, rows, rows, along, along, along
-    return on_shards(local, inside, (along, kept))(
-        cache, layer, view, position, active, *qkv
-    )
-
-
-def _decode_part(
-    kind, config, cache, base, pages, view, position, active, q, k, v
-):
-    """What decode does in one part, whose pages begin at `base`."""
     slots, page = len(position), page_size(config, cache)
-    place = jnp.clip(position // page, 0, view.table.shape[1] - 1)
-    own = view.table[jnp.arange(slots), place]
-    there = active & (own >= 0)
-    nowhere = cache[0].shape[0]
-    cache = write(
-        config,
-        cache,
-        jnp.where(there, base + own, nowhere),
-        position % page,
-        k,
-        v,
+    place, to = written_to(
+        view.table, base, position, active, page, len(cache[0])
     )
+    cache = write(config, cache, to, position % page, k, v)
     turned = tokens_last(config)
     attend = functools.partial(page_states, kind, config, position, q, turned)
     take = lambda at: [x[base + at] for x in cache]
@@ -468,9 +396,49 @@ def windowed(
         pages = table[own, jnp.maximum(place, 0)]
         lanes = jnp.where((place >= 0) & (pages >= 0), own, -1)[:, None]
         states = attend(take(jnp.maximum(pages, 0)), lanes, place)
-        return merged(total, jax.tree.map(lambda x: x[:, 0], states))
+        return merge(total, jax.tree.map(lambda x: x[:, 0], states))
 
     return finite(jax.lax.fori_loop(0, met, one, empty(q)))
+
+
+def written_to(
+    table: Int32[Array, "S P"],
+    base: Int32[Array, ""],
+    position: Int32[Array, " S"],
+    active: Bool[Array, " S"],
+    page: int,
+    nowhere: int,
+) -> tuple[Int32[Array, " S"], Int32[Array, " S"]]:
+    """Finds the place of each slot's page in its table, and its page.
+
+    Args:
+        table: pages of the slots; -1 is none.
+        base: the part's first page.
+        position: of each slot's token.
+        active: slots that write.
+        page: W.
+        nowhere: stands for the page of those that do not.
+    """
+    place = jnp.clip(position // page, 0, table.shape[1] - 1)
+    own = table[jnp.arange(len(position)), place]
+    return place, jnp.where(active & (own >= 0), base + own, nowhere)
+
+
+def chunk_written_to(
+    view: Any,  # a ChunkView of one part, traced
+    base: Int32[Array, ""],
+    tokens: int,
+    page: int,
+    nowhere: int,
+) -> tuple[Int32[Array, " T"], Int32[Array, " T"]]:
+    """Finds the positions of a chunk's tokens, and their pages.
+
+    Those behind the end of the chunk go `nowhere`.
+    """
+    position = view.start + jnp.arange(tokens)
+    own = view.table[jnp.minimum(position // page, len(view.table) - 1)]
+    there = (position < view.end) & (own >= 0)
+    return position, jnp.where(there, base + own, nowhere)
 
 
 def write(
@@ -631,17 +599,6 @@ def empty(q: Float[Array, "S H D"]) -> SoftmaxState:
     return SoftmaxState(none + MASKED, none, acc)
 
 
-def merged(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState:
-    """Joins two states of the same rows."""
-    peak = jnp.maximum(a.max, b.max)
-    left, right = (power_of_two(x.max - peak) for x in (a, b))
-    return SoftmaxState(
-        peak,
-        a.sum * left + b.sum * right,
-        a.acc * left + b.acc * right,
-    )
-
-
 def joined(
     q: Float[Array, "S H D"],
     *parts: tuple[SoftmaxState, Int32[Array, "..."]],
@@ -682,7 +639,7 @@ def joined(
     peak = greatest([state.max[..., 0] for state in states], MASKED)
     terms = []
     for state, slot, at in zip(states, lanes, own, strict=True):
-        scale = power_of_two(jnp.minimum(state.max - peak[at][..., None], 0))
+        scale = power_of_two(state.max - peak[at][..., None])
         scale = jnp.where((slot >= 0)[:, None, None], scale, 0)
         terms.append((state.sum * scale, state.acc * scale))
     count = functools.reduce(jnp.add, [own_rows.sum(1) for own_rows in mine])
@@ -710,10 +667,10 @@ def _added(terms, unit, room, own, mine):
     def one(term):
         by_row = lambda x: x[own][..., None]
         coarse, fine = unit, unit + room - 23
-        high = jnp.round(term * two_to(-by_row(coarse)))
-        high *= two_to(by_row(coarse))
-        low = jnp.round((term - high) * two_to(-by_row(fine)))
-        low *= two_to(by_row(fine))
+        high = jnp.round(term * power_of_two(-by_row(coarse)))
+        high *= power_of_two(by_row(coarse))
+        low = jnp.round((term - high) * power_of_two(-by_row(fine)))
+        low *= power_of_two(by_row(fine))
         return jnp.concatenate([high, low], -1)
 
     def product(x):
@@ -738,11 +695,6 @@ def exponent(x: Float[Array, "..."]) -> Int32[Array, "..."]:
     return jnp.maximum((bits >> 23) - 127, -40)
 
 
-def two_to(power: Int32[Array, "..."]) -> Float[Array, "..."]:
-    """Makes 2**power, for whole numbers from -126 to 127, by its bits."""
-    return jax.lax.bitcast_convert_type((power + 127) << 23, jnp.float32)
-
-
 def finite(state: SoftmaxState) -> SoftmaxState:
     """Rows that see no key give zeros, where 0 / 0 would not."""
     return state._replace(sum=jnp.where(state.sum > 0, state.sum, 1))
@@ -752,20 +704,13 @@ def prefill(
     kind: Kind,
     config: ModelConfig,
     cache: tuple[jax.Array, ...],
-    layer: Int32[Array, ""],
-    view: ChunkView,
-    q: Float[Array, "DT H D"],
-    k: Float[Array, "DT K D"],
-    v: Float[Array, "DT K D"],
+    base: Int32[Array, ""],
+    view: Any,  # a ChunkView of one part, traced
+    q: Float[Array, "T H D"],
+    k: Float[Array, "T K D"],
+    v: Float[Array, "T K D"],
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
     """Writes a chunk and attends with a running softmax; see Backend."""
-    run = functools.partial(_prefill_part, kind, config)
-    return by_parts(run, HEADS_AXIS, cache, layer, view, (), (), q, k, v)
-
-
-def _prefill_part(kind, config, cache, base, pages, view, _, __, q, k, v):
-    """What prefill does in one part: keys are written first."""
-    del pages
     cache = tuple(
         put_chunk(x, base, view, new, _token_axis(config, x))
         for x, new in zip(cache, stored(cache, k, v), strict=True)
@@ -816,7 +761,7 @@ def running(
         if kind.window:
             seen &= ahead < kind.window
         seen = jnp.repeat(seen, rep, 0)[None]
-        return merged(total, attend(config, rows, turned, take(at), seen))
+        return merge(total, attend(config, rows, turned, take(at), seen))
 
     first = 0
     if kind.window:
@@ -882,37 +827,3 @@ def put_chunk(
     # a fusion that read a page of x too would not write x in place
     joined = jax.lax.optimization_barrier(joined)
     return x.at[to].set(jnp.moveaxis(joined, 1, axis), mode="drop")
-
-
-def copy(
-    heads_axis: int,
-    cache: tuple[jax.Array, ...],
-    source: Int32[Array, "D C"],
-    target: Int32[Array, "D C"],
-) -> tuple[jax.Array, ...]:
-    """Copies pages of all layers; those with a target past the last go nowhere.
-
-    Pages are numbered within their part. heads_axis is as by_parts has it.
-    """
-    heads = cache[0].shape[1 + heads_axis]
-    kept = _cache_spec(len(source), heads, heads_axis)
-    rows = fitting(ambient(), (len(source),), (DATA,))
-
-    def local(cache, source, target):
-        parts, pages = len(source), cache[0].shape[1] // len(source)
-        first = pages * jnp.arange(parts)[:, None]
-        there = (target >= 0) & (target < pages)
-        target = jnp.where(there, first + target, parts * pages).reshape(-1)
-        source = (first + jnp.clip(source, 0, pages - 1)).reshape(-1)
-        return tuple(
-            x.at[:, target].set(x[:, source], mode="drop") for x in cache
-        )
-
-    return on_shards(local, (kept, rows, rows), kept)(cache, source, target)
-
-
-def _cache_spec(parts: int, heads: int, heads_axis: int) -> P:
-    """How [L, D * N, ...] lies on the ambient mesh."""
-    shape = parts, *(heads,) * heads_axis
-    axes = DATA, *(None,) * (heads_axis - 1), MODEL
-    return P(None, *fitting(ambient(), shape, axes))
