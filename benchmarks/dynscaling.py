@@ -15,7 +15,8 @@ from dynscaling_jax.inference import Engine
 from dynscaling_jax.inference.grouped import prefill, runner
 from dynscaling_jax.methods import METHODS
 from dynscaling_jax.sampler import tap
-from dynscaling_jax.scaling.loop import Result, run_rounds
+from dynscaling_jax.scaling.arrivals import run_arrivals
+from dynscaling_jax.scaling.loop import Event, Result, run_rounds
 from dynscaling_jax.tasks import Task, load_task, with_answers
 from dynscaling_jax.types import (
     Budget,
@@ -24,6 +25,7 @@ from dynscaling_jax.types import (
     Request,
     Sample,
     SampleFn,
+    Schedule,
 )
 
 
@@ -70,7 +72,54 @@ def lines(config: Config) -> Lines:
         "idle": round(float(idle), 4),
         "goal": 0.15,
     }
+    yield without_rounds_line(size, model, task)
     yield extension_line(size, model, task)
+
+
+def without_rounds_line(
+    size: Config, model: Model, task: Task
+) -> dict[str, Any]:
+    """The same budget without rounds, as many samples at once as slots.
+
+    Idle slots are counted up to the last grant, and in the whole run.
+    """
+    method = METHODS[size.method]()
+    schedule = Schedule(first_round=2, concurrent=size.slots)
+    counts: list[tuple[int, int]] = []
+    for _ in range(2):  # the first run compiles
+        engine = _engine(size, model, size.new_tokens)
+        reading = functools.partial(
+            with_answers, kind=task.kind, thinking=engine.thinking
+        )
+        counts.clear()
+
+        def count(event: Event, engine: Engine = engine) -> None:
+            if event.kind == "grant":
+                counts.append((engine.slot_steps, engine.active_steps))
+
+        begin = time.perf_counter()
+        result = run_arrivals(
+            [problem.query for problem in task.problems[: size.queries]],
+            tap(engine, reading),
+            method._replace(schedule=schedule),
+            Budget(samples_per_query=size.samples_per_query),
+            jax.random.key(0),
+            on_event=count,
+        )
+        seconds = time.perf_counter() - begin
+    steps, active = counts[-1]
+    whole = 1 - engine.active_steps / max(1, engine.slot_steps)
+    return {
+        "bench": "dynscaling, without rounds",
+        "concurrent": size.slots,
+        "samples": result.ledger.samples,
+        "new_tokens": result.ledger.new_tokens,
+        "seconds": round(seconds, 2),
+        "tokens_per_second": rate(result.ledger.new_tokens, seconds),
+        "idle": round(float(whole), 4),
+        "idle_before_the_tail": round(1 - active / max(1, steps), 4),
+        "goal": 0.05,
+    }
 
 
 def run(

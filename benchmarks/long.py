@@ -70,7 +70,7 @@ def lines(config: Config) -> Lines:
             "goal": size.goals[name],
             "ours_before": shown(before),
             "ours_after": shown(after),
-            **shown(theirs),
+            "theirs": shown(theirs),
         }
         before = after
 

@@ -27,12 +27,15 @@ with _epy.lazy_api_imports(globals()):
     from dynscaling_jax.models.config import ModelConfig as ModelConfig
     from dynscaling_jax.sampler import FunctionSampler as FunctionSampler
     from dynscaling_jax.sampler import tap as tap
+    from dynscaling_jax.scaling import cancelling as cancelling
     from dynscaling_jax.scaling import policies as policies
     from dynscaling_jax.scaling import strategies as strategies
     from dynscaling_jax.scaling import votes as votes
     from dynscaling_jax.scaling.allocation import place as place
     from dynscaling_jax.scaling.allocation import scored as scored
+    from dynscaling_jax.scaling.arrivals import run_arrivals as run_arrivals
     from dynscaling_jax.scaling.chains import Chain as Chain
+    from dynscaling_jax.scaling.loop import Event as Event
     from dynscaling_jax.scaling.loop import Result as Result
     from dynscaling_jax.scaling.loop import Round as Round
     from dynscaling_jax.scaling.loop import run_rounds as run_rounds
@@ -44,7 +47,9 @@ with _epy.lazy_api_imports(globals()):
     from dynscaling_jax.tasks import with_answers as with_answers
     from dynscaling_jax.thinking import Thinking as Thinking
     from dynscaling_jax.types import Budget as Budget
+    from dynscaling_jax.types import Cancel as Cancel
     from dynscaling_jax.types import Candidates as Candidates
+    from dynscaling_jax.types import Flights as Flights
     from dynscaling_jax.types import Ledger as Ledger
     from dynscaling_jax.types import Message as Message
     from dynscaling_jax.types import Method as Method
@@ -57,3 +62,4 @@ with _epy.lazy_api_imports(globals()):
     from dynscaling_jax.types import Schedule as Schedule
     from dynscaling_jax.types import Strategy as Strategy
     from dynscaling_jax.types import Vote as Vote
+    from dynscaling_jax.types import Watch as Watch

@@ -9,18 +9,25 @@ from dynscaling_jax.types import (
     Budget,
     Message,
     Reader,
+    Request,
     Sample,
     SampleFn,
     Sampler,
+    Watch,
     count_words,
 )
+
+CANCELLED = "cancelled"
 
 Middleware = Callable[[SampleFn], SampleFn]
 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionSampler:
-    """A sampler made of a function; see types.Sampler for its members."""
+    """A sampler made of a function; see types.Sampler for its members.
+
+    Without a watch each sample is generated when it is asked for.
+    """
 
     sample: SampleFn
     count_tokens: Callable[[Sequence[Message]], int] = count_words
@@ -28,6 +35,7 @@ class FunctionSampler:
     max_cost: Budget = Budget()
     thinking: Thinking = Thinking()
     name: str = ""
+    watch: Watch | None = None
 
 
 def tap(sampler: Sampler, *middleware: Middleware) -> FunctionSampler:
@@ -47,6 +55,36 @@ def tap(sampler: Sampler, *middleware: Middleware) -> FunctionSampler:
         sampler.max_cost,
         sampler.thinking,
         sampler.name,
+        watch_of(sampler),
+    )
+
+
+def watch_of(sampler: Sampler) -> Watch | None:
+    """How the samples of a sampler are watched, if they can be."""
+    return getattr(sampler, "watch", None)
+
+
+def cancelled(request: Request, read: int, cached: int, new: int) -> Sample:
+    """Makes the sample of a request that was ended after so many tokens.
+
+    Args:
+        request: that was under way.
+        read: tokens of its prompt.
+        cached: of these.
+        new: completion tokens by then.
+    """
+    return Sample(
+        request.query.id,
+        request.index,
+        request.round,
+        request.parents,
+        text="",
+        answer=None,
+        finish_reason=CANCELLED,
+        prompt_tokens=read,
+        cached_tokens=cached,
+        new_tokens=new,
+        flops=0.0,
     )
 
 
@@ -67,8 +105,8 @@ def each(observe: Callable[[Sample], object]) -> Middleware:
 
 def check(sampler: Sampler) -> None:
     """Raises ValueError where this is no sampler."""
-    members = (*FunctionSampler.__dataclass_fields__,)
-    lacks = [name for name in members if not hasattr(sampler, name)]
+    members = {*FunctionSampler.__dataclass_fields__} - {"watch"}
+    lacks = [name for name in sorted(members) if not hasattr(sampler, name)]
     if lacks or isinstance(sampler, type) or not callable(sampler.sample):
         raise ValueError(
             f"the sampler is {shown(sampler)}"

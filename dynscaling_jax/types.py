@@ -19,7 +19,7 @@ a module that has others opens with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from dynscaling_jax.thinking import Thinking
@@ -81,7 +81,7 @@ class Sample(NamedTuple):
     parents: tuple[int, ...]
     text: str
     answer: str | None
-    finish_reason: str  # stop, length, or error: what failed
+    finish_reason: str  # stop, length, cancelled, or error: what failed
     prompt_tokens: int
     cached_tokens: int
     new_tokens: int
@@ -95,14 +95,17 @@ class Candidates(NamedTuple):
     """The packed samples of all queries: what policies and votes see.
 
     Slots at or past count_Q are padding. An answer of -1 before it is a
-    sample without a readable answer: it costs budget and has no vote. Answer
-    ids are numbered within their query in the order first seen, from 0.
+    sample without a readable answer, or one that was cancelled: it costs
+    budget and has no vote. Answer ids are numbered within their query in the
+    order first seen, from 0. pending_Q counts the samples that are still
+    being generated, where there are no rounds.
     """
 
     answer_QN: jax.Array  # int32
     weight_QN: jax.Array  # float32; what it measures is the reader's choice
     tokens_QN: jax.Array  # int32, new tokens of each sample
     count_Q: jax.Array  # int32
+    pending_Q: jax.Array | None = None  # int32, under way; None in rounds
 
 
 class Budget(NamedTuple):
@@ -148,16 +151,69 @@ class Policy(NamedTuple):
     allocate takes a key, the candidates and a budget, a traced int32 scalar,
     and gives grants, int32 [Q]. It is pure and jittable, and the same object
     serves live runs and replay. Grants are whole, not negative and within the
-    free slots N - count_Q. They sum to the budget, unless every query is full
-    or the policy stops by its own rule.
+    free slots N - count_Q - pending_Q. They sum to the budget, unless every
+    query is full or the policy stops by its own rule.
 
     reads names the field or signal of Sample that the policy finds in
     weight_QN; None where it reads none. name is how a flag writes it.
+
+    score is set where each pull goes to the highest score, ties at random,
+    and the score of a query reads nothing of the other ones: (candidates,
+    virtual pulls, int32 [Q]) -> float32 [Q]. Replay then computes that of the
+    query alone that changed.
     """
 
     allocate: Callable[[jax.Array, Candidates, jax.Array], jax.Array]
     reads: str | None = None
     name: str = ""
+    score: Callable[[Candidates, jax.Array], jax.Array] | None = None
+
+
+class Flights(NamedTuple):
+    """The samples that are being generated, at most W of them."""
+
+    query_W: jax.Array  # int32, -1 where there is none
+    tokens_W: jax.Array  # int32, so far
+
+
+class Cancel(NamedTuple):
+    """Which samples are ended before they are finished.
+
+    It is asked whenever a sample ends. decided tells of each query by itself
+    whether its samples under way are cancelled, bool [Q]. last tells of the
+    samples under way which are, bool [W], once nothing more will be granted;
+    None where that changes nothing. Both are pure and jittable. reads names
+    the field or signal of Sample that they find in weight_QN. name is how a
+    flag writes it.
+    """
+
+    decided: Callable[[Candidates], jax.Array]
+    last: Callable[[Candidates, Flights], jax.Array] | None = None
+    reads: str | None = None
+    name: str = ""
+
+
+SampleKey = tuple[str, int]
+"""Query id and index: the name of a sample in its run."""
+
+
+class Watch(NamedTuple):
+    """How the samples of a sampler are watched while they are generated.
+
+    under_way gives the tokens so far of each sample that is unfinished; those
+    that were requested and are not in it can be taken without waiting. step
+    goes on with all of them, and returns when anything has changed. cancelled
+    makes the sample of a request that is ended after so many tokens, without
+    text and answer; it costs what it took.
+
+    Where in_steps is not set, as of an endpoint, nothing is known of tokens so
+    far, and samples count as ended when they arrive.
+    """
+
+    under_way: Callable[[], Mapping[SampleKey, int]]
+    step: Callable[[], None]
+    cancelled: Callable[[Request, int], Sample]
+    in_steps: bool = True
 
 
 SampleFn = Callable[[Sequence[Request]], Iterator[Sample]]
@@ -200,6 +256,9 @@ class Sampler(Protocol):
     def thinking(self) -> Thinking:
         """How the thoughts of the model are told from its answers."""
         ...
+
+    # and, where its samples can be watched:
+    # watch: Watch
 
 
 def count_words(messages: Sequence[Message]) -> int:
@@ -270,19 +329,29 @@ class Schedule(NamedTuple):
     being generated; the first round is finished before the second begins.
     capacity is N, the most samples of one query: by default four times the
     even share of the budget's samples, and at least 64.
+
+    concurrent, where it is not 0, is W: there are no rounds. W samples are
+    generated at once, and whenever one ends, one more is granted. The first
+    first_round samples of each query are then granted in turn, before the
+    policy is asked.
     """
 
     first_round: float = 1
     later_rounds: float = 1
     stale: int = 0
     capacity: int | None = None
+    concurrent: int = 0
 
 
 class Method(NamedTuple):
-    """A way to scale: a strategy, a policy, a vote and a schedule."""
+    """A way to scale: a strategy, a policy, a vote and a schedule.
+
+    cancel ends samples early, where the schedule has no rounds.
+    """
 
     strategy: Strategy
     policy: Policy
     vote: Vote
     schedule: Schedule = Schedule()
     name: str = ""
+    cancel: Cancel | None = None

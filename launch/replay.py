@@ -42,9 +42,19 @@ flags.DEFINE_integer("replicates", 1000, "Orders of samples.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of all randomness.", 0, 2**31 - 1)
 flags.DEFINE_float("round", 0.25, "Samples a question in a round.", 0.01, 1e6)
 flags.DEFINE_float("first", None, "Of the first; by default alike.", 0.01, 1e6)
+flags.DEFINE_enum(
+    "schedule", "rounds", ["rounds", "async"], "Or a grant as each sample ends."
+)
+flags.DEFINE_integer("slots", 64, "Samples under way at once, if async.", 1)
+flags.DEFINE_string(
+    "cancel", "", "What ends samples early, if async: lead, posterior or tail."
+)
 flags.DEFINE_integer("depth", None, "Keeps the first so many of each question.")
 flags.DEFINE_integer("chunk", 25, "Replicates in memory at once.", 1)
-PASSED = "policies kind vote budgets replicates seed depth chunk"
+PASSED = (
+    "policies kind vote cancel budgets replicates seed depth schedule slots "
+    "chunk"
+)
 
 
 def main(_) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynscaling_jax.sampler import CANCELLED
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.tasks import Compare, classify, grade, of_question
 from dynscaling_jax.types import Sample
@@ -24,6 +25,7 @@ class RecordedRun(NamedTuple):
     answers: Mapping[str, Mapping[str, Any]]  # answers.json
     samples: Sequence[Sample]
     rounds: Sequence[Mapping[str, Any]]  # rounds.jsonl
+    events: Sequence[Mapping[str, Any]] = ()  # events.jsonl
 
 
 class GradedQuestion(NamedTuple):
@@ -110,6 +112,8 @@ def grade_questions(
 ) -> tuple[GradedQuestion, ...]:
     """Numbers and grades the answers to each question, [Q].
 
+    Samples that were cancelled are left out.
+
     Raises:
         ValueError: a sample of a question that has no reference; a question
             with a sample twice, or with one that has a parent which does not
@@ -122,7 +126,8 @@ def grade_questions(
                 f"a sample of question {sample.query_id!r}, for which "
                 "references.json has no reference"
             )
-        by_query[sample.query_id].append(sample)
+        if sample.finish_reason != CANCELLED:
+            by_query[sample.query_id].append(sample)
     return tuple(
         _question(id, own, references[id], kind, of_question(compare))
         for id, own in by_query.items()

@@ -47,13 +47,15 @@ class Curve(NamedTuple):
 
     accuracy_RM is the share of questions that the vote gets right, spent in
     samples_RM and tokens_RM, per question; right_QM is the share of
-    replicates that get a question right.
+    replicates that get a question right. steps_RM is the end of the run in
+    decode steps, where its schedule has no rounds.
     """
 
     accuracy_RM: np.ndarray
     samples_RM: np.ndarray
     tokens_RM: np.ndarray
     right_QM: np.ndarray
+    steps_RM: np.ndarray | None = None
 
 
 class Rounds(NamedTuple):
@@ -226,8 +228,8 @@ def replay_policies(
             f"{bank.name}: a budget of {budget} samples is over the {held} "
             f"that the bank holds, {bank.answer_QN.shape[1]} a question."
         )
-    chunks = _chunks(bank, replicates, seed, chunk)
-    first = next(chunks)
+    parts_C = chunks(bank, replicates, seed, chunk)
+    first = next(parts_C)
 
     def compiled(player: PolicyOrMaker) -> Callable:
         play_one = partial(play_replicate, player, vote, rounds)
@@ -238,7 +240,7 @@ def replay_policies(
             zip(players, pool.map(compiled, players.values()), strict=True)
         )
     parts: dict[str, list[list[np.ndarray]]] = {name: [] for name in players}
-    for replicate, key_C, kept in itertools.chain([first], chunks):
+    for replicate, key_C, kept in itertools.chain([first], parts_C):
         for name, play in play_chunk.items():
             right_CMQ, count_CMQ, tokens_CM = (
                 np.asarray(array)[:kept] for array in play(replicate, key_C)
@@ -318,10 +320,10 @@ def _check_counts(
         raise ValueError(f"{name} grants a negative number of samples")
 
 
-def _chunks(
+def chunks(
     bank: Bank, replicates: int, seed: int, chunk: int
 ) -> Iterator[tuple[Replicate, jax.Array, int]]:
-    """(replicates, keys to play with, how many to keep).
+    """Yields replicates, keys to play with, and how many to keep.
 
     Every chunk is full, so that it compiles once; of the last only what is
     wanted is kept.

@@ -26,6 +26,7 @@ from dynscaling_jax import lines
 from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.experiments.log import read_samples, runs_below
 from dynscaling_jax.files import read_json
+from dynscaling_jax.sampler import CANCELLED
 from dynscaling_jax.tasks import Comparer, classify, kind_of, read_reference
 
 
@@ -228,9 +229,14 @@ def _bank_row(value: Any) -> _Row:
 
 
 def _logged(path: Path) -> list[_Row]:
-    """The samples of a run by question, in the order of their indices."""
+    """The samples of a run by question, in the order of their indices.
+
+    Samples that were cancelled are left out.
+    """
     rows: dict[str, list] = {}
     for sample in read_samples(path):
+        if sample.finish_reason == CANCELLED:
+            continue
         rows.setdefault(sample.query_id, []).append(sample)
     gathered = []
     for query_id, samples in rows.items():

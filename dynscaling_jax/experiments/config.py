@@ -46,6 +46,10 @@ class BudgetConfig(NamedTuple):
     # rounds that are still being generated when the next one is granted: 1
     # keeps slots busy, and hosts from waiting, at the ends of rounds
     stale_rounds: int = 0
+    # rounds, or async: whenever one of so many concurrent samples ends, one
+    # more is granted; by default what the method says
+    schedule: str = ""
+    concurrent: int = 64
 
 
 class EngineConfig(NamedTuple):
@@ -109,6 +113,9 @@ class RunConfig(NamedTuple):
     strategy: str = ""
     policy: str = ""
     vote: str = ""
+    # what ends samples early where there are no rounds: lead, posterior,
+    # deepconf or tail; none, or by default what the method says
+    cancel: str = ""
     chain: ChainConfig = ChainConfig()
     # what ends a thought, such as </think>, where it is not what the model's
     # template and tokens or, of an endpoint, its texts tell; "" hides nothing

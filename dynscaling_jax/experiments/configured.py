@@ -25,6 +25,7 @@ from dynscaling_jax.lines import shown
 from dynscaling_jax.methods import METHODS
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling import spec
+from dynscaling_jax.scaling.cancelling import parse_cancel
 from dynscaling_jax.scaling.loop import check
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import STRATEGIES
@@ -33,6 +34,7 @@ from dynscaling_jax.tasks import load_task
 from dynscaling_jax.thinking import Thinking, named
 from dynscaling_jax.types import Budget, Method, Query, Sampler, Schedule
 
+FIRST = 2  # samples of each question before a policy is asked, without rounds
 _PER_QUERY = ("samples_per_query", "round_per_query", "first_round_per_query")
 
 
@@ -130,6 +132,9 @@ def method_of(config: RunConfig, axes: Mapping[str, str]) -> Method:
     elif first == math.inf:
         first = later = 1
     caps = config.budget
+    without_rounds = _is_async(config, preset)
+    if without_rounds and not preset.schedule.concurrent and first < math.inf:
+        first = FIRST
     if caps.first_round_per_query is not None:
         first = caps.first_round_per_query
     if caps.round_per_query is not None:
@@ -141,7 +146,50 @@ def method_of(config: RunConfig, axes: Mapping[str, str]) -> Method:
         for axis, known in tables.items()
     }
     schedule = Schedule(first, later, caps.stale_rounds, caps.capacity)
-    return Method(**values, schedule=schedule, name=config.method)
+    if without_rounds:
+        schedule = schedule._replace(concurrent=caps.concurrent)
+    cancel = config.cancel or (preset.cancel.name if preset.cancel else "none")
+    return Method(
+        **values,
+        schedule=schedule,
+        name=config.method,
+        cancel=parse_cancel(cancel) if schedule.concurrent else None,
+    )
+
+
+def _is_async(config: RunConfig, preset: Method) -> bool:
+    """Whether a config asks for a schedule without rounds.
+
+    Raises:
+      ValueError: an unknown schedule; a field that is of the other one.
+    """
+    caps = config.budget
+    if caps.schedule not in ("", "rounds", "async"):
+        raise ValueError(
+            f"config.budget.schedule={caps.schedule!r}: expected rounds, "
+            "async, or nothing for that of the method"
+        )
+    of_rounds = caps.round_per_query is not None or caps.stale_rounds
+    if caps.schedule:
+        found = caps.schedule == "async"
+    else:
+        found = bool(preset.schedule.concurrent) and not of_rounds
+    if found and of_rounds:
+        raise ValueError(
+            "config.budget.round_per_query and stale_rounds are of rounds; "
+            "leave them out, or set config.budget.schedule=rounds"
+        )
+    if found and caps.concurrent < 1:
+        raise ValueError(
+            f"config.budget.concurrent={caps.concurrent}: expected 1 or more "
+            "samples under way at once"
+        )
+    if not found and config.cancel not in ("", "none"):
+        raise ValueError(
+            f"config.cancel={config.cancel!r} ends samples in a schedule "
+            "without rounds; set config.budget.schedule=async"
+        )
+    return found
 
 
 def open_sampler(config: RunConfig, queries: Sequence[Query] = ()) -> Sampler:

@@ -4,10 +4,12 @@
     WORKDIR/samples.jsonl   one row a sample, in the order of the requests
     WORKDIR/pending.jsonl   rows that were finished before their turn
     WORKDIR/rounds.jsonl    one row a round
+    WORKDIR/events.jsonl    where there are no rounds, one row an event
 
 `recorded` puts the log before any SampleFn: what it holds is not generated
 again. Rows reach samples.jsonl in the order of the requests, whatever
-order they are finished in, and hold no time of day. So a run that is killed
+order they are finished in, and hold no time of day. Without rounds their order
+is that in which samples end for the run. So a run that is killed
 at any moment and started again ends with the same bytes as one that was not,
 as long as its model gives the same sample for the same request.
 """
@@ -31,9 +33,7 @@ from dynscaling_jax.lines import (
     rows,
     shown,
 )
-from dynscaling_jax.types import Request, Sample, SampleFn
-
-Key = tuple[str, int]  # query id, sample index
+from dynscaling_jax.types import Request, Sample, SampleFn, SampleKey
 
 
 class Log:
@@ -41,7 +41,7 @@ class Log:
 
     Use it in a `with` block. On leaving it without an exception, rows that
     still wait for an earlier one, which the run ended without, move to
-    samples.jsonl.
+    samples.jsonl. Without rounds they are no part of the run, and go.
 
     Raises:
       RuntimeError: another run holds the directory, or another program
@@ -56,12 +56,14 @@ class Log:
         self,
         workdir: str | os.PathLike,
         config: Mapping[str, Any],
+        in_rounds: bool = True,
         **origin: Any,
     ):
         """Opens the log of a config; origin is of workdir.claim."""
         self.workdir = Path(workdir)
-        self._order: collections.deque[Key] = collections.deque()
-        self._round = 0
+        self.in_rounds = in_rounds
+        self._order: collections.deque[SampleKey] = collections.deque()
+        self._step = 0
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked(self.workdir))
             claim(
@@ -72,11 +74,12 @@ class Log:
                 unversioned=(self.workdir / "samples.jsonl").exists(),
                 **origin,
             )
-            self._samples, self._pending, self._rounds = (
+            steps = "rounds" if in_rounds else "events"
+            self._samples, self._pending, self._steps = (
                 stack.enter_context(
                     contextlib.closing(Lines(self.workdir / f"{name}.jsonl"))
                 )
-                for name in ("samples", "pending", "rounds")
+                for name in ("samples", "pending", steps)
             )
             self._at = _places(self._samples)
             # A kill can leave a pending row that has had its turn.
@@ -85,7 +88,7 @@ class Log:
                 for key, at in _places(self._pending).items()
                 if key not in self._at
             }
-            self._old_rounds = [at for at, _ in self._rounds.read_all()]
+            self._old_steps = [at for at, _ in self._steps.read_all()]
             self._close = stack.pop_all().close
 
     def __enter__(self) -> "Log":
@@ -93,20 +96,22 @@ class Log:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
-            if kind is None:
+            if kind is None and not self.in_rounds:
+                self._pending.truncate(0)
+            elif kind is None:
                 ordered = [k for k in self._order if k in self._waiting]
                 self._order.clear()
                 self._begin(dict.fromkeys([*ordered, *self._waiting]))
         finally:
             self._close()
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: SampleKey) -> bool:
         return key in self._at or key in self._waiting
 
     def __len__(self) -> int:
         return len(self._at) + len(self._waiting)
 
-    def read(self, key: Key) -> Sample:
+    def read(self, key: SampleKey) -> Sample:
         """The sample of a (query id, index) that the log holds."""
         if key in self._at:
             line = self._samples.read(self._at[key])
@@ -114,24 +119,49 @@ class Log:
             line = self._pending.read(self._waiting[key])
         return sample_of(loads(line))
 
-    def round(self, row: Mapping[str, Any]) -> None:
-        """Writes the row of a round, which must hold no times.
+    def step(self, row: Mapping[str, Any]) -> None:
+        """Writes the row of a round or an event, which must hold no times.
 
         Those that a run which goes on has already are checked, not doubled.
         """
-        number, self._round = self._round, self._round + 1
+        number, self._step = self._step, self._step + 1
         line = dumps(row)
-        if number >= len(self._old_rounds):
-            self._rounds.append(line)
-            self._rounds.sync()
-        elif line != self._rounds.read(self._old_rounds[number]):
+        if number >= len(self._old_steps):
+            self._steps.append(line)
+            if self.in_rounds:
+                self._steps.sync()
+        elif line != self._steps.read(self._old_steps[number]):
             raise ValueError(
-                f"{self._rounds.path}:{number + 1}: this round went another "
-                "way when the run began; a run goes on only as it began. Use "
-                "a new workdir"
+                f"{self._steps.path}:{number + 1}: this went another way when "
+                "the run began; a run goes on only as it began. Use a new "
+                "workdir"
             )
 
-    def _begin(self, keys: Iterable[Key]) -> None:
+    def steps(self) -> list[Any]:
+        """The rows of rounds or events that earlier sessions wrote."""
+        return [loads(self._steps.read(at)) for at in self._old_steps]
+
+    def end(self, sample: Sample) -> None:
+        """Gives a sample its turn, where there are no rounds.
+
+        One that was cancelled takes the place of what the model may have
+        finished of it.
+        """
+        key, line = _key(sample), dumps(row_of(sample))
+        if key not in self._at:
+            self._waiting.pop(key, None)
+            self._at[key] = self._samples.append(line)
+        elif line != self._samples.read(self._at[key]):
+            raise ValueError(
+                f"{self._samples.path}: sample {key[1]} of query {key[0]!r} "
+                "ended another way when the run began; a run goes on only as "
+                "it began. Use a new workdir"
+            )
+        if not self._waiting and self._pending.size:
+            self._samples.sync()
+            self._pending.truncate(0)
+
+    def _begin(self, keys: Iterable[SampleKey]) -> None:
         """Gives rows their turns, after those of batches that have begun."""
         self._order.extend(k for k in keys if k not in self._at)
         self._drain()
@@ -174,13 +204,14 @@ def recorded(sample_fn: SampleFn, log: Log) -> SampleFn:
     def answer(requests: Sequence[Request]) -> Iterator[Sample]:
         by_key = {(r.query.id, r.index): r for r in requests}
         missing = {k: r for k, r in by_key.items() if k not in log}
-        log._begin(by_key)
+        if log.in_rounds:
+            log._begin(by_key)
         samples = sample_fn([*missing.values()]) if missing else iter(())
         return written(by_key, missing, samples)
 
     def written(
-        by_key: dict[Key, Request],
-        missing: dict[Key, Request],
+        by_key: dict[SampleKey, Request],
+        missing: dict[SampleKey, Request],
         samples: Iterator[Sample],
     ) -> Iterator[Sample]:
         try:
@@ -331,7 +362,7 @@ def sample_of(row: Any) -> Sample:
     return Sample(**row)._replace(parents=tuple(row["parents"]))
 
 
-def _key(sample: Sample) -> Key:
+def _key(sample: Sample) -> SampleKey:
     return sample.query_id, sample.index
 
 
@@ -350,9 +381,9 @@ def of_request(sample: Sample, request: Request | None, source: str) -> Sample:
     return sample
 
 
-def _places(lines: Lines) -> dict[Key, int]:
+def _places(lines: Lines) -> dict[SampleKey, int]:
     """Where each sample of a file stands."""
-    places: dict[Key, int] = {}
+    places: dict[SampleKey, int] = {}
     for at, sample in lines.read_all(sample_of):
         key = _key(sample)
         if key in places:

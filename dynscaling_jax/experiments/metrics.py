@@ -11,8 +11,15 @@ from tqdm import tqdm
 
 from dynscaling_jax import lines
 from dynscaling_jax.sampler import each
-from dynscaling_jax.scaling.loop import Round, amounts
-from dynscaling_jax.types import Budget, Ledger, Request, Sample, SampleFn
+from dynscaling_jax.scaling.loop import Event, Round, amounts
+from dynscaling_jax.types import (
+    Budget,
+    Ledger,
+    Request,
+    Sample,
+    SampleFn,
+    Watch,
+)
 
 METRICS_SECONDS = 5.0  # between two lines of metrics.jsonl
 # what a bar counts, and its unit: the first of these that has a cap, else
@@ -134,6 +141,18 @@ class Metrics:
 
         return sample
 
+    def with_steps(self, watch: Watch | None) -> Watch | None:
+        """Counts the steps of a sampler that is watched as the model's time."""
+        if watch is None:
+            return None
+
+        def step() -> None:
+            self._enter()
+            watch.step()
+            self._leave()
+
+        return watch._replace(step=step)
+
     def loop_share(self) -> float | None:
         """Gives the part of the time that the loop took for itself.
 
@@ -168,6 +187,11 @@ class Metrics:
         """Notes at the end of a round how uncertain answers were before it."""
         uncertainty = float(done.uncertainty_Q.mean())
         self._add_point(done.ledger.samples, {"uncertainty": uncertainty})
+
+    def event(self, event: Event) -> None:
+        """Notes a cancelled sample, which no one generates to its end."""
+        if event.kind == "cancel" and event.sample:
+            self._bar.update(amounts(Ledger().add(event.sample))[self._cap])
 
     def _tick(self, last: bool = False) -> None:
         seconds = self._session_seconds()

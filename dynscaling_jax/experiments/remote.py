@@ -19,7 +19,13 @@ from typing import Any
 
 EVERY = 30.0  # seconds between two copies
 # in which a log writes its files; all others come behind them
-ORDER = ("config.json", "pending.jsonl", "samples.jsonl", "rounds.jsonl")
+ORDER = (
+    "config.json",
+    "pending.jsonl",
+    "samples.jsonl",
+    "rounds.jsonl",
+    "events.jsonl",
+)
 
 
 @contextlib.contextmanager

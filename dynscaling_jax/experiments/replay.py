@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from dynscaling_jax.analysis.async_replay import Terms, replay_async
 from dynscaling_jax.analysis.bank import Bank
 from dynscaling_jax.analysis.oracle import oracle, regret
 from dynscaling_jax.analysis.replay import (
@@ -27,6 +28,7 @@ from dynscaling_jax.analysis.replay import (
     rounds_to,
 )
 from dynscaling_jax.analysis.sample_efficiency import (
+    AXES,
     SampleEfficiency,
     pass_at_1,
     sample_efficiency,
@@ -37,19 +39,27 @@ from dynscaling_jax.files import write_json
 from dynscaling_jax.lines import finite, shown
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.scaling.bandits import uniform
+from dynscaling_jax.scaling.cancelling import parse_cancel
 from dynscaling_jax.scaling.policies import parse_policies, split_names
 from dynscaling_jax.scaling.votes import VOTES, Vote, majority
 from dynscaling_jax.tasks import Comparer
-from dynscaling_jax.types import Policy
+from dynscaling_jax.types import Cancel, Policy
 
 BUDGETS = (2.0, 4.0, 8.0, 16.0, 32.0)  # samples a question, by default
 TARGETS = (0.8, 0.9, 0.95)
+SIGNS = {"samples": "x", "tokens": "t", "steps": "s"}  # of ratios
+MARKS = (  # samples a question of runs without rounds, by which curves go
+    *(1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20),
+    *(24, 28, 32, 36, 40),
+)
+MOST_SLOTS = 2**16
 FULL = 40  # samples a question of the uniform vote that sets the goal
 LEGEND = """
 @N     accuracy of the vote at N samples a question, on average
 spent  samples a question that were played of the last budget
 x 0.9  how often uniform's samples go into the policy's, where each has come
        90% of the way from pass@1 to the uniform vote at 40
+t 0.9  the same of tokens, s 0.9 of decode steps until the end of the run
 -      no such number: the bank holds fewer than 40 samples a question, the
        vote gains nothing over one sample, or the policy never gets there"""
 
@@ -60,7 +70,8 @@ class Result(NamedTuple):
     stderr is of the mean over replicates, accuracy_ci95 over questions, by
     the bootstrap. A policy that stops spends less than its budget. regret is
     the accuracy that the oracle has more on the same orders; nan where it was
-    not played.
+    not played. steps is the mean end of the runs in decode steps, of a
+    schedule without rounds.
     """
 
     policy: str
@@ -71,6 +82,7 @@ class Result(NamedTuple):
     regret: float
     samples_per_query: float
     new_tokens_per_query: float
+    steps: float = math.nan
 
 
 class Study(NamedTuple):
@@ -104,6 +116,7 @@ class Study(NamedTuple):
     def __str__(self) -> str:
         """Shows accuracies, samples spent and sample efficiency as a table."""
         width = max(map(len, self.curves))
+        steps = self.settings["schedule"] == "async"
         budgets = dict.fromkeys(result.budget for result in self.results)
         lines = [
             f"{self.bank}: {self.questions} questions, "
@@ -112,7 +125,7 @@ class Study(NamedTuple):
             " " * width
             + "".join(f"{f'@{budget:g}':>8}" for budget in budgets)
             + f"{'spent':>8}"
-            + "".join(f"{f'x {target:g}':>8}" for target in TARGETS),
+            + _heads(AXES if steps else AXES[:1]),
         ]
         for name, efficiency in self.efficiency.items():
             found = [one for one in self.results if one.policy == name]
@@ -139,6 +152,9 @@ def replay(
     seed: int = 0,
     round_per_query: float = 0.25,
     first_round_per_query: float | None = None,
+    schedule: str = "rounds",
+    slots: int = 64,
+    cancel: Cancel | None = None,
     chunk: int = 25,
 ) -> Study:
     """Plays policies on a bank, all on the same orders of its samples.
@@ -155,7 +171,13 @@ def replay(
         replicates: orders of the samples; all numbers are means over them.
         seed: of the orders and of policies that draw at random.
         round_per_query: samples a question in a round.
-        first_round_per_query: in the first one; by default as many.
+        first_round_per_query: in the first one; by default as many. Without
+            rounds, samples that each question has before the policy is asked;
+            by default two.
+        schedule: rounds; or async, where one more sample is granted whenever
+            one ends, and uniform allocation has no rounds either.
+        slots: samples under way at once, without rounds.
+        cancel: ends samples early there, but not those of uniform allocation.
         chunk: replicates in memory at once.
 
     Raises:
@@ -198,56 +220,42 @@ def replay(
     budgets = _budgets(bank, budgets)
     check(bank, policies, vote)
     played = {"uniform": uniform(), **policies}
-    queries, depth = bank.answer_QN.shape
-    size = max(1, round(round_per_query * queries))
-    first = max(1, round((first_round_per_query or round_per_query) * queries))
-    most = round(max(min(FULL, depth), budgets[-1]) * queries)
-    ends = [*range(first, most, size), most]
-    samples_of = {b: max(1, round(b * queries)) for b in budgets}
-    # a budget that ends within a round is a run of its own
-    runs = 1 + sum(samples not in ends for samples in samples_of.values())
-    total = runs * len(played) * replicates
-    results = []
-    with tqdm(
-        total=total, desc=bank.name, unit="replicate", disable=None
-    ) as bar:
-
-        def play(ends: Sequence[int]) -> dict[str, Curve]:
-            return replay_policies(
-                bank,
-                played,
-                vote,
-                rounds_to(ends, size, first),
-                replicates=replicates,
-                seed=seed,
-                chunk=chunk,
-                progress=bar.update,
+    if schedule not in ("rounds", "async"):
+        raise ValueError(f"schedule={schedule!r}: expected rounds or async.")
+    game = _Game(bank, played, vote, replicates, seed, chunk)
+    if schedule == "async":
+        first = first_round_per_query or 2
+        curves, results = _play_async(game, budgets, slots, first, cancel)
+    else:
+        if cancel:
+            raise ValueError(
+                f"cancel={cancel.name} ends samples in a schedule without "
+                "rounds; set schedule=async."
             )
-
-        curves = play(ends)
-        for budget, samples in samples_of.items():
-            whole = samples in ends
-            at = ends.index(samples) if whole else -1
-            found = curves if whole else play([samples])
-            best = found.get("oracle")
-            results += [
-                _result(name, budget, found[name], at, best, seed)
-                for name in policies
-            ]
+        first = first_round_per_query or round_per_query
+        curves, results = _play_rounds(game, budgets, round_per_query, first)
+    results = [one for one in results if one.policy in policies]
+    axes = AXES if schedule == "async" else AXES[:1]
     single = pass_at_1(bank)
     return Study(
         bank.name,
         bank.kind,
-        queries,
-        depth,
+        len(bank.ids),
+        bank.answer_QN.shape[1],
         single,
         round(time.monotonic() - begin, 2),
         tuple(results),
         {
             name: tuple(
                 sample_efficiency(
-                    curves["uniform"], curves[name], single, target, FULL
+                    curves["uniform"],
+                    curves[name],
+                    single,
+                    target,
+                    FULL,
+                    axis=axis,
                 )
+                for axis in axes
                 for target in TARGETS
             )
             for name in policies
@@ -256,9 +264,126 @@ def replay(
         {
             "replicates": replicates,
             "seed": seed,
-            "round": round_per_query,
-            "first": first_round_per_query or round_per_query,
+            "first": first,
+            "schedule": schedule,
+            **(
+                {"slots": slots, "cancel": cancel.name if cancel else "none"}
+                if schedule == "async"
+                else {"round": round_per_query}
+            ),
         },
+    )
+
+
+class _Game(NamedTuple):
+    """What is played, on which bank."""
+
+    bank: Bank
+    players: Mapping[str, PolicyOrMaker]
+    vote: Vote
+    replicates: int
+    seed: int
+    chunk: int
+
+    def results(
+        self, curves: Mapping[str, Curve], budget: float, at: int
+    ) -> list[Result]:
+        """What each player reached at a mark."""
+        best = curves.get("oracle")
+        return [
+            _result(name, budget, curve, at, best, self.seed)
+            for name, curve in curves.items()
+        ]
+
+
+def _play_rounds(
+    game: _Game, budgets: Sequence[float], size: float, first: float
+) -> tuple[dict[str, Curve], list[Result]]:
+    """Plays rounds; a curve has a mark after each of them."""
+    queries, depth = game.bank.answer_QN.shape
+    round_size = max(1, round(size * queries))
+    first_size = max(1, round(first * queries))
+    most = round(max(min(FULL, depth), budgets[-1]) * queries)
+    ends = [*range(first_size, most, round_size), most]
+    samples_of = {b: max(1, round(b * queries)) for b in budgets}
+    # a budget that ends within a round is a run of its own
+    runs = 1 + sum(samples not in ends for samples in samples_of.values())
+    results = []
+    with _progress(game, runs) as bar:
+
+        def play(ends: Sequence[int]) -> dict[str, Curve]:
+            return replay_policies(
+                game.bank,
+                game.players,
+                game.vote,
+                rounds_to(ends, round_size, first_size),
+                replicates=game.replicates,
+                seed=game.seed,
+                chunk=game.chunk,
+                progress=bar.update,
+            )
+
+        curves = play(ends)
+        for budget, samples in samples_of.items():
+            whole = samples in ends
+            at = ends.index(samples) if whole else -1
+            found = curves if whole else play([samples])
+            results += game.results(found, budget, at)
+    return curves, results
+
+
+def _play_async(
+    game: _Game,
+    budgets: Sequence[float],
+    slots: int,
+    first: float,
+    cancel: Cancel | None,
+) -> tuple[dict[str, Curve], list[Result]]:
+    """Plays without rounds; a curve has a mark for each of some budgets."""
+    queries, depth = game.bank.answer_QN.shape
+    if not (isinstance(slots, numbers.Integral) and 1 <= slots <= MOST_SLOTS):
+        raise ValueError(
+            f"slots={shown(slots)}: expected the samples that are under way "
+            f"at once, 1 to {MOST_SLOTS}."
+        )
+    if first != round(first) or not 1 <= first <= depth:
+        raise ValueError(
+            f"first_round_per_query={first:g}: expected a whole number of "
+            f"samples, of which the bank holds {depth} of each question."
+        )
+    most = max(min(FULL, depth), budgets[-1])
+    marks = sorted({*budgets, *(m for m in MARKS if m <= most), most})
+    samples_of = [max(1, round(mark * queries)) for mark in marks]
+    terms = Terms(int(slots), int(first), cancel)
+    with _progress(game, 1) as bar:
+        curves = replay_async(
+            game.bank,
+            game.players,
+            game.vote,
+            samples_of,
+            {
+                name: terms._replace(cancel=None, first=1)
+                if name == "uniform"
+                else terms
+                for name in game.players
+            },
+            replicates=game.replicates,
+            seed=game.seed,
+            chunk=game.chunk,
+            progress=bar.update,
+        )
+    results = []
+    for budget in budgets:
+        results += game.results(curves, budget, marks.index(budget))
+    return curves, results
+
+
+def _progress(game: _Game, runs: int) -> tqdm:
+    return tqdm(
+        total=runs * len(game.players) * game.replicates,
+        desc=game.bank.name,
+        unit="replicate",
+        disable=None,
     )
 
 
@@ -295,6 +420,7 @@ def _result(
         behind,
         float(curve.samples_RM[:, at].mean()),
         float(curve.tokens_RM[:, at].mean()),
+        math.nan if curve.steps_RM is None else curve.steps_RM[:, at].mean(),
     )
 
 
@@ -305,6 +431,7 @@ def write_studies(
     budgets: Sequence[str] | None = None,
     *,
     vote: str = "majority",
+    cancel: str = "",
     kind: str = "",
     depth: int | None = None,
     show: Callable[[str], object] = print,
@@ -334,7 +461,7 @@ def write_studies(
     names = [bank.name for bank in banks]
     if len(set(names)) < len(names):
         raise ValueError(f"bank: two of one name among {names}.")
-    rule = spec.parse(vote, VOTES, "vote")
+    rule, ending = spec.parse(vote, VOTES, "vote"), parse_cancel(cancel)
     players = []
     for bank in banks:
         _budgets(bank, wanted)
@@ -343,7 +470,7 @@ def write_studies(
     out.mkdir(parents=True, exist_ok=True)
     studies = []
     for bank, one in zip(banks, players, strict=True):
-        study = replay(bank, one, wanted, vote=rule, **settings)
+        study = replay(bank, one, wanted, vote=rule, cancel=ending, **settings)
         studies.append(study)
         show(f"\n{study}")
     banks = [study.row() for study in studies]
@@ -420,13 +547,16 @@ def overall(studies: Sequence[Study]) -> str:
     """Tabulates the geometric mean of the sample efficiency over banks."""
     names = dict.fromkeys(n for study in studies for n in study.efficiency)
     width = max(map(len, names))
+    axes = dict.fromkeys(
+        one.axis for s in studies for of in s.efficiency.values() for one in of
+    )
     lines = [
         f"\nGeometric mean over {len(studies)} banks; - where a bank has none",
-        " " * width + "".join(f"{f'x {target:g}':>8}" for target in TARGETS),
+        " " * width + _heads([*axes]),
     ]
     for name in names:
         means = []
-        for t in range(len(TARGETS)):
+        for t in range(len(axes) * len(TARGETS)):
             ratios = [
                 s.efficiency[name][t].ratio
                 for s in studies
@@ -435,6 +565,15 @@ def overall(studies: Sequence[Study]) -> str:
             means.append(math.exp(sum(map(math.log, ratios)) / len(studies)))
         lines.append(f"{name:<{width}}" + "".join(map(_ratio, means)))
     return "\n".join(lines)
+
+
+def _heads(axes: Sequence[str]) -> str:
+    """The heads of the columns of ratios, axis by axis."""
+    return "".join(
+        f"{f'{SIGNS[axis]} {target:g}':>8}"
+        for axis in axes
+        for target in TARGETS
+    )
 
 
 def _ratio(value: float) -> str:

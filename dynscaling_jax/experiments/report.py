@@ -110,6 +110,9 @@ def names(workdirs: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in paths]
 
 
+STEPS = ("rounds", "events")  # files, of which a run has one
+
+
 def read_run(workdir: Path, name: str) -> RecordedRun:
     """Reads the files of a finished run, under a name of one's choice.
 
@@ -126,6 +129,11 @@ def read_run(workdir: Path, name: str) -> RecordedRun:
         )
     text = lambda value: isinstance(value, str)
     questions = workdir / "questions.json"  # earlier runs have none
+    if not any((workdir / f"{n}.jsonl").exists() for n in STEPS):
+        raise FileNotFoundError(
+            f"{workdir} has neither rounds.jsonl nor events.jsonl: expected "
+            "the whole workdir of a run"
+        )
     run = RecordedRun(
         name,
         _object(workdir / "summary.json", lambda _: True, READ),
@@ -133,10 +141,17 @@ def read_run(workdir: Path, name: str) -> RecordedRun:
         _object(questions, text) if questions.exists() else {},
         _object(workdir / "answers.json", _answer),
         tuple(read_samples(workdir / "samples.jsonl")),
-        tuple(row for _, _, row in lines.rows(workdir / "rounds.jsonl")),
+        *(_rows(workdir / f"{name}.jsonl") for name in STEPS),
     )
     refuse_changed(workdir)
     return run
+
+
+def _rows(path: Path) -> tuple[Any, ...]:
+    """The rows of a file; none where a run of its kind has no such file."""
+    if not path.exists():
+        return ()
+    return tuple(row for _, _, row in lines.rows(path))
 
 
 def _object(

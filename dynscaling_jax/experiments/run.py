@@ -1,6 +1,7 @@
 """One experiment: a task, a sampler and a method to a directory."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +41,9 @@ from dynscaling_jax.experiments.shared import (
 from dynscaling_jax.files import write_json
 from dynscaling_jax.lines import dumps, shown
 from dynscaling_jax.sampler import tap
+from dynscaling_jax.scaling.arrivals import run_arrivals
 from dynscaling_jax.scaling.loop import (
+    Event,
     Result,
     Round,
     check,
@@ -56,6 +59,7 @@ from dynscaling_jax.types import (
     Request,
     Sample,
     SampleFn,
+    SampleKey,
     Sampler,
 )
 
@@ -199,7 +203,10 @@ def _run(
     queries = [problem.query for problem in task.problems]
     budget = for_queries(budget, len(queries))
     first = processes.number == 0
-    log = functools.partial(Log, about=about(), **origin._asdict())
+    in_rounds = not method.schedule.concurrent
+    log = functools.partial(
+        Log, in_rounds=in_rounds, about=about(), **origin._asdict()
+    )
     references = {p.query.id: p.reference for p in task.problems}
     texts = {q.id: q.messages[-1].content for q in queries}
     with contextlib.ExitStack() as stack:
@@ -225,26 +232,42 @@ def _run(
 
         def kept_votes(sample: SampleFn) -> SampleFn:
             def answer(requests: Sequence[Request]) -> Iterator[Sample]:
-                with open_log(workdir, log, processes, "vote") as kept:
+                votes = functools.partial(log, in_rounds=True)
+                with open_log(workdir, votes, processes, "vote") as kept:
                     yield from kept.cached(sample)(requests)
 
             return answer
 
         def on_round(done: Round) -> None:
-            opened.round(round_row(queries, done))
+            opened.step(round_row(queries, done))
             metrics.round(done)
 
-        result = run_rounds(
+        def on_event(event: Event) -> None:
+            if event.sample:
+                opened.end(event.sample)
+            opened.step(event_row(event))
+            metrics.event(event)
+
+        watched = tap(
+            sampler,
+            sound,
+            reading,
+            timer.within,
+            metrics.metered,
+            opened.cached,
+            metrics.with_progress,
+        )
+        spend = functools.partial(run_rounds, on_round=on_round)
+        if not in_rounds:
+            watched = dataclasses.replace(
+                watched, watch=metrics.with_steps(opened.watch(watched.watch))
+            )
+            spend = functools.partial(
+                run_arrivals, on_event=on_event, arrived=ends(opened.begun)
+            )
+        result = spend(
             queries,
-            tap(
-                sampler,
-                sound,
-                reading,
-                timer.within,
-                metrics.metered,
-                opened.cached,
-                metrics.with_progress,
-            ),
+            watched,
             method,
             budget,
             key,
@@ -252,7 +275,6 @@ def _run(
             vote_sampler=tap(
                 sampler, sound, reading, metrics.metered, kept_votes
             ),
-            on_round=on_round,
             clock=opened.clock,
         )
         samples = [s for of_query in result.samples for s in of_query]
@@ -272,7 +294,7 @@ def _run(
     rounds = [round_row(queries, done) for done in result.rounds]
     recorded = RecordedRun(
         workdir.resolve().name, summary, references, texts, answers, samples,
-        rounds,
+        rounds, [*map(event_row, result.events)],
     )  # fmt: skip
     return summary, result, GradedRun(recorded, questions)
 
@@ -286,6 +308,7 @@ def _origin(
     schedule = {
         n: None if v == math.inf else v
         for n, v in method.schedule._asdict().items()
+        if n != "concurrent" or v
     }
     return Origin(
         {
@@ -293,6 +316,7 @@ def _origin(
             "kind": task.kind,
             "model": sampler.name,
             "method": {"name": method.name, **names, "schedule": schedule},
+            **({"cancel": method.cancel.name} if method.cancel else {}),
             "budget": budget._asdict(),
             "seed": seed,
         }
@@ -318,6 +342,43 @@ def round_row(queries: Sequence[Query], done: Round) -> dict[str, Any]:
     }
 
 
+def event_row(event: Event) -> dict[str, Any]:
+    """Returns a line of events.jsonl.
+
+    step counts decode steps of the run; samples of an endpoint where it tells
+    none.
+    """
+    request, sample = event.request, event.sample
+    row = {
+        "event": event.kind,
+        "step": event.step,
+        "grant": event.number,
+        "query": request.query.id,
+        "index": request.index,
+    }
+    if sample is None:
+        return {**row, "parents": list(request.parents)}
+    return {**row, "new_tokens": sample.new_tokens}
+
+
+def ends(rows: Sequence[Mapping[str, Any]]) -> list[SampleKey]:
+    """The samples that ended, in the order of events.jsonl.
+
+    Raises:
+        ValueError: a row is none of an event.
+    """
+    try:
+        return [
+            (row["query"], row["index"])
+            for row in rows
+            if row["event"] == "end"
+        ]
+    except (KeyError, TypeError):
+        raise ValueError(
+            "events.jsonl has a row that is no event; use a new workdir"
+        ) from None
+
+
 def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
     """The ledger of a run, what a vote asked of the model included."""
     seconds = metrics.seconds()
@@ -327,6 +388,7 @@ def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
         "queries": len(result.answers),
         "samples": ledger.samples,
         "rounds": len(result.rounds),
+        **({"steps": result.events[-1].step} if result.events else {}),
         "stopped": result.stopped,
         "prompt_tokens": ledger.prompt_tokens + extra.prompt_tokens,
         "cached_tokens": ledger.cached_tokens + extra.cached_tokens,
@@ -361,11 +423,13 @@ def accuracies(
     samples: Sequence[Sample],
 ) -> dict[str, Any]:
     """Returns the accuracy of the vote and of single samples."""
+    cancelled = sum(s.finish_reason == samplers.CANCELLED for s in samples)
     return {
         "accuracy": float(voted_Q.mean()),
         "accuracy_ci95": list(statistics.wilson_interval(voted_Q)),
         "pass_at_1": float(np.mean([_share(q.right_N) for q in questions])),
-        "unparsed": sum(s.answer is None for s in samples),
+        "unparsed": sum(s.answer is None for s in samples) - cancelled,
+        **({"cancelled": cancelled} if cancelled else {}),
         "failed": sum(s.finish_reason.startswith("error") for s in samples),
     }
 
@@ -383,7 +447,7 @@ def table(summary: dict[str, Any]) -> str:
         f"answers: {summary['kind']}",
         "model": summary["model"] or "of no name",
         "method": "{strategy} x {policy} x {vote}".format(**summary),
-        "samples": f"{summary['samples']} in {summary['rounds']} rounds "
+        "samples": f"{summary['samples']} in {_course(summary)} "
         f"({summary['stopped']}), {summary['unparsed']} without an answer",
         "tokens": f"{summary['new_tokens']} new, {uncached} read, "
         f"{summary['cached_tokens']} read from the cache",
@@ -393,6 +457,15 @@ def table(summary: dict[str, Any]) -> str:
         "the vote": f"{summary['accuracy']:.1%} right "
         f"(95% interval {low:.1%} to {high:.1%})",
     }
+    if summary.get("cancelled"):
+        lines["cancelled"] = f"{summary['cancelled']} samples"
     if summary["failed"]:
         lines["failed"] = f"{summary['failed']} samples; see samples.jsonl"
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+
+
+def _course(summary: dict[str, Any]) -> str:
+    """Says in how many rounds or steps a run took its samples."""
+    if "steps" in summary:
+        return f"{summary['steps']} steps"
+    return f"{summary['rounds']} rounds"

@@ -13,6 +13,7 @@ from dynscaling_jax.experiments.environment import use_compilation_cache
 from dynscaling_jax.experiments.log import sound
 from dynscaling_jax.lines import shown
 from dynscaling_jax.sampler import each, tap
+from dynscaling_jax.scaling.arrivals import run_arrivals
 from dynscaling_jax.scaling.loop import (
     Result,
     Round,
@@ -79,7 +80,10 @@ def scale(
     # silent where there is no terminal
     bar = tqdm(total=total, unit="sample", disable=None, dynamic_ncols=True)
     with Comparer() as compare, bar:
-        return run_rounds(
+        spend = run_arrivals
+        if not method.schedule.concurrent:
+            spend = functools.partial(run_rounds, on_round=on_round)
+        return spend(
             queries,
             tap(sampler, sound, reading, each(lambda _: bar.update())),
             method,
@@ -87,7 +91,6 @@ def scale(
             key,
             same=same_answer(compare, kinds),
             vote_sampler=tap(sampler, sound, reading),
-            on_round=on_round,
         )
 
 

@@ -10,6 +10,7 @@ or vote knows of the others.
 
 import contextlib
 import heapq
+import itertools
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from dynscaling_jax.experiments.log import (
     sample_of,
 )
 from dynscaling_jax.lines import dumps, loads
-from dynscaling_jax.types import Request, Sample, SampleFn
+from dynscaling_jax.types import Request, Sample, SampleFn, SampleKey, Watch
 
 Held = dict[tuple[str, int], Sample]  # by query id and index
 Id = TypeVar("Id")  # of a query
@@ -73,13 +74,18 @@ class Opened(NamedTuple):
     """An open log.
 
     cached makes of a SampleFn one that samples only what the log does not
-    hold, together with the other processes; round writes the row of a round;
-    clock is the same in all processes.
+    hold, together with the other processes; step writes the row of a round or
+    an event, and begun has those of earlier sessions; clock is the same in all
+    processes. Without rounds, end gives a sample its turn in the log, and
+    watch makes of the watch of this process that of all.
     """
 
     cached: Callable[[SampleFn], SampleFn]
-    round: Callable[[Mapping[str, Any]], None]
+    step: Callable[[Mapping[str, Any]], None]
+    begun: Sequence[Any]
     clock: Callable[[], float]
+    end: Callable[[Sample], None]
+    watch: Callable[[Watch | None], Watch | None]
 
 
 @contextlib.contextmanager
@@ -99,7 +105,10 @@ def open_log(
     if processes.count == 1 and not any(workdir.glob("process-*")):
         with log(workdir / name) as single:
             cached = lambda sample_fn: recorded(sample_fn, single)
-            yield Opened(cached, single.round, clock)
+            yield Opened(
+                cached, single.step, single.steps(), clock, single.end,
+                lambda watch: watch,
+            )  # fmt: skip
         return
     latest, now = 0.0, 0.0  # the time of who is furthest
 
@@ -124,16 +133,32 @@ def open_log(
         before = held(workdir, processes, name)
         home = workdir / f"process-{processes.number}" / name
         share = stack.enter_context(log(home))
+        among = processes._replace(exchange=exchange)
+        begun = dumps(whole.steps() if whole else [])
+        begun = loads(processes.exchange(begun, nothing)[0])
 
         def cached(sample_fn: SampleFn) -> SampleFn:
-            among = processes._replace(exchange=exchange)
             sample = shared(recorded(sample_fn, share), among, before)
             if whole is not None:
                 sample = merged(sample, whole)
             return lambda requests: timed(sample(requests))
 
-        write = (lambda row: None) if whole is None else whole.round
-        yield Opened(cached, write, lambda: now)
+        write = (lambda row: None) if whole is None else whole.step
+        if share.in_rounds:
+            yield Opened(
+                cached, write, begun, lambda: now, lambda sample: None,
+                lambda watch: watch,
+            )  # fmt: skip
+            return
+        together = Together(among, before)
+        yield Opened(
+            lambda sample_fn: together.sample(recorded(sample_fn, share)),
+            write,
+            begun,
+            lambda: latest,
+            (lambda sample: None) if whole is None else whole.end,
+            together.watch,
+        )
 
 
 def finish(workdir: Path, processes: Processes = ALONE) -> None:
@@ -227,6 +252,118 @@ def shared(sample_fn: SampleFn, processes: Processes, before: Held) -> SampleFn:
         return False
 
     return sample
+
+
+class Together:
+    """Samples that several processes generate side by side, without rounds.
+
+    All of them ask for the same samples in the same order. A sample goes to
+    the process that has the fewest under way, or to that which sampled its
+    query last where that has no more than an equal share. With each step they
+    tell each other what is finished and how far the rest is.
+    """
+
+    def __init__(self, processes: Processes, before: Held):
+        """Starts with earlier samples; they are used up."""
+        self._processes, self._before = processes, before
+        self._mine: dict[SampleKey, Iterator[Sample]] = {}
+        self._lengths: dict[SampleKey, int] = {}  # of all under way
+        self._owner: dict[SampleKey, int] = {}
+        self._last: dict[str, int] = {}  # process that sampled a query
+        self._done: dict[SampleKey, Sample | None] = {}
+        self._own: Watch | None = None
+
+    def sample(self, sample_fn: SampleFn) -> SampleFn:
+        """Makes a SampleFn that samples what is this process's."""
+
+        def sample(requests: Sequence[Request]) -> Iterator[Sample]:
+            (request,) = requests  # as they are granted
+            key = request.query.id, request.index
+            if key in self._before:
+                self._done[key] = self._before.pop(key)
+            else:
+                owner = self._owner[key] = self._choose(request.query.id)
+                self._lengths[key] = 0
+                if owner == self._processes.number:
+                    self._mine[key] = sample_fn([request])
+            return _Awaited(self, request)
+
+        return sample
+
+    def watch(self, own: Watch | None) -> Watch:
+        """Makes the watch of all from that of this process."""
+        if own is None:
+            raise ValueError(
+                "several processes without rounds need a sampler that can be "
+                "watched: an Engine or an Endpoint"
+            )
+        self._own = own
+        return own._replace(under_way=self._under_way, step=self._step)
+
+    def take(self, request: Request) -> Sample | None:
+        """The sample of a request that is not under way any more."""
+        sample = self._done.pop((request.query.id, request.index), None)
+        return sample and of_request(sample, request, "the logs hold")
+
+    def drop(self, key: SampleKey) -> None:
+        """Ends a sample that is under way."""
+        for of_all in (self._lengths, self._owner, self._done):
+            of_all.pop(key, None)
+        if close := getattr(self._mine.pop(key, None), "close", None):
+            close()
+
+    def _choose(self, query: str) -> int:
+        count = self._processes.count
+        load = Counter(self._owner.values())
+        fewest = min(range(count), key=lambda process: (load[process], process))
+        last = self._last.get(query, fewest)
+        share = (len(self._owner) + count) // count
+        self._last[query] = last if load[last] < share else fewest
+        return self._last[query]
+
+    def _under_way(self) -> dict[SampleKey, int]:
+        return dict(self._lengths)
+
+    def _step(self) -> None:
+        """Goes on with what is this process's, and hears of the others."""
+        assert self._own
+        if self._mine:
+            self._own.step()
+        under_way = self._own.under_way()
+        rows = []
+        for key, samples in [*self._mine.items()]:
+            if key in under_way:
+                rows.append([*key, under_way[key]])
+                continue
+            sample = next(samples, None)  # None: the time is over
+            del self._mine[key]
+            rows.append([*key, sample and row_of(sample)])
+        parts = self._processes.exchange(dumps(rows), nothing)
+        for query, index, found in itertools.chain(*map(loads, parts)):
+            key = query, index
+            if isinstance(found, int):
+                self._lengths[key] = found
+                continue
+            del self._lengths[key], self._owner[key]
+            self._done[key] = found and sample_of(found)
+
+
+class _Awaited(Iterator[Sample]):
+    """The sample of one request, by whichever process."""
+
+    def __init__(self, together: Together, request: Request):
+        self._together, self._request = together, request
+
+    def __next__(self) -> Sample:
+        if sample := self._together.take(self._request):
+            return sample
+        raise StopIteration
+
+    def close(self) -> None:
+        """Ends the sample, if it is under way."""
+        self._together.drop((self._request.query.id, self._request.index))
+
+    __del__ = close
 
 
 def partition(

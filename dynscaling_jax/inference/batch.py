@@ -57,6 +57,11 @@ class Batch(Protocol):
         """Cancels requests of these numbers; their slots become idle."""
         ...
 
+    @property
+    def lengths(self) -> dict[int, int]:
+        """The tokens so far of each sample that has a slot, by number."""
+        ...
+
     def step(self) -> tuple[list[tuple[int, Sample]], Steps]:
         """Takes a chunk of steps.
 
@@ -64,6 +69,11 @@ class Batch(Protocol):
             What is finished by then, as (number, sample), and the steps.
         """
         ...
+
+
+def lengths(slots: Iterable[Slot | None]) -> dict[int, int]:
+    """The tokens so far of what slots generate, by number of request."""
+    return {slot.number: slot.count for slot in slots if slot}
 
 
 def forget(slots: list[Slot | None], gone: Container[int]) -> None:

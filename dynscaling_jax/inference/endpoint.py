@@ -24,6 +24,7 @@ import queue
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,17 @@ import httpx2
 
 from dynscaling_jax.inference import sampling
 from dynscaling_jax.inference.completion import Failure, empty, error_text, read
+from dynscaling_jax.sampler import cancelled
 from dynscaling_jax.thinking import Thinking
-from dynscaling_jax.types import Budget, Message, Request, Sample, count_words
+from dynscaling_jax.types import (
+    Budget,
+    Message,
+    Request,
+    Sample,
+    SampleKey,
+    Watch,
+    count_words,
+)
 
 MOST_BYTES = 1 << 27  # of a reply
 LONGEST_WAIT = 300.0  # seconds that a Retry-After may ask for
@@ -146,6 +156,8 @@ class Endpoint:
         self._concurrency, self._retries = concurrency, retries
         self._backoff, self._timeout = backoff, timeout
         self._samples = 0  # that came
+        self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
+        self._changed = threading.Event()  # in any call
         self._logprobs = True  # not refused
         self.name = f"openai://{model}@{base_url}"
         self.max_prompt_tokens = None
@@ -161,7 +173,30 @@ class Endpoint:
             ConnectionError: with the endpoint's own words; it refuses or fails
                 all requests alike.
         """
-        return _in_background(lambda put: _sample_all(self, requests, put))
+        call = _Call(self, requests)
+        self._calls.add(call)
+        return call
+
+    @property
+    def watch(self) -> Watch:
+        """How samples are watched: nothing is known of their tokens so far.
+
+        The server hangs up on one that is cancelled. What it took by then is
+        not told, and so counts as nothing.
+        """
+        return Watch(self._under_way, self._wait, self._cancelled, False)
+
+    def _under_way(self) -> dict[SampleKey, int]:
+        return {key: 0 for call in [*self._calls] for key in [*call.left]}
+
+    def _wait(self) -> None:
+        """Waits until a sample arrives, or a call ends."""
+        self._changed.wait()
+        self._changed.clear()  # what came meanwhile is seen in the calls
+
+    def _cancelled(self, request: Request, new: int) -> Sample:
+        del new
+        return cancelled(request, 0, 0, 0)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Estimates the length of a prompt: the tokenizer is the server's."""
@@ -217,50 +252,100 @@ def interrupt(stop: BaseException) -> bool:
     Each raises stop once it has handed on what has arrived. Returns False
     where there are none.
     """
-    for arrived in _arriving:
-        arrived.put(stop)
-    return bool(_arriving)
+    calls = [*_running]
+    for call in calls:
+        call.end(stop)
+    return bool(calls)
 
 
-_arriving: list[queue.SimpleQueue] = []  # of all calls
+class _Call(Iterator[Sample]):
+    """The samples of some requests as they arrive, by a thread of its own.
 
-
-def _in_background(
-    work: Callable[[Callable[[Sample], None]], Any],
-) -> Iterator[Sample]:
-    """Yields what the coroutine of work(put) puts, which runs in a thread.
-
-    Closing the iterator cancels it.
+    Closing it cancels the requests.
     """
-    arrived: queue.SimpleQueue = queue.SimpleQueue()
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work(arrived.put))
 
-    def run() -> None:
-        end: BaseException | None = None
-        try:
-            try:
-                loop.run_until_complete(task)
-            finally:
-                loop.run_until_complete(loop.shutdown_asyncgens())
-        except BaseException as error:
-            end = error
-        loop.close()
-        arrived.put(end)
+    def __init__(self, server: Endpoint, requests: Sequence[Request]):
+        self.left = {(r.query.id, r.index) for r in requests}
+        self._changed = server._changed
+        self._arrived: queue.SimpleQueue = queue.SimpleQueue()
+        self._over = False
+        self._loop = asyncio.new_event_loop()
+        self._task = self._loop.create_task(
+            _sample_all(server, requests, _putting(weakref.ref(self)))
+        )
+        self._thread = threading.Thread(
+            target=_run, args=(self._loop, self._task, weakref.ref(self)),
+            daemon=True,
+        )  # fmt: skip
+        _running.add(self)
+        self._thread.start()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    _arriving.append(arrived)
-    try:
-        while isinstance(item := arrived.get(), Sample):
-            yield item
-        if item is not None:
-            raise item
-    finally:
-        _arriving.remove(arrived)
+    def put(self, sample: Sample) -> None:
+        """Takes a sample, from the thread."""
+        self._arrived.put(sample)
+        self.left.discard((sample.query_id, sample.index))
+        self._changed.set()
+
+    def end(self, why: BaseException | None) -> None:
+        """Says that no sample will come any more, and why."""
+        self._arrived.put(why)
+        self.left.clear()
+        self._changed.set()
+
+    def __next__(self) -> Sample:
+        if self._over:
+            raise StopIteration
+        item = self._arrived.get()
+        if isinstance(item, Sample):
+            return item
+        self.close()
+        raise item or StopIteration
+
+    def close(self) -> None:
+        """Cancels what is under way."""
+        if self._over:
+            return
+        self._over = True
+        self.left.clear()
+        _running.discard(self)
         with contextlib.suppress(RuntimeError):  # it has ended by itself
-            loop.call_soon_threadsafe(task.cancel)
-        thread.join(CLOSING)
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        if self._thread is not threading.current_thread():
+            self._thread.join(CLOSING)
+
+    __del__ = close
+
+
+_running: weakref.WeakSet[_Call] = weakref.WeakSet()
+
+
+def _putting(call: "weakref.ref[_Call]") -> Callable[[Sample], None]:
+    """Puts samples into a call for as long as there is one."""
+
+    def put(sample: Sample) -> None:
+        if there := call():
+            there.put(sample)
+
+    return put
+
+
+def _run(
+    loop: asyncio.AbstractEventLoop,
+    task: asyncio.Task,
+    call: "weakref.ref[_Call]",
+) -> None:
+    """Runs the task of a call to its end, in a thread."""
+    end: BaseException | None = None
+    try:
+        try:
+            loop.run_until_complete(task)
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+    except BaseException as error:
+        end = error
+    loop.close()
+    if there := call():
+        there.end(end)
 
 
 async def _sample_all(

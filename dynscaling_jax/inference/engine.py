@@ -23,12 +23,27 @@ from dynscaling_jax.inference.grouped.prefill import Prefixes
 from dynscaling_jax.inference.grouped.scheduler import Limits
 from dynscaling_jax.inference.paged import batch as paged
 from dynscaling_jax.inference.paged import scheduler
-from dynscaling_jax.inference.slot import Numbered, Prompt, Slot, finished
+from dynscaling_jax.inference.slot import (
+    Numbered,
+    Prompt,
+    Slot,
+    finished,
+    paid,
+)
 from dynscaling_jax.lines import shown
 from dynscaling_jax.models import stacked
 from dynscaling_jax.models.flops import sample_flops
+from dynscaling_jax.sampler import cancelled
 from dynscaling_jax.thinking import Thinking
-from dynscaling_jax.types import Budget, Message, Query, Request, Sample
+from dynscaling_jax.types import (
+    Budget,
+    Message,
+    Query,
+    Request,
+    Sample,
+    SampleKey,
+    Watch,
+)
 
 REUSE = 16  # a common beginning shorter than this is computed anew
 TURN = 0.2  # seconds that a worker decodes before it waits for the others
@@ -229,9 +244,41 @@ class Engine:
                 pool of pages; nothing is sampled then.
         """
         with self._lock:
-            call = _Call(self, self._add(requests))
+            keys = [(r.query.id, r.index) for r in requests]
+            call = _Call(
+                self, dict(zip(self._add(requests), keys, strict=True))
+            )
             self._calls.add(call)
         return call
+
+    @property
+    def watch(self) -> Watch:
+        """How samples are watched while they are generated."""
+        return Watch(self._under_way, self._step_any, self._cancelled)
+
+    def _under_way(self) -> dict[SampleKey, int]:
+        """The tokens so far of each sample that is unfinished."""
+        with self._lock:
+            lengths: dict[int, int] = {}
+            for batch in self._batches.values():
+                lengths |= batch.lengths
+            return {
+                key: lengths.get(number, 0)
+                for call in [*self._calls]
+                for number, key in call.left.items()
+            }
+
+    def _step_any(self) -> None:
+        """Takes steps with what is under way, if anything is."""
+        with self._lock:
+            if self._batches:
+                self._step()
+
+    def _cancelled(self, request: Request, new: int) -> Sample:
+        """Makes the sample of a request that was ended after so many tokens."""
+        read, cached = paid(request, self._prompt(request))
+        flops = sample_flops(self.model.config, read, cached, new)
+        return cancelled(request, read, cached, new)._replace(flops=flops)
 
     def follow(self, changes: Iterable[Change]) -> None:
         """Repeats what another engine did when it announced these."""
@@ -486,28 +533,27 @@ class _Call(Iterator[Sample]):
     Taking the next one has the engine go on with all that is under way.
     """
 
-    def __init__(self, engine: Engine, numbers: Iterable[int]):
+    def __init__(self, engine: Engine, left: dict[int, SampleKey]):
         self._engine = engine
-        self._left = {*numbers}
+        self.left = left  # what is unfinished, by number
         self._ready: collections.deque[Sample] = collections.deque()
 
     def __next__(self) -> Sample:
         with self._engine._lock:
             while not self._ready:
-                if not self._left:
+                if not self.left:
                     raise StopIteration
                 self._engine._step()
             return self._ready.popleft()
 
     def take(self, number: int, sample: Sample) -> None:
-        if number in self._left:
-            self._left.remove(number)
+        if self.left.pop(number, None):
             self._ready.append(sample)
 
     def close(self) -> None:
         """Cancels what is unfinished."""
-        if self._left:
-            self._engine._drop(self._left)
-            self._left.clear()
+        if self.left:
+            self._engine._drop([*self.left])
+            self.left.clear()
 
     __del__ = close

@@ -111,9 +111,7 @@ def finished(slot: Slot, model: Model, stop: Sequence[str]) -> Sample | None:
     elif not ends and not full:
         slot.checked = slot.count
         return None
-    read, new = len(prompt.ids), len(tokens.token)
-    cached = prompt.common if request.index else 0
-    cached = read if request.shared else cached
+    (read, cached), new = paid(request, prompt), len(tokens.token)
     return Sample(
         query_id=request.query.id,
         index=request.index,
@@ -133,6 +131,14 @@ def finished(slot: Slot, model: Model, stop: Sequence[str]) -> Sample | None:
             "certainty": float(tokens.certainty.mean()),
         },
     )
+
+
+def paid(request: Request, prompt: Prompt) -> tuple[int, int]:
+    """The tokens of a prompt, and those that were paid for before."""
+    read = len(prompt.ids)
+    if request.shared:
+        return read, read
+    return read, prompt.common if request.index else 0
 
 
 def _holds(text: str, stop: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ so many, float32 [V, Q]; for any V."""
 
 
 Score = Callable[[Candidates, jax.Array], jax.Array]
-"""(candidates, virtual pulls []) -> the score of each query [Q]; see
+"""(candidates, virtual pulls [Q]) -> the score of each query [Q]; see
 `scored`."""
 
 
@@ -84,11 +84,10 @@ def place(
 def _shared(key: jax.Array, tied_Q: jax.Array, rest: jax.Array) -> jax.Array:
     """Shares the rest of the pulls among tied queries, in a random order.
 
-    Each query takes a random number. Those of the lowest numbers get all that
+    Each query takes a random number. Those of the highest numbers get all that
     they are tied for, found by bisection too.
     """
-    bits_Q = jax.random.bits(key, tied_Q.shape)
-    number_Q = jax.lax.bitcast_convert_type(bits_Q >> 1, jnp.int32)
+    number_Q = _lots(key, tied_Q.shape)
     # the highest numbers that rest entries reach, each tied_Q times
     last = _bisect(
         lambda n: jnp.sum(jnp.where(number_Q >= n, tied_Q, 0)) >= rest
@@ -98,6 +97,12 @@ def _shared(key: jax.Array, tied_Q: jax.Array, rest: jax.Array) -> jax.Array:
     before_Q = jnp.cumsum(at_Q) - at_Q  # two of one number come as they stand
     left = rest - jnp.sum(ahead_Q)
     return ahead_Q + jnp.clip(left - before_Q, 0, at_Q)
+
+
+def _lots(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random numbers of the queries, int32 from 0 on."""
+    bits_Q = jax.random.bits(key, shape)
+    return jax.lax.bitcast_convert_type(bits_Q >> 1, jnp.int32)
 
 
 def _bisect(holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -138,26 +143,55 @@ def _ordered(score: jax.Array) -> jax.Array:
     return jnp.where(score < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def scored(score: Score, reads: str | None = None) -> Policy:
+def scored(
+    score: Score, reads: str | None = None, alone: bool = True
+) -> Policy:
     """The policy that pulls the query with the highest score, again and again.
 
+    Samples under way are virtual pulls too.
+
     Args:
-      score: (candidates, virtual pulls int32 []) -> the score of each query
+      score: (candidates, virtual pulls int32 [Q]) -> the score of each query
         after them, float32 [Q]; never NaN, and it must not rise with the
         pulls. Every query with a free slot may be pulled.
       reads: the field or signal of Sample that score finds in weight_QN.
+      alone: whether the score of a query reads nothing of other queries.
     """
 
     def allocate(
         key: jax.Array, candidates: Candidates, budget: jax.Array
     ) -> jax.Array:
-        table = jax.vmap(lambda virtual: score(candidates, virtual))
+        pending_Q = under_way(candidates)
+        table = jax.vmap(lambda virtual: score(candidates, virtual + pending_Q))
         slots = candidates.answer_QN.shape[1]
         return place(key, table, free_slots(candidates), budget, slots)
 
-    return Policy(allocate, reads)
+    return Policy(allocate, reads, score=score if alone else None)
+
+
+def best(key: jax.Array, score_Q: jax.Array, free_Q: jax.Array) -> jax.Array:
+    """The query that `place` gives a single pull; -1 where none has a slot.
+
+    Args:
+      key: breaks ties.
+      score_Q: what each query is worth now.
+      free_Q: int32, slots that are still empty.
+    """
+    open_Q = free_Q > 0
+    level_Q = jnp.where(open_Q, _ordered(score_Q), LOWEST)
+    tied_Q = open_Q & (level_Q == jnp.max(level_Q))
+    query = jnp.argmax(jnp.where(tied_Q, _lots(key, tied_Q.shape), -1))
+    return jnp.where(jnp.any(open_Q), query, -1).astype(jnp.int32)
+
+
+def under_way(candidates: Candidates) -> jax.Array:
+    """Samples that are being generated, int32 [Q]; 0 in rounds."""
+    if candidates.pending_Q is None:
+        return jnp.zeros_like(candidates.count_Q)
+    return candidates.pending_Q
 
 
 def free_slots(candidates: Candidates) -> jax.Array:
-    """Slots still empty, int32 [Q]."""
-    return candidates.answer_QN.shape[1] - candidates.count_Q
+    """Slots still empty, and not awaiting a sample, int32 [Q]."""
+    slots = candidates.answer_QN.shape[1]
+    return slots - candidates.count_Q - under_way(candidates)

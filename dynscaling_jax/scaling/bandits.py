@@ -14,6 +14,7 @@ from dynscaling_jax.scaling.allocation import (
     free_slots,
     place,
     scored,
+    under_way,
 )
 from dynscaling_jax.scaling.bounds import above, at_least
 from dynscaling_jax.scaling.spec import named
@@ -83,7 +84,7 @@ def ucb(
         n_Q = (candidates.count_Q + virtual).astype(jnp.float32)
         return uncertain_Q + jnp.where(n_Q == 0, jnp.inf, width / jnp.sqrt(n_Q))
 
-    return scored(score)
+    return scored(score, alone=False)  # by T
 
 
 @named
@@ -116,8 +117,11 @@ def thompson(prior: float = 1.0) -> Policy:
         )
         mass_Q += 3 * prior
 
+        pending_Q = under_way(candidates)
+
         def score(virtual):
-            return uncertain_Q * mass_Q / (mass_Q + virtual.astype(jnp.float32))
+            virtual_Q = (virtual + pending_Q).astype(jnp.float32)
+            return uncertain_Q * mass_Q / (mass_Q + virtual_Q)
 
         slots = candidates.answer_QN.shape[1]
         return place(

@@ -26,6 +26,7 @@ from dynscaling_jax.scaling.table import Table
 from dynscaling_jax.scaling.uncertainty import measure_by_name
 from dynscaling_jax.types import (
     Budget,
+    Cancel,
     Candidates,
     Ledger,
     Message,
@@ -65,7 +66,8 @@ class Result(NamedTuple):
     first text of their class as answer, and no text where neither strategy
     nor vote reads any. stopped names the cap that was reached, or says what
     else ended the run. vote_ledger is what the vote itself asked of the
-    model; it comes on top of the budget.
+    model; it comes on top of the budget. events are those of a run without
+    rounds, which has no rounds.
     """
 
     answers: tuple[str | None, ...]
@@ -74,6 +76,24 @@ class Result(NamedTuple):
     rounds: tuple[Round, ...]
     stopped: str
     vote_ledger: Ledger
+    events: tuple["Event", ...] = ()
+
+
+class Event(NamedTuple):
+    """What happened at a step: a sample was granted, ended or was cancelled.
+
+    step counts decode steps of the run, or, where the sampler tells none,
+    samples that ended. number is that of the grant. sample is None for a
+    grant; that of a cancelled one has the tokens that it took. ledger is from
+    after the event.
+    """
+
+    kind: str  # grant, end or cancel
+    step: int
+    number: int
+    request: Request
+    sample: Sample | None
+    ledger: Ledger
 
 
 class _Pending(NamedTuple):
@@ -81,7 +101,7 @@ class _Pending(NamedTuple):
 
     requests: list[Request]
     uncertainty_Q: np.ndarray
-    samples: "_Stream"
+    samples: "Stream"
 
 
 def run_rounds(
@@ -127,7 +147,7 @@ def run_rounds(
         the contract of their function.
     """
     slots = check(queries, method, budget)
-    strategy, policy, vote, schedule, _ = method
+    strategy, policy, vote, schedule = method[:4]
     budget = for_queries(budget, len(queries))
     first_round, later_rounds = (
         _round_size(share, budget, len(queries)) for share in schedule[:2]
@@ -143,16 +163,16 @@ def run_rounds(
         return strategy.plan(query, samples, n, key, reader)
 
     ledger, rounds = Ledger(), []
-    dearest = amounts(Ledger(samples=1)) | _caps(sampler.max_cost)
+    dearest = amounts(Ledger(samples=1)) | caps_of(sampler.max_cost)
     seen = table.candidates(policy.reads)
     # of a vote that can decide nothing, before there are samples to lose
-    _check_decision(jax.eval_shape(vote.decide, seen), len(queries))
+    check_decision(jax.eval_shape(vote.decide, seen), len(queries))
     pending: collections.deque[_Pending] = collections.deque()
     stopped = ""
     while True:
         while len(pending) <= (schedule.stale if rounds else 0):
-            stopped = _reached(budget, ledger)
-            fits = _affordable(budget, ledger, dearest)
+            stopped = reached(budget, ledger)
+            fits = affordable(budget, ledger, dearest)
             fits -= sum(len(p.requests) for p in pending)
             if stopped or fits < 1:
                 break
@@ -161,7 +181,7 @@ def run_rounds(
             grants_Q = allocate(
                 jax.random.fold_in(key, number), seen, jnp.int32(grant)
             )
-            grants_Q = _checked_grants(grants_Q, table.free_Q, grant)
+            grants_Q = checked_grants(grants_Q, table.free_Q, grant)
             ahead = [r for p in pending for r in p.requests]
             requests = _requests(queries, table, plan, grants_Q, number, ahead)
             if not requests:
@@ -171,7 +191,7 @@ def run_rounds(
                 _Pending(
                     requests,
                     np.asarray(_per_query(ENTROPY, seen)),
-                    _Stream(sampler, requests),
+                    Stream(sampler, requests),
                 )
             )
         if not pending:
@@ -180,15 +200,15 @@ def run_rounds(
         arrived = []
         for sample in samples:
             arrived.append(sample if keeps_texts else sample._replace(text=""))
-            cost = _cost(sample, budget)
+            cost = cost_of(sample, budget)
             dearest = {axis: max(dearest[axis], cost[axis]) for axis in cost}
             ledger = ledger.add(sample)._replace(seconds=clock() - begin)
-            if len(arrived) < len(requests) and _reached(budget, ledger):
+            if len(arrived) < len(requests) and reached(budget, ledger):
                 break
         ledger = ledger._replace(seconds=clock() - begin)
         if not arrived:  # no round: nothing came of it
             samples.close()
-            stopped = _reached(budget, ledger) or "the model ended early"
+            stopped = reached(budget, ledger) or "the model ended early"
             break
         taken_Q = _requested(queries, requests)
         rounds.append(Round(len(rounds), taken_Q, uncertainty_Q, ledger))
@@ -197,14 +217,14 @@ def run_rounds(
         if on_round:
             on_round(rounds[-1])
         samples.close()
-        stopped = _reached(budget, ledger)
+        stopped = reached(budget, ledger)
         if stopped or len(arrived) < len(requests):
             stopped = stopped or "the model ended early"
             break
     for round in pending:
         round.samples.close()
 
-    answers, spent = _vote(vote, queries, table, vote_sampler or sampler)
+    answers, spent = decide(vote, queries, table, vote_sampler or sampler)
     samples = tuple(map(tuple, table.samples))
     return Result(answers, samples, ledger, tuple(rounds), stopped, spent)
 
@@ -238,6 +258,11 @@ def check(
         ("schedule", numbers.Real, method.schedule._asdict()),
         ("schedule", numbers.Integral, {"stale": method.schedule.stale}),
         ("schedule", numbers.Integral, {"capacity": method.schedule.capacity}),
+        (
+            "schedule",
+            numbers.Integral,
+            {"concurrent": method.schedule.concurrent},
+        ),
         ("budget", numbers.Real, budget._asdict()),
     ):
         for field, value in given.items():
@@ -252,7 +277,7 @@ def check(
         ids = [query.id for query in queries]
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"two queries have the id {twice!r}; make ids unique")
-    first_round, later_rounds, stale, capacity = method.schedule
+    first_round, later_rounds, stale, capacity, concurrent = method.schedule
     for name, size in (
         ("first_round", first_round),
         ("later_rounds", later_rounds),
@@ -269,6 +294,21 @@ def check(
         )
     if stale < 0:
         raise ValueError(f"stale must be at least 0, got {stale}")
+    if not 0 <= concurrent < 2**20:
+        raise ValueError(
+            f"concurrent={concurrent}: expected 0, for rounds, or the samples "
+            "that are under way at once, below 2^20"
+        )
+    if method.cancel and not isinstance(method.cancel, Cancel):
+        raise ValueError(
+            f"method.cancel is {shown(method.cancel)}: expected a Cancel, such "
+            "as cancelling.tail()"
+        )
+    if method.cancel and not concurrent:
+        raise ValueError(
+            "method.cancel ends samples in a schedule without rounds; set "
+            "schedule.concurrent, or leave cancel out"
+        )
     per_query = budget.samples_per_query
     if per_query is not None and not 0 < per_query * len(queries) < 2**31:
         raise ValueError(
@@ -276,7 +316,7 @@ def check(
             f"0, of which {len(queries)} queries have fewer than 2^31"
         )
     budget = for_queries(budget, len(queries))
-    caps = _caps(budget)
+    caps = caps_of(budget)
     if not caps:
         raise ValueError(f"the budget has no cap; set one of {Budget._fields}")
     for name, cap in caps.items():
@@ -351,7 +391,12 @@ def amounts(ledger: Ledger) -> dict[str, float]:
     }
 
 
-def _cost(sample: Sample, budget: Budget) -> dict[str, float]:
+def cost_of(sample: Sample, budget: Budget) -> dict[str, float]:
+    """A sample along the axes of a budget.
+
+    Raises:
+        ValueError: the budget has a cap on FLOPs, and the sample tells none.
+    """
     if budget.flops is not None and sample.new_tokens and not sample.flops:
         raise ValueError(
             "the budget has a cap on FLOPs, but the model reports no FLOPs; "
@@ -360,31 +405,39 @@ def _cost(sample: Sample, budget: Budget) -> dict[str, float]:
     return amounts(Ledger().add(sample))
 
 
-def _caps(budget: Budget) -> dict[str, float]:
+def caps_of(budget: Budget) -> dict[str, float]:
+    """The caps that a budget has, by name."""
     return {n: cap for n, cap in budget._asdict().items() if cap is not None}
 
 
-def _affordable(
+def affordable(
     budget: Budget, ledger: Ledger, dearest: dict[str, float]
 ) -> int:
     """Samples that fit each cap for sure, at least 1."""
     most, spent = sys.maxsize, amounts(ledger)
-    for name, cap in _caps(budget).items():
+    for name, cap in caps_of(budget).items():
         if name != "seconds":  # watched as samples arrive
             one = dearest[name]
             most = min(most, int((cap - spent[name]) // one) if one else 1)
     return max(1, most)
 
 
-def _reached(budget: Budget, ledger: Ledger) -> str:
+def reached(budget: Budget, ledger: Ledger) -> str:
     """The name of a cap that is reached, or nothing."""
     spent = amounts(ledger)
-    return next((n for n, cap in _caps(budget).items() if spent[n] >= cap), "")
+    return next(
+        (n for n, cap in caps_of(budget).items() if spent[n] >= cap), ""
+    )
 
 
-def _checked_grants(
+def checked_grants(
     grants: jax.Array, free_Q: np.ndarray, grant: int
 ) -> np.ndarray:
+    """The grants of a policy.
+
+    Raises:
+        ValueError: they break the contract of Policy.allocate.
+    """
     grants_Q = np.asarray(grants)
     if grants_Q.shape != free_Q.shape or grants_Q.dtype.kind != "i":
         raise ValueError(
@@ -428,38 +481,53 @@ def _requests(
         granted = min(int(grants_Q[q]), int(table.free_Q[q]) - len(later))
         if granted < 1:
             continue
-        planned = list(plan(queries[q], samples, granted))
-        first = len(samples)
-        for request in planned:
-            if (
-                not isinstance(request, Request)
-                or request.query != queries[q]
-                or not _is_chat(request.messages)
-                or not all(0 <= p < first for p in request.parents)
-            ):
-                raise ValueError(
-                    f"the strategy gives {shown(request)} for query "
-                    f"{queries[q].id!r}; expected a Request of that query, "
-                    "whose messages are a tuple of Message, and whose parents "
-                    "are indices of its samples"
-                )
-        indices = [request.index for request in planned]
-        if len(planned) > granted or indices != list(
-            range(first, first + len(planned))
-        ):
-            raise ValueError(
-                f"the strategy asks for samples {indices} of query "
-                f"{queries[q].id!r}; expected up to {granted} from {first} on"
-            )
+        planned = plan(queries[q], samples, granted)
+        planned = checked_requests(queries[q], len(samples), granted, planned)
         read = set()
         for request in planned:
             shared = request.messages in read
             read.add(request.messages)
-            parents = tuple(request.parents)
-            requests.append(
-                request._replace(round=round, shared=shared, parents=parents)
-            )
+            requests.append(request._replace(round=round, shared=shared))
     return requests
+
+
+def checked_requests(
+    query: Query, first: int, granted: int, planned: Iterable[Request]
+) -> list[Request]:
+    """Checks what a strategy asks for.
+
+    Args:
+        query: that the samples are of.
+        first: their first index.
+        granted: how many there may be.
+        planned: the requests.
+
+    Raises:
+        ValueError: they break the contract of Strategy.plan.
+    """
+    requests = list(planned)
+    for request in requests:
+        if (
+            not isinstance(request, Request)
+            or request.query != query
+            or not _is_chat(request.messages)
+            or not all(0 <= p < first for p in request.parents)
+        ):
+            raise ValueError(
+                f"the strategy gives {shown(request)} for query "
+                f"{query.id!r}; expected a Request of that query, whose "
+                "messages are a tuple of Message, and whose parents are "
+                "indices of its samples"
+            )
+    indices = [request.index for request in requests]
+    if len(requests) > granted or indices != list(
+        range(first, first + len(requests))
+    ):
+        raise ValueError(
+            f"the strategy asks for samples {indices} of query "
+            f"{query.id!r}; expected up to {granted} from {first} on"
+        )
+    return [r._replace(parents=tuple(r.parents)) for r in requests]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -477,7 +545,7 @@ def _why_nothing(grants_Q: np.ndarray, free_Q: np.ndarray) -> str:
     return "the strategy stopped"
 
 
-class _Stream:
+class Stream:
     """The samples of some requests as they come, each checked."""
 
     def __init__(self, sampler: Sampler, requests: Sequence[Request]):
@@ -515,7 +583,8 @@ def _requested(
     return np.fromiter(count.values(), np.int32, len(count))
 
 
-def _check_decision(answer_Q: jax.ShapeDtypeStruct, queries: int) -> None:
+def check_decision(answer_Q: jax.ShapeDtypeStruct, queries: int) -> None:
+    """Raises ValueError unless a vote decides on one id for each query."""
     found = (getattr(answer_Q, "dtype", None), getattr(answer_Q, "shape", ()))
     if found != (jnp.int32, (queries,)):
         raise ValueError(
@@ -524,7 +593,7 @@ def _check_decision(answer_Q: jax.ShapeDtypeStruct, queries: int) -> None:
         )
 
 
-def _vote(
+def decide(
     vote: Vote, queries: Sequence[Query], table: Table, sampler: Sampler
 ) -> tuple[tuple[str | None, ...], Ledger]:
     """Returns the answers, and what it cost to decide on them."""

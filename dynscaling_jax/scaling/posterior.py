@@ -52,7 +52,7 @@ def posterior_gain(
             gain_Q /= mean_tokens(candidates)
         return gain_Q / (count_Q + virtual).astype(jnp.float32) ** 2
 
-    return scored(score)
+    return scored(score, alone=cost == "samples")
 
 
 def mean_tokens(candidates: Candidates) -> jax.Array:

@@ -17,10 +17,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from dynscaling_jax.types import Method, Policy, Strategy, Vote
+from dynscaling_jax.types import Cancel, Method, Policy, Strategy, Vote
 
 P = ParamSpec("P")
-Value = TypeVar("Value", Strategy, Policy, Vote, Method)
+Value = TypeVar("Value", Strategy, Policy, Vote, Cancel, Method)
 
 
 def named(factory: Callable[P, Value]) -> Callable[P, Value]:

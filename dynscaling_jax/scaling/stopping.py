@@ -14,6 +14,7 @@ from jax.scipy.special import betainc, betaln
 from dynscaling_jax.scaling.allocation import (
     free_slots,
     place,
+    under_way,
 )
 from dynscaling_jax.scaling.bounds import at_least, inside
 from dynscaling_jax.scaling.spec import named
@@ -167,12 +168,13 @@ def _even(stops: Rule, most: int | None = None, block: int = 1) -> Policy:
     def allocate(key, candidates: Candidates, budget):
         stopped_Q = jax.vmap(stops)(candidates.answer_QN, candidates.count_Q)
         free_Q = free_slots(candidates)
+        asked_Q = candidates.count_Q + under_way(candidates)
         if most is not None:
-            free_Q = jnp.clip(most - candidates.count_Q, 0, free_Q)
+            free_Q = jnp.clip(most - asked_Q, 0, free_Q)
         free_Q = jnp.where(stopped_Q, 0, free_Q)
 
         def score(virtual):
-            blocks_Q = (candidates.count_Q + virtual) // block
+            blocks_Q = (asked_Q + virtual) // block
             return -blocks_Q.astype(jnp.float32)
 
         slots = candidates.answer_QN.shape[1]

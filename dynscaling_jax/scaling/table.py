@@ -44,11 +44,13 @@ class Table:
         """Slots still empty, int32 [Q]."""
         return self._answer_QN.shape[1] - self.count_Q
 
-    def add(self, samples: Sequence[Sample]) -> None:
+    def add(self, samples: Sequence[Sample]) -> list[Sample]:
         """Adds the samples of a round, whatever order they came in.
 
-        Each is kept with the first text of its class as answer.
+        Returns them as they are kept, sorted by query and index, each with
+        the first text of its class as answer.
         """
+        kept = []
         order = [(self._place[s.query_id], s.index) for s in samples]
         for i in sorted(range(len(order)), key=order.__getitem__):
             q, sample = order[i][0], samples[i]
@@ -63,6 +65,8 @@ class Table:
                 self._answer_QN[q, n] = answer
                 sample = sample._replace(answer=index.answers[answer])
             self.samples[q].append(sample)
+            kept.append(sample)
+        return kept
 
     def candidates(
         self, weight: str | Sequence[Sequence[float]] | None = None

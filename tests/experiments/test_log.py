@@ -218,7 +218,7 @@ def drive(workdir: Path, sample_fn, stale: int = 0) -> tuple:
             Method(*METHOD, schedule),
             Budget(samples=40),
             jax.random.key(0),
-            on_round=lambda r: log.round(
+            on_round=lambda r: log.step(
                 {"round": r.number, "grants": r.grants_Q.tolist()}
             ),
         )
@@ -441,16 +441,16 @@ def test_rounds_are_checked_and_not_doubled(tmp_path):
     rounds = [{"round": i, "grants": [i, 1], "u": 0.1 * i} for i in range(3)]
     with Log(tmp_path, CONFIG) as log:
         for row in rounds[:2]:
-            log.round(row)
+            log.step(row)
     with Log(tmp_path, CONFIG) as log:
         for row in rounds:
-            log.round(row)
+            log.step(row)
     lines = (tmp_path / "rounds.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rounds
     with Log(tmp_path, CONFIG) as log:
-        log.round(rounds[0])
+        log.step(rounds[0])
         with pytest.raises(ValueError, match=r"rounds\.jsonl:2: this round"):
-            log.round(rounds[2])
+            log.step(rounds[2])
 
 
 SCRIPT = """

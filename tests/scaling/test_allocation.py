@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynscaling_jax.scaling.allocation import NARROW, place
+from dynscaling_jax.scaling.allocation import NARROW, best, place
 
 QUERIES, SLOTS = 5, 4
 KEY = jax.random.key(7)
@@ -134,3 +134,13 @@ def test_the_sum_is_the_budget_or_all_that_is_free(budget):
     )
     assert grants_Q.sum() == min(budget, 14)
     assert (grants_Q <= free_Q).all() and (grants_Q >= 0).all()
+
+
+@given(scores, frees, st.integers(0, 99))
+@settings(max_examples=200, deadline=None)
+def test_the_best_query_is_where_a_single_pull_goes(rows, free, seed):
+    key = jax.random.key(seed)
+    score_QN, free_Q = jnp.array(rows, jnp.float32), jnp.array(free, jnp.int32)
+    grants_Q = placed(key, score_QN, free_Q, jnp.int32(1))
+    found = int(best(key, score_QN[:, 0], free_Q))
+    assert found == (int(grants_Q.argmax()) if grants_Q.any() else -1)

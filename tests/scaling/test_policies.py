@@ -133,7 +133,7 @@ def test_the_order_of_queries_matters_in_ties_alone(name, rows, seed):
     turn = np.random.default_rng(seed).permutation(QUERIES)
     keys = [jax.random.key(k) for k in range(10)]
     candidates = packed(rows)  # tokens go with their query
-    moved = Candidates(*(array[turn] for array in candidates))
+    moved = jax.tree.map(lambda array: array[turn], candidates)
     straight = [grants_of(name, candidates, 6, k).tolist() for k in keys]
     turned = [grants_of(name, moved, 6, k).tolist() for k in keys]
     decided = all(

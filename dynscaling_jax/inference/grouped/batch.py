@@ -14,6 +14,7 @@ from dynscaling_jax.inference.batch import (
     begun,
     forget,
     harvest,
+    lengths,
 )
 from dynscaling_jax.inference.grouped import cache, runner
 from dynscaling_jax.inference.grouped.cache import State, View
@@ -60,6 +61,11 @@ class Batch:
     def left(self) -> int:
         """How many samples are unfinished."""
         return self._scheduler.left
+
+    @property
+    def lengths(self) -> dict[int, int]:
+        """The tokens so far of each sample that has a slot, by number."""
+        return lengths(self._slots)
 
     def add(self, work: Iterable[tuple[Prompt, Numbered]]) -> None:
         """Queues requests; those of the longest prompts come first."""

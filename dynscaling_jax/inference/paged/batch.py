@@ -15,6 +15,7 @@ from dynscaling_jax.inference.batch import (
     begun,
     forget,
     harvest,
+    lengths,
 )
 from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.inference.paged.attention import Backend, Layout
@@ -149,6 +150,11 @@ class Batch:
     def left(self) -> int:
         """How many samples are unfinished."""
         return self._scheduler.left
+
+    @property
+    def lengths(self) -> dict[int, int]:
+        """The tokens so far of each sample that has a slot, by number."""
+        return lengths(self._slots)
 
     def add(self, work: Iterable[tuple[Prompt, Numbered]]) -> None:
         """Queues requests, all or none.

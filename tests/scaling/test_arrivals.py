@@ -1,0 +1,230 @@
+"""The loop without rounds: the order of events, cancelling, what is watched."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynscaling_jax.sampler import FunctionSampler
+from dynscaling_jax.scaling import cancelling
+from dynscaling_jax.scaling.arrivals import run_arrivals
+from dynscaling_jax.scaling.bandits import ucb, uniform
+from dynscaling_jax.scaling.opportunity import opportunity_cost
+from dynscaling_jax.scaling.strategies import integrated, parallel, rsa
+from dynscaling_jax.scaling.votes import majority
+from dynscaling_jax.types import (
+    Budget,
+    Cancel,
+    Method,
+    Schedule,
+)
+from tests.arriving import Model, noisy, queries, reply
+
+KEY = jax.random.key(0)
+
+
+def run(
+    sampler,
+    n=3,
+    strategy=None,
+    policy=None,
+    cancel=None,
+    concurrent=4,
+    first=1,
+    budget=None,
+    **rest,
+):
+    schedule = Schedule(first, capacity=32, concurrent=concurrent)
+    return run_arrivals(
+        queries(n),
+        sampler,
+        Method(
+            strategy or parallel(),
+            policy or uniform(),
+            majority(),
+            schedule,
+            cancel=cancel,
+        ),
+        budget or Budget(samples=6 * n),
+        KEY,
+        clock=lambda: 0.0,
+        **rest,
+    )
+
+
+def lines(result):
+    return [
+        f"{e.step} {e.kind} {e.request.query.id}/{e.request.index}"
+        for e in result.events
+    ]
+
+
+def by_hand(script):
+    """A sampler whose lengths are written down."""
+
+    def sample(requests):
+        for r in requests:
+            new = script[r.query.id][r.index]
+            yield reply(r, new=new)
+
+    return FunctionSampler(sample)
+
+
+def test_the_order_of_events_by_hand():
+    """Two places. q1/0 and q0/1 both end at step 50: q1/0 was granted first.
+    The second and third prompt of a query were paid for."""
+    script = {"q0": [30, 20, 7], "q1": [50, 10, 5]}
+    result = run(
+        by_hand(script), 2, concurrent=2, first=3, budget=Budget(samples=5)
+    )
+    assert lines(result) == [
+        "0 grant q0/0",
+        "0 grant q1/0",
+        "30 end q0/0",
+        "30 grant q0/1",
+        "50 end q1/0",
+        "50 grant q1/1",
+        "50 end q0/1",
+        "50 grant q0/2",
+        "57 end q0/2",
+        "60 end q1/1",
+    ]
+    assert result.stopped == "samples"
+    assert result.ledger[:4] == (5, 20, 12, 117)
+
+
+def always(*numbers):
+    """Cancels all that runs for these queries."""
+    return Cancel(
+        lambda seen: jnp.isin(
+            jnp.arange(len(seen.count_Q)), jnp.array([*numbers])
+        )
+    )
+
+
+def test_a_cancelled_sample_by_hand():
+    """q0 is decided as soon as one of its samples ends: q0/1, granted at 0,
+    has 30 tokens by then, which are paid for."""
+    script = {"q0": [30, 99, 40], "q1": [50, 10, 5]}
+    result = run(
+        by_hand(script),
+        2,
+        concurrent=4,
+        first=2,
+        cancel=always(0),
+        budget=Budget(samples=4),
+    )
+    assert lines(result) == [
+        "0 grant q0/0",
+        "0 grant q1/0",
+        "0 grant q0/1",
+        "0 grant q1/1",
+        "10 end q1/1",
+        "30 end q0/0",
+        "30 cancel q0/1",
+        "50 end q1/0",
+    ]
+    gone = result.samples[0][1]
+    assert gone.finish_reason == "cancelled"
+    assert (gone.answer, gone.text, gone.new_tokens) == (None, "", 30)
+    assert result.ledger.new_tokens == 30 + 30 + 50 + 10
+    assert result.ledger.samples == 4
+
+
+METHODS = {
+    "uniform": {},
+    "chains": {"strategy": integrated(explore=2), "policy": ucb()},
+    "waits": {"strategy": rsa(population=2, k=2)},
+    "lead": {"cancel": cancelling.lead(), "policy": opportunity_cost()},
+    "tail": {
+        "cancel": cancelling.tail(),
+        "policy": opportunity_cost(),
+        "first": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(st.integers(1, 9), st.integers(0, 2**20))
+@settings(max_examples=12, deadline=None)
+def test_events_do_not_depend_on_slots_or_speed(name, slots, seed):
+    """Fewer slots than samples under way, as many, and more; a sample that
+    has to begin again. A model that is done at once is the reference."""
+
+    def at_once(requests):
+        return map(noisy, requests)
+
+    expected = run(FunctionSampler(at_once), **METHODS[name])
+    model = Model(slots, seed)
+    found = run(model.sampler, **METHODS[name])
+    assert lines(found) == lines(expected)
+    assert found.answers == expected.answers
+    assert [
+        [(s.index, s.parents, s.new_tokens, s.finish_reason) for s in of_query]
+        for of_query in found.samples
+    ] == [
+        [(s.index, s.parents, s.new_tokens, s.finish_reason) for s in of_query]
+        for of_query in expected.samples
+    ]
+    assert max(model.generated.values()) == 1
+    assert not model._queue
+
+
+def test_places_stay_taken():
+    """Until the last grant one more is under way as soon as one has ended."""
+    result = run(Model(2, 0).sampler, concurrent=5, budget=Budget(samples=30))
+    kinds = [event.kind for event in result.events]
+    assert kinds[:5] == ["grant"] * 5
+    assert kinds[5:55] == ["end", "grant"] * 25
+    assert kinds[55:] == ["end"] * 5
+
+
+@pytest.mark.parametrize("cap", [31, 200, 640])
+def test_a_token_cap_is_passed_by_one_sample_at_most(cap):
+    sampler = Model(3, 1).sampler
+    known = FunctionSampler(
+        sampler.sample, max_cost=Budget(new_tokens=30), watch=sampler.watch
+    )
+    result = run(known, budget=Budget(new_tokens=cap))
+    assert cap <= result.ledger.new_tokens < cap + 30
+    assert result.stopped == "new_tokens"
+
+
+def test_a_full_run_says_so():
+    result = run(Model(3, 1).sampler, 2, budget=Budget(new_tokens=10**6))
+    assert result.stopped == "every query is full"
+    assert [len(of_query) for of_query in result.samples] == [32, 32]
+
+
+def test_a_sampler_that_ends_early_ends_the_run():
+    def nothing(requests):
+        return iter(())
+
+    result = run(FunctionSampler(nothing))
+    assert result.stopped == "the model ended early"
+    assert result.ledger.samples == 0
+
+
+def test_without_steps_the_order_of_arrival_is_the_truth():
+    """As of an endpoint; a run that goes on takes the order it had."""
+
+    def watched(slots, seed):
+        sampler = Model(slots, seed).sampler
+        return FunctionSampler(
+            sampler.sample, watch=sampler.watch._replace(in_steps=False)
+        )
+
+    first = run(watched(2, 1), policy=ucb())
+    order = [
+        (e.request.query.id, e.request.index)
+        for e in first.events
+        if e.kind == "end"
+    ]
+    other = run(watched(4, 7), policy=ucb())
+    assert lines(other) != lines(first)
+    again = run(watched(4, 7), policy=ucb(), arrived=order)
+    assert lines(again) == lines(first)
+    part = run(watched(4, 7), policy=ucb(), arrived=order[:5])
+    at = [i for i, e in enumerate(first.events) if e.kind == "end"][4]
+    assert lines(part)[: at + 1] == lines(first)[: at + 1]
