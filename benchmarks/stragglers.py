@@ -1,19 +1,18 @@
-"""What hosts lose by meeting at the ends of rounds: simulated, unmeasured.
+"""What hosts lose by meeting, with rounds and without: simulated, unmeasured.
 
     python -m benchmarks.stragglers
     python -m benchmarks.stragglers --hosts=1,8,64 --slots=256 --between=0.9
 
 Each line is a size of rounds, in samples for each slot of a host, in a run of
-64 samples a slot. See benchmarks/straggler_model.py for what is played
-and docs/allocation.md for what came of it.
+64 samples a slot; or, without rounds, the steps from one meeting of the hosts
+to the next. See benchmarks/straggler_model.py for what is played and
+docs/allocation.md for what came of it.
 """
 
 import sys
 
-import numpy as np
 from absl import flags
 
-from dynscaling_jax.analysis.tables import markdown
 from launch.arguments import Command, start
 
 COMMAND = Command(
@@ -35,14 +34,22 @@ BETWEEN = flags.DEFINE_float(
     "The same of the mean lengths of questions.",
     lower_bound=0,
 )
+TOKENS = flags.DEFINE_integer(
+    "tokens",
+    8192,
+    "Tokens of a mean sample, which steps between meetings are counted in.",
+    lower_bound=1,
+)
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs averaged.", lower_bound=1)
-RUN = 64  # samples a slot, and questions a slot where hosts keep theirs
-ROUNDS = (1, 4, 16)  # samples a slot
 LEGEND = """
 Simulated, not measured. Time in which a host waits for others, all its slots
 idle; in brackets the time of idle slots, waiting hosts included. Mean of
 {seeds} runs of 64 samples a slot with {slots} slots a host; lengths vary by
-{within:g} within a question and by {between:g} between questions."""
+{within:g} within a question and by {between:g} between questions.
+Without rounds the first time in brackets is up to the last grant, the second
+that of the run; a mean sample has {tokens:,} tokens. What a step takes varies
+by {speeds.hosts:g} over unequal hosts, and from meeting to meeting by
+{speeds.meetings:g}, which rounds are played without."""
 
 
 def main(_) -> None:
@@ -62,54 +69,31 @@ def main(_) -> None:
 
 
 def report(hosts: list[int]) -> str:
-    """Both tables, and what they mean."""
-    from benchmarks import straggler_model as stragglers
-    from dynscaling_jax.experiments.shared import partition
+    """All tables, and what they mean."""
+    from benchmarks import straggler_tables as tables
 
-    spread = stragglers.Lengths(WITHIN.value, BETWEEN.value)
-
-    def cell(deal: stragglers.Deal, size: int, count: int, stale: int) -> str:
-        shape = RUN // size, count, size * SLOTS.value
-        lost = [
-            stragglers.simulate(
-                stragglers.lengths(
-                    *shape, spread, seed, SLOTS.value, deal, stale
-                ),
-                SLOTS.value,
-                stale,
-            )
-            for seed in range(SEEDS.value)
-        ]
-        waiting, idle = np.mean(lost, 0)
-        return f"{waiting:.1%} ({idle:.0%})"
-
-    parts = []
-    for title, deal in (
-        ("Each round is partitioned again, as launch.run does:", partition),
-        ("Each host keeps its questions:", stragglers.kept),
-    ):
-        options = [(size, stale) for stale in (0, 1) for size in ROUNDS]
-        lines = [
-            (
-                str(size),
-                "one round old" if stale else "all",
-                *(cell(deal, size, count, stale) for count in hosts),
-            )
-            for size, stale in (*options, (RUN, 0))
-        ]
-        head = (
-            "samples a slot",
-            "counts",
-            *(f"{n} host{'s' * (n > 1)}" for n in hosts),
-        )
-        parts += [title, "", markdown(head, lines), ""]
+    runs = tables.Runs(
+        hosts, SLOTS.value, WITHIN.value, BETWEEN.value, SEEDS.value
+    )
     legend = LEGEND.lstrip("\n").format(
         seeds=SEEDS.value,
         slots=SLOTS.value,
         within=WITHIN.value,
         between=BETWEEN.value,
+        tokens=TOKENS.value,
+        speeds=tables.UNEQUAL,
     )
-    return "\n".join((*parts, legend))
+    return "\n\n".join(
+        (
+            "Each round is partitioned again, as launch.run does:",
+            tables.rounds(runs, tables.partition),
+            "Without rounds, one more sample for each that ended:",
+            tables.without_rounds(runs, TOKENS.value),
+            "Each host keeps its questions:",
+            tables.rounds(runs, tables.kept),
+            legend,
+        )
+    )
 
 
 def cli() -> None:

@@ -1,10 +1,19 @@
-"""Rounds that were played by hand, and what lengths must be like."""
+"""Rounds and meetings that were played by hand, and what lengths must be
+like."""
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks import straggler_model as stragglers
-from benchmarks.straggler_model import Lengths, Lost, simulate
+from benchmarks.straggler_model import (
+    Lengths,
+    Lost,
+    Speeds,
+    simulate,
+    without_rounds,
+)
 from dynscaling_jax.experiments.shared import partition
 
 SPREAD = Lengths(within=0.3, between=0.5)
@@ -128,3 +137,122 @@ def test_dealt_by_what_is_known_hosts_have_as_much_to_do():
         over.append((work_MH.max(1) / work_MH.mean(1)).mean() - 1)
     assert over[0] > 0.2
     assert over[1] < over[0] / 3
+
+
+def test_one_more_sample_for_each_that_ends():
+    """Two hosts of one slot meet after 4 steps. A generates 3 tokens and B 6,
+    of which 2 remain at step 4, when A gets 2 more: both end at 6. A's last
+    one is granted then and ends at 7."""
+    early, run = without_rounds(np.array([3, 6, 2, 1]), 2, 1, every=4, later=0)
+    np.testing.assert_array_equal(run.drawn_MH, [[3, 4], [2, 2], [1, 0]])
+    assert early.lost(1) == near(1 / 12, 1 / 12)
+    assert run.lost(1) == near(2 / 14, 2 / 14)
+
+
+def test_a_sample_that_begins_a_meeting_after_its_grant():
+    """A's second sample is granted at step 4 and begins at 6, where the last
+    is granted, which begins at 8."""
+    early, run = without_rounds(np.array([3, 6, 2, 1]), 2, 1, every=4, later=1)
+    np.testing.assert_array_equal(
+        run.drawn_MH, [[3, 4], [0, 2], [2, 0], [1, 0]]
+    )
+    assert early.lost(1) == near(3 / 12, 3 / 12)
+    assert run.lost(1) == near(6 / 18, 6 / 18)
+
+
+def test_unequal_hosts_wait_for_the_slowest():
+    """A step takes B twice as long: 8, 4 and then, A alone, 1. A waits for 5
+    and 2, B for 1."""
+    early, run = without_rounds(np.array([3, 6, 2, 1]), 2, 1, every=4, later=0)
+    step_MH = np.array([[1, 2]])
+    assert early.lost(1, step_MH) == near(7 / 24, 7 / 24)
+    assert run.lost(1, step_MH) == near(8 / 26, 8 / 26)
+
+
+def test_the_host_with_the_most_idle_slots_gets_the_next_sample():
+    """Both slots of B are idle after the first steps, and one of A's."""
+    _, run = without_rounds(np.array([9, 1, 1, 1, 5]), 2, 2, every=2, later=0)
+    np.testing.assert_array_equal(run.drawn_MH[:2], [[3, 2], [2, 2]])
+
+
+def test_meetings_after_each_step_leave_nothing_idle_before_the_last_grant():
+    step_N = np.random.default_rng(0).integers(1, 30, 200)
+    early, run = without_rounds(step_N, 3, 4, every=1, later=0)
+    assert len(early.busy_MH) > 100
+    assert early.lost(4) == near(0, 0)
+    assert run.lost(4).idle > 0
+    # a sample that begins a meeting later leaves a step idle
+    early, _ = without_rounds(step_N, 3, 4, every=1, later=1)
+    assert early.lost(4).idle > 0.02
+
+
+def test_samples_that_all_fit_are_granted_at_the_start():
+    early, run = without_rounds(np.array([2, 4]), 1, 2, every=1, later=1)
+    assert early.lost(2) == Lost(0, 0)
+    assert run.lost(2) == near(0, 1 / 4)
+
+
+@given(
+    steps=st.lists(st.integers(1, 20), min_size=1, max_size=40),
+    hosts=st.integers(1, 4),
+    slots=st.integers(1, 3),
+    every=st.integers(1, 8),
+    later=st.integers(0, 2),
+)
+def test_what_is_drawn_and_lost(steps, hosts, slots, every, later):
+    """All tokens are generated. Until the last grant a slot is idle for less
+    than the steps to the next meeting and those until the sample begins."""
+    parts = without_rounds(np.array(steps), hosts, slots, every, later)
+    early, run = parts
+    assert run.drawn_MH.sum() == sum(steps)
+    assert (run.busy_MH <= np.minimum(run.drawn_MH, every)).all()
+    assert (run.drawn_MH <= slots * run.busy_MH).all()
+    idle = early.busy_MH.max(1, initial=0).sum() * hosts * slots
+    idle -= early.drawn_MH.sum()
+    assert 0 <= idle <= len(steps) * (every - 1 + later * every)
+    step_MH = stragglers.step_times(
+        len(run.busy_MH), hosts, Speeds(0.1, 0.05), 0
+    )
+    for part in parts:
+        for lost in (
+            part.lost(slots),
+            part.lost(slots, step_MH[: len(part.busy_MH)]),
+        ):
+            assert -1e-9 <= lost.waiting <= lost.idle + 1e-9 < 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "numbers"),
+    [
+        ([], (1, 1, 1, 0)),
+        ([0], (1, 1, 1, 0)),
+        ([1.5], (1, 1, 1, 0)),
+        ([[1]], (1, 1, 1, 0)),
+        ([1], (0, 1, 1, 0)),
+        ([1], (1, 0, 1, 0)),
+        ([1], (1, 1, 0, 0)),
+        ([1], (1, 1, 1, -1)),
+    ],
+)
+def test_what_is_no_run_without_rounds(steps, numbers):
+    with pytest.raises(ValueError, match="a run needs|must be positive"):
+        without_rounds(np.array(steps), *numbers)
+
+
+def test_hosts_keep_most_of_their_speed():
+    """It depends on the seed and varies less from meeting to meeting."""
+    speeds = Speeds(hosts=0.1, meetings=0.05)
+    step_MH = stragglers.step_times(50, 400, speeds, 3)
+    assert step_MH.mean() == pytest.approx(1, abs=0.02)
+    assert step_MH.mean(0).std() == pytest.approx(0.1, rel=0.15)
+    assert step_MH.std(0).mean() == pytest.approx(0.05, rel=0.1)
+    fixed = Speeds(hosts=0.1, meetings=0.0)
+    step_1H = stragglers.step_times(1, 400, fixed, 3)
+    np.testing.assert_allclose(step_MH.mean(0), step_1H[0], rtol=0.04)
+
+
+def test_the_queue_of_a_run_without_rounds_has_lengths_of_rounds():
+    length_N = stragglers.queue(100_000, SPREAD, 3, 6000)
+    assert length_N.mean() == pytest.approx(1, abs=0.02)
+    assert length_N.std() == pytest.approx(0.3625**0.5, rel=0.05)
+    assert length_N.max() <= stragglers.LONGEST
