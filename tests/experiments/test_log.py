@@ -449,7 +449,7 @@ def test_rounds_are_checked_and_not_doubled(tmp_path):
     assert [json.loads(line) for line in lines] == rounds
     with Log(tmp_path, CONFIG) as log:
         log.step(rounds[0])
-        with pytest.raises(ValueError, match=r"rounds\.jsonl:2: this round"):
+        with pytest.raises(ValueError, match=r"rounds\.jsonl:2: this went"):
             log.step(rounds[2])
 
 
