@@ -9,6 +9,7 @@ thresholds are ours.
 """
 
 import math
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,7 @@ def diagnostics(run: GradedRun) -> list[Diagnostic]:
     """Computes every figure of a run, crossed or not."""
     gap, chance = _calibration_gap(run)
     share = run.recorded.summary.get("loop_share")
+    first = _first(run)
     return [
         Diagnostic(
             "miscalibrated uncertainty",
@@ -92,14 +94,14 @@ def diagnostics(run: GradedRun) -> list[Diagnostic]:
         Diagnostic(
             "too little exploration",
             "share of the questions answered wrong that got no sample after "
-            "the first round",
+            f"{first}",
             GIVEN_UP,
             True,
             *_given_up(run),
         ),
         Diagnostic(
             "too little exploration",
-            "share of the samples after the first round that one tenth of the "
+            f"share of the samples after {first} that one tenth of the "
             "questions got",
             CONCENTRATION,
             True,
@@ -141,6 +143,8 @@ def _calibration_gap(run: GradedRun) -> tuple[float, float]:
 
 def _ranking(run: GradedRun) -> Figure:
     """Of the uncertainty that the second round saw."""
+    if run.recorded.events:
+        return None, "it needs rounds, which this run has not"
     rounds = run.recorded.rounds
     if len(rounds) < 2:
         return None, "there is one round"
@@ -190,7 +194,7 @@ def _chains_against_others(run: GradedRun) -> Figure:
 def _given_up(run: GradedRun) -> Figure:
     later_Q = _later_samples(run)
     if later_Q.min() == later_Q.max():
-        return None, "every question got the same after the first round"
+        return None, f"every question got the same after {_first(run)}"
     wrong_Q = ~run.vote_right_Q
     left, wrong = int((wrong_Q & (later_Q == 0)).sum()), int(wrong_Q.sum())
     if wrong < FEWEST:
@@ -207,12 +211,23 @@ def _concentration(run: GradedRun) -> Figure:
     return float(share), f"{tenth} of {len(later_Q)} questions"
 
 
+def _first(run: GradedRun) -> str:
+    """What came before the policy had a choice, in words."""
+    if run.recorded.events:
+        return "the samples that were granted in turn"
+    return "the first round"
+
+
 def _first_samples(run: GradedRun) -> list[int]:
     """Samples of each question in the first round, [Q]."""
     return [sum(s.round == 0 for s in q.samples) for q in run.questions]
 
 
 def _later_samples(run: GradedRun) -> np.ndarray:
-    """Samples of each question after the first round, [Q]."""
-    counts = np.array([len(question.samples) for question in run.questions])
-    return counts - np.array(_first_samples(run))
+    """Samples of each question after the first round, [Q].
+
+    Without rounds, after those that were granted in turn. Those that were
+    cancelled count, as they were granted.
+    """
+    later = Counter(s.query_id for s in run.recorded.samples if s.round)
+    return np.array([later[question.id] for question in run.questions])

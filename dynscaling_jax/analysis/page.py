@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _HOME = Path(__file__).with_name("report_page")
-_SCRIPTS = ("charts.js", "sections.js", "browser.js", "page.js")
+_SCRIPTS = ("charts.js", "time.js", "sections.js", "browser.js", "page.js")
 
 
 def page(report: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ that a page, a notebook or a test can read it.
 Letters: Q questions, M budgets, R rounds, B bins.
 """
 
+import bisect
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dynscaling_jax.analysis import statistics
+from dynscaling_jax.analysis import statistics, timeline
 from dynscaling_jax.analysis.chain_usage import RELATIONS, chain_usage
 from dynscaling_jax.analysis.diagnostics import DRAWS, diagnostics
 from dynscaling_jax.analysis.graded import (
@@ -23,7 +24,9 @@ from dynscaling_jax.analysis.graded import (
     majorities,
     majority,
 )
+from dynscaling_jax.analysis.timeline import Flight
 from dynscaling_jax.lines import finite
+from dynscaling_jax.sampler import CANCELLED
 from dynscaling_jax.types import Sample
 
 POINTS = 32  # of a curve, at most
@@ -37,13 +40,15 @@ def report(runs: Sequence[GradedRun]) -> dict[str, Any]:
 
     Returns:
         `runs`: of each its summary, outcome, difference from the first,
-        losses, diagnostics, curve, allocation, calibration and use of chains.
+        losses, diagnostics, curve, allocation, calibration and use of chains;
+        without rounds, also the time that its samples took.
         `questions`: every question of any run, and what each run made of it
         (None where it was not asked).
         `details`: of each run and question, the samples as columns.
 
     Raises:
-        ValueError: no runs; a round that lacks a question.
+        ValueError: no runs; a round that lacks a question; an event that is
+            not of the run's samples.
     """
     if not runs:
         raise ValueError("there are no runs to report on")
@@ -53,6 +58,7 @@ def report(runs: Sequence[GradedRun]) -> dict[str, Any]:
             rows.setdefault(key, [None] * len(runs))[r] = question
     lengths = [len(s.text) for one in runs for s in one.recorded.samples]
     limit = _fair_limit(lengths, TEXT)
+    flights = [timeline.by_question(run.recorded) for run in runs]
     return {
         "runs": [
             _run(run, difference)
@@ -64,15 +70,19 @@ def report(runs: Sequence[GradedRun]) -> dict[str, Any]:
                 "text": text,
                 "reference": reference,
                 "runs": [
-                    question and _outcome(run.recorded, question)
-                    for run, question in zip(runs, row, strict=True)
+                    question and _outcome(run.recorded, question, own.get(id))
+                    for run, question, own in zip(
+                        runs, row, flights, strict=True
+                    )
                 ],
             }
             for (id, text, reference), row in rows.items()
         ],
         "details": [
-            [one and _details(one, limit) for one in column]
-            for column in zip(*rows.values(), strict=True)
+            [one and _details(one, limit, own.get(one.id)) for one in column]
+            for column, own in zip(
+                zip(*rows.values(), strict=True), flights, strict=True
+            )
         ],
         "text_limit": limit,
         "draws": DRAWS,
@@ -80,6 +90,7 @@ def report(runs: Sequence[GradedRun]) -> dict[str, Any]:
 
 
 def _run(run: GradedRun, difference: dict[str, Any] | None) -> dict[str, Any]:
+    run = timeline.in_order_of_ends(run)
     found = diagnostics(run)
     samples = run.recorded.samples
     tokens = sum(
@@ -107,6 +118,7 @@ def _run(run: GradedRun, difference: dict[str, Any] | None) -> dict[str, Any]:
             for one in chain_usage(run)
         ],
         "corrupted": run.corrupted,
+        **({"time": over_time(run)} if run.recorded.events else {}),
     }
 
 
@@ -150,7 +162,15 @@ def curve(run: GradedRun) -> dict[str, list[float | None]]:
     """
     bought = waves(run)
     kept = np.geomspace(1, max(len(bought), 1), POINTS)
-    kept = set(kept.round().astype(int).tolist())
+    return _curve(run, bought, kept.round().astype(int).tolist())
+
+
+def _curve(
+    run: GradedRun,
+    bought: Sequence[Sequence[tuple[int, Sample]]],
+    kept: Sequence[int],
+) -> dict[str, list[float | None]]:
+    """The curve after so many waves as each of kept says."""
     count = [0] * len(run.questions)
     changed: set[int] = set()
     right_Q = np.zeros(len(run.questions), bool)
@@ -159,7 +179,7 @@ def curve(run: GradedRun) -> dict[str, list[float | None]]:
     points: list[tuple[float, ...]] = []
     for number, wave in enumerate(bought, 1):
         for q, sample in wave:
-            count[q] += 1
+            count[q] += sample.finish_reason != CANCELLED
             prompt = sample.prompt_tokens - sample.cached_tokens
             spent_3 += 1, prompt + sample.new_tokens, sample.flops
             changed.add(q)
@@ -181,8 +201,10 @@ def waves(run: GradedRun) -> list[list[tuple[int, Sample]]]:
     """Orders all samples, with their questions, as a growing budget buys them.
 
     Round after round, and within a round the first sample of every question
-    before the second of any.
+    before the second of any. Without rounds one by one, as they ended.
     """
+    if run.recorded.events:
+        return [[one] for one in timeline.ended(run)]
     by_wave: dict[tuple[int, int], list[tuple[int, Sample]]] = {}
     for q, question in enumerate(run.questions):
         rank = Counter[int]()
@@ -191,6 +213,31 @@ def waves(run: GradedRun) -> list[list[tuple[int, Sample]]]:
             by_wave.setdefault(wave, []).append((q, sample))
             rank[sample.round] += 1
     return [by_wave[wave] for wave in sorted(by_wave)]
+
+
+def over_time(run: GradedRun) -> dict[str, Any]:
+    """Tells what happened when, in a run without rounds.
+
+    Args:
+        run: its samples in the order of their ends.
+
+    Returns:
+        What timeline.timeline does, and curve: of some steps the accuracy,
+        with low and high, of the majority of what had ended by then.
+    """
+    found = timeline.timeline(run)
+    over = timeline.flights(run.recorded)
+    ends = [flight.end for flight in over if flight.end is not None]
+    steps = [t for t in timeline.grid(found["steps"]) if ends and t >= ends[0]]
+    number = [bisect.bisect_right(ends, step) for step in steps]
+    kept = sorted({*number})
+    curve = _curve(run, waves(run), kept)
+    at = [kept.index(n) for n in number]
+    columns = {
+        name: [curve[name][n] for n in at]
+        for name in ("accuracy", "low", "high")
+    }
+    return {**found, "curve": {"steps": steps, **columns}}
 
 
 def allocation(run: GradedRun) -> dict[str, Any]:
@@ -329,7 +376,11 @@ def _keys(run: GradedRun) -> list[Key]:
     return [(q.id, texts.get(q.id, ""), right[q.id]) for q in run.questions]
 
 
-def _outcome(recorded: RecordedRun, question: GradedQuestion) -> dict[str, Any]:
+def _outcome(
+    recorded: RecordedRun,
+    question: GradedQuestion,
+    flights: Sequence[Flight] | None,
+) -> dict[str, Any]:
     vote = recorded.answers[question.id]
     number = question.number(vote["answer"])
     share = question.answer_N.count(number) / max(1, len(question.answer_N))
@@ -340,11 +391,28 @@ def _outcome(recorded: RecordedRun, question: GradedQuestion) -> dict[str, Any]:
         "samples": len(question.samples),
         "right_samples": sum(question.right_N),
         "chains": sum(bool(sample.parents) for sample in question.samples),
+        **(
+            {}
+            if flights is None
+            else {"cancelled": sum(f.kind == "cancel" for f in flights)}
+        ),
     }
 
 
-def _details(question: GradedQuestion, limit: int) -> dict[str, Any]:
-    """Columns are shorter than rows: names stand once."""
+def _details(
+    question: GradedQuestion, limit: int, flights: Sequence[Flight] | None
+) -> dict[str, Any]:
+    """Columns are shorter than rows: names stand once.
+
+    Without rounds they hold the cancelled samples too, and of each the steps
+    at which it was granted and ended.
+    """
+    times = {}
+    if flights is not None:
+        question = timeline.with_cancelled(question, flights)
+        over = [flight for flight in flights if flight.sample]
+        times["granted"] = [flight.start for flight in over]
+        times["ended"] = [flight.end for flight in over]
     samples = question.samples
     return {
         "answers": list(question.answers),
@@ -360,6 +428,7 @@ def _details(question: GradedQuestion, limit: int) -> dict[str, Any]:
         "cached": [s.cached_tokens for s in samples],
         "new": [s.new_tokens for s in samples],
         "confidence": [_short(s.confidence) for s in samples],
+        **times,
     }
 
 

@@ -3,6 +3,7 @@ never runs, pages open fast, keys and links lead where they say."""
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
+import dynscaling_jax as ds
 from dynscaling_jax.analysis.graded import RecordedRun, grade_run
 from dynscaling_jax.analysis.page import page
 from dynscaling_jax.analysis.report import report
-from dynscaling_jax.types import Sample
+from dynscaling_jax.experiments import report as reporting
+from dynscaling_jax.tasks import Problem, Task
+from dynscaling_jax.types import Message, Query, Sample
+from tests.arriving import Model, reply
 
 BROWSER = next(
     filter(
@@ -452,10 +457,17 @@ def test_a_finger_reads_before_it_opens(opened):
     assert chosen(opened) == "q5"
 
 
+@pytest.mark.parametrize("kind", ["rounds", "few", "many"])
 @pytest.mark.parametrize("width", [320, 390, 1280])
-def test_nothing_is_wider_than_the_screen(browser, tmp_path, width):
-    long = lambda n: "x" * 300
-    file = write(tmp_path / "page.html", 3, 20, long, long, names=("y" * 80,))
+def test_nothing_is_wider_than_the_screen(
+    browser, tmp_path, width, kind, request
+):
+    if kind == "rounds":
+        long = lambda n: "x" * 300
+        file = tmp_path / "page.html"
+        write(file, 3, 20, long, long, names=("y" * 80,))
+    else:
+        file = request.getfixturevalue(kind)
     browser.send(
         "Emulation.setDeviceMetricsOverride",
         width=width,
@@ -469,3 +481,132 @@ def test_nothing_is_wider_than_the_screen(browser, tmp_path, width):
     finally:
         browser.send("Emulation.clearDeviceMetricsOverride")
     assert wide <= width
+
+
+def run_in_time(workdir, ids, samples):
+    """A run without rounds, of a stub; returns its page."""
+
+    def answer(request):
+        drawn = random.Random(f"{request.query.id}/{request.index}")
+        text = f"So the answer is {drawn.choice([7, 7, 8, 9])}."
+        return reply(request, None, drawn.randint(1, 40), text=text)
+
+    method = ds.Method(
+        ds.strategies.integrated(explore=2),
+        ds.policies.opportunity_cost(),
+        ds.votes.majority(),
+        ds.Schedule(first_round=1, concurrent=8),
+        "made-up",
+        ds.cancelling.tail(),
+    )
+    queries = [Query(id, (Message("user", f"{id}?"),)) for id in ids]
+    problems = tuple(Problem(query, "7") for query in queries)
+    task = Task("made-up", "number", problems)
+    budget = ds.Budget(samples=samples)
+    ds.run(task, Model(8, 0, answer).sampler, method, budget, workdir)
+    return workdir / "report.html"
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Bars; the first question has a hostile name."""
+    ids = [HOSTILE[1], *(f"q{n}" for n in range(1, 12))]
+    return run_in_time(tmp_path_factory.mktemp("few"), ids, 60)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """More questions than bars have room for."""
+    ids = [f"q{n}" for n in range(130)]
+    return run_in_time(tmp_path_factory.mktemp("many"), ids, 200)
+
+
+CAPTION = "document.querySelector('#allocation .cell').textContent"
+SAMPLES_ON = "document.querySelector('.sample.on .number').textContent"
+
+
+def test_bars_over_time(browser, few):
+    browser.open(few)
+    title = browser.run("document.querySelector('#allocation h2').textContent")
+    assert title == "Allocation over time"
+    boxes = "document.querySelectorAll('.bars .bar')"
+    assert browser.run(f"{boxes}.length") == 60
+    kinds = browser.run(f"[...{boxes}].map((box) => box.classList.value)")
+    assert {"bar end", "bar chain end"} < {*kinds}
+    assert any("cancel" in kind for kind in kinds)
+    labels = browser.run("document.querySelector('#curves').textContent")
+    assert "decode steps" in labels
+    assert "in the order in which they ended" in labels
+    text = browser.run("document.querySelector('#allocation').textContent")
+    assert "At most 8 samples were under way at once" in text
+    assert browser.run("window.hit") is None and browser.complaints() == []
+
+
+def test_keys_and_clicks_lead_from_a_bar_to_its_sample(browser, few):
+    browser.open(few)
+    browser.run("document.querySelector('.bars').focus()")
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight", "ArrowLeft"):
+        browser.press(key)
+    told = browser.run(CAPTION)
+    id, number = told.partition(":")[0].split(", ")[:2]
+    assert number.split()[:2] == ["sample", "1"] and "granted at" in told
+    browser.press("Enter")
+    assert chosen(browser) == id and browser.run(SAMPLES_ON) == "#1"
+    click_on = "dispatchEvent(new MouseEvent('click', { bubbles: true }))"
+    browser.run(f"document.querySelector('.bar.cancel').{click_on}")
+    told = browser.run(CAPTION)
+    assert "cancelled at" in told and chosen(browser) == told.split(", ")[0]
+    card = browser.run("document.querySelector('.sample.on').textContent")
+    assert "granted at" in card and "cancelled at" in card
+    rows = browser.run("document.querySelector('.detail details').textContent")
+    assert "in decode steps" in rows and "cancelled" in rows
+    vote = browser.run("document.querySelector('.detail p').textContent")
+    assert "more were cancelled" in vote
+
+
+def test_many_questions_are_cells_over_time(browser, many):
+    browser.open(many)
+    assert browser.run("document.querySelector('.bars')") is None
+    canvases = "document.querySelectorAll('#allocation canvas')"
+    assert browser.run(f"{canvases}.length") == 2
+    browser.run(f"{canvases}[0].focus()")
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        browser.press(key)
+    told = browser.run(CAPTION)
+    assert "samples granted" in told and "cancelled" in told
+    browser.press("Enter")
+    assert chosen(browser) == told.split(", ")[0]
+    height = browser.run(f"{canvases}[0].getBoundingClientRect().height")
+    assert 130 <= height <= 640
+
+
+def test_runs_with_and_without_rounds_on_a_page(browser, few, tmp_path):
+    """A run in rounds has no curve over steps, and its own allocation."""
+    recorded = reporting.read_run(few.parent, "async")
+    ids = [*recorded.references]
+    row = {
+        "grants": dict.fromkeys(ids, 2),
+        "uncertainty": dict.fromkeys(ids, 1),
+    }
+    kept = [s for s in recorded.samples if s.finish_reason == "stop"]
+    in_rounds = recorded._replace(
+        name="rounds", samples=kept, rounds=[row, row], events=()
+    )
+    compare = lambda a, b, kind: "equal" if a == b else "different"
+    graded = [grade_run(run, compare) for run in (in_rounds, recorded)]
+    file = tmp_path / "page.html"
+    file.write_text(page(report(graded)), encoding="utf-8")
+    browser.open(file)
+    title = browser.run("document.querySelector('#allocation h2').textContent")
+    assert title == "Allocation over rounds and time"
+    curves = "document.querySelectorAll('#curves svg')"
+    lines = browser.run(
+        f"[...{curves}].map((s) => s.querySelectorAll('g').length)"
+    )
+    assert lines == [2, 2, 2, 1]
+    for name in ("rounds", "async"):
+        click(browser, ".detail button", name)
+        asked = browser.run("document.querySelector('.detail').textContent")
+        assert ("granted at" in asked) == (name == "async")
+        assert ("Its rounds" in asked) == (name == "rounds")
+    assert browser.complaints() == []

@@ -125,6 +125,8 @@ function show(r, id, row = null) {
 
 const letter = (own) => own < 0 ? "?" : own < 26 ? String.fromCharCode(65 + own) : `${own + 1}`;
 
+const cancelled = (found, i) => found.finish[i] === "cancelled";
+
 function chip(found, own, answer) {
   return node("span", {
     class: `chip ${classColour(own)}${own < 0 ? " none" : ""}`, title: answer ?? "no answer",
@@ -134,7 +136,9 @@ function chip(found, own, answer) {
 
 function tally(found) {
   const votes = new Map();
-  for (const own of found.ids) votes.set(own, (votes.get(own) ?? 0) + 1);
+  found.ids.forEach((own, i) => {
+    if (!cancelled(found, i)) votes.set(own, (votes.get(own) ?? 0) + 1);
+  });
   const ordered = [...votes].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
   const bar = node("div", { class: "tally", "aria-hidden": "true" });
   for (const [own, count] of ordered) {
@@ -147,8 +151,10 @@ function tally(found) {
   ordered.length > 12 ? node("span", { class: "muted" }, `and ${ordered.length - 12} more`) : null));
 }
 
-// Samples as nodes, a block for each round, lines to what each chain held.
+// Samples as nodes, a block for each round, lines to what each chain held;
+// without rounds, a block of those that were granted in turn, one of the others.
 function graph(found) {
+  const block = (round) => !found.granted ? `round ${round}` : round ? "by the policy" : "in turn";
   const [gap, high] = [30, 8];
   const at = [];
   const labels = [];
@@ -157,7 +163,7 @@ function graph(found) {
     if (round !== last) {
       if (last !== null) x += gap * 1.6;
       [last, filled] = [round, 0];
-      labels.push(svg("text", { x: x - 8, y: 10 }, `round ${round}`));
+      labels.push(svg("text", { x: x - 8, y: 10 }, block(round)));
     } else if (filled % high === 0) x += gap;
     at[i] = [x, 26 + gap * 0.8 * (filled % high)];
     filled += 1;
@@ -173,10 +179,12 @@ function graph(found) {
     }));
   }));
   const dots = at.map(([cx, cy], i) => svg("g", {
-    class: `${classColour(found.ids[i])} ${found.ids[i] < 0 ? "hollow" : "filled"}`,
+    class: `${classColour(found.ids[i])} ${found.ids[i] < 0 ? "hollow" : "filled"}` +
+      (cancelled(found, i) ? " cancelled" : ""),
     "data-sample": i, click: () => sample(i),
   }, svg("circle", { cx, cy, r: 9 }), svg("text", { x: cx, y: cy + 3 }, `${found.index[i]}`),
-  svg("title", {}, `sample ${found.index[i]}: ${found.answer[i] ?? "no answer"}`)));
+  svg("title", {}, `sample ${found.index[i]}: ` +
+    (cancelled(found, i) ? "cancelled" : found.answer[i] ?? "no answer"))));
   return node("div", { class: "graph" }, svg("svg",
     { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Samples and their chains" },
     ...labels, ...edges, ...dots));
@@ -198,11 +206,13 @@ function card(found, children, i) {
     } }, `show all ${found.text[i].length} characters`);
   }
   const finish = found.finish[i];
+  const when = !found.granted ? `round ${found.round[i]}`
+    : `granted at ${found.granted[i]}, ${cancelled(found, i) ? "cancelled" : "ended"} at ${found.ended[i]}`;
   return node("div", { class: "card sample", tabindex: -1 },
     node("div", { class: "row" },
       node("span", { class: "number" }, `#${found.index[i]}`),
-      chip(found, found.ids[i], found.answer[i]),
-      node("span", { class: "muted" }, `round ${found.round[i]}, ${found.new[i]} tokens, ` +
+      cancelled(found, i) ? null : chip(found, found.ids[i], found.answer[i]),
+      node("span", { class: "muted" }, `${when}, ${found.new[i]} tokens, ` +
         `${found.prompt[i] - found.cached[i]} of its prompt` +
         (found.confidence[i] === null ? "" : `, confidence ${fixed(found.confidence[i])}`)),
       finish === "stop" ? null : node("span", { class: "bad" }, finish),
@@ -221,6 +231,24 @@ function sample(i) {
   for (const one of parts.detail.querySelectorAll(own)) one.classList.add("on");
   cards[i].focus({ preventScroll: true });
   cards[i].scrollIntoView({ block: "nearest" });
+}
+
+// Goes to a sample of the shown question, by its index.
+const sampleOf = (index) =>
+  sample(details(state.run, state.found[state.at]).index.indexOf(index));
+
+// When the samples of a question were granted, and what became of them.
+function timesOf(found) {
+  const { unit } = runs[state.run].time;
+  const place = found.granted.map((_, i) => i)
+    .sort((i, j) => found.granted[i] - found.granted[j] || found.index[i] - found.index[j]);
+  return node("details", {},
+    node("summary", {}, `Its samples over time, in ${unit}`),
+    table(["sample", "granted", "ended", "tokens", "chain of", ""], place.map((i) => [
+      node("button", { class: "link", click: () => sample(i) }, `#${found.index[i]}`),
+      `${found.granted[i]}`, `${found.ended[i]}`, `${found.new[i]}`,
+      found.parents[i].map((p) => `#${found.index[p]}`).join(" ") || "–",
+      cancelled(found, i) ? "cancelled" : found.finish[i] === "stop" ? "" : found.finish[i]])));
 }
 
 function roundsOf(id) {
@@ -263,10 +291,11 @@ function detail() {
     node("div", { class: "question" }, row.text || "(The text was not recorded.)"),
     node("p", {}, "reference ", node("b", {}, row.reference), ", vote ",
       node("b", { class: one.right ? "good" : "bad" }, `${one.answer ?? "none"} ${one.right ? "✓" : "✗"}`),
-      ` (${percent(one.share, 0)} of ${one.samples} samples agree; ${one.chains} had chains)`),
+      ` (${percent(one.share, 0)} of ${one.samples} samples agree; ${one.chains} had chains` +
+      (one.cancelled ? `; ${one.cancelled} more were cancelled)` : ")")),
     tally(found),
     found.ids.length ? graph(found) : null,
-    roundsOf(row.id),
+    found.granted ? timesOf(found) : roundsOf(row.id),
     ...found.ids.map((_, i) => card(found, children, i)),
   ].filter(Boolean));
 }

@@ -55,18 +55,28 @@ function linearTicks(low, high) {
   return ticks;
 }
 
-// series: [{name, x, y, low, high, colour, dashed}], x above 0.
-function curveChart(series, label, binary) {
+// From 0 in round whole steps, at most seven of them.
+function wholeTicks(high) {
+  let step = 1;
+  for (let ten = 1; high / step > 6; ten *= 10)
+    step = [1, 2, 5, 10].map((m) => m * ten).find((s) => high / s <= 6) ?? step;
+  return Array.from({ length: Math.floor(high / step) + 1 }, (_, i) => i * step);
+}
+
+// series: [{name, x, y, low, high, colour, dashed}], x above 0; scale: binary
+// or decimal, both logarithmic, or linear.
+function curveChart(series, label, scale) {
   const [W, H, left, right, top, bottom] = [360, 250, 42, 10, 8, 36];
   const xs = series.flatMap((s) => s.x);
   const lows = series.flatMap((s) => s.low);
   const highs = series.flatMap((s) => s.high);
   let [x0, x1] = [Math.min(...xs), Math.max(...xs)];
   if (x1 <= x0) [x0, x1] = [x0 / 1.5, x1 * 1.5];
+  const linear = scale === "linear";
   const y1 = Math.max(Math.ceil(20 * Math.max(...highs)) / 20, 0.05);
   const y0 = Math.max(0, Math.min(Math.floor(20 * Math.min(...lows)) / 20, y1 - 0.05));
-  const X = (x) =>
-    left + (Math.log(x / x0) / Math.log(x1 / x0)) * (W - left - right);
+  const X = (x) => left + (W - left - right) *
+    (linear ? x / x1 : Math.log(x / x0) / Math.log(x1 / x0));
   const Y = (y) => top + ((y1 - y) / (y1 - y0)) * (H - top - bottom);
   const chart = svg("svg", {
     viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `Accuracy against ${label}`,
@@ -76,7 +86,7 @@ function curveChart(series, label, binary) {
       svg("path", { class: "axis", d: `M${left} ${Y(y)}H${W - right}` }),
       svg("text", { x: left - 6, y: Y(y) + 4, "text-anchor": "end" }, percent(y, 0)),
     );
-  for (const x of logTicks(x0, x1, binary))
+  for (const x of linear ? wholeTicks(x1) : logTicks(x0, x1, scale === "binary"))
     chart.append(
       svg("path", { class: "axis", d: `M${X(x)} ${H - bottom}v4` }),
       svg("text", { x: X(x), y: H - bottom + 16, "text-anchor": "middle" }, short(x)),
@@ -138,11 +148,50 @@ const redraws = [];
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
   redraws.forEach((redraw) => redraw()));
 
-// A cell for each round (down) and question (across); describe and chosen get
-// (round, column). values are in [0, 1].
-function heatMap(values, label, describe, chosen) {
+const within = (place, count) => Math.max(0, Math.min(count - 1, place));
+
+// Cells of a figure, in rows, that a reader points at, or goes through with the
+// arrow keys; a click, a second tap or Enter chooses one. at(event) is a
+// [row, column], or null beside all cells; columns(row) says how many there are.
+function readable(figure, at, rows, columns, describe, chosen) {
+  let cell = [0, 0], touched = "", finger = false;
+  const read = (event) => {
+    const found = at(event);
+    if (found) describe(...(cell = found));
+    return found;
+  };
+  figure.addEventListener("pointermove", read);
+  figure.addEventListener("pointerdown", (event) => {
+    finger = event.pointerType === "touch";
+  });
+  figure.addEventListener("focus", () => describe(...cell));
+  figure.addEventListener("click", (event) => {
+    if (!read(event)) return;
+    // a finger reads a cell first, and opens it by a second tap
+    const open = !finger || touched === `${cell}`;
+    touched = `${cell}`;
+    if (open) chosen(...cell);
+  });
+  figure.addEventListener("keydown", (event) => {
+    const steps = {
+      ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
+    };
+    const step = steps[event.key];
+    if (event.key === "Enter") chosen(...cell);
+    if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    const row = within(cell[0] + step[0], rows);
+    cell = [row, within(cell[1] + step[1], columns(row))];
+    describe(...cell);
+  });
+}
+
+// A cell for each row and column; describe and chosen get both. values are in
+// [0, 1]. A cell is as high as there is room, at least so many pixels as least
+// says; all of them may be squeezed into most.
+function heatMap(values, label, describe, chosen, { room = 320, least = 4, most = Infinity } = {}) {
   const rows = values.length, columns = values[0].length;
-  const height = Math.max(4, Math.min(22, Math.floor(320 / rows)));
+  const height = Math.max(least, Math.min(22, Math.floor(room / rows)));
   const canvas = node("canvas", { role: "img", tabindex: 0, "aria-label": label });
   const draw = () => {
     const style = getComputedStyle(document.documentElement);
@@ -150,49 +199,24 @@ function heatMap(values, label, describe, chosen) {
     const width = Math.ceil(1200 / columns);
     canvas.width = columns * width;
     canvas.height = rows * height;
-    canvas.style.height = `${rows * height}px`;
+    canvas.style.height = `${Math.min(most, rows * height)}px`;
     const pen = canvas.getContext("2d");
     pen.fillStyle = colour("--soft");
     pen.fillRect(0, 0, canvas.width, canvas.height);
     pen.fillStyle = colour("--accent");
-    const gap = width > 6 ? 1 : 0;
+    const [across, down] = [width > 6 ? 1 : 0, height > 3 ? 1 : 0];
     values.forEach((row, r) => row.forEach((value, q) => {
       pen.globalAlpha = value;
-      pen.fillRect(q * width, r * height, width - gap, height - 1);
+      pen.fillRect(q * width, r * height, width - across, height - down);
     }));
   };
-  const within = (place, count) => Math.max(0, Math.min(count - 1, place));
-  const cell = (event) => {
+  const at = (event) => {
     const box = canvas.getBoundingClientRect();
     const place = (share, count) => within(Math.floor(share * count), count);
     return [place((event.clientY - box.top) / box.height, rows),
       place((event.clientX - box.left) / box.width, columns)];
   };
-  let at = [0, 0], touched = "", finger = false;
-  canvas.addEventListener("pointermove", (event) => describe(...(at = cell(event))));
-  canvas.addEventListener("pointerdown", (event) => {
-    finger = event.pointerType === "touch";
-  });
-  canvas.addEventListener("focus", () => describe(...at));
-  canvas.addEventListener("click", (event) => {
-    at = cell(event);
-    describe(...at);
-    // a finger reads a cell first, and opens it by a second tap
-    const open = !finger || touched === `${at}`;
-    touched = `${at}`;
-    if (open) chosen(...at);
-  });
-  canvas.addEventListener("keydown", (event) => {
-    const steps = {
-      ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
-    };
-    const step = steps[event.key];
-    if (event.key === "Enter") chosen(...at);
-    if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
-    event.preventDefault();
-    at = [within(at[0] + step[0], rows), within(at[1] + step[1], columns)];
-    describe(...at);
-  });
+  readable(canvas, at, rows, () => columns, describe, chosen);
   redraws.push(draw);
   draw();
   return canvas;

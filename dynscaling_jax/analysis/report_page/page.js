@@ -40,7 +40,7 @@ const SECTIONS = [
     several ? "Where runs differ" : "Where votes go wrong",
     several ? differences : outcomes],
   ["diagnostics", "Diagnostics", "Diagnostics", diagnostics],
-  ["allocation", "Allocation", "Allocation over rounds",
+  ["allocation", "Allocation", `Allocation over ${courses()}`,
     (place) => place.append(...runs.map(allocationOf))],
   ["calibration", "Calibration", "Calibration", each(calibrationOf)],
   ["chains", "Chains", "What samples make of their chains", each(chainsOf)],

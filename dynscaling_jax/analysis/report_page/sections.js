@@ -43,8 +43,9 @@ function runDetails(run) {
   const s = run.summary;
   return facts([
     ["method", [s.strategy, s.policy, s.vote].filter(Boolean).join(" × ") || "not recorded"],
-    ["samples", `${s.samples} in ${count(run.allocation.rounds.length, "round")}; ` +
-      `${s.unparsed ?? 0} without an answer, ${s.failed ?? 0} failed`],
+    ["samples", `${s.samples} in ${run.time ? courseOf(run.time) : count(run.allocation.rounds.length, "round")}; ` +
+      `${s.unparsed ?? 0} without an answer, ${s.failed ?? 0} failed` +
+      (run.time?.cancelled ? `, ${run.time.cancelled} cancelled` : "")],
     ["tokens", `${short(s.new_tokens ?? null)} new, ` +
       `${short((s.prompt_tokens ?? 0) - (s.cached_tokens ?? 0))} of prompts, ` +
       `${short(s.cached_tokens ?? null)} cached`],
@@ -77,7 +78,8 @@ function sideBySide(place) {
       "right: votes that equal the reference. one sample: share of single samples " +
       "that do. oracle: questions with a right sample, which a perfect verifier would " +
       "answer. samples and tokens: a question; prompts count, what the cache held does " +
-      "not." + (several ? " points ahead: on the questions that both were asked, with " +
+      "not." + (runs.some((run) => run.time?.cancelled)
+        ? " Cancelled samples count in samples and tokens alone." : "") + (several ? " points ahead: on the questions that both were asked, with " +
       "the paired bootstrap's 95% interval and the p of McNemar's exact test, which " +
       "Holm's method corrects for the number of runs." : "")),
     node("details", {}, node("summary", {}, "What each run was"),
@@ -126,19 +128,25 @@ function diagnostics(place) {
 }
 
 function curves(place) {
+  const units = [...new Set(runs.filter((run) => run.time).map((run) => run.time.unit))];
   const axes = [
-    ["samples", "samples a question", true],
-    ["tokens", "tokens a question, prompt and new", false],
-    ["flops", "FLOPs a question", false],
+    ["samples", "samples a question", "binary"],
+    ["tokens", "tokens a question, prompt and new", "decimal"],
+    ["flops", "FLOPs a question", "decimal"],
+    ...units.map((unit) => ["steps", unit, "linear"]),
   ];
-  const charts = axes.map(([axis, label, binary]) => {
-    const series = runs.map((run, r) => ({
-      name: run.name, x: run.curve[axis], y: run.curve.accuracy,
-      low: run.curve.low, high: run.curve.high, colour: runColour(r),
-      dashed: r > 7,
-    })).filter((s) => s.x.length && s.x[0] > 0);
+  const curveOf = (run, axis, label) => axis !== "steps" ? run.curve
+    : run.time?.unit === label ? run.time.curve : { steps: [] };
+  const charts = axes.map(([axis, label, scale]) => {
+    const series = runs.map((run, r) => {
+      const curve = curveOf(run, axis, label);
+      return {
+        name: run.name, x: curve[axis], y: curve.accuracy, low: curve.low, high: curve.high,
+        colour: runColour(r), dashed: r > 7,
+      };
+    }).filter((s) => s.x.length && s.x[0] > 0);
     return node("div", { class: "card" }, series.length
-      ? curveChart(series, label, binary)
+      ? curveChart(series, label, scale)
       : node("p", { class: "muted" }, `${label}: not recorded`));
   });
   const legend = several
@@ -146,22 +154,36 @@ function curves(place) {
       node("span", {}, swatch(r), run.name))) : "";
   place.append(
     node("p", { class: "note" },
-      "The majority over growing prefixes of the recorded samples: round after " +
-      "round, and within a round the first sample of every question before the " +
-      "second of any. A question without a sample so far counts as wrong. The band " +
+      `The majority over growing prefixes of the recorded samples: ${prefixes()}. ` +
+      "A question without a sample so far counts as wrong. The band " +
       "is the 95% percentile bootstrap over questions " +
       `(${report.draws} resamples): how sure the accuracy is for other questions ` +
       "of the kind, not for other samples."),
     legend, node("div", { class: "cards" }, ...charts));
 }
 
+function prefixes() {
+  const inRounds = "round after round, and within a round the first sample of every " +
+    "question before the second of any";
+  const inTime = "in the order in which they ended; cancelled ones cost tokens and " +
+    "have no vote";
+  if (runs.every((run) => !run.time)) return inRounds;
+  if (runs.every((run) => run.time)) return inTime;
+  return `${inRounds}; where there are no rounds, ${inTime}`;
+}
+
+// Of numbers by question, the questions with the largest first.
+const mostFirst = (total) =>
+  total.map((_, q) => q).sort((p, q) => total[q] - total[p] || p - q);
+
 function allocationOf(run, r) {
+  if (run.time) return allocationInTime(run, r);
   const a = run.allocation;
   if (a.rounds.length < 2)
     return node("div", {}, heading(r), node("p", {},
       "There was one round: nothing was learnt in it for another."));
   const total = a.ids.map((_, q) => a.grants.reduce((sum, row) => sum + row[q], 0));
-  const order = a.ids.map((_, q) => q).sort((p, q) => total[q] - total[p] || p - q);
+  const order = mostFirst(total);
   const most = Math.max(1, ...a.grants.map((row) => Math.max(...row)));
   const caption = node("p", { class: "note cell", "aria-live": "polite" },
     "Point at a cell to read it, or go there with the arrow keys; a click, a second " +
