@@ -58,11 +58,17 @@ def report(runs: Sequence[GradedRun]) -> dict[str, Any]:
             rows.setdefault(key, [None] * len(runs))[r] = question
     lengths = [len(s.text) for one in runs for s in one.recorded.samples]
     limit = _fair_limit(lengths, TEXT)
-    flights = [timeline.by_question(run.recorded) for run in runs]
+    found = [timeline.flights(run.recorded) for run in runs]
+    flights = [
+        timeline.by_question(run.recorded, own)
+        for run, own in zip(runs, found, strict=True)
+    ]
     return {
         "runs": [
-            _run(run, difference)
-            for run, difference in zip(runs, _differences(runs), strict=True)
+            _run(run, difference, own)
+            for run, difference, own in zip(
+                runs, _differences(runs), found, strict=True
+            )
         ],
         "questions": [
             {
@@ -89,8 +95,12 @@ def report(runs: Sequence[GradedRun]) -> dict[str, Any]:
     }
 
 
-def _run(run: GradedRun, difference: dict[str, Any] | None) -> dict[str, Any]:
-    run = timeline.in_order_of_ends(run)
+def _run(
+    run: GradedRun,
+    difference: dict[str, Any] | None,
+    flights: Sequence[Flight],
+) -> dict[str, Any]:
+    run = timeline.in_order_of_ends(run, flights)
     found = diagnostics(run)
     samples = run.recorded.samples
     tokens = sum(
@@ -110,7 +120,7 @@ def _run(run: GradedRun, difference: dict[str, Any] | None) -> dict[str, Any]:
             {**finite(one._asdict()), "crossed": bool(one.crossed)}
             for one in found
         ],
-        "curve": curve(run),
+        "curve": curve(run, flights),
         "allocation": allocation(run),
         "calibration": calibration(run),
         "chain_usage": [
@@ -118,7 +128,7 @@ def _run(run: GradedRun, difference: dict[str, Any] | None) -> dict[str, Any]:
             for one in chain_usage(run)
         ],
         "corrupted": run.corrupted,
-        **({"time": over_time(run)} if run.recorded.events else {}),
+        **({"time": over_time(run, flights)} if run.recorded.events else {}),
     }
 
 
@@ -148,20 +158,29 @@ def losses(run: GradedRun, difference: dict[str, Any] | None) -> list[str]:
     return found
 
 
-def curve(run: GradedRun) -> dict[str, list[float | None]]:
+def curve(
+    run: GradedRun, flights: Sequence[Flight] = ()
+) -> dict[str, list[float | None]]:
     """Computes the accuracy of the majority of growing sets of samples.
 
     Samples count in the order of `waves`. A question without a sample so far
     counts as wrong. low and high are the 95% percentile bootstrap over
     questions.
 
+    Args:
+        run: without rounds, its samples in the order of their ends.
+        flights: of a run without rounds.
+
     Returns:
         samples, tokens (prompt, less what the cache held, and completion)
         and flops, each a question; accuracy, low, high; all [M]. A wave ends
         at each.
     """
-    bought = waves(run)
-    kept = np.geomspace(1, max(len(bought), 1), POINTS)
+    bought = waves(run, flights)
+    last = max(len(bought), 1)
+    # one by one, from about one of each question on, as a first wave is
+    first = min(len(run.questions), last) if flights else 1
+    kept = np.geomspace(first, last, POINTS)
     return _curve(run, bought, kept.round().astype(int).tolist())
 
 
@@ -197,14 +216,16 @@ def _curve(
     }
 
 
-def waves(run: GradedRun) -> list[list[tuple[int, Sample]]]:
+def waves(
+    run: GradedRun, flights: Sequence[Flight] = ()
+) -> list[list[tuple[int, Sample]]]:
     """Orders all samples, with their questions, as a growing budget buys them.
 
     Round after round, and within a round the first sample of every question
     before the second of any. Without rounds one by one, as they ended.
     """
-    if run.recorded.events:
-        return [[one] for one in timeline.ended(run)]
+    if flights:
+        return [[(f.q, f.sample)] for f in flights if f.sample]
     by_wave: dict[tuple[int, int], list[tuple[int, Sample]]] = {}
     for q, question in enumerate(run.questions):
         rank = Counter[int]()
@@ -215,23 +236,23 @@ def waves(run: GradedRun) -> list[list[tuple[int, Sample]]]:
     return [by_wave[wave] for wave in sorted(by_wave)]
 
 
-def over_time(run: GradedRun) -> dict[str, Any]:
+def over_time(run: GradedRun, flights: Sequence[Flight]) -> dict[str, Any]:
     """Tells what happened when, in a run without rounds.
 
     Args:
         run: its samples in the order of their ends.
+        flights: of its samples.
 
     Returns:
         What timeline.timeline does, and curve: of some steps the accuracy,
         with low and high, of the majority of what had ended by then.
     """
-    found = timeline.timeline(run)
-    over = timeline.flights(run.recorded)
-    ends = [flight.end for flight in over if flight.end is not None]
+    found = timeline.timeline(run, flights)
+    ends = [flight.end for flight in flights if flight.end is not None]
     steps = [t for t in timeline.grid(found["steps"]) if ends and t >= ends[0]]
     number = [bisect.bisect_right(ends, step) for step in steps]
     kept = sorted({*number})
-    curve = _curve(run, waves(run), kept)
+    curve = _curve(run, waves(run, flights), kept)
     at = [kept.index(n) for n in number]
     columns = {
         name: [curve[name][n] for n in at]

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dynscaling_jax.analysis.graded import (
@@ -52,11 +53,14 @@ def flights(run: RecordedRun) -> list[Flight]:
     """Reads the events of a run: a flight for each grant.
 
     They come in the order in which they were over; then those that were left.
+    A run in rounds has none.
 
     Raises:
         ValueError: a row that is no event, or not of this run's samples; a
             sample that no event ends.
     """
+    if not run.events:
+        return []
     places = {id: q for q, id in enumerate(run.references)}
     samples = {(places[s.query_id], s.index): s for s in run.samples}
     under_way: dict[tuple[int, int], Flight] = {}
@@ -76,7 +80,7 @@ def flights(run: RecordedRun) -> list[Flight]:
             _check(kind in ("end", "cancel"), f"there is no {shown(kind)}")
             _check(key in under_way, "its sample is not under way")
             _check(key in samples, "samples.jsonl has no such sample")
-            own = under_way.pop(key)._replace(end=now, sample=samples[key])
+            own = Flight(*under_way.pop(key)[:4], now, samples[key])
             _check(own.kind == kind, f"samples.jsonl says {own.kind}")
             over[key] = own
         except (KeyError, TypeError, ValueError) as error:
@@ -102,26 +106,20 @@ def _check(right: bool, error: str) -> None:
         raise ValueError(error)
 
 
-def by_question(run: RecordedRun) -> dict[str, list[Flight]]:
+def by_question(
+    run: RecordedRun, found: Sequence[Flight]
+) -> dict[str, list[Flight]]:
     """The flights of each question by index; {} of a run in rounds."""
     if not run.events:
         return {}
     ids = [*run.references]
-    found: dict[str, list[Flight]] = {id: [] for id in ids}
-    for flight in sorted(flights(run), key=operator.attrgetter("index")):
-        found[ids[flight.q]].append(flight)
-    return found
+    own: dict[str, list[Flight]] = {id: [] for id in ids}
+    for flight in sorted(found, key=operator.attrgetter("index")):
+        own[ids[flight.q]].append(flight)
+    return own
 
 
-def ended(run: GradedRun) -> list[tuple[int, Sample]]:
-    """The samples, with their questions, in the order in which they ended.
-
-    Those that were cancelled are among them.
-    """
-    return [(f.q, f.sample) for f in flights(run.recorded) if f.sample]
-
-
-def in_order_of_ends(run: GradedRun) -> GradedRun:
+def in_order_of_ends(run: GradedRun, found: Sequence[Flight]) -> GradedRun:
     """Orders the samples of each question as they ended, without rounds.
 
     Answers are numbered anew, as first seen. So prefixes of the samples, and
@@ -129,7 +127,7 @@ def in_order_of_ends(run: GradedRun) -> GradedRun:
     """
     if not run.recorded.events:
         return run
-    rank = {(q, s.index): n for n, (q, s) in enumerate(ended(run))}
+    rank = {(f.q, f.index): n for n, f in enumerate(found)}
     questions = []
     for q, question in enumerate(run.questions):
         rank_N = [rank[q, sample.index] for sample in question.samples]
@@ -178,11 +176,12 @@ def with_cancelled(
     )
 
 
-def timeline(run: GradedRun) -> dict[str, Any]:
+def timeline(run: GradedRun, found: Sequence[Flight]) -> dict[str, Any]:
     """Tells who got how much when, and how uncertain it was then.
 
     Args:
         run: without rounds, its samples in the order of their ends.
+        found: its flights.
 
     Returns:
         unit, of which steps are; steps, the last one of the run; last_grant,
@@ -196,7 +195,6 @@ def timeline(run: GradedRun) -> dict[str, Any]:
         question, index, start, end, kind, whether it read a chain, and the
         lane that it lies in, one by one; lanes [Q]; None where they are many.
     """
-    found = flights(run.recorded)
     steps = run.recorded.events[-1]["step"]
     start_S = np.array([f.start for f in found], np.int64)
     end_S = np.array([steps if f.end is None else f.end for f in found])
@@ -289,7 +287,9 @@ def _uncertainty(run: GradedRun, count_BQ: np.ndarray) -> np.ndarray:
         answer_QN[q, : len(question.samples)] = question.answer_N
     of_all = jax.vmap(ENTROPY)
     return np.asarray(
-        jax.lax.map(lambda count_Q: of_all(answer_QN, count_Q), count_BQ)
+        jax.lax.map(
+            lambda count_Q: of_all(jnp.asarray(answer_QN), count_Q), count_BQ
+        )
     )
 
 

@@ -109,15 +109,16 @@ def test_a_majority_is_that_of_the_order_of_ends(run):
     """b/1 says 5 and ends before b/0, which says 4: the run broke the tie for
     5, and by index it would be 4."""
     judged = grade_run(run, compare)
-    ordered = timeline.in_order_of_ends(judged)
+    flights = timeline.flights(run)
+    ordered = timeline.in_order_of_ends(judged, flights)
     assert judged.questions[1].answers == ("4", "5")
     assert ordered.questions[1].answers == ("5", "4")
     assert ordered.questions[1].right == {0}
-    assert timeline.in_order_of_ends(ordered) == ordered
-    found = curve(ordered)
-    assert found["samples"] == [0.5, 1, 1.5, 2, 2.5]
-    assert found["tokens"] == [13, 31, 59, 82, 100]  # that of the cancelled too
-    assert found["accuracy"] == [0.5, 1, 1, 1, 1]
+    assert timeline.in_order_of_ends(ordered, flights) == ordered
+    found = curve(ordered, flights)  # from one sample a question on
+    assert found["samples"] == [1, 1.5, 2, 2.5]
+    assert found["tokens"] == [31, 59, 82, 100]  # that of the cancelled too
+    assert found["accuracy"] == [1, 1, 1, 1]
 
 
 def test_time_is_counted_in_bins(run):

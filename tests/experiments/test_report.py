@@ -23,11 +23,11 @@ def answer(request):
 def done(tmp_path_factory):
     method = ds.Method(
         ds.strategies.integrated(explore=2),
-        ds.policies.opportunity_cost(),
+        ds.policies.uniform(),
         ds.votes.majority(),
         ds.Schedule(first_round=2, concurrent=5),
         "made-up",
-        ds.cancelling.tail(),
+        ds.cancelling.posterior(0.8),
     )
     problems = tuple(Problem(query, "7") for query in queries(6))
     return ds.run(

@@ -292,7 +292,7 @@ function detail() {
     node("p", {}, "reference ", node("b", {}, row.reference), ", vote ",
       node("b", { class: one.right ? "good" : "bad" }, `${one.answer ?? "none"} ${one.right ? "✓" : "✗"}`),
       ` (${percent(one.share, 0)} of ${one.samples} samples agree; ${one.chains} had chains` +
-      (one.cancelled ? `; ${one.cancelled} more were cancelled)` : ")")),
+      (one.cancelled ? `; ${one.cancelled} more cancelled)` : ")")),
     tally(found),
     found.ids.length ? graph(found) : null,
     found.granted ? timesOf(found) : roundsOf(row.id),

@@ -132,8 +132,8 @@ function curves(place) {
   const axes = [
     ["samples", "samples a question", "binary"],
     ["tokens", "tokens a question, prompt and new", "decimal"],
-    ["flops", "FLOPs a question", "decimal"],
     ...units.map((unit) => ["steps", unit, "linear"]),
+    ["flops", "FLOPs a question", "decimal"],
   ];
   const curveOf = (run, axis, label) => axis !== "steps" ? run.curve
     : run.time?.unit === label ? run.time.curve : { steps: [] };

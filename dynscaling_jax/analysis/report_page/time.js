@@ -66,8 +66,8 @@ function barChart(t, ids, order, left, describe, chosen) {
     rows[q].forEach((bar, column) => {
       const x = X(bar.start);
       const box = svg("rect", {
-        class: `bar ${kindOf(bar)}`, x: x + 0.5, y: y + lane * bar.lane + 0.5,
-        width: Math.max(1, X(bar.end) - x - 1), height: lane - 1,
+        class: `bar ${kindOf(bar)}`, x: x + 1, y: y + lane * bar.lane + 0.5,
+        width: Math.max(0.5, X(bar.end) - x - 2), height: lane - 1.5,
       });
       drawn.set(box, [row, column]);
       chart.append(box);
@@ -154,12 +154,11 @@ function allocationInTime(run, r) {
   return node("div", { class: "card" }, heading(r),
     node("p", {}, timeText(t)),
     t.bars ? barLegend(t) : null,
-    inTime(underWayChart(t, left), ...figure),
+    inTime(underWayChart(t, left), ...figure), caption,
     node("p", { class: "note" }, "Uncertainty of the same over time, in " +
       `${count(t.grants.length, "bin")}: entropy of the answers that had ended before each, 0 to 1. ` +
       "The policy may score questions by something else."),
     inTime(map(t.uncertainty, "Uncertainty over time")),
-    caption,
     table([t.unit, "granted", "of a chain", "ended", "cancelled", "questions that got any",
       "their uncertainty", "that of the others"],
     t.bins.map((row, b) => [bin(b), ...[t.grants, t.chains, t.ends, t.cancels]
