@@ -28,7 +28,6 @@ BINS = 40  # of the time of a run, at most
 PARTS = 240  # of the curve of samples under way, at most
 LANES = 120  # of bars, above which a page shows bins alone
 LARGEST = 2**40  # steps: the sum over all samples stays exact
-ENTROPY = measure_by_name("entropy")
 
 
 class Flight(NamedTuple):
@@ -285,12 +284,14 @@ def _uncertainty(run: GradedRun, count_BQ: np.ndarray) -> np.ndarray:
     answer_QN = np.full((len(run.questions), slots), -1, np.int32)
     for q, question in enumerate(run.questions):
         answer_QN[q, : len(question.samples)] = question.answer_N
-    of_all = jax.vmap(ENTROPY)
-    return np.asarray(
-        jax.lax.map(
-            lambda count_Q: of_all(jnp.asarray(answer_QN), count_Q), count_BQ
-        )
-    )
+    return np.asarray(_entropies(jnp.asarray(answer_QN), jnp.asarray(count_BQ)))
+
+
+@jax.jit
+def _entropies(answer_QN: jax.Array, count_BQ: jax.Array) -> jax.Array:
+    """Bin by bin: all of them at once would fill the memory."""
+    of_all = jax.vmap(measure_by_name("entropy"))
+    return jax.lax.map(lambda count_Q: of_all(answer_QN, count_Q), count_BQ)
 
 
 def _bars(

@@ -1,6 +1,10 @@
 """The time of a run without rounds, worked by hand; rows that are no events."""
 
+import itertools
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dynscaling_jax.analysis import report as reports
 from dynscaling_jax.analysis import timeline
@@ -161,6 +165,53 @@ def test_bars_of_a_question_do_not_overlap(run):
         [1, 2, 30, 60, "cancel", True, 1],
         [0, 2, 60, 60, "left", False, 0],
     ]
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"), st.integers(0, 300), st.integers(1, 300)
+        ),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_what_holds_of_any_history(spans):
+    """Of (question, step of the grant, tokens)."""
+    index = {"a": itertools.count(), "b": itertools.count()}
+    spans = [(q, next(index[q]), at, new) for q, at, new in spans]
+    rows = [grant(at, n, q, i) for n, (q, i, at, _) in enumerate(spans)]
+    rows += [
+        over("end", at + new, n, q, i, new)
+        for n, (q, i, at, new) in enumerate(spans)
+    ]
+    rows.sort(key=lambda row: (row["step"], row["event"]))
+    made = RecordedRun(
+        "run", {"kind": "number"}, {"a": "1", "b": "1"}, {},
+        dict.fromkeys("ab", {"answer": "1", "right": True}),
+        [sample(q, i, "1", new) for q, i, _, new in spans],
+        (), rows,
+    )  # fmt: skip
+    found = report(made)["runs"][0]["time"]
+    under_way = [
+        sum(at <= step < at + new for _, _, at, new in spans)
+        for step in range(found["steps"])
+    ]
+    assert found["most"] == max(under_way)
+    assert found["mean"] == pytest.approx(sum(under_way) / found["steps"])
+    part = found["part"]
+    for p, mean in enumerate(found["under_way"]):
+        own = under_way[p * part : (p + 1) * part]
+        assert mean == pytest.approx(sum(own) / len(own), abs=0.01)
+    for name in ("grants", "ends"):
+        assert sum(map(sum, found[name])) == len(spans)
+    assert len(found["bins"]) <= timeline.BINS
+    for one, other in itertools.combinations(found["bars"], 2):
+        if all(one[name] == other[name] for name in ("question", "lane")):
+            apart = one["end"] <= other["start"] or other["end"] <= one["start"]
+            assert apart
+    assert found["curve"]["accuracy"][-1] == len({q for q, *_ in spans}) / 2
 
 
 def test_accuracy_against_steps(run):

@@ -19,8 +19,7 @@ def answer(request):
     return reply(request, None, drawn.randint(1, 40), text=text)
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def run(workdir, sampler):
     method = ds.Method(
         ds.strategies.integrated(explore=2),
         ds.policies.uniform(),
@@ -30,13 +29,14 @@ def done(tmp_path_factory):
         ds.cancelling.posterior(0.8),
     )
     problems = tuple(Problem(query, "7") for query in queries(6))
-    return ds.run(
-        Task("made-up", "number", problems),
-        Model(5, 0, answer).sampler,
-        method,
-        ds.Budget(samples=40),
-        tmp_path_factory.mktemp("run") / "async",
-    )
+    task = Task("made-up", "number", problems)
+    return ds.run(task, sampler, method, ds.Budget(samples=40), workdir)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "async"
+    return run(workdir, Model(5, 0, answer).sampler)
 
 
 def compare(a, b, kind):
@@ -51,8 +51,8 @@ def test_a_directory_says_what_the_run_did(tmp_path, done):
 def test_the_figures_of_a_run_add_up(done):
     recorded = read_run(done.workdir, "run")
     found = report([grade_run(recorded, compare)])
-    run, summary = found["runs"][0], done.summary
-    time = run["time"]
+    figures, summary = found["runs"][0], done.summary
+    time = figures["time"]
     assert time["unit"] == "decode steps" and time["steps"] == summary["steps"]
     assert time["most"] == 5 and time["left"] == 0
     assert time["cancelled"] == summary["cancelled"] > 0
@@ -67,11 +67,23 @@ def test_the_figures_of_a_run_add_up(done):
     under_way = sum(time["under_way"]) / len(time["under_way"])
     assert time["part"] == 1 and under_way == pytest.approx(time["mean"])
     # the majority of all that ended is the run's own vote
-    for curve in (run["curve"], time["curve"]):
+    for curve in (figures["curve"], time["curve"]):
         assert curve["accuracy"][-1] == pytest.approx(summary["accuracy"])
-    assert run["curve"]["samples"][-1] == pytest.approx(40 / 6, abs=1e-4)
+    assert figures["curve"]["samples"][-1] == pytest.approx(40 / 6, abs=1e-4)
     rows = [len(one["granted"]) for one in found["details"][0]]
     assert sum(rows) == 40
+
+
+def test_a_run_on_an_endpoint_counts_samples_that_ended(tmp_path):
+    made = Model(5, 0, answer).sampler
+    untimed = made.watch._replace(in_steps=False)
+    done = run(tmp_path, ds.FunctionSampler(made.sample, watch=untimed))
+    recorded = read_run(done.workdir, "run")
+    time = report([grade_run(recorded, compare)])["runs"][0]["time"]
+    assert time["unit"] == "samples that ended"
+    assert time["steps"] == 40 - time["cancelled"]
+    accuracy = pytest.approx(done.summary["accuracy"])
+    assert time["curve"]["accuracy"][-1] == accuracy
 
 
 @pytest.mark.parametrize(
