@@ -59,6 +59,7 @@ SLOW = (
     "experiments/test_remote",
     "experiments/test_report_page",
     "experiments/test_replay.py::test_policies_without_names",
+    "test_async_replay.py::test_replay_and_the_live_loop_in_lock_step",
     "inference/test_mesh",
     "inference/test_width",
     "inference/test_lockstep",

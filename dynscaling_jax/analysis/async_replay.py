@@ -38,6 +38,7 @@ class Terms(NamedTuple):
 
     concurrent: int  # W
     first: int = 1  # samples of each question that are granted in turn
+    turn: int = 16  # decode steps
     cancel: Cancel | None = None
 
 
@@ -56,6 +57,7 @@ class _State(NamedTuple):
     index_W: jax.Array  # of the sample in its question
     grant_W: jax.Array  # its number among all granted
     start_W: jax.Array  # decode steps
+    tokens_W: jax.Array  # that it will have
     end_W: jax.Array
 
 
@@ -97,6 +99,7 @@ class _Game(NamedTuple):
             idle_W,
             idle_W,
             idle_W,
+            idle_W,
         )
 
     def active(self, state: _State, limit: jax.Array) -> jax.Array:
@@ -123,7 +126,7 @@ class _Game(NamedTuple):
             return state
         flights = Flights(
             state.query_W,
-            jnp.where(state.query_W >= 0, state.now - state.start_W, 0),
+            jnp.where(state.query_W >= 0, _took(state), 0),
         )
         return self._without(state, cancel.last(state.candidates, flights))
 
@@ -175,7 +178,7 @@ class _Game(NamedTuple):
         """Cancels samples: what they took is paid for, they have no vote."""
         queries, _ = state.candidates.answer_QN.shape
         gone_W &= state.query_W >= 0
-        tokens_W = state.now - state.start_W
+        tokens_W = _took(state)
         q_W = jnp.where(gone_W, state.query_W, queries)
         # of a question's cancelled samples the one granted first comes first
         query_W, grant_W = state.query_W, state.grant_W
@@ -213,7 +216,8 @@ class _Game(NamedTuple):
         q = jnp.where(does, chosen, queries).astype(jnp.int32)
         at = jnp.where(does, jnp.argmax(idle_W), self.terms.concurrent)
         index = candidates.count_Q[q] + under_way(candidates)[q]
-        end = state.now + self.replicate.tokens_QN[q, index]
+        tokens = self.replicate.tokens_QN[q, index]
+        turns = -(-tokens // self.terms.turn)
 
         def put(array_W: jax.Array, value: jax.Array) -> jax.Array:
             return array_W.at[at].set(value, mode="drop")
@@ -228,7 +232,8 @@ class _Game(NamedTuple):
             index_W=put(state.index_W, index),
             grant_W=put(state.grant_W, state.granted),
             start_W=put(state.start_W, state.now),
-            end_W=put(state.end_W, end),
+            tokens_W=put(state.tokens_W, tokens),
+            end_W=put(state.end_W, state.now + turns * self.terms.turn),
         )
         return self._rescored(state, q)
 
@@ -240,6 +245,11 @@ class _Game(NamedTuple):
         score = self.policy.score(one, under_way(one))[0]
         score_Q = state.score_Q.at[q].set(score, mode="drop")
         return state._replace(score_Q=score_Q)
+
+
+def _took(state: _State) -> jax.Array:
+    """The tokens that each sample under way has by now."""
+    return jnp.minimum(state.now - state.start_W, state.tokens_W)
 
 
 def _only(candidates: Candidates, q: jax.Array) -> Candidates:

@@ -147,7 +147,7 @@ def method_of(config: RunConfig, axes: Mapping[str, str]) -> Method:
     }
     schedule = Schedule(first, later, caps.stale_rounds, caps.capacity)
     if without_rounds:
-        schedule = schedule._replace(concurrent=caps.concurrent)
+        schedule = schedule._replace(concurrent=caps.concurrent, turn=caps.turn)
     cancel = config.cancel or (preset.cancel.name if preset.cancel else "none")
     return Method(
         **values,

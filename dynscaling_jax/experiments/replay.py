@@ -154,6 +154,7 @@ def replay(
     first_round_per_query: float | None = None,
     schedule: str = "rounds",
     slots: int = 64,
+    turn: int = 16,
     cancel: Cancel | None = None,
     chunk: int = 25,
 ) -> Study:
@@ -177,6 +178,7 @@ def replay(
         schedule: rounds; or async, where one more sample is granted whenever
             one ends, and uniform allocation has no rounds either.
         slots: samples under way at once, without rounds.
+        turn: decode steps between two looks at what has ended.
         cancel: ends samples early there, but not those of uniform allocation.
         chunk: replicates in memory at once.
 
@@ -224,8 +226,10 @@ def replay(
         raise ValueError(f"schedule={schedule!r}: expected rounds or async.")
     game = _Game(bank, played, vote, replicates, seed, chunk)
     if schedule == "async":
-        first = first_round_per_query or 2
-        curves, results = _play_async(game, budgets, slots, first, cancel)
+        first = 2 if first_round_per_query is None else first_round_per_query
+        curves, results = _play_async(
+            game, budgets, Terms(slots, _whole(first, bank), turn, cancel)
+        )
     else:
         if cancel:
             raise ValueError(
@@ -267,7 +271,11 @@ def replay(
             "first": first,
             "schedule": schedule,
             **(
-                {"slots": slots, "cancel": cancel.name if cancel else "none"}
+                {
+                    "slots": slots,
+                    "turn": turn,
+                    "cancel": cancel.name if cancel else "none",
+                }
                 if schedule == "async"
                 else {"round": round_per_query}
             ),
@@ -332,29 +340,38 @@ def _play_rounds(
     return curves, results
 
 
-def _play_async(
-    game: _Game,
-    budgets: Sequence[float],
-    slots: int,
-    first: float,
-    cancel: Cancel | None,
-) -> tuple[dict[str, Curve], list[Result]]:
-    """Plays without rounds; a curve has a mark for each of some budgets."""
-    queries, depth = game.bank.answer_QN.shape
-    if not (isinstance(slots, numbers.Integral) and 1 <= slots <= MOST_SLOTS):
-        raise ValueError(
-            f"slots={shown(slots)}: expected the samples that are under way "
-            f"at once, 1 to {MOST_SLOTS}."
-        )
+def _whole(first: float, bank: Bank) -> int:
+    """Samples of each question that are granted in turn.
+
+    Raises:
+        ValueError: no whole number, or more than the bank holds.
+    """
+    depth = bank.answer_QN.shape[1]
     if first != round(first) or not 1 <= first <= depth:
         raise ValueError(
             f"first_round_per_query={first:g}: expected a whole number of "
             f"samples, of which the bank holds {depth} of each question."
         )
+    return int(first)
+
+
+def _play_async(
+    game: _Game, budgets: Sequence[float], terms: Terms
+) -> tuple[dict[str, Curve], list[Result]]:
+    """Plays without rounds; a curve has a mark for each of some budgets."""
+    queries, depth = game.bank.answer_QN.shape
+    slots, first, turn, _ = terms
+    for name, value in (("slots", slots), ("turn", turn)):
+        whole = isinstance(value, numbers.Integral)
+        if not (whole and 1 <= value <= MOST_SLOTS):
+            raise ValueError(
+                f"{name}={shown(value)}: expected a whole number from 1 to "
+                f"{MOST_SLOTS}."
+            )
     most = max(min(FULL, depth), budgets[-1])
     marks = sorted({*budgets, *(m for m in MARKS if m <= most), most})
     samples_of = [max(1, round(mark * queries)) for mark in marks]
-    terms = Terms(int(slots), int(first), cancel)
+    terms = Terms(int(slots), int(first), int(turn), terms.cancel)
     with _progress(game, 1) as bar:
         curves = replay_async(
             game.bank,

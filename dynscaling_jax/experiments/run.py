@@ -308,7 +308,7 @@ def _origin(
     schedule = {
         n: None if v == math.inf else v
         for n, v in method.schedule._asdict().items()
-        if n != "concurrent" or v
+        if method.schedule.concurrent or n not in ("concurrent", "turn")
     }
     return Origin(
         {

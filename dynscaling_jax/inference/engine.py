@@ -272,7 +272,7 @@ class Engine:
         """Takes steps with what is under way, if anything is."""
         with self._lock:
             if self._batches:
-                self._step()
+                self._step(0.0)
 
     def _cancelled(self, request: Request, new: int) -> Sample:
         """Makes the sample of a request that was ended after so many tokens."""
@@ -348,8 +348,8 @@ class Engine:
         """How the thoughts of the model are told from its answers."""
         return self.model.tokenizer.thinking
 
-    def _step(self) -> None:
-        """Takes steps with each worker."""
+    def _step(self, seconds: float = TURN) -> None:
+        """Takes steps with each worker, a chunk or so many seconds."""
         if not self._batches:
             raise RuntimeError("what was under way failed in another call")
         self._busy = True
@@ -357,7 +357,8 @@ class Engine:
         try:
             self.announce(self._changes)
             self._changes = []
-            chunks = [*self._map(self._chunk, map(self._batches.get, names))]
+            chunk = functools.partial(self._chunk, seconds=seconds)
+            chunks = [*self._map(chunk, map(self._batches.get, names))]
         except BaseException:
             for name in names:
                 del self._batches[name]
@@ -375,12 +376,14 @@ class Engine:
                 for call in [*self._calls]:
                     call.take(number, sample)
 
-    def _chunk(self, batch: Batch) -> tuple[list[tuple[int, Sample]], Steps]:
-        """A chunk of steps; with several workers as many as a TURN holds.
+    def _chunk(
+        self, batch: Batch, seconds: float
+    ) -> tuple[list[tuple[int, Sample]], Steps]:
+        """A chunk of steps; with several workers as many as time allows.
 
         So none waits for a slower one.
         """
-        until = time.monotonic() + TURN
+        until = time.monotonic() + seconds
         done, total = [], Steps()
         while True:
             with mesh.ambient(self._mesh):

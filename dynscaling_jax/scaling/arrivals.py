@@ -1,19 +1,22 @@
 """The loop without rounds: one more sample is granted whenever one ends.
 
-W samples are under way at once. Time is counted in decode steps: a sample
-that is granted at step t and has n tokens ends at step t + n, whatever the
-machine does. So grants, samples and votes are the same on a fast and a slow
-machine, with more or fewer sequence slots than W, and after a kill. With two
-queries and W = 2:
+W samples are under way at once. Time is counted in decode steps, and looked at
+every `turn` of them: a sample that is granted at step t and has n tokens ends
+at step t + n, or at the first multiple of `turn` after it, whatever the machine
+does. So grants, samples and votes are the same on a fast and a slow machine,
+with more or fewer sequence slots than W, and after a kill. With two queries,
+W = 2 and a turn of 16:
 
     step   0   grants a/0 and b/0
-          30   a/0 ends with 30 tokens; grants b/1
-          50   b/0 ends; grants a/1
-          60   b/1, of 30 tokens, ends ...
+          32   a/0 ends, of 30 tokens; grants b/1
+          48   b/0 ends, of 41 tokens; grants a/1
+          64   b/1 ends, of 25 tokens ...
 
-The engine may have finished b/1 long before b/0. It waits for its turn, and
-nobody sees it sooner. Of samples that end in one step the one that was granted
-first comes first.
+The engine may have finished b/1 long before. Nobody sees it before its time.
+Of samples that end in one step the one that was granted first comes first.
+
+A turn of one step would have the device wait for the host at each: the next end
+is not known before all samples, the newest too, have gone past it.
 """
 
 import dataclasses
@@ -73,6 +76,7 @@ class _Flight:
     q: int
     request: Request
     start: int  # step
+    turn: int
     samples: Stream
     sample: Sample | None = None  # as soon as the sampler has finished it
     least: int = 0  # tokens that it has for sure
@@ -98,7 +102,15 @@ class _Flight:
         One that is not finished has one token more than it has now, at least.
         """
         tokens = self.sample.new_tokens if self.sample else self.least + 1
-        return self.start + tokens, self.number
+        turns = -(-tokens // self.turn)
+        return self.start + turns * self.turn, self.number
+
+    def took(self, now: int) -> int:
+        """The tokens that it has by a step to which all have come."""
+        since = now - self.start
+        if self.sample is None or not self.known:
+            return since
+        return min(since, self.sample.new_tokens)
 
 
 def run_arrivals(
@@ -253,7 +265,8 @@ class _Run:
         )
         self._read[q].add(request.messages)
         stream = Stream(self.sampler, [request])
-        flight = _Flight(self._granted, q, request, self._now, stream)
+        turn = self.method.schedule.turn
+        flight = _Flight(self._granted, q, request, self._now, turn, stream)
         self._flights.append(flight)
         samples.append(unseen(request))
         self._pending_Q[q] += 1
@@ -326,7 +339,7 @@ class _Run:
         query_W = np.full(width, -1, np.int32)
         tokens_W = np.zeros(width, np.int32)
         for w, flight in enumerate(self._flights):
-            query_W[w], tokens_W[w] = flight.q, self._now - flight.start
+            query_W[w], tokens_W[w] = flight.q, flight.took(self._now)
         seen = self._seen(cancel.reads, self._pending_Q)
         flights = Flights(jnp.array(query_W), jnp.array(tokens_W))
         gone_W = np.asarray(self._last(seen, flights))
@@ -334,7 +347,7 @@ class _Run:
 
     def _cancel(self, flights: Sequence[_Flight]) -> None:
         for flight in flights:  # they are in the order of their grants
-            took = self._now - flight.start if self._watch.in_steps else 0
+            took = flight.took(self._now) if self._watch.in_steps else 0
             sample = self._watch.cancelled(flight.request, took)
             self._take("cancel", flight, sample)
 
@@ -370,11 +383,12 @@ class _Run:
 def _before(flight: _Flight, first: _Flight) -> bool:
     """Whether a sample may end before the first of those that are known.
 
-    One that a log holds as cancelled goes on until it is.
+    It may not even end in the same step, so that how many tokens it has by
+    then is known. One that a log holds as cancelled goes on until it is.
     """
-    if flight.sample and not flight.known:
+    if flight.sample:
         return flight.soonest[0] < first.soonest[0]
-    return flight.soonest < first.soonest
+    return flight.soonest[0] <= first.soonest[0]
 
 
 def _blind(sampler: Sampler) -> Watch:

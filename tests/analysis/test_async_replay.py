@@ -79,7 +79,7 @@ def recorded_model(replicate):
     return sample_fn
 
 
-def live(replicate, policy, cancel, concurrent, first, budget, key):
+def live(replicate, policy, cancel, schedule, budget, key):
     return run_arrivals(
         [Query(str(q), ()) for q in range(QUERIES)],
         FunctionSampler(recorded_model(replicate)),
@@ -87,7 +87,7 @@ def live(replicate, policy, cancel, concurrent, first, budget, key):
             parallel(),
             policy,
             majority(),
-            Schedule(first, capacity=SLOTS, concurrent=concurrent),
+            schedule,
             cancel=cancel,
         ),
         Budget(samples=budget),
@@ -103,23 +103,29 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "ending", "concurrent", "first"), CASES)
-def test_replay_and_the_live_loop_in_lock_step(name, ending, concurrent, first):
+@pytest.mark.parametrize(
+    ("name", "ending", "concurrent", "first", "turn"),
+    [(*case, 1 + 2 * (number % 2)) for number, case in enumerate(CASES)],
+)
+def test_replay_and_the_live_loop_in_lock_step(
+    name, ending, concurrent, first, turn
+):
     """The very policy, rule and vote, the same samples and key: at each budget
     the same grants, answers, tokens and steps."""
     policy, cancel = POLICIES[name](), CANCELS[ending]
     replicate, key = shuffle(bank_of(), jax.random.key(4)), jax.random.key(3)
+    schedule = Schedule(first, capacity=SLOTS, concurrent=concurrent, turn=turn)
     budget_M = [7, 23, 41]
     ended = play_chunk(
         policy,
         majority(),
-        Terms(concurrent, first, cancel),
+        Terms(concurrent, first, turn, cancel),
         jnp.array(budget_M, jnp.int32),
         jax.tree.map(lambda x: x[None], replicate),
         key[None],
     )
     for m, budget in enumerate(budget_M):
-        result = live(replicate, policy, cancel, concurrent, first, budget, key)
+        result = live(replicate, policy, cancel, schedule, budget, key)
         grants = Counter(
             int(e.request.query.id) for e in result.events if e.kind == "grant"
         )
@@ -159,7 +165,7 @@ def test_uniform_is_a_list_schedule(concurrent):
     ended = play_chunk(
         uniform(),
         majority(),
-        Terms(concurrent, first=SLOTS),
+        Terms(concurrent, first=SLOTS, turn=1),
         jnp.array([6, 37, 60], jnp.int32),
         jax.tree.map(lambda x: x[None], replicate),
         jax.random.key(1)[None],
@@ -178,7 +184,7 @@ def test_chunks_change_nothing():
             {"u": uniform(), "oc": opportunity_cost()},
             majority(),
             [10, 30],
-            {"u": Terms(4), "oc": Terms(4, 2, cancelling.tail())},
+            {"u": Terms(4), "oc": Terms(4, 2, 1, cancelling.tail())},
             replicates=7,
             chunk=chunk,
         )
@@ -202,4 +208,4 @@ def test_what_a_bank_lacks_is_refused():
     with pytest.raises(ValueError, match="over the 60"):
         play([61], {"u": Terms(4)})
     with pytest.raises(ValueError, match="cancels by 'confidence'"):
-        play([6], {"u": Terms(4, 1, cancelling.deepconf())})
+        play([6], {"u": Terms(4, 1, 1, cancelling.deepconf())})

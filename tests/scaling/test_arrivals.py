@@ -33,9 +33,10 @@ def run(
     concurrent=4,
     first=1,
     budget=None,
+    turn=1,
     **rest,
 ):
-    schedule = Schedule(first, capacity=32, concurrent=concurrent)
+    schedule = Schedule(first, capacity=32, concurrent=concurrent, turn=turn)
     return run_arrivals(
         queries(n),
         sampler,
@@ -94,6 +95,30 @@ def test_the_order_of_events_by_hand():
     assert result.ledger[:4] == (5, 20, 12, 117)
 
 
+def test_a_look_every_sixteen_steps_by_hand():
+    """As the module says: 30, 41 and 25 tokens are two and three turns."""
+    script = {"q0": [30, 5], "q1": [41, 25]}
+    result = run(
+        by_hand(script),
+        2,
+        concurrent=2,
+        first=3,
+        turn=16,
+        policy=uniform(),
+        budget=Budget(samples=4),
+    )
+    assert lines(result) == [
+        "0 grant q0/0",
+        "0 grant q1/0",
+        "32 end q0/0",
+        "32 grant q0/1",
+        "48 end q1/0",
+        "48 grant q1/1",
+        "48 end q0/1",
+        "80 end q1/1",
+    ]
+
+
 def always(*numbers):
     """Cancels all that runs for these queries."""
     return Cancel(
@@ -146,18 +171,18 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-@given(st.integers(1, 9), st.integers(0, 2**20))
+@given(st.integers(1, 9), st.integers(0, 2**20), st.sampled_from([1, 4, 16]))
 @settings(max_examples=12, deadline=None)
-def test_events_do_not_depend_on_slots_or_speed(name, slots, seed):
+def test_events_do_not_depend_on_slots_or_speed(name, slots, seed, turn):
     """Fewer slots than samples under way, as many, and more; a sample that
     has to begin again. A model that is done at once is the reference."""
 
     def at_once(requests):
         return map(noisy, requests)
 
-    expected = run(FunctionSampler(at_once), **METHODS[name])
+    expected = run(FunctionSampler(at_once), turn=turn, **METHODS[name])
     model = Model(slots, seed)
-    found = run(model.sampler, **METHODS[name])
+    found = run(model.sampler, turn=turn, **METHODS[name])
     assert lines(found) == lines(expected)
     assert found.answers == expected.answers
     assert [
