@@ -36,6 +36,9 @@ from dynscaling_jax.lines import (
 from dynscaling_jax.types import Request, Sample, SampleFn, SampleKey
 
 
+MOST_PENDING = 2**20  # bytes, where there are no rounds and all had its turn
+
+
 class Log:
     """The open log of one run, and the lock on its directory.
 
@@ -97,6 +100,7 @@ class Log:
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             if kind is None and not self.in_rounds:
+                self._samples.sync()
                 self._pending.truncate(0)
             elif kind is None:
                 ordered = [k for k in self._order if k in self._waiting]
@@ -157,7 +161,7 @@ class Log:
                 "ended another way when the run began; a run goes on only as "
                 "it began. Use a new workdir"
             )
-        if not self._waiting and self._pending.size:
+        if not self._waiting and self._pending.size > MOST_PENDING:
             self._samples.sync()
             self._pending.truncate(0)
 
