@@ -7,14 +7,14 @@ Dirichlet prior with m possible answers and concentration t,
 
     P(the next answer is a) = (votes of a + t / m) / (all votes + t).
 
-In it the samples that read others vote too, all of a query together with
-weight w, each with its share of that. They read the same attempts, so however
-many they are, they are one voice. If they only repeat what they read, counting
-that again makes predictions worse, and w is 0. If they bring something of
-their own, the independent draws that follow agree with them more often than
-the samples before had promised; where they do so as often as with one
-independent sample more, w is 1. So agreement counts only with what a chain
-cannot have read, and copies are no evidence.
+In it the samples that read others vote too. One of them alone has weight w,
+and n of them w n^d together: they read the same attempts and may say the same,
+so d is between 0 (however many they are, they are one voice) and 1. If they
+only repeat what they read, counting that again makes predictions worse, and w
+is 0. If they bring something of their own, the independent draws that follow
+agree with them more often than the samples before had promised; where they do
+so as often as with one independent sample more, w is 1. So agreement counts
+only with what a chain cannot have read, and copies are no evidence.
 
 Samples are taken in the order of their indices. A chain reads lower ones
 alone, so no draw is predicted from a copy of itself. Which query gets more
@@ -36,9 +36,10 @@ import numpy as np
 
 from dynscaling_jax.types import Sample
 
-# W weights: none, and from 1/4 to 16
+# V voices, (w, d): w is 0, or from 1/4 to 16
 WEIGHTS = (0.0, *(2.0 ** (k / 2) for k in range(-4, 9)))
-NOTHING = 0.5  # the prior of weight 0; the others share the rest
+VOICES = tuple(itertools.product(WEIGHTS, (0.0, 0.5, 1.0)))
+NOTHING = 0.5  # the prior of w = 0; the others share the rest
 # G shapes of a query: answers that there may be, and the concentration
 SHAPES = tuple(
     itertools.product((2, 4, 16, 128, 1024), (0.3, 1.0, 3.0, 10.0, 30.0))
@@ -50,13 +51,13 @@ class Step(NamedTuple):
     """What stood before an independent sample, and what it gave.
 
     votes are the independent samples of its answer, all_votes those of any.
-    chains is whether there were other samples, and share what part of them
-    gave its answer. answers counts the different ones of both kinds.
+    chains are the other samples, and share is what part of them gave its
+    answer. answers counts the different ones of both kinds.
     """
 
     votes: int
     all_votes: int
-    chains: bool
+    chains: int
     share: float
     answers: int
 
@@ -74,7 +75,7 @@ def steps(samples: Sequence[Sample]) -> tuple[Step, ...]:
             others += 1
         else:
             share = chained[answer] / max(1, others)
-            before = votes[answer], len(found), others > 0, share, len(answers)
+            before = votes[answer], len(found), others, share, len(answers)
             found.append(Step(*before))
             votes[answer] += 1
         answers.add(answer)
@@ -89,45 +90,53 @@ def weigh(samples: Sequence[Sequence[Sample]]) -> np.ndarray:
     """
     histories = Counter(map(steps, samples))
     histories.pop((), None)
-    prior_W = np.full(len(WEIGHTS), (1 - NOTHING) / (len(WEIGHTS) - 1))
-    prior_W[0] = NOTHING
-    if not any(step.chains for history in histories for step in history):
-        return prior_W
+    weight_V = np.array([weight for weight, _ in VOICES])
+    some = np.count_nonzero(weight_V)
+    voice_V = np.where(
+        weight_V > 0, (1 - NOTHING) / some, NOTHING / (len(VOICES) - some)
+    )
+    if any(step.chains for history in histories for step in history):
+        voice_V = _fitted(voice_V, histories)
+    return voice_V.reshape(len(WEIGHTS), -1).sum(axis=1)
+
+
+def _fitted(
+    prior_V: np.ndarray, histories: Counter[tuple[Step, ...]]
+) -> np.ndarray:
+    """Returns the posterior of the VOICES, [V]."""
     # sorted, so that queries give the same sums in whatever order they come
     in_order = sorted(histories)
-    log_HWG = np.stack([sum(map(_log_chance, history)) for history in in_order])
     count_H = np.array([histories[history] for history in in_order], float)
-    peak_H11 = log_HWG.max(axis=(1, 2), keepdims=True)
-    chance_HWG = np.exp(np.maximum(log_HWG - peak_H11, -700))  # never 0
-    shape_G = np.full(len(SHAPES), 1 / len(SHAPES))
+    log_HVG = np.stack([sum(map(_log_chance, history)) for history in in_order])
+    peak_H11 = log_HVG.max(axis=(1, 2), keepdims=True)
+    chance_HVG = np.exp(np.maximum(log_HVG - peak_H11, -700))  # never 0
+    shape_G, voice_V = np.full(len(SHAPES), 1 / len(SHAPES)), prior_V
     for _ in range(PASSES):
-        chance_HW = chance_HWG @ shape_G
-        log_W = np.log(prior_W) + count_H @ np.log(chance_HW)
-        weight_W = np.exp(log_W - log_W.max())
-        weight_W /= weight_W.sum()
+        chance_HV = chance_HVG @ shape_G
+        log_V = np.log(prior_V) + count_H @ np.log(chance_HV)
+        voice_V = np.exp(log_V - log_V.max())
+        voice_V /= voice_V.sum()
         share_HG = shape_G * np.einsum(
-            "w,hwg->hg", weight_W, chance_HWG / chance_HW[:, :, None]
+            "hv,hvg->hg", voice_V / chance_HV, chance_HVG
         )
         # as if one more query had been of every shape in equal parts
         shape_G = count_H @ share_HG + 1 / len(SHAPES)
         shape_G /= shape_G.sum()
-    return weight_W
+    return voice_V
 
 
 @functools.lru_cache(maxsize=2**14)
 def _log_chance(step: Step) -> np.ndarray:
-    """Returns the log probability of what a sample gave, [W, G]."""
-    weight_W1 = np.array(WEIGHTS)[:, None]
+    """Returns the log probability of what a sample gave, [V, G]."""
+    weight_V1, power_V1 = np.array(VOICES).T[:, :, None]
     possible_G, total_G = np.array(SHAPES).T
     each_G = total_G / possible_G
-    votes_W1 = step.votes + weight_W1 * step.share
-    all_W1 = step.all_votes + weight_W1 * step.chains
+    chained_V1 = weight_V1 * step.chains**power_V1 * (step.chains > 0)
     if step.votes or step.share:
-        chance_WG = votes_W1 + each_G
+        chance_VG = step.votes + chained_V1 * step.share + each_G
     else:  # more answers than there may be: as good as impossible
-        unseen_G = np.maximum(possible_G - step.answers, 1e-3)
-        chance_WG = each_G * unseen_G
-    return np.log(chance_WG / (all_W1 + total_G))
+        chance_VG = each_G * np.maximum(possible_G - step.answers, 1e-3)
+    return np.log(chance_VG / (step.all_votes + chained_V1 + total_G))
 
 
 def price(samples: Sequence[Sequence[Sample]]) -> float:
