@@ -39,6 +39,12 @@ def dynscaling() -> Method:
 
 
 @named
+def dynscaling_adaptive() -> Method:
+    """DynScaling with chains as far as they are worth their tokens."""
+    return dynscaling()._replace(strategy=strategies.adaptive())
+
+
+@named
 def dynscaling_ucb() -> Method:
     """DynScaling with the paper's kind of bandit."""
     return dynscaling()._replace(policy=policies.ucb())
@@ -132,6 +138,7 @@ METHODS = {
     for method in (
         self_consistency,
         dynscaling,
+        dynscaling_adaptive,
         dynscaling_ucb,
         dynscaling_random,
         dynscaling_corrupted,

@@ -279,21 +279,34 @@ class Reader(NamedTuple):
     thinking: Thinking = Thinking()
 
 
+Plan = Callable[
+    [Query, Sequence[Sample], int, "jax.Array", Reader], Iterable[Request]
+]
+"""A query, its samples so far, the number n granted, a key and the reader of
+the requests -> requests for up to n samples whose indices go on from those
+there are."""
+
+
 class Strategy(NamedTuple):
     """What a model is asked for.
 
-    plan takes a query, its samples so far, the number n granted, a key and
-    the reader of the requests. It gives requests for up to n samples whose
-    indices go on from those there are. reads_texts says whether plan reads
-    the texts of samples; where nothing does, the loop drops them. name is how
-    a flag writes it.
+    plan turns a grant into requests. reads_texts says whether it reads the
+    texts of samples; where nothing does, the loop drops them. name is how a
+    flag writes it.
+
+    learn is for what one query cannot tell: from the samples so far of all
+    queries it makes the plan of the grants that follow, in place of `plan`.
+    It is pure, and its plan knows nothing else of the run.
     """
 
-    plan: Callable[
-        [Query, Sequence[Sample], int, jax.Array, Reader], Iterable[Request]
-    ]
+    plan: Plan
     reads_texts: bool = True
     name: str = ""
+    learn: Callable[[Sequence[Sequence[Sample]]], Plan] | None = None
+
+    def after(self, samples: Sequence[Sequence[Sample]]) -> Plan:
+        """Returns the plan of the grants that follow these samples."""
+        return self.learn(samples) if self.learn else self.plan
 
 
 class Vote(NamedTuple):

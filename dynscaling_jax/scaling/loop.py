@@ -160,7 +160,7 @@ def run_rounds(
     reader = reader_of(sampler)
 
     def plan(query: Query, samples: Sequence[Sample], n: int):
-        return strategy.plan(query, samples, n, key, reader)
+        return learnt(query, samples, n, key, reader)
 
     ledger, rounds = Ledger(), []
     dearest = amounts(Ledger(samples=1)) | caps_of(sampler.max_cost)
@@ -183,6 +183,7 @@ def run_rounds(
             )
             grants_Q = checked_grants(grants_Q, table.free_Q, grant)
             ahead = [r for p in pending for r in p.requests]
+            learnt = strategy.after(table.samples)
             requests = _requests(queries, table, plan, grants_Q, number, ahead)
             if not requests:
                 stopped = _why_nothing(grants_Q, table.free_Q)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import jax
 
-from dynscaling_jax.scaling import chains
+from dynscaling_jax.scaling import chains, worth
 from dynscaling_jax.scaling.chains import (
     Chain,
     Content,
@@ -23,6 +23,7 @@ from dynscaling_jax.scaling.spec import named
 from dynscaling_jax.thinking import thought
 from dynscaling_jax.types import (
     Message,
+    Plan,
     Query,
     Reader,
     Request,
@@ -31,6 +32,8 @@ from dynscaling_jax.types import (
 )
 
 UNSEEN = "unseen"
+CANCELLED = "cancelled"
+_COIN = 1  # a key apart from that of the draws of a chain
 
 
 def unseen(request: Request) -> Sample:
@@ -108,6 +111,78 @@ def integrated(
                 yield _chained(chain, reader, query, samples, index, key)
 
     return Strategy(plan, content != "answer_only")
+
+
+@named
+def adaptive(
+    explore: int = 4,
+    cost: Literal["tokens", "samples"] = "tokens",
+    k: int = 4,
+    which: Which = "distinct",
+    order: Order = "shuffled",
+    content: Content = "answer_and_reasoning",
+    layout: Layout = "transcript",
+    tail: int = 128,
+) -> Strategy:
+    """Chains as far as they have been worth their cost in this run.
+
+    As of `integrated`, the first `explore` samples of a query are parallel.
+    Each later one is a chain with the probability that a chain is worth more
+    parallel samples than it costs (Thompson sampling; worth.py says how worth
+    is told without a verifier). Without evidence that is 31%; it goes to 1 or
+    to 0 as the samples of all queries settle it. The chains of a grant come
+    first, so that its parallel samples show what they bring. The design is
+    ours.
+
+    Args:
+      explore: parallel samples before the first chain.
+      cost: tokens is for budgets in which what chains read is paid for, too;
+        samples takes a chain to cost as much as any other sample.
+      k: this and the rest are options of chains.Chain.
+      which: see there.
+      order: see there.
+      content: see there.
+      layout: see there.
+      tail: see there.
+    """
+    _at_least("adaptive", 1, explore=explore)
+    chain = Chain(k, which, order, content, layout, tail).checked()
+
+    def learn(samples: Sequence[Sequence[Sample]]) -> Plan:
+        finished = [
+            [s for s in row if s.finish_reason not in (UNSEEN, CANCELLED)]
+            for row in samples
+        ]
+        at = worth.price(finished) if cost == "tokens" else 1.0
+        gain = worth.chance_of_gain(finished, at)
+
+        def plan(
+            query: Query,
+            samples: Sequence[Sample],
+            n: int,
+            key: jax.Array,
+            reader: Reader,
+        ) -> Iterator[Request]:
+            start = len(samples)
+            if start < explore:
+                n = min(n, explore - start)
+            indices = range(start, start + n)
+            chained = 0
+            if start >= explore:
+                coin = jax.random.fold_in(key, _COIN)
+                chained = sum(
+                    chains.keyed_draws(coin, query, index).random() < gain
+                    for index in indices
+                )
+            for index in indices:
+                if index < start + chained:
+                    yield _chained(chain, reader, query, samples, index, key)
+                else:
+                    yield _alone(query, index)
+
+        return plan
+
+    return Strategy(learn(()), content != "answer_only", learn=learn)
 
 
 @named
@@ -254,6 +329,7 @@ def budget_forcing(
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "parallel": parallel,
     "integrated": integrated,
+    "adaptive": adaptive,
     "revision": revision,
     "rsa": rsa,
     "debate": debate,

@@ -440,6 +440,24 @@ def test_strategies_see_classes_and_not_spellings():
         assert "is 1/2." in content and "is 3." in content
 
 
+@pytest.mark.parametrize("stale", [0, 1])
+def test_a_strategy_that_learns_sees_the_rounds_of_all_queries(stale):
+    """Each plan is made of what has ended, and serves every query."""
+    learnt = []
+
+    def learn(samples):
+        learnt.append([[s.index for s in row] for row in samples])
+        return parallel().plan
+
+    def never(*_):
+        raise AssertionError("a plan that has learnt nothing")
+
+    strategy = Strategy(never, learn=learn)
+    run(strategy=strategy, budget=Budget(samples=12), stale=stale)
+    seen = [0, 1, 1, 2] if stale else [0, 1, 2, 3]
+    assert learnt == [[[*range(n)]] * 3 for n in seen]
+
+
 def test_texts_are_kept_only_where_they_are_read():
     def texts(**arguments):
         return {s.text for row in run(**arguments).samples for s in row}

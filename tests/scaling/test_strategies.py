@@ -187,6 +187,8 @@ def test_what_reads_no_texts_says_so():
     ("text", "message"),
     [
         ("integrated(explore=0)", "explore=0 is not at least 1"),
+        ("adaptive(explore=0)", "explore=0 is not at least 1"),
+        ("adaptive(cost=time)", "cost='time'"),
         ("integrated(k=0)", "k=0 is not at least 1"),
         ("integrated(which=best)", "which='best'"),
         ("integrated(schedule=never)", "schedule='never'"),
@@ -194,7 +196,7 @@ def test_what_reads_no_texts_says_so():
         ("rsa(population=0)", "population=0"),
         ("debate(agents=1)", "agents=1 is not at least 2"),
         ("budget_forcing(forces=0)", "forces=0"),
-        ("tree", "unknown strategy 'tree'; known: budget_forcing, debate"),
+        ("tree", "unknown strategy 'tree'; known: adaptive, budget_forcing"),
     ],
 )
 def test_bad_options(text, message):
