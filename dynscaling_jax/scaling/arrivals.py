@@ -199,6 +199,7 @@ class _Run:
         self._decided = jax.jit(cancel.decided) if cancel else None
         self._last = jax.jit(cancel.last) if cancel and cancel.last else None
         self._reader = reader_of(sampler)
+        self._plan = method.strategy.plan
         self._keeps_texts = method.strategy.reads_texts or vote.weigh
         self._in_turn = method.schedule.first_round * len(queries)
         self._watch = watch_of(sampler) or _blind(sampler)
@@ -247,15 +248,15 @@ class _Run:
         The policy then chooses among the others.
         """
         waiting_Q = np.zeros(len(self.queries), bool)
+        if self._granted % len(self.queries) == 0:  # learning takes a while
+            self._plan = self.method.strategy.after(self.samples)
         while True:
             pending_Q = np.where(waiting_Q, self.table.free_Q, self._pending_Q)
             q = self._chosen(pending_Q)
             if q is None:
                 return False
             query, samples = self.queries[q], self.samples[q]
-            planned = self.method.strategy.plan(
-                query, samples, 1, self.key, self._reader
-            )
+            planned = self._plan(query, samples, 1, self.key, self._reader)
             if requests := checked_requests(query, len(samples), 1, planned):
                 break
             waiting_Q[q] = True

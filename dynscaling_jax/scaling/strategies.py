@@ -11,6 +11,7 @@ from typing import Literal
 
 import jax
 
+from dynscaling_jax.sampler import CANCELLED
 from dynscaling_jax.scaling import chains, worth
 from dynscaling_jax.scaling.chains import (
     Chain,
@@ -32,7 +33,6 @@ from dynscaling_jax.types import (
 )
 
 UNSEEN = "unseen"
-CANCELLED = "cancelled"
 _COIN = 1  # a key apart from that of the draws of a chain
 
 

@@ -253,3 +253,28 @@ def test_without_steps_the_order_of_arrival_is_the_truth():
     part = run(watched(4, 7), policy=ucb(), arrived=order[:5])
     at = [i for i, e in enumerate(first.events) if e.kind == "end"][4]
     assert lines(part)[: at + 1] == lines(first)[: at + 1]
+
+
+def test_a_strategy_learns_as_often_as_there_are_queries():
+    """What it learns from, at every third grant, is what had ended then."""
+    learnt = []
+
+    def learn(samples):
+        learnt.append([[s.finish_reason for s in row] for row in samples])
+        return parallel().plan
+
+    strategy = parallel()._replace(learn=learn)
+    script = {f"q{q}": [10] * 9 for q in range(3)}
+    run(
+        by_hand(script),
+        3,
+        strategy,
+        concurrent=3,
+        first=3,
+        budget=Budget(samples=9),
+    )
+    assert learnt == [
+        [[], [], []],
+        [["stop"], ["unseen"], ["unseen"]],
+        [["stop", "stop"], ["stop", "unseen"], ["stop", "unseen"]],
+    ]
