@@ -42,6 +42,8 @@ class Slot:
     tokens: list = dataclasses.field(default_factory=list)
     count: int = 0  # of tokens
     checked: int = 0  # tokens whose text has no stop string
+    # the tokens that are forced, not sampled; None: not known yet
+    forced: range | None = None
 
     def append(
         self, tokens: sampling.ScoredToken, column: int, steps: int
@@ -112,6 +114,9 @@ def finished(slot: Slot, model: Model, stop: Sequence[str]) -> Sample | None:
         slot.checked = slot.count
         return None
     read, new = len(prompt.ids), len(tokens.token)
+    if slot.forced:
+        own = np.array([i for i in range(new) if i not in slot.forced])
+        tokens = jax.tree.map(lambda x: x[own], tokens)
     cached = prompt.common if request.index else 0
     cached = read if request.shared else cached
     return Sample(

@@ -105,6 +105,7 @@ def test_an_end_of_thinking_that_is_given_goes_before():
     for end, shown in (("#end#", "c"), ("", text)):
         config.end_of_thinking = end
         assert visible(text, thinking_of(config)) == shown
+        assert thinking_of(config).end == end
 
 
 @pytest.mark.parametrize(
