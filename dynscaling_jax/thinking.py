@@ -32,15 +32,18 @@ class Marks(NamedTuple):
 
     parts are control tokens that the marks are made of where these are longer
     than one token; a model that has the first of them has the marks. answer
-    has to stand before an answer without a thought.
+    has to stand before an answer without a thought. closing is the whole of
+    an end, where the pattern takes less.
     """
 
     begin: str
     end: str
     parts: tuple[str, ...] = ()
     answer: str = ""
+    closing: str = ""
 
 
+NOTHING = "(?!)"  # a pattern that no text has
 # <think>, <THINK>, <thinking>, <thought>, <reasoning>, <scratchpad>,
 # <seed:think>, <mm:think>, <longcat_think>, <think:opensource>
 _NAME = (
@@ -78,6 +81,7 @@ KNOWN = (
             "<|constrain|>",
         ),
         "<|channel|>final<|message|>",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
     ),
     # the same where a server left the control tokens out
     Marks(r"\Aanalysis(?=[a-z])", "assistantfinal"),
@@ -86,10 +90,12 @@ KNOWN = (
         r"<\|open\|>think<\|sep\|>",
         r"<\|close\|>think<\|sep\|>(?:<\|open\|>response<\|sep\|>)?",
         ("<|open|>", "<|close|>", "<|sep|>"),
+        closing="<|close|>think<|sep|><|open|>response<|sep|>",
     ),
     Marks(  # Inkling
         r"<\|content_thinking\|>",
         r"(?:<\|end_message\|>)?(?:<\|message_model\|>)?<\|content_text\|>",
+        closing="<|end_message|><|message_model|><|content_text|>",
     ),
 )
 # What others may write without a thought: it counts if the template has it.
@@ -113,11 +119,13 @@ class Thinking(NamedTuple):
     """How a model hides its thoughts.
 
     marks are all that count; with none, nothing is hidden. turn_start gives, of
-    the messages of a request, how its prompt begins the assistant's turn.
+    the messages of a request, how its prompt begins the assistant's turn. end
+    is the mark that ends the model's own thoughts; "" if it has none.
     """
 
     marks: tuple[Marks, ...] = KNOWN
     turn_start: Callable[[Sequence[Message]], str] = assistant_words
+    end: str = ""
 
 
 def find(template: str, tokens: Iterable[str]) -> tuple[Marks, ...]:
@@ -131,6 +139,24 @@ def find(template: str, tokens: Iterable[str]) -> tuple[Marks, ...]:
     )
 
 
+def ending(template: str, tokens: Iterable[str]) -> str:
+    """Finds the mark that ends a model's thoughts; "" where it has none.
+
+    Arguments are those of find. Where a template has <think> alone, it is
+    </think>.
+    """
+    tokens = [*tokens]
+    text = "\n".join((*tokens, template))
+    for marks in find(template, tokens):
+        if marks.closing:
+            return marks.closing
+        if found := re.search(marks.end, text, re.IGNORECASE):
+            return found[0]
+        if marks is TAGS and (found := _pattern((marks,)).search(text)):
+            return found[0].replace("<", "</", 1)
+    return ""
+
+
 def named(end: str) -> tuple[Marks, ...]:
     """Returns the marks of a thought that ends with this text, if any."""
     if not end:
@@ -139,7 +165,7 @@ def named(end: str) -> tuple[Marks, ...]:
         if re.fullmatch(marks.end, end, re.IGNORECASE):
             return (marks,)
     begin = re.escape(end.replace("/", "", 1))
-    return (Marks(_tag(begin) if "/" in end else "(?!)", re.escape(end)),)
+    return (Marks(_tag(begin) if "/" in end else NOTHING, re.escape(end)),)
 
 
 def parts(marks: Sequence[Marks], tokens: Iterable[str]) -> set[str]:
@@ -169,6 +195,18 @@ def visible(
     _, inside = _outside(turn_start, thinking.marks, None)
     shown, inside = _outside(text, thinking.marks, inside)
     return _bare("".join(shown)) if inside is None else None
+
+
+def unfinished(text: str, thinking: Thinking, turn_start: str = "") -> bool:
+    """Tells whether a text ends within a thought.
+
+    Where a mark ends thoughts and none begins them, as "The answer is" may,
+    they begin with the turn.
+    """
+    marks = thinking.marks
+    if marks and all(mark.begin == NOTHING for mark in marks):
+        return not _pattern(marks).search(turn_start + text)
+    return visible(text, thinking, turn_start) is None
 
 
 def thought(text: str, thinking: Thinking) -> tuple[str, str]:
@@ -243,7 +281,7 @@ def _marks(
 def _pattern(marks: tuple[Marks, ...]) -> re.Pattern[str]:
     ends = [f"(?P<e{i}>{mark.end})" for i, mark in enumerate(marks)]
     begins = [f"(?P<b{i}>{mark.begin})" for i, mark in enumerate(marks)]
-    either = "|".join((*ends, *begins)) or "(?!)"
+    either = "|".join((*ends, *begins)) or NOTHING
     if {*marks} <= {*KNOWN, *PHRASES}:  # a look at one letter is soon done
         either = f"(?={HEADS})(?:{either})"
     return re.compile(either, re.IGNORECASE)

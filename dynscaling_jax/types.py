@@ -49,7 +49,10 @@ class Request(NamedTuple):
     the model goes on with that turn. parents are the indices of the earlier
     samples of the query that the messages hold. shared says that an earlier
     request of the same round has the same messages, so that reading them was
-    paid for already; the loop sets it.
+    paid for already; the loop sets it. least_confidence ends the sample as
+    soon as its group confidence is lower: the mean confidence over its last
+    2048 tokens, from the first whole window on (DeepConf online, arXiv
+    2508.15260). An Endpoint does not know it.
     """
 
     query: Query
@@ -58,6 +61,7 @@ class Request(NamedTuple):
     round: int = 0
     parents: tuple[int, ...] = ()
     shared: bool = False
+    least_confidence: float | None = None
 
 
 class Sample(NamedTuple):
@@ -72,7 +76,8 @@ class Sample(NamedTuple):
     log-probability of the 20 likeliest tokens (DeepConf, arXiv 2508.15260);
     both None where the source offers none. signals holds further measures
     of confidence by name: tail, bottom, lowest (DeepConf), certainty
-    (self-certainty, arXiv 2502.18581).
+    (self-certainty, arXiv 2502.18581). One that ends for its confidence
+    (Request.least_confidence) has no answer.
     """
 
     query_id: str
@@ -81,7 +86,8 @@ class Sample(NamedTuple):
     parents: tuple[int, ...]
     text: str
     answer: str | None
-    finish_reason: str  # stop, length, cancelled, or error: what failed
+    # stop, length, confidence, cancelled, or error: what failed
+    finish_reason: str
     prompt_tokens: int
     cached_tokens: int
     new_tokens: int

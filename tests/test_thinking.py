@@ -9,7 +9,15 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from dynscaling_jax.checkpoints.tokenizer import from_json
-from dynscaling_jax.thinking import Thinking, find, named, thought, visible
+from dynscaling_jax.thinking import (
+    Thinking,
+    ending,
+    find,
+    named,
+    thought,
+    unfinished,
+    visible,
+)
 from dynscaling_jax.types import Message
 
 ASK = (Message("user", "What is 17 + 25?"),)
@@ -371,6 +379,58 @@ def test_a_mark_that_is_named():
     assert visible("<think>a</think>b", Thinking(named(""))) == (
         "<think>a</think>b"
     )
+
+
+ENDS = {
+    "no thoughts": "",
+    "Qwen3": "</think>",
+    "Qwen3, not to think": "</think>",
+    "DeepSeek-R1, QwQ, Qwen3 Thinking": "</think>",
+    "DeepSeek-V3.1, not to think": "</think>",
+    "Nemotron, told by a word of the question": "</think>",
+    "Magistral": "[/THINK]",
+    "Command A": "<|END_THINKING|>",
+    "Seed-OSS": "</seed:think>",
+    "Kimi-VL": "",  # neither its tokens nor its template have marks here
+    "gpt-oss": TO_FINAL,
+    "Gemma 4, not to think": "<channel|>",
+    "Kimi K3": "<|close|>think<|sep|><|open|>response<|sep|>",
+    "Granite 3": "Here is my response:",
+    "Apriel": "[BEGIN FINAL RESPONSE]",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_mark_that_ends_a_thought(name, byte_tokenizer):
+    """Written behind an unfinished thought, it ends it."""
+    tokenizer = of_family(name, byte_tokenizer)
+    how, end = tokenizer.thinking, ENDS[name]
+    assert how.end == end
+    start = how.turn_start(ASK)
+    for text, shown in FAMILIES[name][4].items():
+        text = tokenizer.decode(tokenizer.encode(text))
+        assert unfinished(text, how, start) == (shown is None)
+        if shown is None and end:
+            ids = tokenizer.encode(text) + tokenizer.encode(end)
+            written = tokenizer.decode(ids)
+            assert not unfinished(written, how, start)
+            assert visible(f"{written}42", how, start) == "42"
+
+
+def test_a_template_that_only_begins_a_thought():
+    assert ending("{{ text }}<mm:think>\n", ()) == "</mm:think>"
+    assert ending("{{ text }}", ("<s>", "</s>")) == ""
+    assert ending("", ("[THINK]",)) == ""  # no guess
+
+
+def test_a_thought_without_a_beginning_begins_with_the_turn():
+    end = Thinking(named("#end#"))
+    assert unfinished("a", end) and unfinished("", end)
+    assert not unfinished("a#end#b", end)
+    assert not unfinished("a", end, "x#end#")
+    assert not unfinished("a", Thinking(named("")))
+    assert not unfinished("a", Thinking(named("</plan>")))
+    assert unfinished("<plan>a", Thinking(named("</plan>")))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynscaling_jax.thinking import KNOWN, Thinking, find
+from dynscaling_jax.thinking import KNOWN, Thinking, ending, find
 from dynscaling_jax.types import Message
 from dynscaling_jax.workers import Worker, WorkerError
 
@@ -103,7 +103,11 @@ class Tokenizer:
         def turn_start(turns: tuple[Message, ...]) -> str:
             return self._ask("turn_start", turns, seconds=_seconds(turns))
 
-        return Thinking(marks, lambda turns: turn_start(tuple(turns)))
+        return Thinking(
+            marks,
+            lambda turns: turn_start(tuple(turns)),
+            ending(self.template or "", self.added),
+        )
 
     def render(self, messages: Sequence[Message]) -> str:
         """Returns the text of the prompt that the messages make.

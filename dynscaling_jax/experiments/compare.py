@@ -145,7 +145,8 @@ def cached(sample_fn: SampleFn) -> SampleFn:
     known: dict[Any, Sample] = {}
 
     def name(r: Request) -> Any:
-        return r.query.id, r.index, r.messages, r.shared
+        bound = r.least_confidence
+        return r.query.id, r.index, r.messages, r.shared, bound
 
     def answer(requests: Sequence[Request]) -> Iterator[Sample]:
         missing = [r for r in requests if name(r) not in known]

@@ -57,6 +57,8 @@ class EngineConfig(NamedTuple):
     """How a local model generates; see inference.Engine."""
 
     max_new_tokens: int = 256
+    # of a thought, which is ended there; 0 or nothing: no other limit
+    max_thinking_tokens: int | None = None
     temperature: float = 0.7
     top_k: int = 0
     top_p: float = 1.0

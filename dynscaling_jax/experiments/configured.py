@@ -227,6 +227,12 @@ def endpoint_sampler(config: RunConfig) -> Sampler:
     fields["extra_body"] = json_object(config, "endpoint.extra_body")
     fields["seed"] = config.seed if fields["seed"] else None
     engine = config.engine
+    if engine.max_thinking_tokens:
+        raise ValueError(
+            f"config.engine.max_thinking_tokens={engine.max_thinking_tokens} "
+            "is of local models; what a server offers goes into "
+            "config.endpoint.extra_body, see docs/endpoints.md"
+        )
     for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p"):
         fields[name] = getattr(engine, name)
     model, url = parse_url(config.model)
@@ -246,7 +252,9 @@ def thinking_of(
 ) -> Thinking:
     """How thoughts are told: as found, unless the config says how."""
     end = config.end_of_thinking
-    return found if end is None else found._replace(marks=named(end))
+    if end is None:
+        return found
+    return found._replace(marks=named(end), end=end)
 
 
 def open_engine(
@@ -263,8 +271,13 @@ def open_engine(
         config.adapter,
         stacked=mesh.scans(on),
     )
-    fields = engine_fields(config.engine)
-    return Engine(model, seed=config.seed, available=available, **fields)
+    return Engine(
+        model,
+        seed=config.seed,
+        available=available,
+        thinking=thinking_of(config, model.tokenizer.thinking),
+        **engine_fields(config.engine),
+    )
 
 
 def model_identity(config: RunConfig) -> dict[str, str]:

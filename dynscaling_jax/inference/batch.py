@@ -14,6 +14,7 @@ from dynscaling_jax.checkpoints.model import Model
 from dynscaling_jax.inference import sampling
 from dynscaling_jax.inference.sampling import ScoredToken, Settings
 from dynscaling_jax.inference.slot import Numbered, Prompt, Slot
+from dynscaling_jax.inference.thoughts import Cap
 from dynscaling_jax.types import Sample
 
 
@@ -27,6 +28,7 @@ class Setup(NamedTuple):
     stops: np.ndarray  # ids that end a sample, padded with -1
     max_new_tokens: int
     finished: Callable[[Slot], Sample | None]
+    cap: Cap | None = None  # on thoughts
 
 
 class Steps(NamedTuple):
@@ -118,9 +120,9 @@ def append(
 
 
 def harvest(
-    slots: list[Slot | None], finished: Callable[[Slot], Sample | None]
+    slots: list[Slot | None], setup: Setup
 ) -> tuple[list[int], list[int], list[tuple[int, Sample]]]:
-    """Makes slots idle whose samples are finished.
+    """Makes slots idle whose samples are finished; looks at thoughts.
 
     Returns:
         The tokens that each slot had, the slots that are idle now, and their
@@ -129,9 +131,11 @@ def harvest(
     counts = [slot.count if slot else 0 for slot in slots]
     ended, done = [], []
     for i, slot in enumerate(slots):
-        sample = finished(slot) if slot else None
+        sample = setup.finished(slot) if slot else None
         if slot and sample:
             slots[i] = None
             ended.append(i)
             done.append((slot.number, sample))
+        elif slot and setup.cap:
+            setup.cap.look(slot)
     return counts, ended, done

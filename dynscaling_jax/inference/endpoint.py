@@ -71,7 +71,8 @@ class Endpoint:
     The key is OPENAI_API_KEY of the environment; none is sent where that is
     not set. The samples' flops are 0, since nothing is known of the model, and
     cached tokens are what the endpoint says; a reply without usage is counted
-    by its log-probabilities, or four bytes a token, with a warning.
+    by its log-probabilities, or four bytes a token, with a warning. No server
+    ends a sample for its confidence: Request.least_confidence is not looked at.
     """
 
     def __init__(

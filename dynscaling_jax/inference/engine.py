@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynscaling_jax.checkpoints.model import Model
-from dynscaling_jax.inference import memory, mesh, sampling
+from dynscaling_jax.inference import memory, mesh, sampling, thoughts
 from dynscaling_jax.inference.batch import Batch, Setup, Steps
 from dynscaling_jax.inference.grouped import batch as grouped
 from dynscaling_jax.inference.grouped import layout
@@ -87,6 +87,8 @@ class Engine:
         attention: str = "auto",
         keys: str = "",
         live: int | None = None,
+        max_thinking_tokens: int | None = None,
+        thinking: Thinking | None = None,
     ):
         """Checks the settings; nothing is compiled yet.
 
@@ -119,6 +121,14 @@ class Engine:
                 dtype of the model.
             live: tokens of a slot while it samples, on average, its prompt
                 included; with slots=None, and from pages alone.
+            max_thinking_tokens: of one sample: where its thought has no end
+                after so many, the mark that ends it is forced, token by
+                token, and the answer follows. Forced tokens are new tokens
+                as the others are; logprob, confidence and signals leave them
+                out. A sample that has begun no thought by then is left alone.
+                None and 0 switch it off.
+            thinking: how thoughts are told and what ends them; by default as
+                the model's template and tokens say.
 
         Raises:
             ValueError: a value outside its range.
@@ -140,6 +150,7 @@ class Engine:
             ("slots", 1 if slots is None else slots),
             ("slots_per_group", slots_per_group),
             ("live", 1 if live is None else live),
+            ("max_thinking_tokens", max_thinking_tokens or 1),
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(
@@ -177,6 +188,7 @@ class Engine:
         if not all(stop):
             raise ValueError("stop strings must not be empty")
         self.model = model
+        self._thinking = thinking or model.tokenizer.thinking
         self.slots_per_group = slots_per_group
         self._stop = tuple(stop)
         self._available = available
@@ -199,6 +211,11 @@ class Engine:
             stops,
             max_new_tokens,
             self._finished,
+            thoughts.cap(
+                model, self._thinking, max_thinking_tokens, max_new_tokens
+            )
+            if max_thinking_tokens
+            else None,
         )
         # Receives, before each chunk of steps, all that changed since the last
         # one: what else an engine does follows from that (inference.lockstep).
@@ -346,7 +363,7 @@ class Engine:
     @property
     def thinking(self) -> Thinking:
         """How the thoughts of the model are told from its answers."""
-        return self.model.tokenizer.thinking
+        return self._thinking
 
     def _step(self, seconds: float = TURN) -> None:
         """Takes steps with each worker, a chunk or so many seconds."""

@@ -46,10 +46,10 @@ def changes_of(message: bytes) -> list[Change]:
 
 
 def _request(row: Sequence[Any]) -> Request:
-    (name, question), messages, index, number, parents, shared = row
+    (name, question), messages, index, number, parents, *others = row
     query = Query(name, _messages(question))
     turns = _messages(messages)
-    return Request(query, turns, index, number, tuple(parents), shared)
+    return Request(query, turns, index, number, tuple(parents), *others)
 
 
 def _messages(rows: Sequence[Sequence[str]]) -> tuple[Message, ...]:

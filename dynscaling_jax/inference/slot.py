@@ -42,16 +42,23 @@ class Slot:
     tokens: list = dataclasses.field(default_factory=list)
     count: int = 0  # of tokens
     checked: int = 0  # tokens whose text has no stop string
+    # the tokens that are forced, not sampled; None: not known yet
+    forced: range | None = None
+    # of confidences, up to each of the last tokens that were sampled
+    sums: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(1))
+    unsure: bool = False  # the last window is; see Request.least_confidence
 
     def append(
         self, tokens: sampling.ScoredToken, column: int, steps: int
     ) -> None:
         """Adds the first steps of a column of tokens, each [C, GR].
 
+        Those behind a window that is not sure enough are left out.
+
         Raises:
             ValueError: the model gave logits that are not finite.
         """
-        if not steps:
+        if not steps or self.unsure:
             return
         # a copy, or the whole of the tokens would be kept
         new = jax.tree.map(lambda x: x[:steps, column].copy(), tokens)
@@ -61,8 +68,41 @@ class Slot:
                 "that are not finite; its weights are damaged or overflow its "
                 "dtype"
             )
+        end = self._unsure(new.confidence)
+        if end is not None:
+            new, self.unsure = jax.tree.map(lambda x: x[:end], new), True
         self.tokens.append(new)
-        self.count += steps
+        self.count += len(new.token)
+
+    def _unsure(self, confidence: np.ndarray) -> int | None:
+        """Finds the first window of new tokens that is not sure enough.
+
+        Forced tokens are in none. With windows of 3, the bound 4, and
+        confidences 6 5 before, of which the host holds the sums [0 6 11]:
+
+            confidences   4  3  9        new
+            sums         15 18 27
+            three back    0  6 11
+            means         5  4 5.3       none is less than 4
+
+        The sums are those of sampling.windowed, to the bit.
+
+        Returns:
+            How many of the new tokens it ends with; None: there is none.
+        """
+        bound, size = self.request.least_confidence, sampling.WINDOW
+        if bound is None:
+            return None
+        forced = self.forced or ()
+        own = [
+            i for i in range(len(confidence)) if self.count + i not in forced
+        ]
+        known = len(self.sums)
+        new = np.concatenate([self.sums[-1:], confidence[own]], dtype=float)
+        sums = np.concatenate([self.sums, new.cumsum()[1:]])
+        self.sums = sums[-size:]
+        (low,) = np.nonzero((sums[size:] - sums[:-size]) / size < bound)
+        return own[low[0] + size - known] + 1 if len(low) else None
 
     def last(self, count: int) -> list[int]:
         """Returns the ids of the last tokens, so many."""
@@ -78,16 +118,19 @@ class Slot:
 def finished(slot: Slot, model: Model, stop: Sequence[str]) -> Sample | None:
     """Returns the sample of a slot if it is finished.
 
-    A stop id, a stop string or the slot's limit finishes it. One that goes on
-    is told by its newest token and, where there are stop strings, by the end
-    of its text, however long it is.
+    A stop id, a stop string, the slot's limit or a window of tokens that is
+    not sure enough finishes it, whichever is first; at the same token the
+    window is the last to count. One that goes on is told by its newest tokens
+    and, where there are stop strings, by the end of its text, however long it
+    is.
     """
     ends = slot.tokens[-1].token[-1] in model.eos_ids
     full = slot.count >= slot.limit
+    done = ends or full or slot.unsure
     decode_text = model.tokenizer.decode
     spelt = lambda ids: _holds(decode_text(ids), stop)
     first = _tail(slot, decode_text, stop) if stop else 0
-    if not ends and not full:
+    if not done:
         if not stop or not spelt(slot.last(slot.count - first)):
             slot.checked = slot.count
             return None
@@ -96,7 +139,7 @@ def finished(slot: Slot, model: Model, stop: Sequence[str]) -> Sample | None:
     request, prompt = slot.request, slot.prompt
     ids = tokens.token.tolist()
     text = decode_text(ids[:-1] if ends else ids)
-    reason = "stop" if ends else "length"
+    reason = "stop" if ends else "length" if full else "confidence"
     if _holds(text, stop):
         # the tokens that spell the first stop string, and no more
         count = next(
@@ -108,10 +151,13 @@ def finished(slot: Slot, model: Model, stop: Sequence[str]) -> Sample | None:
         text = decode_text(ids[:count])
         found = [at for at in map(text.find, stop) if at >= 0]
         reason, text = "stop", text[: min(found)]
-    elif not ends and not full:
+    elif not done:
         slot.checked = slot.count
         return None
     (read, cached), new = paid(request, prompt), len(tokens.token)
+    if slot.forced:
+        own = np.array([i for i in range(new) if i not in slot.forced])
+        tokens = jax.tree.map(lambda x: x[own], tokens)
     return Sample(
         query_id=request.query.id,
         index=request.index,

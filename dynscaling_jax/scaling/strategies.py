@@ -20,6 +20,11 @@ from dynscaling_jax.scaling.chains import (
     Order,
     Which,
 )
+from dynscaling_jax.scaling.confidence import (
+    Online,
+    least_confidence,
+    threshold,
+)
 from dynscaling_jax.scaling.spec import named
 from dynscaling_jax.thinking import thought
 from dynscaling_jax.types import (
@@ -66,6 +71,36 @@ def parallel() -> Strategy:
     ) -> Iterator[Request]:
         for index in range(len(samples), len(samples) + n):
             yield _alone(query, index)
+
+    return Strategy(plan, reads_texts=False)
+
+
+@named
+def deepconf(warmup: int = 16, keep: float = 0.9) -> Strategy:
+    """Independent samples, of which unsure ones end early.
+
+    This is DeepConf online (arXiv 2508.15260); see scaling.confidence. An
+    endpoint ignores the bound.
+
+    Args:
+        warmup: samples of a query that are whole.
+        keep: share of these that the rule would leave whole.
+    """
+    settings = Online(warmup, keep)
+    least_confidence((), settings)  # checks warmup
+    threshold((), keep)
+
+    def plan(
+        query: Query,
+        samples: Sequence[Sample],
+        n: int,
+        key: jax.Array,
+        reader: Reader,
+    ) -> Iterator[Request]:
+        there = [s for s in samples if s.finish_reason != UNSEEN]
+        bound = least_confidence(there, settings)
+        for index in range(len(samples), len(samples) + n):
+            yield _alone(query, index)._replace(least_confidence=bound)
 
     return Strategy(plan, reads_texts=False)
 
@@ -328,6 +363,7 @@ def budget_forcing(
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "parallel": parallel,
+    "deepconf": deepconf,
     "integrated": integrated,
     "adaptive": adaptive,
     "revision": revision,

@@ -251,8 +251,9 @@ def with_answers(
 ) -> SampleFn:
     """Wraps a sampler so that each sample has its canonical answer.
 
-    Failed samples have none. A choice is one of the options that its question
-    lists.
+    Failed samples have none, nor have those that ended because the model was
+    not sure of them: they have no vote (DeepConf, arXiv 2508.15260). A choice
+    is one of the options that its question lists.
 
     Args:
       sample_fn: the sampler.
@@ -267,7 +268,8 @@ def with_answers(
         check_kind(known)
 
     def with_answer(request: Request, sample: Sample) -> Sample:
-        if sample.finish_reason.startswith("error"):
+        reason = sample.finish_reason
+        if reason == "confidence" or reason.startswith("error"):
             return sample
         kind_here = kinds[sample.query_id]
         answer = extract(
@@ -275,7 +277,7 @@ def with_answers(
             kind_here,
             thinking,
             thinking.turn_start(request.messages),
-            sample.finish_reason == "length",
+            reason == "length",
             options(request.query) if kind_here == "choice" else "",
         )
         return sample._replace(answer=answer)

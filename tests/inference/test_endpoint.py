@@ -831,6 +831,7 @@ def config_of(server, **fields):
         ("mesh", "auto", "config.mesh"),
         ("context", 99, "config.context"),
         ("template_variables", "{}", "config.template_variables"),
+        ("engine__max_thinking_tokens", 9, "max_thinking_tokens=9 is of local"),
         ("endpoint__extra_body", "[]", "endpoint.extra_body='..': expected"),
         ("endpoint__extra_body", "{", "endpoint.extra_body='{' is not JSON"),
         ("endpoint__concurrency", 0, "concurrency=0"),

@@ -138,6 +138,7 @@ def test_a_call_may_be_collected_while_another_is_left(model, monkeypatch):
 
 def test_requests_come_as_they_were_sent(model):
     sent = [Request(QUERIES[1], QUERIES[0].messages, 7, 2, (1, 4), True)]
+    sent[0] = sent[0]._replace(least_confidence=1 / 3)
     leader, messages = Engine(model, **SHAPE), []
     lockstep.lead(leader, messages.append)
     assert len([*leader.sample(sent)]) == 1

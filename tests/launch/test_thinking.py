@@ -13,6 +13,7 @@ import pytest
 from configs.common import get_config
 from dynscaling_jax.experiments.config import typed
 from dynscaling_jax.experiments.configured import (
+    open_engine,
     open_sampler,
     thinking_of,
 )
@@ -105,6 +106,16 @@ def test_an_end_of_thinking_that_is_given_goes_before():
     for end, shown in (("#end#", "c"), ("", text)):
         config.end_of_thinking = end
         assert visible(text, thinking_of(config)) == shown
+        assert thinking_of(config).end == end
+
+
+def test_an_engine_ends_thoughts_as_its_config_says():
+    config = get_config()
+    config.model, config.engine.max_thinking_tokens = "reasoner", 8
+    with pytest.raises(ValueError, match="config.end_of_thinking"):
+        open_engine(typed(config), None)
+    config.end_of_thinking = "The answer is"
+    assert open_engine(typed(config), None).thinking.end == "The answer is"
 
 
 @pytest.mark.parametrize(

@@ -202,3 +202,27 @@ def test_what_reads_no_texts_says_so():
 def test_bad_options(text, message):
     with pytest.raises(ValueError, match=message):
         parse(text, STRATEGIES, "strategy")
+
+
+def test_deepconf_bounds_what_follows_its_warm_up():
+    """Two whole samples, whose least sure windows are 1 and 3: the tenth
+    percentile is 1.2. A sample that is pending is none of the warm-up."""
+    plan = strategies.deepconf(warmup=2, keep=0.9).plan
+    (request,) = plan(QUERY, (), 1, KEY, Reader())
+    pending = strategies.unseen(request)
+    whole = [
+        pending._replace(
+            index=i, finish_reason="stop", signals={"lowest": lowest}
+        )
+        for i, lowest in enumerate((1.0, 3.0))
+    ]
+    for samples, bound in (
+        ([], None),
+        ([whole[0], pending._replace(index=1)], None),
+        (whole, pytest.approx(1.2)),
+    ):
+        (request,) = plan(QUERY, samples, 1, KEY, Reader())
+        assert request.index == len(samples)
+        assert request.least_confidence == bound
+    with pytest.raises(ValueError, match="keep=2"):
+        strategies.deepconf(keep=2.0)

@@ -92,7 +92,7 @@ class Batch:
         cache.apply(completions, turn.completions)
         chunk = self._decode(turn)
         steps = append(self._slots, chunk.tokens, chunk.active)
-        counts, ended, done = harvest(self._slots, self._setup.finished)
+        counts, ended, done = harvest(self._slots, self._setup)
         self._scheduler.record(counts, ended)
         return done, steps
 
@@ -145,6 +145,7 @@ class Batch:
             np.array(active),
             setup.stops,
             setup.settings,
+            setup.cap and setup.cap.after,
         )
         first = sampling.score(
             jax.tree.map(lambda x: np.asarray(x)[None], sums),
@@ -157,7 +158,7 @@ class Batch:
 
     def _decode(self, turn: Turn) -> runner.Chunk:
         """Takes steps with all slots."""
-        model, (prompts, completions) = self._setup.model, self._pages
+        setup, (prompts, completions) = self._setup, self._pages
         view = View(turn.ahead, turn.prefix, turn.suffix)
         state = State(
             tuple(prompts),
@@ -167,13 +168,14 @@ class Batch:
         )
         completions.clear()  # they are donated
         state, chunk = runner.decode(
-            model.params,
-            model.config,
+            setup.model.params,
+            setup.model.config,
             state,
-            self._setup.stops,
-            self._setup.settings,
+            setup.stops,
+            setup.settings,
             turn.steps,
             turn.enough,
+            setup.cap and setup.cap.laid_out(self._slots),
         )
         completions.extend(state.suffix)
         self._device = state.slots

@@ -19,7 +19,13 @@ from dynscaling_jax.inference.grouped import cache, prefill
 from dynscaling_jax.inference.grouped.cache import Pools, State
 from dynscaling_jax.inference.grouped.layout import CHUNK
 from dynscaling_jax.inference.sampling import ScoredToken, Settings
-from dynscaling_jax.inference.slots import Slots, advance, begin
+from dynscaling_jax.inference.slots import (
+    Forced,
+    Slots,
+    advance,
+    begin,
+    resumed,
+)
 from dynscaling_jax.models import attention, transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.parameters import Params
@@ -45,6 +51,7 @@ def decode(
     settings: Settings,
     steps: int = CHUNK,
     enough: int = 0,
+    forced: Forced | None = None,
 ) -> tuple[State, Chunk]:
     """Takes up to `steps` steps, CHUNK at most, with all slots.
 
@@ -62,11 +69,16 @@ def decode(
     the last, so that the device always has the next one to do.
     """
     top = transformer.without_layers(params)
+    if forced is not None:
+        forced = jax.device_put(forced)
+        state = state._replace(slots=_resumed(state.slots, forced))
     chunk = []
     for _ in range(steps):
         x, suffix = _run_layers(params, config, state, state.slots.token)
         active = state.slots.active
-        slots, sums = _sample(top, config, x, state.slots, stops, settings)
+        slots, sums = _sample(
+            top, config, x, state.slots, stops, settings, forced
+        )
         state = state._replace(suffix=suffix, slots=slots)
         chunk.append((sums, active))
         if len(chunk) > 1 and np.asarray(chunk[-2][1]).sum() <= enough:
@@ -132,10 +144,13 @@ def _attend(config, view, position, kind, kv, q, k, v):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _sample(top, config, hidden, slots, stops, settings):
+def _sample(top, config, hidden, slots, stops, settings, forced=None):
     """Samples a token for each slot."""
     logits = Vocabulary(config, top).logits(hidden)
-    return advance(slots, logits, stops, settings)
+    return advance(slots, logits, stops, settings, forced)
+
+
+_resumed = jax.jit(resumed)
 
 
 def take(

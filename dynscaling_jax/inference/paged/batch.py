@@ -204,7 +204,7 @@ class Batch:
         if rest is not None:
             tokens, active = self._scored(rest[0]), np.asarray(rest[1])
             steps = append(slots, tokens, active)
-        counts, ended, done = harvest(slots, self._setup.finished)
+        counts, ended, done = harvest(slots, self._setup)
         self._scheduler.record(counts, ended)
         return done, steps
 
@@ -288,6 +288,7 @@ class Batch:
             np.int32(max(copied)),
             setup.stops,
             setup.settings,
+            setup.cap and setup.cap.after,
         )
         return sums
 
@@ -305,6 +306,7 @@ class Batch:
             setup.settings,
             np.int32(turn.steps),
             np.int32(turn.enough),
+            setup.cap and setup.cap.laid_out(self._slots),
         )
         return sums, active
 

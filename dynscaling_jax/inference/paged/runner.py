@@ -23,7 +23,13 @@ from jaxtyping import Array, Bool, Float32, Int32, UInt32
 from dynscaling_jax.inference import sampling
 from dynscaling_jax.inference.paged.attention import Backend, Layout, sharded
 from dynscaling_jax.inference.sampling import LogitSums, Settings
-from dynscaling_jax.inference.slots import Slots, advance, begin
+from dynscaling_jax.inference.slots import (
+    Forced,
+    Slots,
+    advance,
+    begin,
+    resumed,
+)
 from dynscaling_jax.models import transformer
 from dynscaling_jax.models.config import ModelConfig
 from dynscaling_jax.models.parameters import Params
@@ -191,6 +197,7 @@ def start(
     copies: Int32[Array, ""],
     stops: Int32[Array, " stops"],
     settings: Settings,
+    after: Int32[Array, ""] | None = None,
 ) -> tuple[State, LogitSums]:
     """Begins samples: copies pages, samples first tokens from rows of logits.
 
@@ -208,6 +215,7 @@ def start(
         copies: how many of C there are.
         stops: token ids that end a sample, padded with -1.
         settings: how to sample.
+        after: of slots.Forced, where thoughts have a limit.
 
     Returns:
         The state, and the tokens; those of fresh slots count.
@@ -225,6 +233,7 @@ def start(
         state.slots.active,
         stops,
         settings,
+        after,
     )
     length = jnp.where(fresh, length, state.length)
 
@@ -263,6 +272,7 @@ def decode_chunk(
     settings: Settings,
     steps: Int32[Array, ""],
     enough: Int32[Array, ""],
+    forced: Forced | None = None,
 ) -> tuple[State, LogitSums, Bool[Array, "CHUNK S"]]:
     """Takes up to `steps` steps, CHUNK at most, with all slots.
 
@@ -288,6 +298,7 @@ def decode_chunk(
         settings: how to sample.
         steps: at most; from 1 to CHUNK.
         enough: active slots that are too few to go on for.
+        forced: what ends thoughts, where they have a limit.
 
     Returns:
         The state, tokens [CHUNK, S], and which slots were active.
@@ -316,7 +327,8 @@ def decode_chunk(
                 *qkv,
             ),
         )
-        moved, new = advance(slots, vocabulary.logits(x), stops, settings)
+        logits = vocabulary.logits(x)
+        moved, new = advance(slots, logits, stops, settings, forced)
         put = lambda all_steps, one: all_steps.at[number].set(one)
         sums, ran = jax.tree.map(put, (sums, ran), (new, slots.active))
         return number + 1, cache, *sampling.replicated((moved, sums, ran))
@@ -327,9 +339,10 @@ def decode_chunk(
         return (number < steps) & worth
 
     kinds = LogitSums(jnp.int32, *[jnp.float32] * 4)
+    slots = state.slots if forced is None else resumed(state.slots, forced)
     begin = sampling.replicated(
         (
-            state.slots._replace(active=state.slots.active & active),
+            slots._replace(active=slots.active & active),
             jax.tree.map(lambda kind: jnp.zeros((CHUNK, count), kind), kinds),
             jnp.zeros((CHUNK, count), bool),
         )
