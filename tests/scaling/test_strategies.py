@@ -178,7 +178,8 @@ def test_budget_forcing_that_does_not_fit_starts_anew():
 
 def test_what_reads_no_texts_says_so():
     reads = {name: make().reads_texts for name, make in STRATEGIES.items()}
-    assert [name for name in reads if not reads[name]] == ["parallel"]
+    texts = [name for name in reads if not reads[name]]
+    assert texts == ["parallel", "deepconf"]
     assert not strategies.integrated(content="answer_only").reads_texts
     assert Strategy(lambda *_: []).reads_texts  # to be on the safe side
 
