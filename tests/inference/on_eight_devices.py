@@ -223,7 +223,7 @@ def test_no_weight_is_sent(name, text):
         Chunk(part, Prompt((1,) * 9, (), 0), 0, 9, (1, 2), 0)
         for part in range(parts)
     ]
-    chunk = backend.chunk_view(layout, chunks, 16)
+    chunk = backend.chunk_view(layout, chunks)
     sent = []
     with jax.set_mesh(on):
         for lowered in (
