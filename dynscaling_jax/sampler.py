@@ -105,8 +105,8 @@ def each(observe: Callable[[Sample], object]) -> Middleware:
 
 def check(sampler: Sampler) -> None:
     """Raises ValueError where this is no sampler."""
-    members = {*FunctionSampler.__dataclass_fields__} - {"watch"}
-    lacks = [name for name in sorted(members) if not hasattr(sampler, name)]
+    members = [n for n in FunctionSampler.__dataclass_fields__ if n != "watch"]
+    lacks = [name for name in members if not hasattr(sampler, name)]
     if lacks or isinstance(sampler, type) or not callable(sampler.sample):
         raise ValueError(
             f"the sampler is {shown(sampler)}"

@@ -108,6 +108,9 @@ def sample_efficiency(
     ratio_A = ours_A / theirs_A
     if replicates > 1 and np.isfinite(ratio_A[at]):
         low, high = np.quantile(ratios, [0.025, 0.975])
+    steps = {}
+    if uniform.steps_RM is not None:
+        steps = {"uniform_steps": ours_A[2], "policy_steps": theirs_A[2]}
     return SampleEfficiency(
         target,
         uniform_samples=ours_A[0],
@@ -118,8 +121,7 @@ def sample_efficiency(
         policy_tokens=theirs_A[1],
         token_ratio=ratio_A[1],
         axis=axis,
-        uniform_steps=ours_A[2],
-        policy_steps=theirs_A[2],
+        **steps,
     )
 
 
