@@ -167,7 +167,7 @@ def without_rounds(
         left_HR -= drawn_HR
         busy_MH.append(drawn_HR.max(1))
         drawn_MH.append(drawn_HR.sum(1))
-        ended = begun - np.count_nonzero(left_HR)
+        ended = int(begun - np.count_nonzero(left_HR))
         if ended == len(step_N):
             break
         granted.append(min(len(step_N), ended + left_HR.size))
