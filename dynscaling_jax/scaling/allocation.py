@@ -144,7 +144,7 @@ def _ordered(score: jax.Array) -> jax.Array:
 
 
 def scored(
-    score: Score, reads: str | None = None, alone: bool = True
+    score: Score, reads: str | None = None, alone: bool = False
 ) -> Policy:
     """The policy that pulls the query with the highest score, again and again.
 
@@ -155,7 +155,8 @@ def scored(
         after them, float32 [Q]; never NaN, and it must not rise with the
         pulls. Every query with a free slot may be pulled.
       reads: the field or signal of Sample that score finds in weight_QN.
-      alone: whether the score of a query reads nothing of other queries.
+      alone: whether the score of a query reads nothing of other queries, so
+        that a replay need not compute all of them when one has changed.
     """
 
     def allocate(

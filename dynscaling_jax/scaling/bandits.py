@@ -34,7 +34,7 @@ def uniform() -> Policy:
     def score(candidates: Candidates, virtual: jax.Array) -> jax.Array:
         return -(candidates.count_Q + virtual).astype(jnp.float32)
 
-    return scored(score)
+    return scored(score, alone=True)
 
 
 @named
@@ -84,7 +84,7 @@ def ucb(
         n_Q = (candidates.count_Q + virtual).astype(jnp.float32)
         return uncertain_Q + jnp.where(n_Q == 0, jnp.inf, width / jnp.sqrt(n_Q))
 
-    return scored(score, alone=False)  # by T
+    return scored(score)  # T is of all queries
 
 
 @named
@@ -151,7 +151,7 @@ def pets() -> Policy:
             -(a_Q + b_Q) * jnp.log(2.0) - betaln(a_Q, b_Q) - jnp.log(a_Q)
         )
 
-    return scored(score)
+    return scored(score, alone=True)
 
 
 @named
@@ -179,4 +179,4 @@ def uab() -> Policy:
         n_Q = (candidates.count_Q + virtual).astype(jnp.float32)
         return p_Q * (1 - p_Q) ** n_Q
 
-    return scored(score, reads="logprob")
+    return scored(score, reads="logprob", alone=True)

@@ -59,7 +59,7 @@ def opportunity_cost(
             drawn_Q > 0, log_cost_Q - power * jnp.log(drawn_Q), FIRST
         )
 
-    return scored(score)
+    return scored(score, alone=True)
 
 
 def log_opportunity_cost(
