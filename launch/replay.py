@@ -41,7 +41,9 @@ flags.DEFINE_list(
 flags.DEFINE_integer("replicates", 1000, "Orders of samples.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of all randomness.", 0, 2**31 - 1)
 flags.DEFINE_float("round", 0.25, "Samples a question in a round.", 0.01, 1e6)
-flags.DEFINE_float("first", None, "Of the first; by default alike.", 0.01, 1e6)
+flags.DEFINE_float(
+    "first", None, "Of the first; by default alike, or 2 if async.", 0.01, 1e6
+)
 flags.DEFINE_enum(
     "schedule", "rounds", ["rounds", "async"], "Or a grant as each sample ends."
 )

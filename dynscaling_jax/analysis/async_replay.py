@@ -354,7 +354,7 @@ def replay_async(
     chunk: int = 25,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, Curve]:
-    """Plays every policy on the same replicates; memory holds two chunks.
+    """Plays every policy on the same replicates, a chunk on each core.
 
     Args:
         bank: the recorded samples and their lengths.
@@ -364,7 +364,7 @@ def replay_async(
         terms: of each player.
         replicates: orders of the samples.
         seed: of the orders and of ties.
-        chunk: replicates in memory at once.
+        chunk: replicates in memory at once, for each core.
         progress: is called with the replicates of one policy that were just
             done.
 

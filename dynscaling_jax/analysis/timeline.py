@@ -244,9 +244,12 @@ def grid(steps: int) -> list[int]:
 
 
 def _in_steps(found: Sequence[Flight]) -> bool:
-    """Whether steps are of decoding: a sample then takes one for a token."""
+    """Whether steps are of decoding: a sample takes one for a token, or more.
+
+    Its end is noticed at the next look.
+    """
     return all(
-        f.end - f.start == f.sample.new_tokens
+        f.end - f.start >= f.sample.new_tokens
         for f in found
         if f.sample and f.end is not None and f.kind == "end"
     )

@@ -35,7 +35,7 @@ from dynscaling_jax.lines import (
 )
 from dynscaling_jax.types import Request, Sample, SampleFn, SampleKey
 
-MOST_PENDING = 2**20  # bytes, where there are no rounds and all had its turn
+MOST_PENDING = 2**20  # bytes of rows that are all in samples.jsonl
 
 
 class Log:

@@ -18,6 +18,7 @@ from dynscaling_jax.types import (
     Request,
     Sample,
     SampleFn,
+    SampleKey,
     Watch,
 )
 
@@ -97,6 +98,7 @@ class Metrics:
         self._samples = self._tokens = 0  # generated in this session
         self._outside, self._at = 0.0, self._begin  # of the model, seconds
         self._seen = 0
+        self._shown: set[SampleKey] = set()
         capped = (n for n in UNITS if getattr(budget, n) is not None)
         self._cap = cap = next(capped, "samples")
         plural = "s" * (questions != 1)
@@ -137,6 +139,7 @@ class Metrics:
                     return
                 self._bar.update(amounts(Ledger().add(sample))[self._cap])
                 self._seen += 1
+                self._shown.add((sample.query_id, sample.index))
                 yield sample
 
         return sample
@@ -190,8 +193,11 @@ class Metrics:
 
     def event(self, event: Event) -> None:
         """Notes a cancelled sample, which no one generates to its end."""
-        if event.kind == "cancel" and event.sample:
-            self._bar.update(amounts(Ledger().add(event.sample))[self._cap])
+        sample = event.sample
+        if event.kind != "cancel" or sample is None:
+            return
+        if (sample.query_id, sample.index) not in self._shown:
+            self._bar.update(amounts(Ledger().add(sample))[self._cap])
 
     def _tick(self, last: bool = False) -> None:
         seconds = self._session_seconds()

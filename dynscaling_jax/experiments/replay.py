@@ -226,6 +226,11 @@ def replay(
         raise ValueError(f"schedule={schedule!r}: expected rounds or async.")
     game = _Game(bank, played, vote, replicates, seed, chunk)
     if schedule == "async":
+        if not all(isinstance(p, Policy) for p in played.values()):
+            raise ValueError(
+                "schedule=async: a policy that knows the replicate, such as "
+                "oracle, plays in rounds alone."
+            )
         first = 2 if first_round_per_query is None else first_round_per_query
         curves, results = _play_async(
             game, budgets, Terms(slots, _whole(first, bank), turn, cancel)

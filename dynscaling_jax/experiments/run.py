@@ -173,6 +173,11 @@ def _check(
                 f"the {part} has no name, by which a run that goes on is told "
                 f'from another; give it one: {part}._replace(name="mine")'
             )
+    if method.cancel and not method.cancel.name:
+        raise ValueError(
+            "the rule of cancelling has no name, by which a run that goes on "
+            'is told from another; give it one: cancel._replace(name="mine")'
+        )
     for query, reference in task.problems:
         whole = isinstance(reference, str)
         if not whole or read_reference(reference, task.kind) is None:
@@ -263,7 +268,10 @@ def _run(
                 watched, watch=metrics.with_steps(opened.watch(watched.watch))
             )
             spend = functools.partial(
-                run_arrivals, on_event=on_event, arrived=ends(opened.begun)
+                run_arrivals,
+                on_event=on_event,
+                arrived=ends(opened.begun),
+                repeated=len(opened.begun),
             )
         result = spend(
             queries,

@@ -327,7 +327,7 @@ class Together:
     def _step(self) -> None:
         """Goes on with what is this process's, and hears of the others."""
         assert self._own
-        if self._mine:
+        if self._mine.keys() & self._own.under_way().keys():
             self._own.step()
         under_way = self._own.under_way()
         rows = []

@@ -47,6 +47,7 @@ from dynscaling_jax.types import (
 MOST_BYTES = 1 << 27  # of a reply
 LONGEST_WAIT = 300.0  # seconds that a Retry-After may ask for
 CONNECTING = 30.0  # seconds until a server that does not answer is given up
+WAIT = 0.5  # seconds after which it is looked again what has arrived
 CLOSING = 2.0  # seconds that cancelled requests get to hang up
 ALIKE = 8  # queries without a sample that are taken for all of them
 SECRET = 8  # characters of a key that give it away
@@ -158,7 +159,8 @@ class Endpoint:
         self._backoff, self._timeout = backoff, timeout
         self._samples = 0  # that came
         self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
-        self._changed = threading.Event()  # in any call
+        # in any call; a handler of signals may put something while others do
+        self._changed: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._logprobs = True  # not refused
         self.name = f"openai://{model}@{base_url}"
         self.max_prompt_tokens = None
@@ -191,9 +193,11 @@ class Endpoint:
         return {key: 0 for call in [*self._calls] for key in [*call.left]}
 
     def _wait(self) -> None:
-        """Waits until a sample arrives, or a call ends."""
-        self._changed.wait()
-        self._changed.clear()  # what came meanwhile is seen in the calls
+        """Waits a while for a sample to arrive, or a call to end."""
+        with contextlib.suppress(queue.Empty):
+            self._changed.get(timeout=WAIT)
+            while True:  # what came meanwhile is seen in the calls
+                self._changed.get_nowait()
 
     def _cancelled(self, request: Request, new: int) -> Sample:
         del new
@@ -285,13 +289,13 @@ class _Call(Iterator[Sample]):
         """Takes a sample, from the thread."""
         self._arrived.put(sample)
         self.left.discard((sample.query_id, sample.index))
-        self._changed.set()
+        self._changed.put(None)
 
     def end(self, why: BaseException | None) -> None:
         """Says that no sample will come any more, and why."""
         self._arrived.put(why)
         self.left.clear()
-        self._changed.set()
+        self._changed.put(None)
 
     def __next__(self) -> Sample:
         if self._over:

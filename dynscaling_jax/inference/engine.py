@@ -288,7 +288,7 @@ class Engine:
     def _step_any(self) -> None:
         """Takes steps with what is under way, if anything is."""
         with self._lock:
-            if self._batches:
+            if self._batches or any(call.left for call in [*self._calls]):
                 self._step(0.0)
 
     def _cancelled(self, request: Request, new: int) -> Sample:

@@ -79,6 +79,7 @@ class _Flight:
     turn: int
     samples: Stream
     sample: Sample | None = None  # as soon as the sampler has finished it
+    lost: bool = False  # the sampler will not finish it
     least: int = 0  # tokens that it has for sure
 
     @property
@@ -108,7 +109,7 @@ class _Flight:
     def took(self, now: int) -> int:
         """The tokens that it has by a step to which all have come."""
         since = now - self.start
-        if self.sample is None or not self.known:
+        if self.sample is None:
             return since
         return min(since, self.sample.new_tokens)
 
@@ -124,6 +125,7 @@ def run_arrivals(
     vote_sampler: Sampler | None = None,
     on_event: Callable[[Event], None] | None = None,
     arrived: Iterable[SampleKey] = (),
+    repeated: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Spends a budget as loop.run_rounds does, without rounds.
@@ -147,14 +149,17 @@ def run_arrivals(
       on_event: called after each event.
       arrived: of a sampler without steps, what had ended when the run was
         begun, in that order.
+      repeated: events that earlier sessions of the run had; the cap on
+        seconds ends nothing before they are repeated.
       clock: the time in seconds, for the ledger and the cap on seconds.
 
     Raises:
       ValueError: as run_rounds.
     """
     run = _Run(
-        queries, sampler, method, budget, key, same, on_event, arrived, clock
-    )
+        queries, sampler, method, budget, key, same, on_event, arrived,
+        repeated, clock,
+    )  # fmt: skip
     stopped = run.spend()
     table, vote = run.table, method.vote
     answers, spent = decide(vote, queries, table, vote_sampler or sampler)
@@ -179,6 +184,7 @@ class _Run:
         same: Callable[[Query], Callable[[str, str], bool]],
         on_event: Callable[[Event], None] | None,
         arrived: Iterable[SampleKey],
+        repeated: int,
         clock: Callable[[], float],
     ):
         slots = check(queries, method, budget)
@@ -203,11 +209,11 @@ class _Run:
         self._keeps_texts = method.strategy.reads_texts or vote.weigh
         self._in_turn = method.schedule.first_round * len(queries)
         self._watch = watch_of(sampler) or _blind(sampler)
-        self._arrived = iter(arrived)
+        self._arrived, self._repeated = iter(arrived), repeated
         self._dearest = amounts(Ledger(samples=1)) | caps_of(sampler.max_cost)
         self._flights: list[_Flight] = []
         self._pending_Q = np.zeros(len(queries), np.int32)
-        self._read: list[set] = [set() for _ in queries]  # prompts
+        self._read: list[set[int]] = [set() for _ in queries]  # prompts
         self._now = self._granted = 0
 
     def spend(self) -> str:
@@ -216,7 +222,7 @@ class _Run:
         try:
             while True:
                 stopped = reached(self.budget, self.ledger)
-                if stopped:
+                if stopped and not (stopped == "seconds" and self._repeats):
                     return stopped
                 fits = affordable(self.budget, self.ledger, self._dearest)
                 most = min(fits, self.method.schedule.concurrent)
@@ -233,6 +239,8 @@ class _Run:
                     )
                 flight = self._next()
                 if flight is None:
+                    seconds = self._clock() - self._begin
+                    self.ledger = self.ledger._replace(seconds=seconds)
                     stopped = reached(self.budget, self.ledger)
                     return stopped or "the model ended early"
                 self._end(flight)
@@ -240,6 +248,11 @@ class _Run:
         finally:
             for flight in self._flights:
                 flight.samples.close()
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether earlier sessions of the run had come further."""
+        return len(self.events) < self._repeated
 
     def _grant(self) -> bool:
         """Grants one sample; false where policy or strategy has none.
@@ -262,9 +275,9 @@ class _Run:
             waiting_Q[q] = True
         request = requests[0]._replace(
             round=int(self._granted >= self._in_turn),
-            shared=requests[0].messages in self._read[q],
+            shared=hash(requests[0].messages) in self._read[q],
         )
-        self._read[q].add(request.messages)
+        self._read[q].add(hash(request.messages))
         stream = Stream(self.sampler, [request])
         turn = self.method.schedule.turn
         flight = _Flight(self._granted, q, request, self._now, turn, stream)
@@ -290,7 +303,9 @@ class _Run:
     def _next(self) -> _Flight | None:
         """Waits until it is known which sample ends next.
 
-        None where the sampler ended early.
+        None where the sampler ended early. A run that goes on after its time
+        was up gets nothing that its log lacks: there the events that it had
+        are those of the samples that the log holds.
         """
         order = next(self._arrived, None)
         while True:
@@ -299,10 +314,11 @@ class _Run:
                 if flight.key in under_way:
                     least = under_way[flight.key]  # less where it began again
                     flight.least = max(flight.least, least)
-                elif flight.sample is None:
+                elif flight.sample is None and not flight.lost:
                     flight.sample = next(flight.samples, None)
-                    if flight.sample is None:
-                        return None
+                    flight.lost = flight.sample is None
+            if any(f.lost for f in self._flights) and not self._repeats:
+                return None
             known = [f for f in self._flights if f.known]
             if not self._watch.in_steps:
                 known = [f for f in known if order in (None, f.key)]
@@ -312,6 +328,8 @@ class _Run:
                 first = min(known, key=lambda flight: flight.soonest)
                 if not any(_before(f, first) for f in self._flights):
                     return first
+            if not under_way and any(f.lost for f in self._flights):
+                return None
             if not under_way:
                 raise ValueError(
                     "the log holds samples that were cancelled when the run "
@@ -372,9 +390,14 @@ class _Run:
         event = Event(
             kind, self._now, flight.number, flight.request, sample, self.ledger
         )
-        self.events.append(event)
         if self._on_event:
             self._on_event(event)
+        self.events.append(  # texts would add up
+            event._replace(
+                request=flight.request._replace(messages=()),
+                sample=sample and sample._replace(text=""),
+            )
+        )
 
     def _seen(self, weight: str | None, pending_Q: np.ndarray) -> Candidates:
         candidates = self.table.candidates(weight)
@@ -387,6 +410,8 @@ def _before(flight: _Flight, first: _Flight) -> bool:
     It may not even end in the same step, so that how many tokens it has by
     then is known. One that a log holds as cancelled goes on until it is.
     """
+    if flight.lost:
+        return False
     if flight.sample:
         return flight.soonest[0] < first.soonest[0]
     return flight.soonest[0] <= first.soonest[0]

@@ -96,9 +96,9 @@ def tail(share: float = 0.6, part: float = 0.25) -> Cancel:
     will be granted, a sample is cancelled
 
     - where the vote of its query cannot change any more, as by `lead`;
-    - where its query is worth less than `share` of the most that one more
-      sample of any query would be, both by opportunity_cost: samples under
-      way are left out of the one and counted in the other;
+    - where the opportunity_cost of its query, without the samples under way,
+      is less than `share` of the highest that any query has with them, which
+      is what one more sample would be worth;
     - where no more samples run than `part` of the slots and its query has an
       answer.
 

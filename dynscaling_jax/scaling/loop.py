@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynscaling_jax.lines import shown
-from dynscaling_jax.sampler import each, reader_of, tap
+from dynscaling_jax.sampler import CANCELLED, each, reader_of, tap
 from dynscaling_jax.scaling.strategies import unseen
 from dynscaling_jax.scaling.table import Table
 from dynscaling_jax.scaling.uncertainty import measure_by_name
@@ -85,7 +85,7 @@ class Event(NamedTuple):
     step counts decode steps of the run, or, where the sampler tells none,
     samples that ended. number is that of the grant. sample is None for a
     grant; that of a cancelled one has the tokens that it took. ledger is from
-    after the event.
+    after the event. Those of a Result have no texts.
     """
 
     kind: str  # grant, end or cancel
@@ -404,7 +404,8 @@ def cost_of(sample: Sample, budget: Budget) -> dict[str, float]:
     Raises:
         ValueError: the budget has a cap on FLOPs, and the sample tells none.
     """
-    if budget.flops is not None and sample.new_tokens and not sample.flops:
+    told = sample.flops or sample.finish_reason == CANCELLED
+    if budget.flops is not None and sample.new_tokens and not told:
         raise ValueError(
             "the budget has a cap on FLOPs, but the model reports no FLOPs; "
             "set a cap on tokens instead"

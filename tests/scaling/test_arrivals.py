@@ -278,3 +278,87 @@ def test_a_strategy_learns_as_often_as_there_are_queries():
         [["stop"], ["unseen"], ["unseen"]],
         [["stop", "stop"], ["stop", "unseen"], ["stop", "unseen"]],
     ]
+
+
+def test_what_was_finished_when_it_was_cancelled_goes_on_as_it_was():
+    """q0/0 and q0/1 end in one look; the first cancels the second, which has
+    25 tokens. A log once took it for one of 32."""
+    script = {"q0": [30, 25], "q1": [90, 90]}
+    settings = {
+        "n": 2,
+        "concurrent": 4,
+        "first": 2,
+        "turn": 16,
+        "cancel": always(0),
+        "budget": Budget(samples=4),
+    }
+    first = run(by_hand(script), **settings)
+    gone = first.samples[0][1]
+    assert (gone.finish_reason, gone.new_tokens) == ("cancelled", 25)
+    logged = {(s.query_id, s.index): s for row in first.samples for s in row}
+
+    def log(requests):
+        return iter([logged[r.query.id, r.index] for r in requests])
+
+    again = run(FunctionSampler(log), **settings)
+    assert lines(again) == lines(first)
+    assert again.samples == first.samples
+
+
+def test_a_run_whose_time_was_up_repeats_what_it_had():
+    """Three samples had ended, and q1/0 was under way, when time was up. No
+    more is sampled then; the first start after it once lost all."""
+    script = {"q0": [10, 10, 10], "q1": [99, 10, 10]}
+    spent = []
+
+    def timed(stop_after):
+        def sample(requests):
+            for r in requests:
+                if len(spent) < stop_after:
+                    new = script[r.query.id][r.index]
+                    yield reply(r, new=new)
+
+        return FunctionSampler(sample)
+
+    def clock():
+        return float(len(spent))
+
+    def play(sampler, log, **rest):
+        def watched(requests):
+            for r in requests:
+                key = r.query.id, r.index
+                if key in log:
+                    yield log[key]
+                else:
+                    yield from sampler.sample([r])
+
+        def note(event):
+            if event.kind == "end":
+                spent.append(event)
+
+        schedule = Schedule(3, capacity=32, concurrent=2, turn=1)
+        return run_arrivals(
+            queries(2),
+            FunctionSampler(watched),
+            Method(parallel(), uniform(), majority(), schedule),
+            Budget(samples=6, seconds=2.0),
+            KEY,
+            on_event=note,
+            clock=clock,
+            **rest,
+        )
+
+    first = play(timed(9), {})
+    assert first.stopped == "seconds"
+    log = {
+        (e.request.query.id, e.request.index): reply(
+            e.request, new=script[e.request.query.id][e.request.index]
+        )
+        for e in first.events
+        if e.kind == "end"
+    }
+    begun = len(first.events)
+    again = play(timed(0), log, repeated=begun)
+    assert lines(again) == lines(first)
+    assert again.answers == first.answers
+    assert again.ledger.samples == first.ledger.samples == 3
