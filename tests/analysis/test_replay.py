@@ -229,7 +229,8 @@ def test_chunks_change_nothing():
         )["ucb"]
         for chunk in (7, 3)
     )
-    for one, other in zip(whole, parts, strict=True):
+    assert whole.steps_RM is parts.steps_RM is None
+    for one, other in zip(whole[:4], parts[:4], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
     assert whole.accuracy_RM.shape == (7, 2)
     np.testing.assert_allclose(
