@@ -64,6 +64,23 @@ def watch_of(sampler: Sampler) -> Watch | None:
     return getattr(sampler, "watch", None)
 
 
+def empty(request: Request) -> Sample:
+    """Makes a sample of a request without text and tokens."""
+    return Sample(
+        request.query.id,
+        request.index,
+        request.round,
+        request.parents,
+        text="",
+        answer=None,
+        finish_reason="",
+        prompt_tokens=0,
+        cached_tokens=0,
+        new_tokens=0,
+        flops=0.0,
+    )
+
+
 def cancelled(request: Request, read: int, cached: int, new: int) -> Sample:
     """Makes the sample of a request that was ended after so many tokens.
 
@@ -73,18 +90,11 @@ def cancelled(request: Request, read: int, cached: int, new: int) -> Sample:
         cached: of these.
         new: completion tokens by then.
     """
-    return Sample(
-        request.query.id,
-        request.index,
-        request.round,
-        request.parents,
-        text="",
-        answer=None,
+    return empty(request)._replace(
         finish_reason=CANCELLED,
         prompt_tokens=read,
         cached_tokens=cached,
         new_tokens=new,
-        flops=0.0,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dynscaling_jax.inference.sampling import windowed
+from dynscaling_jax.sampler import empty
 from dynscaling_jax.types import Request, Sample
 
 WORDS = 200  # characters of a server's words that a message shows
@@ -101,23 +102,6 @@ def read(request: Request, content: bytes, limit: int | None) -> Sample:
         logprob=float(logprob_T.mean()) if len(logprob_T) else None,
         confidence=float(confidence_T.mean()) if len(confidence_T) else None,
         signals=windowed(confidence_T) if len(confidence_T) else {},
-    )
-
-
-def empty(request: Request) -> Sample:
-    """Makes a sample of a request without text and tokens."""
-    return Sample(
-        query_id=request.query.id,
-        index=request.index,
-        round=request.round,
-        parents=request.parents,
-        text="",
-        answer=None,
-        finish_reason="",
-        prompt_tokens=0,
-        cached_tokens=0,
-        new_tokens=0,
-        flops=0.0,
     )
 
 

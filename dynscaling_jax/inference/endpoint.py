@@ -31,8 +31,8 @@ from typing import Any
 import httpx2
 
 from dynscaling_jax.inference import sampling
-from dynscaling_jax.inference.completion import Failure, empty, error_text, read
-from dynscaling_jax.sampler import cancelled
+from dynscaling_jax.inference.completion import Failure, error_text, read
+from dynscaling_jax.sampler import cancelled, empty
 from dynscaling_jax.thinking import Thinking
 from dynscaling_jax.types import (
     Budget,

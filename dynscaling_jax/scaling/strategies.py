@@ -11,7 +11,7 @@ from typing import Literal
 
 import jax
 
-from dynscaling_jax.sampler import CANCELLED
+from dynscaling_jax.sampler import CANCELLED, empty
 from dynscaling_jax.scaling import chains, worth
 from dynscaling_jax.scaling.chains import (
     Chain,
@@ -43,19 +43,7 @@ _COIN = 1  # a key apart from that of the draws of a chain
 
 def unseen(request: Request) -> Sample:
     """Stands among the samples of a query for one that is still pending."""
-    return Sample(
-        request.query.id,
-        request.index,
-        request.round,
-        request.parents,
-        text="",
-        answer=None,
-        finish_reason=UNSEEN,
-        prompt_tokens=0,
-        cached_tokens=0,
-        new_tokens=0,
-        flops=0.0,
-    )
+    return empty(request)._replace(finish_reason=UNSEEN)
 
 
 @named

@@ -24,7 +24,8 @@ from dynscaling_jax.scaling.opportunity import opportunity_cost
 from dynscaling_jax.scaling.policies import POLICIES
 from dynscaling_jax.scaling.strategies import parallel
 from dynscaling_jax.scaling.votes import majority
-from dynscaling_jax.types import Budget, Method, Query, Sample, Schedule
+from dynscaling_jax.types import Budget, Method, Query, Schedule
+from tests.recorded import recorded_model
 
 QUERIES, SLOTS = 5, 12
 CANCELS = {
@@ -52,31 +53,6 @@ def bank_of(seed=0):
         -rng.random((QUERIES, SLOTS), np.float32),
         np.array([0, 0, 0, 0, -2], np.int32),
     )
-
-
-def recorded_model(replicate):
-    """A SampleFn that gives the samples of a draw."""
-
-    def sample_fn(requests):
-        for request in requests:
-            q, n = int(request.query.id), request.index
-            answer = int(replicate.answer_QN[q, n])
-            yield Sample(
-                request.query.id,
-                n,
-                request.round,
-                request.parents,
-                "",
-                None if answer < 0 else str(answer),
-                "stop",
-                1,
-                0,
-                int(replicate.tokens_QN[q, n]),
-                0.0,
-                float(replicate.weight_QN[q, n]),
-            )
-
-    return sample_fn
 
 
 def live(replicate, policy, cancel, schedule, budget, key):

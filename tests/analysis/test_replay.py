@@ -29,9 +29,9 @@ from dynscaling_jax.types import (
     Method,
     Policy,
     Query,
-    Sample,
     Schedule,
 )
+from tests.recorded import recorded_model
 
 QUERIES, SLOTS = 5, 12
 
@@ -121,31 +121,6 @@ def test_a_draw_is_a_permutation_of_each_question():
         assert sorted(recorded) == sorted(played)
     other = shuffle(bank, jax.random.key(1))
     assert not jnp.array_equal(one.tokens_QN, other.tokens_QN)
-
-
-def recorded_model(replicate):
-    """A SampleFn that gives the samples of a draw."""
-
-    def sample_fn(requests):
-        for request in requests:
-            q, n = int(request.query.id), request.index
-            answer = int(replicate.answer_QN[q, n])
-            yield Sample(
-                request.query.id,
-                n,
-                request.round,
-                request.parents,
-                "",
-                None if answer < 0 else str(answer),
-                "stop",
-                1,
-                0,
-                int(replicate.tokens_QN[q, n]),
-                0.0,
-                float(replicate.weight_QN[q, n]),
-            )
-
-    return sample_fn
 
 
 @pytest.mark.parametrize("name", POLICIES)
