@@ -23,7 +23,6 @@ import time
 from collections.abc import (
     Callable,
     Collection,
-    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -97,7 +96,10 @@ def meet(
         links = {0: _call(address, number, count, wait)}
     else:
         links = _listen(address, count, wait)
-    peers = {other: _Peer(other, link, wait) for other, link in links.items()}
+    end = _End()
+    peers = {
+        other: _Peer(other, link, wait, end) for other, link in links.items()
+    }
 
     def exchange(mine: bytes, meanwhile: Callable[[], bool]) -> list[bytes]:
         """The first hands on what each brings, in the order of the numbers."""
@@ -113,30 +115,37 @@ def meet(
 
     def part() -> None:
         """Nobody leaves while another still needs it."""
-        for peer in peers.values():
-            peer.parting = True
+        end.parting = True
         with contextlib.suppress(Lost):
             exchange(b"", nothing)
 
+    # The interrupt of a lost peer may come anywhere, and also while an error
+    # of this process is on its way: the inner block ends when none can come
+    # any more, so that the outer one meets each.
     try:
-        for peer in peers.values():
-            peer.watch()
-        brought = exchange(dumps(alike or {}), nothing)
-        if fault := difference(brought):
+        try:
+            for peer in peers.values():
+                peer.watch()
+            brought = exchange(dumps(alike or {}), nothing)
+            if fault := difference(brought):
+                part()
+                raise ValueError(fault)
+            yield Processes(number, count, exchange)
             part()
-            raise ValueError(fault)
-        yield Processes(number, count, exchange)
-        part()
-    except (KeyboardInterrupt, JaxRuntimeError) as error:
-        for peer in peers.values():
-            peer.noticed.set()
-        stopped = isinstance(error, KeyboardInterrupt)
-        if _any_lost(peers.values(), 0 if stopped else NOTICE):
+        except JaxRuntimeError:
+            end.lost.wait(NOTICE)  # its cause may be known a little later
+            raise
+        finally:
+            end.noticed.set()
+            for peer in peers.values():
+                peer.close()
+    except (KeyboardInterrupt, JaxRuntimeError):
+        if end.lost.is_set():
             raise Lost(LOST) from None
         raise
     finally:
+        end.noticed.set()
         for peer in peers.values():
-            peer.noticed.set()
             peer.close()
 
 
@@ -165,23 +174,50 @@ def _leaves(fields: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{name}.{key}" if name else key)
 
 
+class _End:
+    """What all connections of a process know of its end."""
+
+    def __init__(self) -> None:
+        self.parting = False
+        self.lost = threading.Event()  # a peer, before this process left
+        self.noticed = threading.Event()  # or left for a reason of its own
+        self._first = threading.Lock()  # who interrupts; never released
+
+    def of_peer(self) -> None:
+        """Interrupts the main thread, once for all peers."""
+        if self.parting or self.noticed.is_set():
+            return
+        if not self._first.acquire(blocking=False):
+            return
+        self.lost.set()
+        # again, where one came in a callback, whose exceptions are lost
+        for wait in (0.0, *[AGAIN] * INTERRUPTS):
+            if self.noticed.wait(wait):
+                return
+            os.kill(os.getpid(), signal.SIGINT)
+        # a computation waits for what the other's devices do not send
+        os.write(2, f"{LOST}\n".encode())
+        os._exit(1)
+
+
 class _Peer:
     """A connection that is read from all the time.
 
     So its end is noticed at once, and the main thread interrupted.
     """
 
-    def __init__(self, number: int, link: socket.socket, wait: float):
-        self.parting = False
-        self.lost = threading.Event()
-        self.noticed = threading.Event()
+    def __init__(
+        self, number: int, link: socket.socket, wait: float, end: _End
+    ):
         self._number = number
         self._link = link
         self._wait = wait
+        self._end = end
         self._arrived: queue.Queue[bytes | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
 
     def watch(self) -> None:
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader.start()
 
     def send(self, part: bytes) -> None:
         try:
@@ -208,6 +244,8 @@ class _Peer:
         with contextlib.suppress(OSError):
             self._link.shutdown(socket.SHUT_RDWR)
         self._link.close()
+        if self._reader.is_alive():  # it may be about to interrupt
+            self._reader.join()
 
     def _late(self, of: int) -> Lost:
         return Lost(
@@ -227,23 +265,7 @@ class _Peer:
                     break
                 self._arrived.put(part)
         self._arrived.put(None)
-        if self.parting:
-            return
-        self.lost.set()
-        # again, where one came in a callback, whose exceptions are lost
-        for wait in (0.0, *[AGAIN] * INTERRUPTS):
-            if self.noticed.wait(wait):
-                return
-            os.kill(os.getpid(), signal.SIGINT)
-        # a computation waits for what the other's devices do not send
-        os.write(2, f"{LOST}\n".encode())
-        os._exit(1)
-
-
-def _any_lost(peers: Iterable[_Peer], seconds: float) -> bool:
-    """Whether one has ended, or does so soon."""
-    until = time.monotonic() + seconds
-    return any(p.lost.wait(max(0, until - time.monotonic())) for p in peers)
+        self._end.of_peer()
 
 
 def _listen(

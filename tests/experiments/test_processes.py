@@ -252,6 +252,25 @@ def test_a_computation_fails_before_its_cause_is_known(peers, end):
     assert code and "another process has ended" in said, said
 
 
+def test_a_peer_ends_while_an_error_is_on_its_way(peers, end):
+    """Three processes give up after the same seconds. The interrupt of the
+    first came while the second left: it said that it was stopped by hand."""
+    running = peers(
+        """
+        import threading
+        leave = threading.Event.set
+        def slowly(event):
+            if threading.current_thread() is threading.main_thread():
+                time.sleep(5)
+            leave(event)
+        threading.Event.set = slowly
+        raise ValueError("an error of its own")""",
+        "time.sleep(1); os._exit(1)",
+    )
+    ((_, said, code), _) = end(running, 60)
+    assert code and "another process has ended" in said, said
+
+
 def test_one_that_fails_ends_the_others_before_it_ends_itself(peers, end):
     """It may have much to save: closing a connection that is being read from
     told the others nothing."""
