@@ -20,6 +20,7 @@ is not known before all samples, the newest too, have gone past it.
 """
 
 import dataclasses
+import functools
 import itertools
 import operator
 import time
@@ -59,6 +60,7 @@ from dynscaling_jax.types import (
     Flights,
     Ledger,
     Method,
+    Policy,
     Query,
     Request,
     Sample,
@@ -201,7 +203,7 @@ class _Run:
         self.ledger, self.events = Ledger(), list[Event]()
         self.samples: list[list[Sample]] = [[] for _ in queries]  # by index
         self._on_event, self._clock, self._begin = on_event, clock, clock()
-        self._allocate = jax.jit(policy.allocate)
+        self._allocate = jax.jit(functools.partial(_one, policy))
         self._decided = jax.jit(cancel.decided) if cancel else None
         self._last = jax.jit(cancel.last) if cancel and cancel.last else None
         self._reader = reader_of(sampler)
@@ -294,9 +296,8 @@ class _Run:
         q = self._granted % len(self.queries)
         if self._granted < self._in_turn and free_Q[q]:
             return q
-        key = jax.random.fold_in(self.key, self._granted)
-        candidates = self._seen(self.method.policy.reads, pending_Q)
-        grants_Q = self._allocate(key, candidates, jnp.int32(1))
+        seen = self._seen(self.method.policy.reads, pending_Q)
+        grants_Q = self._allocate(self.key, np.int32(self._granted), seen)
         grants_Q = checked_grants(grants_Q, free_Q, 1)
         return int(grants_Q.argmax()) if grants_Q.any() else None
 
@@ -401,7 +402,15 @@ class _Run:
 
     def _seen(self, weight: str | None, pending_Q: np.ndarray) -> Candidates:
         candidates = self.table.candidates(weight)
-        return candidates._replace(pending_Q=jnp.array(pending_Q))
+        return candidates._replace(pending_Q=jax.device_put(pending_Q.copy()))
+
+
+def _one(
+    policy: Policy, key: jax.Array, number: jax.Array, seen: Candidates
+) -> jax.Array:
+    """The policy's choice for the grant of that number."""
+    key = jax.random.fold_in(key, number)
+    return policy.allocate(key, seen, jnp.int32(1))
 
 
 def _before(flight: _Flight, first: _Flight) -> bool:

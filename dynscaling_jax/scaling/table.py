@@ -7,7 +7,6 @@ once.
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dynscaling_jax.answer_index import AnswerIndex
@@ -38,6 +37,8 @@ class Table:
         self._tokens_QN = np.zeros(shape, np.int32)
         self._weights = {name: np.zeros(shape, np.float32) for name in weights}
         self._index = [AnswerIndex(same(query)) for query in queries]
+        # what readers were given since the last sample came
+        self._seen: dict[str | None, Candidates] = {}
 
     @property
     def free_Q(self) -> np.ndarray:
@@ -50,6 +51,7 @@ class Table:
         Returns them as they are kept, sorted by query and index, each with
         the first text of its class as answer.
         """
+        self._seen.clear()
         kept = []
         order = [(self._place[s.query_id], s.index) for s in samples]
         for i in sorted(range(len(order)), key=order.__getitem__):
@@ -76,19 +78,29 @@ class Table:
         weight is one of the named measures, or a row of values for each
         query; None stands for zeros.
         """
-        if isinstance(weight, str):
-            weight_QN = self._weights[weight]
-        else:
-            weight_QN = np.zeros(self._answer_QN.shape, np.float32)
-            for q, row in enumerate(weight or ()):
-                weight_QN[q, : len(row)] = row
-        # jnp.array copies; jnp.asarray may alias what add() writes to.
-        return Candidates(
-            jnp.array(self._answer_QN),
-            jnp.array(weight_QN),
-            jnp.array(self._tokens_QN),
-            jnp.array(self.count_Q),
+        if weight is None or isinstance(weight, str):
+            if weight not in self._seen:
+                self._seen[weight] = self._candidates(
+                    self._weights[weight] if weight else self._zeros()
+                )
+            return self._seen[weight]
+        weight_QN = self._zeros()
+        for q, row in enumerate(weight):
+            weight_QN[q, : len(row)] = row
+        return self._candidates(weight_QN)
+
+    def _zeros(self) -> np.ndarray:
+        return np.zeros(self._answer_QN.shape, np.float32)
+
+    def _candidates(self, weight_QN: np.ndarray) -> Candidates:
+        # copies: a device may alias what add() writes to
+        held = Candidates(
+            self._answer_QN.copy(),
+            weight_QN.copy(),
+            self._tokens_QN.copy(),
+            self.count_Q.copy(),
         )
+        return jax.device_put(held)
 
     def texts(self, answer_Q: jax.Array) -> tuple[str | None, ...]:
         """Answer ids, one for each query, as texts; None for -1."""
