@@ -184,14 +184,6 @@ def _is_async(config: RunConfig, preset: Method) -> bool:
             f"config.budget.concurrent={caps.concurrent}: expected 1 or more "
             "samples under way at once"
         )
-    most = config.endpoint.concurrency
-    served = config.model.startswith("openai://")
-    if found and served and caps.concurrent > most:
-        raise ValueError(
-            f"config.budget.concurrent={caps.concurrent} samples are under way "
-            f"at once, more than config.endpoint.concurrency={most}; lower the "
-            "one or raise the other"
-        )
     if not found and config.cancel not in ("", "none"):
         raise ValueError(
             f"config.cancel={config.cancel!r} ends samples in a schedule "

@@ -13,10 +13,10 @@ refuses.
 """
 
 import asyncio
+import collections
 import contextlib
 import email.utils
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -25,8 +25,8 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import httpx2
 
@@ -159,6 +159,8 @@ class Endpoint:
         self._backoff, self._timeout = backoff, timeout
         self._samples = 0  # that came
         self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
+        self._worker: _Worker | None = None  # of all calls
+        self._lock = threading.Lock()  # of whoever asks it
         # in any call; a handler of signals may put something while others do
         self._changed: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._logprobs = True  # not refused
@@ -264,7 +266,7 @@ def interrupt(stop: BaseException) -> bool:
 
 
 class _Call(Iterator[Sample]):
-    """The samples of some requests as they arrive, by a thread of its own.
+    """The samples of some requests as they arrive.
 
     Closing it cancels the requests.
     """
@@ -274,22 +276,25 @@ class _Call(Iterator[Sample]):
         self._changed = server._changed
         self._arrived: queue.SimpleQueue = queue.SimpleQueue()
         self._over = False
-        self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(
-            _sample_all(server, requests, _putting(weakref.ref(self)))
-        )
-        self._thread = threading.Thread(
-            target=_run, args=(self._loop, self._task, weakref.ref(self)),
-            daemon=True,
-        )  # fmt: skip
+        # weak, so that a call which is left is collected
+        self._ref: weakref.ref[_Call] = weakref.ref(self)
         _running.add(self)
-        self._thread.start()
+        if not requests:
+            self.end(None)
+            return
+        jobs = [_Job(self._ref, request) for request in requests]
+        with server._lock:
+            if not (server._worker and server._worker.tell(jobs)):
+                server._worker = _Worker(server, jobs)
+            self._worker = server._worker
 
     def put(self, sample: Sample) -> None:
         """Takes a sample, from the thread."""
         self._arrived.put(sample)
         self.left.discard((sample.query_id, sample.index))
         self._changed.put(None)
+        if not self.left:
+            self.end(None)
 
     def end(self, why: BaseException | None) -> None:
         """Says that no sample will come any more, and why."""
@@ -311,54 +316,40 @@ class _Call(Iterator[Sample]):
         if self._over:
             return
         self._over = True
-        self.left.clear()
         _running.discard(self)
-        with contextlib.suppress(RuntimeError):  # it has ended by itself
-            self._loop.call_soon_threadsafe(self._task.cancel)
-        if self._thread is not threading.current_thread():
-            self._thread.join(CLOSING)
+        if self.left:
+            self.left.clear()
+            self._worker.drop(self._ref)
 
-    __del__ = close
+    def __del__(self) -> None:
+        if hasattr(self, "_worker"):
+            self.close()
 
 
 _running: weakref.WeakSet[_Call] = weakref.WeakSet()
 
 
-def _putting(call: "weakref.ref[_Call]") -> Callable[[Sample], None]:
-    """Puts samples into a call for as long as there is one."""
+class _Job(NamedTuple):
+    """A request, and the call that waits for its sample."""
 
-    def put(sample: Sample) -> None:
-        if there := call():
+    call: "weakref.ref[_Call]"
+    request: Request
+
+    def put(self, sample: Sample) -> None:
+        if there := self.call():
             there.put(sample)
 
-    return put
+    def fail(self, failure: Failure) -> None:
+        sample = empty(self.request)
+        self.put(sample._replace(finish_reason=f"error: {failure}"))
 
 
-def _run(
-    loop: asyncio.AbstractEventLoop,
-    task: asyncio.Task,
-    call: "weakref.ref[_Call]",
-) -> None:
-    """Runs the task of a call to its end, in a thread."""
-    end: BaseException | None = None
-    try:
-        try:
-            loop.run_until_complete(task)
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-    except BaseException as error:
-        end = error
-    loop.close()
-    if there := call():
-        there.end(end)
+class _Worker:
+    """Sends the requests of all calls of an endpoint, by a thread of its own.
 
-
-async def _sample_all(
-    server: Endpoint,
-    requests: Sequence[Request],
-    put: Callable[[Sample], None],
-) -> None:
-    """Puts a sample of each request.
+    It ends when nothing is left to do. What fails is looked at together,
+    whichever call it is of: where samples are asked for one at a time, none
+    could tell alone that all fail alike.
 
     Failures are held back until a sample comes and shows that they were of
     their requests: then they are samples too. Where those of ALIKE queries
@@ -367,65 +358,166 @@ async def _sample_all(
     is left of a run: there a plain question decides, unless samples came
     before.
     """
-    waiting = iter(requests)
-    running: dict[asyncio.Task[Sample], Request] = {}
-    held: list[tuple[Request, Failure]] = []
-    fatal: ConnectionError | None = None
-    stopped = asyncio.Event()
 
-    def fail(request: Request, failure: Failure) -> None:
-        put(empty(request)._replace(finish_reason=f"error: {failure}"))
+    def __init__(self, server: Endpoint, jobs: Sequence[_Job]):
+        self._server = server
+        # of the next two; a call that is collected here may drop its jobs
+        self._lock = threading.RLock()
+        self._over = False
+        self._inbox: list[_Job | _Dropped] = [*jobs]
+        self._woken = asyncio.Event()
+        self._stopped = asyncio.Event()  # one has failed for all
+        self._waiting: collections.deque[_Job] = collections.deque()
+        self._sent: dict[asyncio.Task[Sample], _Job] = {}
+        self._held: list[tuple[_Job, Failure]] = []
+        self._fatal: BaseException | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._run, name="endpoint", daemon=True
+        )
+        self._thread.start()
 
-    def release() -> None:
-        for request, failure in held:
-            fail(request, failure)
-        held.clear()
+    def drop(self, call: "weakref.ref[_Call]") -> None:
+        """Lets go of the jobs of a call; waits a little until it hung up."""
+        dropped = _Dropped(call, threading.Event())
+        told = self.tell([dropped])
+        if told and self._thread is not threading.current_thread():
+            dropped.done.wait(CLOSING)
 
-    async with _client(server) as client:
+    def tell(self, what: "Sequence[_Job | _Dropped]") -> bool:
+        """Takes on jobs, or lets go of some; false where it has ended."""
+        with self._lock:
+            if self._over:
+                return False
+            self._inbox += what
+            self._loop.call_soon_threadsafe(self._woken.set)
+            return True
+
+    def _run(self) -> None:
+        """Works to the end, in the thread; tells all calls of an error."""
         try:
-            while True:
-                alike = len({r.query.id for r, _ in held}) >= ALIKE
-                free = server._concurrency - len(running)
-                free = 0 if alike or fatal else free
-                for request in itertools.islice(waiting, free):
-                    one = _sample(client, server, request, stopped)
-                    running[asyncio.create_task(one)] = request
-                if not running:
-                    if fatal or not held:
-                        break
-                    first, failure = held[0]
-                    if alike or not (
-                        server._samples or await _works(client, server, first)
-                    ):
-                        fatal = _alike(server, failure)
-                        break
-                    release()
-                    continue
-                done, _ = await asyncio.wait(
-                    running, return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    request = running.pop(task)
-                    try:
-                        sample = task.result()
-                    except Failure as failure:
-                        if server._samples and failure.status not in PASSING:
-                            fail(request, failure)
-                        else:
-                            held.append((request, failure))
-                    except ConnectionError as error:
-                        fatal = fatal or error
-                        stopped.set()
-                    else:
-                        server._samples += 1
-                        release()
-                        put(sample)
-        finally:
-            for task in running:
+            try:
+                self._loop.run_until_complete(self._work())
+            finally:
+                self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        except BaseException as error:
+            self._fatal = self._fatal or error
+        with self._lock:
+            self._over = True
+        self._loop.close()
+        jobs = [*self._waiting, *self._sent.values()]
+        jobs += [job for job, _ in self._held]
+        for told in self._inbox:
+            if isinstance(told, _Dropped):
+                told.done.set()
+            else:
+                jobs.append(told)
+        # by id: a reference whose call is collected has no hash
+        for call in {id(job.call): job.call for job in jobs}.values():
+            if there := call():
+                there.end(self._fatal)
+
+    async def _work(self) -> None:
+        server = self._server
+        async with _client(server) as client:
+            try:
+                while not await self._done(client):
+                    free = server._concurrency - len(self._sent)
+                    if self._fatal or self._alike:
+                        free = 0
+                    for _ in range(min(free, len(self._waiting))):
+                        job = self._waiting.popleft()
+                        one = _sample(
+                            client, server, job.request, self._stopped
+                        )
+                        self._sent[asyncio.create_task(one)] = job
+                    await self._something()
+            finally:
+                for task in self._sent:
+                    task.cancel()
+                await asyncio.gather(*self._sent, return_exceptions=True)
+
+    async def _done(self, client: httpx2.AsyncClient) -> bool:
+        """Takes what was told; whether all is done, or all fails alike."""
+        await self._read_inbox()
+        if self._sent or (self._waiting and not (self._fatal or self._alike)):
+            return False
+        if self._held and not self._fatal:
+            job, failure = self._held[0]
+            if not self._alike and (
+                self._server._samples
+                or await _works(client, self._server, job.request)
+            ):
+                self._release()
+            else:
+                self._fatal = _alike(self._server, failure)
+        with self._lock:
+            self._over = bool(self._fatal) or not self._inbox
+        return self._over
+
+    async def _something(self) -> None:
+        """Waits for a sample, or to be told something."""
+        woken = asyncio.ensure_future(self._woken.wait())
+        await asyncio.wait(
+            [*self._sent, woken], return_when=asyncio.FIRST_COMPLETED
+        )
+        woken.cancel()
+        for task in [task for task in self._sent if task.done()]:
+            self._take(task)
+
+    def _take(self, task: asyncio.Task[Sample]) -> None:
+        """Takes what came of a request."""
+        server, job = self._server, self._sent.pop(task)
+        try:
+            sample = task.result()
+        except Failure as failure:
+            if server._samples and failure.status not in PASSING:
+                job.fail(failure)
+            else:
+                self._held.append((job, failure))
+        except ConnectionError as error:
+            self._fatal = self._fatal or error
+            self._stopped.set()
+            self._waiting.append(job)  # for ever: no more are sent
+        else:
+            server._samples += 1
+            self._release()
+            job.put(sample)
+
+    async def _read_inbox(self) -> None:
+        self._woken.clear()
+        with self._lock:
+            told, self._inbox = self._inbox, []
+        for one in told:
+            if isinstance(one, _Job):
+                self._waiting.append(one)
+                continue
+            self._waiting = collections.deque(
+                job for job in self._waiting if job.call is not one.call
+            )
+            self._held = [h for h in self._held if h[0].call is not one.call]
+            gone = [t for t, job in self._sent.items() if job.call is one.call]
+            for task in gone:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-    if fatal:
-        raise fatal
+                del self._sent[task]
+            await asyncio.gather(*gone, return_exceptions=True)
+            one.done.set()
+
+    @property
+    def _alike(self) -> bool:
+        return len({job.request.query.id for job, _ in self._held}) >= ALIKE
+
+    def _release(self) -> None:
+        for job, failure in self._held:
+            job.fail(failure)
+        self._held.clear()
+
+
+class _Dropped(NamedTuple):
+    """Tells a worker that nobody waits for a call any more."""
+
+    call: "weakref.ref[_Call]"
+    done: threading.Event
 
 
 def _client(server: Endpoint) -> httpx2.AsyncClient:

@@ -94,13 +94,8 @@ class Table:
 
     def _candidates(self, weight_QN: np.ndarray) -> Candidates:
         # copies: a device may alias what add() writes to
-        held = Candidates(
-            self._answer_QN.copy(),
-            weight_QN.copy(),
-            self._tokens_QN.copy(),
-            self.count_Q.copy(),
-        )
-        return jax.device_put(held)
+        parts = self._answer_QN, weight_QN, self._tokens_QN, self.count_Q
+        return Candidates(*jax.device_put([part.copy() for part in parts]))
 
     def texts(self, answer_Q: jax.Array) -> tuple[str | None, ...]:
         """Answer ids, one for each query, as texts; None for -1."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import dynscaling_jax as ds
 from configs import smollm2_arithmetic
 from dynscaling_jax.experiments.configured import run_config
 from dynscaling_jax.experiments.log import Log, read_samples, recorded
@@ -674,6 +675,52 @@ def test_a_consumer_that_leaves_stops_the_requests(serve):
     assert requested < 900
     time.sleep(0.2)
     assert len(server.bodies) <= requested + 2
+
+
+def test_calls_of_one_request_share_a_thread_and_what_they_know(serve):
+    """As a run without rounds asks. Each call had a thread and a client of
+    its own, and took a failure for one of its request: a server that had
+    broken spent the budget."""
+    good = threading.Event()
+
+    def behave(question, number):
+        good.wait(5)
+        return completion() if question == "good" else failure(502)
+
+    server = serve(behave)
+    endpoint = Endpoint("m", server.url, retries=1, backoff=0.01)
+    before = {*threading.enumerate()}
+    first = endpoint.sample([request("good")])
+    calls = [endpoint.sample([request(str(i))]) for i in range(12)]
+    new = {*threading.enumerate()} - before
+    assert sum(thread.name.startswith("endpoint") for thread in new) == 1
+    calls.pop().close()  # lets go of its own request alone
+    good.set()
+    assert [s.query_id for s in first] == ["good"]
+    for call in calls:
+        with pytest.raises(ConnectionError, match="HTTP 502"):
+            next(call)
+    assert not [*endpoint.sample([])]
+    good.clear()
+    late = endpoint.sample([request("good", 1)])  # a new thread
+    good.set()
+    assert [s.index for s in late] == [1]
+
+
+def test_without_rounds_an_endpoint_that_breaks_midway_ends_the_run(serve):
+    server = serve(
+        lambda q, n: completion() if len(server.bodies) < 9 else failure(502)
+    )
+    endpoint = Endpoint("m", server.url, retries=1, backoff=0.01)
+    method = ds.Method(
+        ds.strategies.parallel(),
+        ds.policies.uniform(),
+        ds.votes.majority(),
+        ds.Schedule(1, concurrent=10),
+    )
+    with pytest.raises(ConnectionError, match="HTTP 502"):
+        ds.scale([str(i) for i in range(20)], endpoint, method)
+    assert len(server.bodies) < 60
 
 
 def test_a_run_goes_on_when_the_endpoint_is_back(serve, tmp_path):
