@@ -11,6 +11,8 @@ from dynscaling_jax.scaling.spec import named
 from dynscaling_jax.types import Method, Schedule
 
 _ONE_ROUND = Schedule(math.inf, math.inf)  # nothing is learnt in between
+ROUNDS = Schedule(first_round=4)
+WITHOUT_ROUNDS = Schedule(first_round=2, concurrent=64)
 
 
 @named
@@ -28,13 +30,14 @@ def self_consistency() -> Method:
 def dynscaling() -> Method:
     """Chains of earlier attempts, and budget where answers are uncertain.
 
-    This is DynScaling (arXiv 2506.16043) with a policy of ours.
+    This is DynScaling (arXiv 2506.16043) with a policy of ours, and without
+    its rounds.
     """
     return Method(
         strategies.integrated(),
         policies.opportunity_cost(),
         votes.majority(),
-        Schedule(first_round=4),
+        WITHOUT_ROUNDS,
     )
 
 
@@ -46,8 +49,8 @@ def dynscaling_adaptive() -> Method:
 
 @named
 def dynscaling_ucb() -> Method:
-    """DynScaling with the paper's kind of bandit."""
-    return dynscaling()._replace(policy=policies.ucb())
+    """DynScaling with the paper's kind of bandit, in rounds as there."""
+    return dynscaling()._replace(policy=policies.ucb(), schedule=ROUNDS)
 
 
 @named
@@ -71,9 +74,7 @@ def integrated_only() -> Method:
 @named
 def dynamic_only() -> Method:
     """The bandit of DynScaling alone, on independent samples."""
-    return Method(
-        strategies.parallel(), policies.opportunity_cost(), votes.majority()
-    )
+    return dynscaling()._replace(strategy=strategies.parallel())
 
 
 @named

@@ -352,8 +352,9 @@ class Schedule(NamedTuple):
     concurrent, where it is not 0, is W: there are no rounds. W samples are
     generated at once, and whenever one ends, one more is granted. The first
     first_round samples of each query are then granted in turn, before the
-    policy is asked. What happens is noticed every `turn` decode steps, as
-    devices take many steps at a time.
+    policy is asked. What happens is noticed every poll_steps decode steps, as
+    devices take many steps at a time. A sampler that has no watch is asked in
+    rounds all the same.
     """
 
     first_round: float = 1
@@ -361,7 +362,7 @@ class Schedule(NamedTuple):
     stale: int = 0
     capacity: int | None = None
     concurrent: int = 0
-    turn: int = 16
+    poll_steps: int = 16
 
 
 class Method(NamedTuple):

@@ -48,7 +48,7 @@ flags.DEFINE_enum(
     "schedule", "rounds", ["rounds", "async"], "Or a grant as each sample ends."
 )
 flags.DEFINE_integer("slots", 64, "Samples under way at once, if async.", 1)
-flags.DEFINE_integer("turn", 16, "Steps between two looks, if async.", 1)
+flags.DEFINE_integer("poll_steps", 16, "Steps between two looks, if async.", 1)
 flags.DEFINE_string(
     "cancel", "", "What ends samples early, if async: lead, posterior or tail."
 )
@@ -56,7 +56,7 @@ flags.DEFINE_integer("depth", None, "Keeps the first so many of each question.")
 flags.DEFINE_integer("chunk", 25, "Replicates in memory at once.", 1)
 PASSED = (
     "policies kind vote cancel budgets replicates seed depth schedule slots "
-    "turn chunk"
+    "poll_steps chunk"
 )
 
 

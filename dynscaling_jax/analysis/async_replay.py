@@ -38,7 +38,7 @@ class Terms(NamedTuple):
 
     concurrent: int  # W
     first: int = 1  # samples of each question that are granted in turn
-    turn: int = 16  # decode steps
+    poll_steps: int = 16  # decode steps
     cancel: Cancel | None = None
 
 
@@ -217,7 +217,7 @@ class _Game(NamedTuple):
         at = jnp.where(does, jnp.argmax(idle_W), self.terms.concurrent)
         index = candidates.count_Q[q] + under_way(candidates)[q]
         tokens = self.replicate.tokens_QN[q, index]
-        turns = -(-tokens // self.terms.turn)
+        polls = -(-tokens // self.terms.poll_steps)
 
         def put(array_W: jax.Array, value: jax.Array) -> jax.Array:
             return array_W.at[at].set(value, mode="drop")
@@ -233,7 +233,7 @@ class _Game(NamedTuple):
             grant_W=put(state.grant_W, state.granted),
             start_W=put(state.start_W, state.now),
             tokens_W=put(state.tokens_W, tokens),
-            end_W=put(state.end_W, state.now + turns * self.terms.turn),
+            end_W=put(state.end_W, state.now + polls * self.terms.poll_steps),
         )
         return self._rescored(state, q)
 

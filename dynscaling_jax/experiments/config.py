@@ -50,7 +50,7 @@ class BudgetConfig(NamedTuple):
     # more is granted; by default what the method says
     schedule: str = ""
     concurrent: int = 64
-    turn: int = 16  # decode steps between two looks at what has ended
+    poll_steps: int = 16  # decode steps between two looks at what has ended
 
 
 class EngineConfig(NamedTuple):

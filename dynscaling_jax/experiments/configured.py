@@ -19,10 +19,10 @@ from dynscaling_jax.experiments.config import (
     typed,
 )
 from dynscaling_jax.experiments.run import Origin, run
-from dynscaling_jax.experiments.shared import ALONE, Processes
+from dynscaling_jax.experiments.shared import ALONE, Processes, nothing
 from dynscaling_jax.inference import Engine, mesh
-from dynscaling_jax.lines import shown
-from dynscaling_jax.methods import METHODS
+from dynscaling_jax.lines import dumps, loads, shown
+from dynscaling_jax.methods import METHODS, ROUNDS, WITHOUT_ROUNDS
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.scaling.cancelling import parse_cancel
@@ -34,7 +34,6 @@ from dynscaling_jax.tasks import load_task
 from dynscaling_jax.thinking import Thinking, named
 from dynscaling_jax.types import Budget, Method, Query, Sampler, Schedule
 
-FIRST = 2  # samples of each question before a policy is asked, without rounds
 _PER_QUERY = ("samples_per_query", "round_per_query", "first_round_per_query")
 
 
@@ -60,7 +59,7 @@ def run_config(
       ValueError, OSError, RuntimeError: as run.
     """
     origin = Origin(config_row(config), fingerprints, config_row(get_config()))
-    fields = typed(config)
+    fields = _as_begun(typed(config), workdir, processes)
     axes = method_axes(fields)
     task = load_task(**fields.task._asdict())
     budget = budget_of(fields, len(task.problems))
@@ -82,6 +81,20 @@ def run_config(
         tensorboard=tensorboard,
     )
     return done.summary
+
+
+def _as_begun(
+    config: RunConfig, workdir: Path, processes: Processes
+) -> RunConfig:
+    """A config with the schedule of a run that goes on, if it names none.
+
+    Some methods have no rounds today and had some when it began.
+    """
+    own = (workdir / "rounds.jsonl").exists()
+    begun = any(map(loads, processes.exchange(dumps(own), nothing)))
+    if config.budget.schedule or not begun:
+        return config
+    return config._replace(budget=config.budget._replace(schedule="rounds"))
 
 
 def config_row(config: Any) -> dict[str, Any]:
@@ -126,28 +139,14 @@ def method_of(config: RunConfig, axes: Mapping[str, str]) -> Method:
     uniform, all samples are one round.
     """
     preset = METHODS[config.method]()
-    first, later = preset.schedule[:2]
-    if (axes["strategy"], axes["policy"]) == ("parallel", "uniform"):
-        first = later = math.inf
-    elif first == math.inf:
-        first = later = 1
-    caps = config.budget
-    without_rounds = _is_async(config, preset)
-    if without_rounds and not preset.schedule.concurrent and first < math.inf:
-        first = FIRST
-    if caps.first_round_per_query is not None:
-        first = caps.first_round_per_query
-    if caps.round_per_query is not None:
-        later = caps.round_per_query
     tables = {"strategy": STRATEGIES, "policy": POLICIES, "vote": VOTES}
     # a text is named as it stands, so that files of a run keep their bytes
     values = {
         axis: spec.parse(axes[axis], known, axis)._replace(name=axes[axis])
         for axis, known in tables.items()
     }
-    schedule = Schedule(first, later, caps.stale_rounds, caps.capacity)
-    if without_rounds:
-        schedule = schedule._replace(concurrent=caps.concurrent, turn=caps.turn)
+    learns = (axes["strategy"], axes["policy"]) != ("parallel", "uniform")
+    schedule = _schedule_of(config, preset, learns)
     cancel = config.cancel or (preset.cancel.name if preset.cancel else "none")
     return Method(
         **values,
@@ -155,6 +154,36 @@ def method_of(config: RunConfig, axes: Mapping[str, str]) -> Method:
         name=config.method,
         cancel=parse_cancel(cancel) if schedule.concurrent else None,
     )
+
+
+def _schedule_of(config: RunConfig, preset: Method, learns: bool) -> Schedule:
+    """The schedule that a config asks for.
+
+    learns: whether anything is learnt from samples for the next ones.
+    """
+    caps = config.budget
+    without_rounds = _is_async(config, preset)
+    schedule = preset.schedule
+    if without_rounds != bool(schedule.concurrent):
+        schedule = WITHOUT_ROUNDS if without_rounds else ROUNDS
+    if not learns:
+        schedule = schedule._replace(
+            first_round=math.inf, later_rounds=math.inf
+        )
+    elif schedule.first_round == math.inf:
+        schedule = Schedule(1, 1)
+    if caps.first_round_per_query is not None:
+        schedule = schedule._replace(first_round=caps.first_round_per_query)
+    if caps.round_per_query is not None:
+        schedule = schedule._replace(later_rounds=caps.round_per_query)
+    schedule = schedule._replace(
+        stale=caps.stale_rounds, capacity=caps.capacity
+    )
+    if without_rounds:
+        schedule = schedule._replace(
+            concurrent=caps.concurrent, poll_steps=caps.poll_steps
+        )
+    return schedule
 
 
 def _is_async(config: RunConfig, preset: Method) -> bool:

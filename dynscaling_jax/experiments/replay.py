@@ -154,7 +154,7 @@ def replay(
     first_round_per_query: float | None = None,
     schedule: str = "rounds",
     slots: int = 64,
-    turn: int = 16,
+    poll_steps: int = 16,
     cancel: Cancel | None = None,
     chunk: int = 25,
 ) -> Study:
@@ -178,7 +178,7 @@ def replay(
         schedule: rounds; or async, where one more sample is granted whenever
             one ends, and uniform allocation has no rounds either.
         slots: samples under way at once, without rounds.
-        turn: decode steps between two looks at what has ended.
+        poll_steps: decode steps between two looks at what has ended.
         cancel: ends samples early there, but not those of uniform allocation.
         chunk: replicates in memory at once.
 
@@ -233,7 +233,7 @@ def replay(
             )
         first = 2 if first_round_per_query is None else first_round_per_query
         curves, results = _play_async(
-            game, budgets, Terms(slots, _whole(first, bank), turn, cancel)
+            game, budgets, Terms(slots, _whole(first, bank), poll_steps, cancel)
         )
     else:
         if cancel:
@@ -278,7 +278,7 @@ def replay(
             **(
                 {
                     "slots": slots,
-                    "turn": turn,
+                    "poll_steps": poll_steps,
                     "cancel": cancel.name if cancel else "none",
                 }
                 if schedule == "async"
@@ -365,8 +365,8 @@ def _play_async(
 ) -> tuple[dict[str, Curve], list[Result]]:
     """Plays without rounds; a curve has a mark for each of some budgets."""
     queries, depth = game.bank.answer_QN.shape
-    slots, first, turn, _ = terms
-    for name, value in (("slots", slots), ("turn", turn)):
+    slots, first, poll_steps, _ = terms
+    for name, value in (("slots", slots), ("poll_steps", poll_steps)):
         whole = isinstance(value, numbers.Integral)
         if not (whole and 1 <= value <= MOST_SLOTS):
             raise ValueError(
@@ -376,7 +376,7 @@ def _play_async(
     most = max(min(FULL, depth), budgets[-1])
     marks = sorted({*budgets, *(m for m in MARKS if m <= most), most})
     samples_of = [max(1, round(mark * queries)) for mark in marks]
-    terms = Terms(int(slots), int(first), int(turn), terms.cancel)
+    terms = Terms(int(slots), int(first), int(poll_steps), terms.cancel)
     with _progress(game, 1) as bar:
         curves = replay_async(
             game.bank,

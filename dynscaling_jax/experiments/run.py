@@ -41,7 +41,7 @@ from dynscaling_jax.experiments.shared import (
 from dynscaling_jax.files import write_json
 from dynscaling_jax.lines import dumps, shown
 from dynscaling_jax.sampler import tap
-from dynscaling_jax.scaling.arrivals import run_arrivals
+from dynscaling_jax.scaling.arrivals import in_rounds, run_arrivals
 from dynscaling_jax.scaling.loop import (
     Event,
     Result,
@@ -208,9 +208,9 @@ def _run(
     queries = [problem.query for problem in task.problems]
     budget = for_queries(budget, len(queries))
     first = processes.number == 0
-    in_rounds = not method.schedule.concurrent
+    rounds = in_rounds(method, sampler)
     log = functools.partial(
-        Log, in_rounds=in_rounds, about=about(), **origin._asdict()
+        Log, in_rounds=rounds, about=about(), **origin._asdict()
     )
     references = {p.query.id: p.reference for p in task.problems}
     texts = {q.id: q.messages[-1].content for q in queries}
@@ -263,7 +263,7 @@ def _run(
             metrics.with_progress,
         )
         spend = functools.partial(run_rounds, on_round=on_round)
-        if not in_rounds:
+        if not rounds:
             watched = dataclasses.replace(
                 watched, watch=metrics.with_steps(opened.watch(watched.watch))
             )
@@ -299,10 +299,10 @@ def _run(
         write_json(workdir / "answers.json", answers)
         write_json(workdir / "summary.json", summary)
     finish(workdir, processes)
-    rounds = [round_row(queries, done) for done in result.rounds]
+    rows = [round_row(queries, done) for done in result.rounds]
     recorded = RecordedRun(
         workdir.resolve().name, summary, references, texts, answers, samples,
-        rounds, [*map(event_row, result.events)],
+        rows, [*map(event_row, result.events)],
     )  # fmt: skip
     return summary, result, GradedRun(recorded, questions)
 
@@ -316,7 +316,7 @@ def _origin(
     schedule = {
         n: None if v == math.inf else v
         for n, v in method.schedule._asdict().items()
-        if method.schedule.concurrent or n not in ("concurrent", "turn")
+        if method.schedule.concurrent or n not in ("concurrent", "poll_steps")
     }
     return Origin(
         {

@@ -13,7 +13,7 @@ from dynscaling_jax.experiments.environment import use_compilation_cache
 from dynscaling_jax.experiments.log import sound
 from dynscaling_jax.lines import shown
 from dynscaling_jax.sampler import each, tap
-from dynscaling_jax.scaling.arrivals import run_arrivals
+from dynscaling_jax.scaling.arrivals import in_rounds, run_arrivals
 from dynscaling_jax.scaling.loop import (
     Result,
     Round,
@@ -54,7 +54,7 @@ def scale(
         a question that lists options has a choice, and any other one math,
         which numbers are too.
       seed: of the policy and the chains; the sampler has a seed of its own.
-      on_round: called after each round.
+      on_round: called after each round, of a method that has some.
 
     Returns:
       Answers, samples and costs in the order of the questions.
@@ -67,6 +67,12 @@ def scale(
     queries = _queries(questions)
     samplers.check(sampler)
     check(queries, method, budget)
+    rounds = in_rounds(method, sampler)
+    if on_round and not rounds:
+        raise ValueError(
+            "on_round is for a method with rounds, and this one's schedule has "
+            "none; give it methods.ROUNDS, or leave on_round out"
+        )
     key = key_of(seed)
     kinds = {
         query.id: kind or ("choice" if options(query) else "math")
@@ -81,7 +87,7 @@ def scale(
     bar = tqdm(total=total, unit="sample", disable=None, dynamic_ncols=True)
     with Comparer() as compare, bar:
         spend = run_arrivals
-        if not method.schedule.concurrent:
+        if rounds:
             spend = functools.partial(run_rounds, on_round=on_round)
         return spend(
             queries,

@@ -1,11 +1,11 @@
 """The loop without rounds: one more sample is granted whenever one ends.
 
 W samples are under way at once. Time is counted in decode steps, and looked at
-every `turn` of them: a sample that is granted at step t and has n tokens ends
-at step t + n, or at the first multiple of `turn` after it, whatever the machine
-does. So grants, samples and votes are the same on a fast and a slow machine,
-with more or fewer sequence slots than W, and after a kill. With two queries,
-W = 2 and a turn of 16:
+every poll_steps of them: a sample that is granted at step t and has n tokens
+ends at step t + n, or at the first multiple of poll_steps after it, whatever
+the machine does. So grants, samples and votes are the same on a fast and a slow
+machine, with more or fewer sequence slots than W, and after a kill. With two
+queries, W = 2 and 16 poll steps:
 
     step   0   grants a/0 and b/0
           32   a/0 ends, of 30 tokens; grants b/1
@@ -15,8 +15,8 @@ W = 2 and a turn of 16:
 The engine may have finished b/1 long before. Nobody sees it before its time.
 Of samples that end in one step the one that was granted first comes first.
 
-A turn of one step would have the device wait for the host at each: the next end
-is not known before all samples, the newest too, have gone past it.
+Polling at each step would have the device wait for the host at each: the next
+end is not known before all samples, the newest too, have gone past it.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class _Flight:
     q: int
     request: Request
     start: int  # step
-    turn: int
+    poll_steps: int
     samples: Stream
     sample: Sample | None = None  # as soon as the sampler has finished it
     lost: bool = False  # the sampler will not finish it
@@ -105,8 +105,8 @@ class _Flight:
         One that is not finished has one token more than it has now, at least.
         """
         tokens = self.sample.new_tokens if self.sample else self.least + 1
-        turns = -(-tokens // self.turn)
-        return self.start + turns * self.turn, self.number
+        polls = -(-tokens // self.poll_steps)
+        return self.start + polls * self.poll_steps, self.number
 
     def took(self, now: int) -> int:
         """The tokens that it has by a step to which all have come."""
@@ -114,6 +114,26 @@ class _Flight:
         if self.sample is None:
             return since
         return min(since, self.sample.new_tokens)
+
+
+def in_rounds(method: Method, sampler: Sampler) -> bool:
+    """Whether a method has rounds with this sampler.
+
+    One that cannot be watched, such as a function of many requests, has
+    rounds all the same: it would be asked for one sample at a time.
+
+    Raises:
+      ValueError: the method cancels samples, which takes a watch.
+    """
+    if method.schedule.concurrent and watch_of(sampler):
+        return False
+    if method.cancel:
+        raise ValueError(
+            f"method.cancel={method.cancel.name} ends samples that are under "
+            "way, and this sampler has no watch; see types.Watch, or leave "
+            "cancel out"
+        )
+    return True
 
 
 def run_arrivals(
@@ -281,8 +301,8 @@ class _Run:
         )
         self._read[q].add(hash(request.messages))
         stream = Stream(self.sampler, [request])
-        turn = self.method.schedule.turn
-        flight = _Flight(self._granted, q, request, self._now, turn, stream)
+        every = self.method.schedule.poll_steps
+        flight = _Flight(self._granted, q, request, self._now, every, stream)
         self._flights.append(flight)
         samples.append(unseen(request))
         self._pending_Q[q] += 1

@@ -264,7 +264,11 @@ def check(
             numbers.Integral,
             {"concurrent": method.schedule.concurrent},
         ),
-        ("schedule", numbers.Integral, {"turn": method.schedule.turn}),
+        (
+            "schedule",
+            numbers.Integral,
+            {"poll_steps": method.schedule.poll_steps},
+        ),
         ("budget", numbers.Real, budget._asdict()),
     ):
         for field, value in given.items():
@@ -280,7 +284,7 @@ def check(
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"two queries have the id {twice!r}; make ids unique")
     first_round, later_rounds, stale, capacity, *_ = method.schedule
-    concurrent, turn = method.schedule[-2:]
+    concurrent, poll_steps = method.schedule[-2:]
     for name, size in (
         ("first_round", first_round),
         ("later_rounds", later_rounds),
@@ -302,9 +306,10 @@ def check(
             f"concurrent={concurrent}: expected 0, for rounds, or the samples "
             "that are under way at once, below 2^20"
         )
-    if not 1 <= turn < 2**20:
+    if not 1 <= poll_steps < 2**20:
         raise ValueError(
-            f"turn={turn}: expected decode steps, from 1 on and below 2^20"
+            f"poll_steps={poll_steps}: expected decode steps, from 1 on and "
+            "below 2^20"
         )
     if method.cancel and not isinstance(method.cancel, Cancel):
         raise ValueError(

@@ -111,7 +111,8 @@ def integrated(
 
     The first `explore` samples of a query are parallel. After them every
     sample is integrated, or, with schedule="alternate", every other one. The
-    other options are those of chains.Chain.
+    other options are those of chains.Chain. A chain waits while fewer samples
+    of its query have ended than are under way, so that it can show something.
     """
     _at_least("integrated", 1, explore=explore)
     chain = Chain(k, which, order, content, layout, tail, corrupted).checked()
@@ -126,6 +127,8 @@ def integrated(
         start = len(samples)
         if start < explore:
             n = min(n, explore - start)
+        elif _nothing_to_show(samples):
+            return
         for index in range(start, start + n):
             late = index - explore
             if late < 0 or (schedule == "alternate" and late % 2):
@@ -189,6 +192,8 @@ def adaptive(
             start = len(samples)
             if start < explore:
                 n = min(n, explore - start)
+            elif _nothing_to_show(samples):
+                return
             indices = range(start, start + n)
             chained = 0
             if start >= explore:
@@ -407,6 +412,16 @@ def _line_ends(samples: Sequence[Sample], depth: int) -> Iterator[list[Sample]]:
             and len(line) < depth
         ):
             yield line
+
+
+def _nothing_to_show(samples: Sequence[Sample]) -> bool:
+    """Whether fewer samples have ended than are under way.
+
+    A query whose samples are all granted at once would have no chain: this
+    lets at most twice as many be there as have ended.
+    """
+    ended = sum(s.finish_reason != UNSEEN for s in samples)
+    return 2 * ended < len(samples)
 
 
 def _generations(

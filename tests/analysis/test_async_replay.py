@@ -80,22 +80,24 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("name", "ending", "concurrent", "first", "turn"),
+    ("name", "ending", "concurrent", "first", "poll_steps"),
     [(*case, 1 + 2 * (number % 2)) for number, case in enumerate(CASES)],
 )
 def test_replay_and_the_live_loop_in_lock_step(
-    name, ending, concurrent, first, turn
+    name, ending, concurrent, first, poll_steps
 ):
     """The very policy, rule and vote, the same samples and key: at each budget
     the same grants, answers, tokens and steps."""
     policy, cancel = POLICIES[name](), CANCELS[ending]
     replicate, key = shuffle(bank_of(), jax.random.key(4)), jax.random.key(3)
-    schedule = Schedule(first, capacity=SLOTS, concurrent=concurrent, turn=turn)
+    schedule = Schedule(
+        first, capacity=SLOTS, concurrent=concurrent, poll_steps=poll_steps
+    )
     budget_M = [7, 23, 41]
     ended = play_chunk(
         policy,
         majority(),
-        Terms(concurrent, first, turn, cancel),
+        Terms(concurrent, first, poll_steps, cancel),
         jnp.array(budget_M, jnp.int32),
         jax.tree.map(lambda x: x[None], replicate),
         key[None],
@@ -141,7 +143,7 @@ def test_uniform_is_a_list_schedule(concurrent):
     ended = play_chunk(
         uniform(),
         majority(),
-        Terms(concurrent, first=SLOTS, turn=1),
+        Terms(concurrent, first=SLOTS, poll_steps=1),
         jnp.array([6, 37, 60], jnp.int32),
         jax.tree.map(lambda x: x[None], replicate),
         jax.random.key(1)[None],

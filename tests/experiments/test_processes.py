@@ -73,16 +73,20 @@ def kept(workdir):
     }
 
 
+@pytest.mark.parametrize("steps", ["rounds", "events"])
 def test_a_killed_process_ends_the_others_and_fewer_go_on(
-    launch, tmp_path, address, begin, end, until_drawn
+    launch, tmp_path, address, begin, end, until_drawn, steps
 ):
     """4 processes, of which one is killed as it draws; 2 end the run, with
     the bytes of one that was never stopped."""
+    schedule = {"rounds": "rounds", "events": "async"}[steps]
+    flags = [f"--config.budget.schedule={schedule}"]
+    share = {"rounds": "samples.jsonl", "events": "pending.jsonl"}[steps]
     alone, stopped = tmp_path / "alone", tmp_path / "stopped"
-    (done,) = end(begin(launch(alone)))
+    (done,) = end(begin(launch(alone, 1, "", *flags)))
     assert done[2] == 0, done
-    running = begin(launch(stopped, 4, address()))
-    own = stopped / "process-3" / "samples.jsonl"
+    running = begin(launch(stopped, 4, address(), *flags))
+    own = stopped / "process-3" / share
     until_drawn(own, running)
     running[3].send_signal(signal.SIGKILL)
     begun = time.monotonic()
@@ -92,11 +96,11 @@ def test_a_killed_process_ends_the_others_and_fewer_go_on(
     assert time.monotonic() - begun < 60
     running[3].communicate()
     before = kept(stopped)
-    assert before["process-3/samples.jsonl"]
+    assert before[f"process-3/{share}"]
 
-    done = end(begin(launch(stopped, 2, address())))
+    done = end(begin(launch(stopped, 2, address(), *flags)))
     assert [code for *_, code in done] == [0, 0], done
-    for name in ("samples.jsonl", "rounds.jsonl", "answers.json"):
+    for name in ("samples.jsonl", f"{steps}.jsonl", "answers.json"):
         assert (stopped / name).read_bytes() == (alone / name).read_bytes()
     assert not list(stopped.glob("process-*"))
 

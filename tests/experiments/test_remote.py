@@ -113,7 +113,7 @@ def test_a_run_that_is_lost_goes_on_from_the_bucket(tiny_model, tmp_path):
     home = run(bucket, tiny_model, tmp_path / "home")
     home.communicate(timeout=240)
     assert home.returncode == 0
-    for name in ("samples.jsonl", "rounds.jsonl", "answers.json"):
+    for name in ("samples.jsonl", "events.jsonl", "answers.json"):
         got = (there / name).read_bytes().replace(marked, first)
         assert got == (tmp_path / "home" / name).read_bytes()
     assert first_row(samples)["flops"] == 12345.0

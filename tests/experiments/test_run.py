@@ -46,6 +46,7 @@ def config_of(**task):
     config = common.get_config()
     config.model = "stub"
     config.method = "dynscaling"
+    config.budget.schedule = "rounds"
     config.budget.samples_per_query = 6.0
     config.task.update({"name": "arithmetic", "limit": 4, **task})
     return config
@@ -78,12 +79,14 @@ def test_a_run_of_0_1_goes_on_to_the_same_bytes(tmp_path, rows):
     shutil.copytree(OLD, workdir)
     log = workdir / "samples.jsonl"
     log.write_bytes(b"".join(log.read_bytes().splitlines(True)[:rows]))
-    for name in ("rounds.jsonl", "answers.json", "summary.json"):
+    (workdir / "rounds.jsonl").write_bytes(b"")
+    for name in ("answers.json", "summary.json"):
         (workdir / name).unlink()
     if rows:
         with pytest.raises(ValueError, match=r"--config\.end_of_thinking= "):
             run(workdir)
     config = config_of()
+    config.budget.schedule = ""  # goes on as it began
     config.end_of_thinking = ""
     run(workdir, config)
     assert contents(workdir) == contents(OLD)

@@ -5,6 +5,7 @@ import math
 import pytest
 
 import dynscaling_jax as ds
+from tests.arriving import Model, reply
 
 FRUIT = "How many apples are 3 and 4 apples?"
 CHOICE = "Which is even?\n(A) 3\n(B) 4"
@@ -223,3 +224,30 @@ def test_a_stale_round_begins_before_the_one_before_it_is_taken():
     budget = ds.Budget(samples=3)
     ds.scale([FRUIT], ds.FunctionSampler(sample), method, budget)
     assert events == ["asked", "taken", "asked", "asked", "taken", "taken"]
+
+
+def test_a_function_of_many_requests_is_asked_in_rounds():
+    """Without rounds it would be asked for one sample at a time: a function
+    that sends its requests to a server together would send one."""
+    asked = []
+
+    def sample(requests):
+        asked.append(len(requests))
+        return sampler({FRUIT: ["7", "8"]}).sample(requests)
+
+    budget = ds.Budget(samples=6)
+    found = ds.scale([FRUIT], ds.FunctionSampler(sample), METHOD, budget)
+    assert asked[0] == METHOD.schedule.first_round == 2
+    assert found.rounds and not found.events
+    cancels = METHOD._replace(cancel=ds.cancelling.tail())
+    with pytest.raises(ValueError, match="this sampler has no watch"):
+        ds.scale([FRUIT], ds.FunctionSampler(sample), cancels, budget)
+
+
+def test_what_can_be_watched_is_asked_as_samples_end():
+    model = Model(4, 0, lambda r: reply(r, None, 5, text="It is 7."))
+    found = ds.scale(["a?", "b?"], model.sampler, METHOD, kind="number")
+    assert found.answers == ("7", "7")
+    assert len(found.events) == 2 * 16 and not found.rounds
+    with pytest.raises(ValueError, match=r"give it methods\.ROUNDS"):
+        ds.scale(["a?"], model.sampler, METHOD, on_round=print)

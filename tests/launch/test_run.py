@@ -94,6 +94,17 @@ def test_quiet_when_not_a_terminal(undisturbed):
     assert done.stderr == ""
 
 
+IN_ROUNDS = ("--config.method=dynscaling", "--config.budget.schedule=rounds")
+
+
+@pytest.fixture(scope="module")
+def in_rounds(tiny_model, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("rounds")
+    done = run(tiny_model, workdir, *IN_ROUNDS)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
 @pytest.fixture(scope="module")
 def dynscaling(tiny_model, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("dynscaling")
@@ -129,8 +140,28 @@ def test_rounds_that_overlap_and_curves_of_them(tiny_model, tmp_path):
     assert b"uncertainty" in written and b"new_tokens_per_second" in written
 
 
-def test_integrated_samples_name_their_parents(dynscaling):
-    drawn = rows(dynscaling[0])
+def test_without_rounds_chains_hold_what_had_ended(dynscaling):
+    workdir = dynscaling[0]
+    drawn = {(r["query_id"], r["index"]): r for r in rows(workdir)}
+    events = (workdir / "events.jsonl").read_text().splitlines()
+    ended, granted, chained = set(), set(), 0
+    for event in map(json.loads, events):
+        key = event["query"], event["index"]
+        if event["event"] == "grant":
+            parents = {(event["query"], i) for i in event["parents"]}
+            assert parents <= ended
+            assert drawn[key]["parents"] == event["parents"]
+            chained += bool(parents)
+            granted.add(key)
+        else:
+            ended.add(key)
+    assert ended == granted == drawn.keys() and chained
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["rounds"] == 0 and summary["steps"]
+
+
+def test_integrated_samples_name_their_parents(in_rounds):
+    drawn = rows(in_rounds[0])
     round_of = {(r["query_id"], r["index"]): r["round"] for r in drawn}
     chained = [r for r in drawn if r["parents"]]
     assert chained
@@ -139,7 +170,7 @@ def test_integrated_samples_name_their_parents(dynscaling):
             round_of[row["query_id"], parent] < row["round"]
             for parent in row["parents"]
         )
-    lines = (dynscaling[0] / "rounds.jsonl").read_text().splitlines()
+    lines = (in_rounds[0] / "rounds.jsonl").read_text().splitlines()
     for line in map(json.loads, lines):
         assert line["grants"].keys() == line["uncertainty"].keys()
         assert all(0 <= u <= 1 for u in line["uncertainty"].values())
@@ -158,24 +189,27 @@ def test_options_of_chains(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "moments"),
+    ("fixture", "chosen", "moments"),
     [
-        ("self_consistency", (1, 5, 20, 50, 71)),
-        ("dynscaling", (12, 30, 37, 60)),
+        (
+            "undisturbed",
+            ("--config.method=self_consistency",),
+            (1, 5, 20, 50, 71),
+        ),
+        ("in_rounds", IN_ROUNDS, (12, 30, 37, 60)),
+        ("dynscaling", ("--config.method=dynscaling",), (1, 12, 37, 60)),
     ],
 )
 def test_killed_and_started_again_it_ends_with_the_same_bytes(
-    tiny_model, request, tmp_path, method, moments
+    tiny_model, request, tmp_path, fixture, chosen, moments
 ):
     """A kill -9 once that many rows are written, wherever the run is then:
-    within a round or between two."""
-    fixture = {"self_consistency": "undisturbed"}.get(method, method)
+    within a round or between two, or without rounds."""
     whole = request.getfixturevalue(fixture)[0]
-    chosen = f"--config.method={method}"
     delay = random.Random(str(moments))
     for moment in moments:
         process = subprocess.Popen(
-            command(tiny_model, tmp_path, chosen),
+            command(tiny_model, tmp_path, *chosen),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -187,10 +221,11 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
                 process.send_signal(signal.SIGKILL)
                 process.wait()
             time.sleep(0.002)
-    done = run(tiny_model, tmp_path, chosen)
+    done = run(tiny_model, tmp_path, *chosen)
     assert done.returncode == 0, done.stderr
     assert rows(tmp_path) == rows(whole)  # says what differs
-    for name in ("samples.jsonl", "rounds.jsonl"):
+    steps = "events" if fixture == "dynscaling" else "rounds"
+    for name in ("samples.jsonl", f"{steps}.jsonl"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     ours, theirs = (
         json.loads((d / "summary.json").read_text()) for d in (tmp_path, whole)

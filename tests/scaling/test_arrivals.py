@@ -33,10 +33,12 @@ def run(
     concurrent=4,
     first=1,
     budget=None,
-    turn=1,
+    poll_steps=1,
     **rest,
 ):
-    schedule = Schedule(first, capacity=32, concurrent=concurrent, turn=turn)
+    schedule = Schedule(
+        first, capacity=32, concurrent=concurrent, poll_steps=poll_steps
+    )
     return run_arrivals(
         queries(n),
         sampler,
@@ -96,14 +98,14 @@ def test_the_order_of_events_by_hand():
 
 
 def test_a_look_every_sixteen_steps_by_hand():
-    """As the module says: 30, 41 and 25 tokens are two and three turns."""
+    """As the module says: 30, 41 and 25 tokens are two and three polls."""
     script = {"q0": [30, 5], "q1": [41, 25]}
     result = run(
         by_hand(script),
         2,
         concurrent=2,
         first=3,
-        turn=16,
+        poll_steps=16,
         policy=uniform(),
         budget=Budget(samples=4),
     )
@@ -173,16 +175,18 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 @given(st.integers(1, 9), st.integers(0, 2**20), st.sampled_from([1, 4, 16]))
 @settings(max_examples=12, deadline=None)
-def test_events_do_not_depend_on_slots_or_speed(name, slots, seed, turn):
+def test_events_do_not_depend_on_slots_or_speed(name, slots, seed, poll_steps):
     """Fewer slots than samples under way, as many, and more; a sample that
     has to begin again. A model that is done at once is the reference."""
 
     def at_once(requests):
         return map(noisy, requests)
 
-    expected = run(FunctionSampler(at_once), turn=turn, **METHODS[name])
+    expected = run(
+        FunctionSampler(at_once), poll_steps=poll_steps, **METHODS[name]
+    )
     model = Model(slots, seed)
-    found = run(model.sampler, turn=turn, **METHODS[name])
+    found = run(model.sampler, poll_steps=poll_steps, **METHODS[name])
     assert lines(found) == lines(expected)
     assert found.answers == expected.answers
     assert [
@@ -288,7 +292,7 @@ def test_what_was_finished_when_it_was_cancelled_goes_on_as_it_was():
         "n": 2,
         "concurrent": 4,
         "first": 2,
-        "turn": 16,
+        "poll_steps": 16,
         "cancel": always(0),
         "budget": Budget(samples=4),
     }
@@ -336,7 +340,7 @@ def test_a_run_whose_time_was_up_repeats_what_it_had():
             if event.kind == "end":
                 spent.append(event)
 
-        schedule = Schedule(3, capacity=32, concurrent=2, turn=1)
+        schedule = Schedule(3, capacity=32, concurrent=2, poll_steps=1)
         return run_arrivals(
             queries(2),
             FunctionSampler(watched),

@@ -1,0 +1,77 @@
+"""What a config makes of the schedule of its method."""
+
+import math
+
+import pytest
+
+from dynscaling_jax.experiments.config import get_config, typed
+from dynscaling_jax.experiments.configured import (
+    method_axes,
+    method_of,
+    run_config,
+)
+from dynscaling_jax.methods import METHODS, ROUNDS, WITHOUT_ROUNDS
+from dynscaling_jax.sampler import FunctionSampler
+from dynscaling_jax.types import Watch
+from tests.arriving import reply
+
+
+def schedule(method, **budget):
+    config = get_config()
+    config.method = method
+    for name, value in budget.items():
+        config.budget[name] = value
+    fields = typed(config)
+    return method_of(fields, method_axes(fields)).schedule
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_by_default_a_method_has_its_own_schedule(name):
+    assert schedule(name) == METHODS[name]().schedule
+
+
+def test_rounds_are_an_option_and_the_papers():
+    assert schedule("dynscaling") == WITHOUT_ROUNDS
+    assert schedule("dynscaling_ucb") == ROUNDS
+    assert schedule("dynscaling", schedule="rounds") == ROUNDS
+    assert schedule("dynscaling_ucb", schedule="async") == WITHOUT_ROUNDS
+    # fields of rounds ask for them
+    assert schedule("dynscaling", stale_rounds=1) == ROUNDS._replace(stale=1)
+    found = schedule("dynscaling", round_per_query=0.25)
+    assert found == ROUNDS._replace(later_rounds=0.25)
+    with pytest.raises(ValueError, match="are of rounds"):
+        schedule("dynscaling", schedule="async", stale_rounds=1)
+
+
+def test_without_rounds_a_method_keeps_what_it_learns_nothing_for():
+    found = schedule("self_consistency", schedule="async", concurrent=8)
+    assert found.first_round == math.inf and found.concurrent == 8
+
+
+def test_a_run_begun_in_rounds_goes_on_in_rounds(tmp_path):
+    """Of an earlier version, whose `dynscaling` had rounds: the same command
+    would have taken its samples for those of a run without."""
+    config = get_config()
+    config.method = "dynscaling"
+    config.chain.content = "answer_only"
+    config.task.name = "arithmetic"
+    config.task.limit = 3
+    config.budget.samples_per_query = 4
+
+    def sample(requests):
+        return (reply(r, None, 5, text="It is 7.") for r in requests)
+
+    def run(workdir, config):
+        watch = Watch(dict, lambda: None, reply)
+        sampler = FunctionSampler(sample, watch=watch)
+        return run_config(config, workdir, sampler)
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "rounds.jsonl").touch()
+    begun = run(tmp_path / "a", config)
+    assert begun["rounds"] and "steps" not in begun
+    assert not (tmp_path / "a" / "events.jsonl").exists()
+    config.budget.schedule = "rounds"
+    assert run(tmp_path / "b", config)["rounds"] == begun["rounds"]
+    config.budget.schedule = ""
+    assert run(tmp_path / "c", config)["steps"]
