@@ -192,8 +192,6 @@ def adaptive(
             start = len(samples)
             if start < explore:
                 n = min(n, explore - start)
-            elif _nothing_to_show(samples):
-                return
             indices = range(start, start + n)
             chained = 0
             if start >= explore:
@@ -202,6 +200,8 @@ def adaptive(
                     chains.keyed_draws(coin, query, index).random() < gain
                     for index in indices
                 )
+            if chained and _nothing_to_show(samples):
+                return
             for index in indices:
                 if index < start + chained:
                     yield _chained(chain, reader, query, samples, index, key)

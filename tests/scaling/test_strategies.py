@@ -227,3 +227,27 @@ def test_deepconf_bounds_what_follows_its_warm_up():
         assert request.least_confidence == bound
     with pytest.raises(ValueError, match="keep=2"):
         strategies.deepconf(keep=2.0)
+
+
+@pytest.mark.parametrize(
+    ("ended", "under_way", "shown"),
+    [
+        (0, 2, None),  # nothing to show yet
+        (1, 1, (0,)),
+        (1, 2, None),  # one chain is under way: the next one learns from it
+        (2, 1, (0, 1)),
+        (2, 2, (0, 1)),
+    ],
+)
+def test_a_chain_waits_until_it_has_something_to_show(ended, under_way, shown):
+    """A question whose samples were all granted at once had no chain, though
+    each was asked for as one: it showed the question alone."""
+    samples, _ = run(strategies.parallel(), [ended + under_way])
+    pending = [
+        s._replace(answer=None, finish_reason=strategies.UNSEEN)
+        for s in samples[ended:]
+    ]
+    plan = strategies.integrated(explore=2, k=4).plan
+    requests = [*plan(QUERY, [*samples[:ended], *pending], 1, KEY, Reader())]
+    found = [tuple(sorted(request.parents)) for request in requests]
+    assert found == ([] if shown is None else [shown])
