@@ -13,7 +13,7 @@ from benchmarks.common import Config, Lines, compilations, rate, timed_calls
 from dynscaling_jax.checkpoints import Model, load_model
 from dynscaling_jax.inference import Engine
 from dynscaling_jax.inference.grouped import prefill, runner
-from dynscaling_jax.methods import METHODS
+from dynscaling_jax.methods import METHODS, ROUNDS, WITHOUT_ROUNDS
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling.arrivals import run_arrivals
 from dynscaling_jax.scaling.loop import Event, Result, run_rounds
@@ -25,7 +25,6 @@ from dynscaling_jax.types import (
     Request,
     Sample,
     SampleFn,
-    Schedule,
 )
 
 
@@ -84,7 +83,7 @@ def without_rounds_line(
     Idle slots are counted up to the last grant, and in the whole run.
     """
     method = METHODS[size.method]()
-    schedule = Schedule(first_round=2, concurrent=size.slots)
+    schedule = WITHOUT_ROUNDS._replace(concurrent=size.slots)
     counts: list[tuple[int, int]] = []
     for _ in range(2):  # the first run compiles
         engine = _engine(size, model, size.new_tokens)
@@ -128,7 +127,7 @@ def run(
     """(engine, result, seconds, of these within the engine, its requests)."""
     engine = _engine(size, model, size.new_tokens)
     method = METHODS[size.method]()
-    schedule = method.schedule._replace(stale=size.stale_rounds)
+    schedule = ROUNDS._replace(stale=size.stale_rounds)
     spent, requests = [0.0], list[Request]()
     reading = functools.partial(
         with_answers, kind=task.kind, thinking=engine.thinking

@@ -6,12 +6,13 @@ ds.methods.dynscaling()._replace(policy=ds.policies.ucb(c=0.2))
 
 import math
 
+from dynscaling_jax.sampler import watch_of
 from dynscaling_jax.scaling import policies, strategies, votes
 from dynscaling_jax.scaling.spec import named
-from dynscaling_jax.types import Method, Schedule
+from dynscaling_jax.types import Method, Sampler, Schedule
 
 _ONE_ROUND = Schedule(math.inf, math.inf)  # nothing is learnt in between
-ROUNDS = Schedule(first_round=4)
+ROUNDS = Schedule(first_round=4)  # which the first chains then hold
 WITHOUT_ROUNDS = Schedule(first_round=2, concurrent=64)
 
 
@@ -132,6 +133,41 @@ def esc() -> Method:
         votes.majority(),
         Schedule(first_round=5),
     )
+
+
+def in_rounds(method: Method) -> Method:
+    """A method with rounds, in place of a schedule without.
+
+    The first round gives each query 4 samples, or 1 where the strategy is
+    parallel and so builds no chains of them.
+    """
+    schedule = method.schedule
+    if not schedule.concurrent:
+        return method
+    rounds = Schedule() if method.strategy.name == "parallel" else ROUNDS
+    return method._replace(
+        schedule=rounds._replace(capacity=schedule.capacity), cancel=None
+    )
+
+
+def for_sampler(method: Method, sampler: Sampler) -> Method:
+    """A method as a sampler can serve it.
+
+    One that cannot be watched, such as a function of many requests, has
+    rounds all the same: it would be asked for one sample at a time.
+
+    Raises:
+      ValueError: the method cancels samples, which takes a watch.
+    """
+    if watch_of(sampler):
+        return method
+    if method.cancel:
+        raise ValueError(
+            f"method.cancel={method.cancel.name} ends samples that are under "
+            "way, and this sampler has no watch; see types.Watch, or leave "
+            "cancel out"
+        )
+    return in_rounds(method)
 
 
 METHODS = {

@@ -18,11 +18,12 @@ from dynscaling_jax.experiments.config import (
     get_config,
     typed,
 )
+from dynscaling_jax.experiments.log import begun
 from dynscaling_jax.experiments.run import Origin, run
 from dynscaling_jax.experiments.shared import ALONE, Processes, nothing
 from dynscaling_jax.inference import Engine, mesh
 from dynscaling_jax.lines import dumps, loads, shown
-from dynscaling_jax.methods import METHODS, ROUNDS, WITHOUT_ROUNDS
+from dynscaling_jax.methods import METHODS, WITHOUT_ROUNDS, in_rounds
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.scaling.cancelling import parse_cancel
@@ -90,9 +91,9 @@ def _as_begun(
 
     Some methods have no rounds today and had some when it began.
     """
-    own = (workdir / "rounds.jsonl").exists()
-    begun = any(map(loads, processes.exchange(dumps(own), nothing)))
-    if config.budget.schedule or not begun:
+    own = (workdir / "rounds.jsonl").exists() and begun(workdir)
+    rounds = any(map(loads, processes.exchange(dumps(own), nothing)))
+    if config.budget.schedule or not rounds:
         return config
     return config._replace(budget=config.budget._replace(schedule="rounds"))
 
@@ -165,7 +166,9 @@ def _schedule_of(config: RunConfig, preset: Method, learns: bool) -> Schedule:
     without_rounds = _is_async(config, preset)
     schedule = preset.schedule
     if without_rounds != bool(schedule.concurrent):
-        schedule = WITHOUT_ROUNDS if without_rounds else ROUNDS
+        schedule = (
+            WITHOUT_ROUNDS if without_rounds else in_rounds(preset).schedule
+        )
     if not learns:
         schedule = schedule._replace(
             first_round=math.inf, later_rounds=math.inf

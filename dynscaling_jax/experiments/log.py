@@ -72,7 +72,7 @@ class Log:
                 self.workdir,
                 "run",
                 config,
-                begun=_begun(self.workdir),
+                begun=begun(self.workdir),
                 unversioned=(self.workdir / "samples.jsonl").exists(),
                 **origin,
             )
@@ -312,7 +312,7 @@ def refuse_changed(workdir: Path) -> None:
         )
 
 
-def _begun(workdir: Path) -> bool:
+def begun(workdir: Path) -> bool:
     """Whether a run, its vote or a process of it has any sample."""
     return any(
         file.stat().st_size

@@ -40,8 +40,9 @@ from dynscaling_jax.experiments.shared import (
 )
 from dynscaling_jax.files import write_json
 from dynscaling_jax.lines import dumps, shown
+from dynscaling_jax.methods import for_sampler
 from dynscaling_jax.sampler import tap
-from dynscaling_jax.scaling.arrivals import in_rounds, run_arrivals
+from dynscaling_jax.scaling.arrivals import run_arrivals
 from dynscaling_jax.scaling.loop import (
     Event,
     Result,
@@ -208,7 +209,8 @@ def _run(
     queries = [problem.query for problem in task.problems]
     budget = for_queries(budget, len(queries))
     first = processes.number == 0
-    rounds = in_rounds(method, sampler)
+    method = for_sampler(method, sampler)
+    rounds = not method.schedule.concurrent
     log = functools.partial(
         Log, in_rounds=rounds, about=about(), **origin._asdict()
     )

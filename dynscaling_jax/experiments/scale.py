@@ -13,7 +13,7 @@ from dynscaling_jax.experiments.environment import use_compilation_cache
 from dynscaling_jax.experiments.log import sound
 from dynscaling_jax.lines import shown
 from dynscaling_jax.sampler import each, tap
-from dynscaling_jax.scaling.arrivals import in_rounds, run_arrivals
+from dynscaling_jax.scaling.arrivals import run_arrivals
 from dynscaling_jax.scaling.loop import (
     Result,
     Round,
@@ -67,11 +67,12 @@ def scale(
     queries = _queries(questions)
     samplers.check(sampler)
     check(queries, method, budget)
-    rounds = in_rounds(method, sampler)
+    method = methods.for_sampler(method, sampler)
+    rounds = not method.schedule.concurrent
     if on_round and not rounds:
         raise ValueError(
             "on_round is for a method with rounds, and this one's schedule has "
-            "none; give it methods.ROUNDS, or leave on_round out"
+            "none; use methods.in_rounds(method), or leave on_round out"
         )
     key = key_of(seed)
     kinds = {

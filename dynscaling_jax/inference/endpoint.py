@@ -276,6 +276,7 @@ class _Call(Iterator[Sample]):
         self._changed = server._changed
         self._arrived: queue.SimpleQueue = queue.SimpleQueue()
         self._over = False
+        self._due = len(requests)  # samples that the worker owes
         # weak, so that a call which is left is collected
         self._ref: weakref.ref[_Call] = weakref.ref(self)
         _running.add(self)
@@ -293,11 +294,17 @@ class _Call(Iterator[Sample]):
         self._arrived.put(sample)
         self.left.discard((sample.query_id, sample.index))
         self._changed.put(None)
-        if not self.left:
+        self._due -= 1
+        if not self._due:
             self.end(None)
 
+    def fail(self, why: BaseException | None) -> None:
+        """Says that the worker has ended, and why."""
+        self._due = 0
+        self.end(why)
+
     def end(self, why: BaseException | None) -> None:
-        """Says that no sample will come any more, and why."""
+        """Says that no sample is to be waited for any more, and why."""
         self._arrived.put(why)
         self.left.clear()
         self._changed.put(None)
@@ -317,8 +324,8 @@ class _Call(Iterator[Sample]):
             return
         self._over = True
         _running.discard(self)
-        if self.left:
-            self.left.clear()
+        self.left.clear()
+        if self._due:
             self._worker.drop(self._ref)
 
     def __del__(self) -> None:
@@ -415,7 +422,7 @@ class _Worker:
         # by id: a reference whose call is collected has no hash
         for call in {id(job.call): job.call for job in jobs}.values():
             if there := call():
-                there.end(self._fatal)
+                there.fail(self._fatal)
 
     async def _work(self) -> None:
         server = self._server

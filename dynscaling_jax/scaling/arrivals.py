@@ -5,7 +5,7 @@ every poll_steps of them: a sample that is granted at step t and has n tokens
 ends at step t + n, or at the first multiple of poll_steps after it, whatever
 the machine does. So grants, samples and votes are the same on a fast and a slow
 machine, with more or fewer sequence slots than W, and after a kill. With two
-queries, W = 2 and 16 poll steps:
+queries, W = 2 and poll_steps = 16:
 
     step   0   grants a/0 and b/0
           32   a/0 ends, of 30 tokens; grants b/1
@@ -52,7 +52,7 @@ from dynscaling_jax.scaling.loop import (
     for_queries,
     reached,
 )
-from dynscaling_jax.scaling.strategies import UNSEEN, unseen
+from dynscaling_jax.scaling.strategies import UNDER_WAY, unseen
 from dynscaling_jax.scaling.table import Table
 from dynscaling_jax.types import (
     Budget,
@@ -116,26 +116,6 @@ class _Flight:
         return min(since, self.sample.new_tokens)
 
 
-def in_rounds(method: Method, sampler: Sampler) -> bool:
-    """Whether a method has rounds with this sampler.
-
-    One that cannot be watched, such as a function of many requests, has
-    rounds all the same: it would be asked for one sample at a time.
-
-    Raises:
-      ValueError: the method cancels samples, which takes a watch.
-    """
-    if method.schedule.concurrent and watch_of(sampler):
-        return False
-    if method.cancel:
-        raise ValueError(
-            f"method.cancel={method.cancel.name} ends samples that are under "
-            "way, and this sampler has no watch; see types.Watch, or leave "
-            "cancel out"
-        )
-    return True
-
-
 def run_arrivals(
     queries: Sequence[Query],
     sampler: Sampler,
@@ -186,7 +166,7 @@ def run_arrivals(
     table, vote = run.table, method.vote
     answers, spent = decide(vote, queries, table, vote_sampler or sampler)
     samples = tuple(
-        tuple(s for s in of_query if s.finish_reason != UNSEEN)
+        tuple(s for s in of_query if s.finish_reason != UNDER_WAY)
         for of_query in run.samples
     )
     events = tuple(run.events)
@@ -236,6 +216,7 @@ class _Run:
         self._flights: list[_Flight] = []
         self._pending_Q = np.zeros(len(queries), np.int32)
         self._read: list[set[int]] = [set() for _ in queries]  # prompts
+        self._waiting_Q = np.zeros(len(queries), bool)  # until one ends
         self._now = self._granted = 0
 
     def spend(self) -> str:
@@ -282,11 +263,14 @@ class _Run:
         A strategy may have to wait for samples of a query that are under way.
         The policy then chooses among the others.
         """
-        waiting_Q = np.zeros(len(self.queries), bool)
-        if self._granted % len(self.queries) == 0:  # learning takes a while
-            self._plan = self.method.strategy.after(self.samples)
+        learns = self.method.strategy.learn
+        if learns and self._granted % len(self.queries) == 0:  # takes a while
+            self._plan = learns(self.samples)
+            self._waiting_Q[:] = False
         while True:
-            pending_Q = np.where(waiting_Q, self.table.free_Q, self._pending_Q)
+            pending_Q = np.where(
+                self._waiting_Q, self.table.free_Q, self._pending_Q
+            )
             q = self._chosen(pending_Q)
             if q is None:
                 return False
@@ -294,7 +278,7 @@ class _Run:
             planned = self._plan(query, samples, 1, self.key, self._reader)
             if requests := checked_requests(query, len(samples), 1, planned):
                 break
-            waiting_Q[q] = True
+            self._waiting_Q[q] = True
         request = requests[0]._replace(
             round=int(self._granted >= self._in_turn),
             shared=hash(requests[0].messages) in self._read[q],
@@ -304,7 +288,7 @@ class _Run:
         every = self.method.schedule.poll_steps
         flight = _Flight(self._granted, q, request, self._now, every, stream)
         self._flights.append(flight)
-        samples.append(unseen(request))
+        samples.append(unseen(request, UNDER_WAY))
         self._pending_Q[q] += 1
         self._granted += 1
         self._note("grant", flight)
@@ -396,6 +380,7 @@ class _Run:
         flight.samples.close()
         self._flights.remove(flight)
         self._pending_Q[flight.q] -= 1
+        self._waiting_Q[flight.q] = False
         cost = cost_of(sample, self.budget)
         dearest = self._dearest
         self._dearest = {axis: max(dearest[axis], cost[axis]) for axis in cost}

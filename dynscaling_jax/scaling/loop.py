@@ -462,7 +462,8 @@ def checked_grants(
         q = int(wrong.argmax())
         raise ValueError(
             f"the policy grants {grants_Q[q]} samples to query {q}, which has "
-            f"{free_Q[q]} free slots"
+            f"{free_Q[q]} free slots; allocation.free_slots counts them, less "
+            "what is under way"
         )
     if grants_Q.sum() > grant:
         raise ValueError(

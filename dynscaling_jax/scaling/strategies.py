@@ -37,13 +37,15 @@ from dynscaling_jax.types import (
     Strategy,
 )
 
-UNSEEN = "unseen"
+UNSEEN = "unseen"  # of an earlier round that is still being generated
+UNDER_WAY = "under way"  # where there are no rounds
+PENDING = (UNSEEN, UNDER_WAY)
 _COIN = 1  # a key apart from that of the draws of a chain
 
 
-def unseen(request: Request) -> Sample:
+def unseen(request: Request, why: str = UNSEEN) -> Sample:
     """Stands among the samples of a query for one that is still pending."""
-    return empty(request)._replace(finish_reason=UNSEEN)
+    return empty(request)._replace(finish_reason=why)
 
 
 @named
@@ -85,7 +87,7 @@ def deepconf(warmup: int = 16, keep: float = 0.9) -> Strategy:
         key: jax.Array,
         reader: Reader,
     ) -> Iterator[Request]:
-        there = [s for s in samples if s.finish_reason != UNSEEN]
+        there = [s for s in samples if s.finish_reason not in PENDING]
         bound = least_confidence(there, settings)
         for index in range(len(samples), len(samples) + n):
             yield _alone(query, index)._replace(least_confidence=bound)
@@ -111,8 +113,9 @@ def integrated(
 
     The first `explore` samples of a query are parallel. After them every
     sample is integrated, or, with schedule="alternate", every other one. The
-    other options are those of chains.Chain. A chain waits while fewer samples
-    of its query have ended than are under way, so that it can show something.
+    other options are those of chains.Chain. Without rounds a query gets none
+    of these while fewer of its samples have ended than are under way, so that
+    its chains have something to show.
     """
     _at_least("integrated", 1, explore=explore)
     chain = Chain(k, which, order, content, layout, tail, corrupted).checked()
@@ -127,7 +130,7 @@ def integrated(
         start = len(samples)
         if start < explore:
             n = min(n, explore - start)
-        elif _nothing_to_show(samples):
+        elif _too_few_ended(samples):
             return
         for index in range(start, start + n):
             late = index - explore
@@ -157,8 +160,8 @@ def adaptive(
     parallel samples than it costs (Thompson sampling; worth.py says how worth
     is told without a verifier). Without evidence that is 31%; it goes to 1 or
     to 0 as the samples of all queries settle it. The chains of a grant come
-    first, so that its parallel samples show what they bring. The design is
-    ours.
+    first, so that its parallel samples show what they bring. Chains wait as
+    those of `integrated` do. The design is ours.
 
     Args:
       explore: parallel samples before the first chain.
@@ -176,7 +179,7 @@ def adaptive(
 
     def learn(samples: Sequence[Sequence[Sample]]) -> Plan:
         finished = [
-            [s for s in row if s.finish_reason not in (UNSEEN, CANCELLED)]
+            [s for s in row if s.finish_reason not in (*PENDING, CANCELLED)]
             for row in samples
         ]
         at = worth.price(finished) if cost == "tokens" else 1.0
@@ -200,7 +203,7 @@ def adaptive(
                     chains.keyed_draws(coin, query, index).random() < gain
                     for index in indices
                 )
-            if chained and _nothing_to_show(samples):
+            if chained and _too_few_ended(samples):
                 return
             for index in indices:
                 if index < start + chained:
@@ -414,14 +417,14 @@ def _line_ends(samples: Sequence[Sample], depth: int) -> Iterator[list[Sample]]:
             yield line
 
 
-def _nothing_to_show(samples: Sequence[Sample]) -> bool:
+def _too_few_ended(samples: Sequence[Sample]) -> bool:
     """Whether fewer samples have ended than are under way.
 
-    A query whose samples are all granted at once would have no chain: this
-    lets at most twice as many be there as have ended.
+    A query whose samples are all granted at once would have no chain. In
+    rounds all but the newest ones have ended.
     """
-    ended = sum(s.finish_reason != UNSEEN for s in samples)
-    return 2 * ended < len(samples)
+    under_way = sum(s.finish_reason == UNDER_WAY for s in samples)
+    return 2 * under_way > len(samples)
 
 
 def _generations(
@@ -440,7 +443,7 @@ def _generations(
         if generation % turns
         else ()
     )
-    if any(s.finish_reason == UNSEEN for s in before):
+    if any(s.finish_reason in PENDING for s in before):
         return
     for index in range(start, start + min(n, size - place)):
         yield index, before

@@ -1,6 +1,8 @@
 """What a config makes of the schedule of its method."""
 
+import json
 import math
+import shutil
 
 import pytest
 
@@ -12,7 +14,7 @@ from dynscaling_jax.experiments.configured import (
 )
 from dynscaling_jax.methods import METHODS, ROUNDS, WITHOUT_ROUNDS
 from dynscaling_jax.sampler import FunctionSampler
-from dynscaling_jax.types import Watch
+from dynscaling_jax.types import Schedule, Watch
 from tests.arriving import reply
 
 
@@ -33,6 +35,8 @@ def test_by_default_a_method_has_its_own_schedule(name):
 def test_rounds_are_an_option_and_the_papers():
     assert schedule("dynscaling") == WITHOUT_ROUNDS
     assert schedule("dynscaling_ucb") == ROUNDS
+    # as before there was another schedule
+    assert schedule("dynamic_only", schedule="rounds") == Schedule()
     assert schedule("dynscaling", schedule="rounds") == ROUNDS
     assert schedule("dynscaling_ucb", schedule="async") == WITHOUT_ROUNDS
     # fields of rounds ask for them
@@ -66,12 +70,16 @@ def test_a_run_begun_in_rounds_goes_on_in_rounds(tmp_path):
         sampler = FunctionSampler(sample, watch=watch)
         return run_config(config, workdir, sampler)
 
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "rounds.jsonl").touch()
-    begun = run(tmp_path / "a", config)
-    assert begun["rounds"] and "steps" not in begun
-    assert not (tmp_path / "a" / "events.jsonl").exists()
     config.budget.schedule = "rounds"
-    assert run(tmp_path / "b", config)["rounds"] == begun["rounds"]
+    kept = run(tmp_path / "b", config)
     config.budget.schedule = ""
+    row = json.loads((tmp_path / "b" / "config.json").read_text())
+    row["config"]["budget"]["schedule"] = ""
+    (tmp_path / "b" / "config.json").write_text(json.dumps(row))
+    shutil.copytree(tmp_path / "b", tmp_path / "a")
+    begun = run(tmp_path / "a", config)
+    assert begun["rounds"] == kept["rounds"] and "steps" not in begun
+    assert not (tmp_path / "a" / "events.jsonl").exists()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "rounds.jsonl").touch()  # nothing was begun
     assert run(tmp_path / "c", config)["steps"]

@@ -237,7 +237,7 @@ def test_a_function_of_many_requests_is_asked_in_rounds():
 
     budget = ds.Budget(samples=6)
     found = ds.scale([FRUIT], ds.FunctionSampler(sample), METHOD, budget)
-    assert asked[0] == METHOD.schedule.first_round == 2
+    assert asked[0] == ds.methods.ROUNDS.first_round == 4
     assert found.rounds and not found.events
     cancels = METHOD._replace(cancel=ds.cancelling.tail())
     with pytest.raises(ValueError, match="this sampler has no watch"):
@@ -249,5 +249,5 @@ def test_what_can_be_watched_is_asked_as_samples_end():
     found = ds.scale(["a?", "b?"], model.sampler, METHOD, kind="number")
     assert found.answers == ("7", "7")
     assert len(found.events) == 2 * 16 and not found.rounds
-    with pytest.raises(ValueError, match=r"give it methods\.ROUNDS"):
+    with pytest.raises(ValueError, match=r"use methods\.in_rounds"):
         ds.scale(["a?"], model.sampler, METHOD, on_round=print)

@@ -22,7 +22,11 @@ import dynscaling_jax as ds
 from configs import smollm2_arithmetic
 from dynscaling_jax.experiments.configured import run_config
 from dynscaling_jax.experiments.log import Log, read_samples, recorded
-from dynscaling_jax.inference.endpoint import Endpoint, parse_url
+from dynscaling_jax.inference.endpoint import (
+    Endpoint,
+    interrupt,
+    parse_url,
+)
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling.loop import run_rounds
 from dynscaling_jax.scaling.policies import POLICIES
@@ -705,6 +709,28 @@ def test_calls_of_one_request_share_a_thread_and_what_they_know(serve):
     late = endpoint.sample([request("good", 1)])  # a new thread
     good.set()
     assert [s.index for s in late] == [1]
+
+
+def test_what_an_interrupt_ends_is_not_sent_any_more(serve):
+    """The handler of a signal ends all calls; each was then taken to be done,
+    and its queued requests were sent and paid for."""
+    stop = KeyboardInterrupt()
+
+    def behave(question, number):
+        time.sleep(0.05)
+        return completion()
+
+    server = serve(behave)
+    samples = Endpoint("m", server.url, concurrency=1).sample(
+        [request(str(i)) for i in range(40)]
+    )
+    next(samples)
+    assert interrupt(stop)
+    with pytest.raises(KeyboardInterrupt):
+        list(samples)
+    sent = len(server.bodies)
+    time.sleep(0.3)
+    assert len(server.bodies) <= sent + 1 < 10
 
 
 def test_without_rounds_an_endpoint_that_breaks_midway_ends_the_run(serve):

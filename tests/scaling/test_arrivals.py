@@ -279,8 +279,8 @@ def test_a_strategy_learns_as_often_as_there_are_queries():
     )
     assert learnt == [
         [[], [], []],
-        [["stop"], ["unseen"], ["unseen"]],
-        [["stop", "stop"], ["stop", "unseen"], ["stop", "unseen"]],
+        [["stop"], ["under way"], ["under way"]],
+        [["stop", "stop"], ["stop", "under way"], ["stop", "under way"]],
     ]
 
 

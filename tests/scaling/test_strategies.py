@@ -244,7 +244,7 @@ def test_a_chain_waits_until_it_has_something_to_show(ended, under_way, shown):
     each was asked for as one: it showed the question alone."""
     samples, _ = run(strategies.parallel(), [ended + under_way])
     pending = [
-        s._replace(answer=None, finish_reason=strategies.UNSEEN)
+        s._replace(answer=None, finish_reason=strategies.UNDER_WAY)
         for s in samples[ended:]
     ]
     plan = strategies.integrated(explore=2, k=4).plan
