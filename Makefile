@@ -1,7 +1,7 @@
 # make setup   a virtual environment with pinned versions, and the demo's model
 # make demo    DynScaling beside self-consistency on the bundled reasoner
 # make demo-all  five methods there: two minutes more
-# make gains   the same on five seeds: six minutes
+# make gains   the same on five seeds: a quarter of an hour
 # make smollm2 the same on SmolLM2 and GSM8K=FILE
 # make reasoner  trains the bundled reasoner again, in half an hour
 # make test    the tests, but for the slow ones
