@@ -8,9 +8,9 @@ processes draw one run together, each on a host or an accelerator of its own:
     python -m launch.run ... --coordinator=HOST:PORT --processes=4 --process=0
 
 HOST is that of process 0, which writes the files of the run; the others keep
-what they drew in WORKDIR until it has its turn in the files. A run may go on with
-another number of them where all see the same WORKDIR, which may be in a bucket
-(gs://BUCKET/RUN, dynscaling_jax/experiments/remote.py).
+what they drew in WORKDIR until it has its turn in the files. A run may go on
+with another number of them where all see the same WORKDIR, which may be in a
+bucket (gs://BUCKET/RUN, dynscaling_jax/experiments/remote.py).
 
 With --lockstep they share one model in place of the questions: config.mesh is
 of the devices of all, for models that one host does not hold.
