@@ -363,7 +363,7 @@ class _Worker:
     are held, no more requests are sent, and if no sample comes of what is
     under way, the endpoint fails alike. Those of fewer queries may be all that
     is left of a run: there a plain question decides, unless samples came
-    before.
+    before and fewer than ALIKE failed.
     """
 
     def __init__(self, server: Endpoint, jobs: Sequence[_Job]):
@@ -451,9 +451,9 @@ class _Worker:
             return False
         if self._held and not self._fatal:
             job, failure = self._held[0]
+            some = self._server._samples and len(self._held) < ALIKE
             if not self._alike and (
-                self._server._samples
-                or await _works(client, self._server, job.request)
+                some or await _works(client, self._server, job.request)
             ):
                 self._release()
             else:

@@ -733,7 +733,10 @@ def test_what_an_interrupt_ends_is_not_sent_any_more(serve):
     assert len(server.bodies) <= sent + 1 < 10
 
 
-def test_without_rounds_an_endpoint_that_breaks_midway_ends_the_run(serve):
+@pytest.mark.parametrize("questions", [20, 3])
+def test_without_rounds_an_endpoint_that_breaks_midway_ends_the_run(
+    serve, questions
+):
     server = serve(
         lambda q, n: completion() if len(server.bodies) < 9 else failure(502)
     )
@@ -745,7 +748,7 @@ def test_without_rounds_an_endpoint_that_breaks_midway_ends_the_run(serve):
         ds.Schedule(1, concurrent=10),
     )
     with pytest.raises(ConnectionError, match="HTTP 502"):
-        ds.scale([str(i) for i in range(20)], endpoint, method)
+        ds.scale([str(i) for i in range(questions)], endpoint, method)
     assert len(server.bodies) < 60
 
 
