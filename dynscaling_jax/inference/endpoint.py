@@ -474,22 +474,22 @@ class _Worker:
 
     def _take(self, task: asyncio.Task[Sample]) -> None:
         """Takes what came of a request."""
+        error = task.exception()
+        if error and not isinstance(error, Failure | ConnectionError):
+            raise error  # with the job among those that are told of it
         server, job = self._server, self._sent.pop(task)
-        try:
-            sample = task.result()
-        except Failure as failure:
-            if server._samples and failure.status not in PASSING:
-                job.fail(failure)
-            else:
-                self._held.append((job, failure))
-        except ConnectionError as error:
+        if error is None:
+            server._samples += 1
+            self._release()
+            job.put(task.result())
+        elif isinstance(error, ConnectionError):
             self._fatal = self._fatal or error
             self._stopped.set()
             self._waiting.append(job)  # for ever: no more are sent
+        elif server._samples and error.status not in PASSING:
+            job.fail(error)
         else:
-            server._samples += 1
-            self._release()
-            job.put(sample)
+            self._held.append((job, error))
 
     async def _read_inbox(self) -> None:
         self._woken.clear()

@@ -22,6 +22,7 @@ import dynscaling_jax as ds
 from configs import smollm2_arithmetic
 from dynscaling_jax.experiments.configured import run_config
 from dynscaling_jax.experiments.log import Log, read_samples, recorded
+from dynscaling_jax.inference import endpoint
 from dynscaling_jax.inference.endpoint import (
     Endpoint,
     interrupt,
@@ -709,6 +710,22 @@ def test_calls_of_one_request_share_a_thread_and_what_they_know(serve):
     late = endpoint.sample([request("good", 1)])  # a new thread
     good.set()
     assert [s.index for s in late] == [1]
+
+
+def test_an_error_that_nobody_foresaw_ends_the_call(serve, monkeypatch):
+    """The worker ended by it, and the call whose request it was of waited for
+    ever."""
+
+    def read(*_):
+        raise ArithmeticError("not foreseen")
+
+    monkeypatch.setattr(endpoint, "read", read)
+    server = serve(lambda question, number: completion())
+    model = Endpoint("m", server.url)
+    calls = [model.sample([request(index=i)]) for i in range(2)]
+    for call in calls:
+        with pytest.raises(ArithmeticError, match="not foreseen"):
+            next(call)
 
 
 def test_what_an_interrupt_ends_is_not_sent_any_more(serve):
