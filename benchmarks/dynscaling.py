@@ -13,7 +13,7 @@ from benchmarks.common import Config, Lines, compilations, rate, timed_calls
 from dynscaling_jax.checkpoints import Model, load_model
 from dynscaling_jax.inference import Engine
 from dynscaling_jax.inference.grouped import prefill, runner
-from dynscaling_jax.methods import METHODS, ROUNDS, WITHOUT_ROUNDS
+from dynscaling_jax.methods import METHODS, WITHOUT_ROUNDS, in_rounds
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling.arrivals import run_arrivals
 from dynscaling_jax.scaling.loop import Event, Result, run_rounds
@@ -126,8 +126,8 @@ def run(
 ) -> tuple[Engine, Result, float, float, list[Request]]:
     """(engine, result, seconds, of these within the engine, its requests)."""
     engine = _engine(size, model, size.new_tokens)
-    method = METHODS[size.method]()
-    schedule = ROUNDS._replace(stale=size.stale_rounds)
+    method = in_rounds(METHODS[size.method]())
+    schedule = method.schedule._replace(stale=size.stale_rounds)
     spent, requests = [0.0], list[Request]()
     reading = functools.partial(
         with_answers, kind=task.kind, thinking=engine.thinking

@@ -169,19 +169,16 @@ def _schedule_of(config: RunConfig, preset: Method, learns: bool) -> Schedule:
         schedule = (
             WITHOUT_ROUNDS if without_rounds else in_rounds(preset).schedule
         )
+    first, later = schedule[:2]
     if not learns:
-        schedule = schedule._replace(
-            first_round=math.inf, later_rounds=math.inf
-        )
-    elif schedule.first_round == math.inf:
-        schedule = Schedule(1, 1)
+        first = later = math.inf
+    elif first == math.inf:
+        first = later = 1
     if caps.first_round_per_query is not None:
-        schedule = schedule._replace(first_round=caps.first_round_per_query)
+        first = caps.first_round_per_query
     if caps.round_per_query is not None:
-        schedule = schedule._replace(later_rounds=caps.round_per_query)
-    schedule = schedule._replace(
-        stale=caps.stale_rounds, capacity=caps.capacity
-    )
+        later = caps.round_per_query
+    schedule = Schedule(first, later, caps.stale_rounds, caps.capacity)
     if without_rounds:
         schedule = schedule._replace(
             concurrent=caps.concurrent, poll_steps=caps.poll_steps

@@ -119,6 +119,11 @@ def meet(
         with contextlib.suppress(Lost):
             exchange(b"", nothing)
 
+    def leave() -> None:
+        end.noticed.set()
+        for peer in peers.values():
+            peer.close()
+
     # The interrupt of a lost peer may come anywhere, and also while an error
     # of this process is on its way: the inner block ends when none can come
     # any more, so that the outer one meets each.
@@ -136,17 +141,13 @@ def meet(
             end.lost.wait(NOTICE)  # its cause may be known a little later
             raise
         finally:
-            end.noticed.set()
-            for peer in peers.values():
-                peer.close()
+            leave()
     except (KeyboardInterrupt, JaxRuntimeError):
         if end.lost.is_set():
             raise Lost(LOST) from None
         raise
     finally:
-        end.noticed.set()
-        for peer in peers.values():
-            peer.close()
+        leave()
 
 
 def difference(brought: Sequence[bytes]) -> str:

@@ -263,10 +263,9 @@ class _Run:
         A strategy may have to wait for samples of a query that are under way.
         The policy then chooses among the others.
         """
-        learns = self.method.strategy.learn
-        if learns and self._granted % len(self.queries) == 0:  # takes a while
-            self._plan = learns(self.samples)
-            self._waiting_Q[:] = False
+        if self._granted % len(self.queries) == 0:  # learning takes a while
+            self._plan = self.method.strategy.after(self.samples)
+            self._waiting_Q[:] = False  # by another plan they may not wait
         while True:
             pending_Q = np.where(
                 self._waiting_Q, self.table.free_Q, self._pending_Q
