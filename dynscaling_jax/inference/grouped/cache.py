@@ -138,18 +138,20 @@ def _moved(narrow: KV, wide: KV, source, target) -> Pools:
 def put(kv: KV, prompt: KV, page: jax.Array, start: jax.Array) -> KV:
     """Copies a part of a prompt, from a position on, into a page.
 
+    A page that is wider than the whole prompt keeps what it had behind it.
+
     Args:
         kv: a pool; it is donated.
         prompt: keys [K, D, P] and values [K, P, D].
         page: its number.
         start: position.
     """
-    width = kv[0].shape[-1]
+    width = min(kv[0].shape[-1], prompt[0].shape[-1])
     cut = jax.lax.dynamic_slice_in_dim
     parts = cut(prompt[0], start, width, 2), cut(prompt[1], start, width, 1)
     return jax.tree.map(
-        lambda pool, part: jax.lax.dynamic_update_index_in_dim(
-            pool, part, page, 0
+        lambda pool, part: jax.lax.dynamic_update_slice(
+            pool, part[None], (page, 0, 0, 0)
         ),
         kv,
         parts,

@@ -23,6 +23,8 @@ from dynscaling_jax.models.attention import AT_ONCE
 WIDE = AT_ONCE
 NARROW = WIDE // 2
 STEP = 8  # pages that a pool grows by, at least
+FEWEST_BLOCKS = 4  # of a table, but one; to merge with states of nothing is
+# cheap, and a shape less compiled is a second
 NOWHERE = 2**30  # the first position of a page that nobody owns
 
 
@@ -93,7 +95,8 @@ def settle(
     Args:
         pages: as it was; it is not changed.
         lengths: positions of each owner.
-        least: the narrowest width of narrow pages, which doubles as needed.
+        least: the narrowest width while no sequence has a second block; it
+            doubles as needed. Then narrow pages have NARROW.
         whole: pages at least while no sequence has a second block, all of one
             width: with one for each slot short samples have few shapes. 0
             keeps narrow and wide pages apart from the first block on.
@@ -120,7 +123,7 @@ def settle(
     if moved:
         source = [at[block] for page in moved if (block := wide[page])]
         done.append(Move(np.array(source, "i4"), np.array(moved, "i4")))
-    width = least
+    width = least if alone else NARROW
     while width < max(map(filled.__getitem__, near), default=0):
         width *= 2
     if not {*near}.isdisjoint(at):
@@ -236,12 +239,19 @@ def fresh(before: Pages, after: Pages) -> list[tuple[bool, int, Block]]:
     ]
 
 
-def table_size(needed: int, now: int) -> int:
+def table_size(needed: int, now: int, fewest: int = 1) -> int:
     """Rounds lanes or blocks up to a power of two, for few shapes.
 
     It becomes less when a quarter of it is enough.
+
+    Args:
+        needed: so many at least.
+        now: as it is.
+        fewest: the least that is not 1.
     """
     size = 1 << (needed - 1).bit_length()
+    if size > 1:
+        size = max(size, fewest)
     return size if size > now or 4 * size <= now else now
 
 

@@ -255,7 +255,7 @@ class Scheduler:
     def _place_prompts(self) -> tuple[list[Resize | Move], list[Fill]]:
         """Gives new groups the pages of their prompts."""
         before, lengths = self._prompts, _lengths(self._groups)
-        self._prompts, done = pages.settle(before, lengths)
+        self._prompts, done = pages.settle(before, lengths, whole=1)
         return done, [
             Fill(
                 wide,
@@ -275,12 +275,13 @@ class Scheduler:
                 groups[slot.group].append(i)
                 own[slot.number] = [i]
         needed = (
-            max(map(len, groups.values())),
-            pages.blocks(_lengths(self._groups)),
-            pages.blocks(lengths),
+            (max(map(len, groups.values())), 1),
+            (pages.blocks(_lengths(self._groups)), pages.FEWEST_BLOCKS),
+            (pages.blocks(lengths), pages.FEWEST_BLOCKS),
         )
         self._shape = lanes, first, second = tuple(
-            map(pages.table_size, needed, self._shape)
+            pages.table_size(least, now, fewest)
+            for (least, fewest), now in zip(needed, self._shape, strict=True)
         )
         count = len(self._slots)
         return (

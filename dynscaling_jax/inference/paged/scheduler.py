@@ -352,9 +352,8 @@ class Scheduler:
         return [p.part for p in self._placed if p.line is line]
 
     def _found(self, line: _Line, part: int) -> tuple[int, int]:
-        """Pages that a part has of a prompt, and those that it could give."""
-        pool = self._pools[part]
-        return len(pool.find(line.prompt.ids)), pool.available
+        """Pages that a part need not compute, and those that it could give."""
+        return len(self._known(line, part)), self._pools[part].available
 
     def _known(self, line: _Line, part: int) -> tuple[int, ...]:
         """The pages of whole chunks that a prompt begins with.
@@ -446,7 +445,7 @@ class Scheduler:
         line, part = placed.line, placed.part
         prompt, pool = line.prompt, self._pools[part]
         size = len(prompt.ids)
-        limit = self._limit(size)
+        limit = most_new_tokens(self._limits, size)
         whole = size // self._limits.page  # pages that are full
         last = len(line.waiting) == 1
         own = placed.pages if last else placed.pages[:whole]
@@ -544,10 +543,6 @@ class Scheduler:
         """The number of pages of so many positions."""
         return -(-positions // self._limits.page)
 
-    def _limit(self, size: int) -> int:
-        room = self._limits.context - size
-        return min(self._limits.max_new_tokens, room)
-
 
 def check_prompt(limits: Limits, size: int) -> None:
     """Checks that a pool holds a prompt of so many tokens and its sample.
@@ -560,7 +555,7 @@ def check_prompt(limits: Limits, size: int) -> None:
             f"a prompt has {size} tokens; the context holds "
             f"{limits.context}, one of them for the answer"
         )
-    new = min(limits.max_new_tokens, limits.context - size)
+    new = most_new_tokens(limits, size)
     # one more page while the last one of the prompt is copied
     need = -(-(size + new - 1) // limits.page) + (size % limits.page > 0)
     if need > limits.pages:
@@ -569,6 +564,11 @@ def check_prompt(limits: Limits, size: int) -> None:
             f"of {limits.page}; the pool of a part has {limits.pages}. Lower "
             "max_new_tokens, hold keys in int8, or take more memory"
         )
+
+
+def most_new_tokens(limits: Limits, size: int) -> int:
+    """The longest sample of a prompt of so many tokens, by the context."""
+    return min(limits.max_new_tokens, limits.context - size)
 
 
 def longest_prompt(limits: Limits) -> int:

@@ -34,6 +34,8 @@ def test_short_samples_lie_in_one_pool_of_a_page_a_slot():
     wide, move, narrow = done
     assert isinstance(wide, Resize) and isinstance(move, Move)
     assert isinstance(narrow, Resize) and not narrow.wide
+    pages, _ = placement.settle(pages, {7: 512, 9: 20}, 32, 8)
+    assert pages.width == placement.NARROW  # no shape for 20 positions
 
 
 def test_each_block_has_one_page_and_keeps_its_keys():
@@ -119,11 +121,21 @@ def test_slots_follow_the_work(now, active, waiting, count):
 
 
 @pytest.mark.parametrize(
-    ("needed", "now", "size"),
-    [(1, 0, 1), (3, 1, 4), (3, 8, 8), (2, 8, 2), (5, 4, 8)],
+    ("needed", "now", "fewest", "size"),
+    [
+        (1, 0, 1, 1),
+        (3, 1, 1, 4),
+        (3, 8, 1, 8),
+        (2, 8, 1, 2),
+        (5, 4, 1, 8),
+        (1, 0, 4, 1),
+        (2, 1, 4, 4),
+        (1, 4, 4, 1),
+        (5, 4, 4, 8),
+    ],
 )
-def test_tables_have_few_sizes(needed, now, size):
-    assert placement.table_size(needed, now) == size
+def test_tables_have_few_sizes(needed, now, fewest, size):
+    assert placement.table_size(needed, now, fewest) == size
 
 
 def test_pages_in_the_order_of_slots_need_no_index():
