@@ -48,8 +48,8 @@ class Request(NamedTuple):
     messages is what the model reads; where its last turn is the assistant's,
     the model goes on with that turn. parents are the indices of the earlier
     samples of the query that the messages hold. shared says that an earlier
-    request of the same round has the same messages, so that reading them was
-    paid for already; the loop sets it. least_confidence ends the sample as
+    request of the run has the same messages, so that reading them was paid
+    for already; the loop sets it. least_confidence ends the sample as
     soon as its group confidence is lower: the mean confidence over its last
     2048 tokens, from the first whole window on (DeepConf online, arXiv
     2508.15260). An Endpoint does not know it.

@@ -272,8 +272,7 @@ def _run(
             spend = functools.partial(
                 run_arrivals,
                 on_event=on_event,
-                arrived=ends(opened.begun),
-                repeated=len(opened.begun),
+                earlier=keyed_events(opened.begun),
             )
         result = spend(
             queries,
@@ -371,18 +370,16 @@ def event_row(event: Event) -> dict[str, Any]:
     return {**row, "new_tokens": sample.new_tokens}
 
 
-def ends(rows: Sequence[Mapping[str, Any]]) -> list[SampleKey]:
-    """The samples that ended, in the order of events.jsonl.
+def keyed_events(
+    rows: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, SampleKey]]:
+    """The kinds of the events in rows of events.jsonl, and their samples.
 
     Raises:
         ValueError: a row is none of an event.
     """
     try:
-        return [
-            (row["query"], row["index"])
-            for row in rows
-            if row["event"] == "end"
-        ]
+        return [(row["event"], (row["query"], row["index"])) for row in rows]
     except (KeyError, TypeError):
         raise ValueError(
             "events.jsonl has a row that is no event; use a new workdir"

@@ -24,7 +24,7 @@ import functools
 import itertools
 import operator
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,7 @@ from dynscaling_jax.scaling.loop import (
     decide,
     for_queries,
     reached,
+    with_shared,
 )
 from dynscaling_jax.scaling.strategies import UNDER_WAY, unseen
 from dynscaling_jax.scaling.table import Table
@@ -126,8 +127,7 @@ def run_arrivals(
     same: Callable[[Query], Callable[[str, str], bool]] = lambda _: operator.eq,
     vote_sampler: Sampler | None = None,
     on_event: Callable[[Event], None] | None = None,
-    arrived: Iterable[SampleKey] = (),
-    repeated: int = 0,
+    earlier: Sequence[tuple[str, SampleKey]] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Spends a budget as loop.run_rounds does, without rounds.
@@ -149,19 +149,18 @@ def run_arrivals(
       same: as of run_rounds.
       vote_sampler: as of run_rounds.
       on_event: called after each event.
-      arrived: of a sampler without steps, what had ended when the run was
-        begun, in that order.
-      repeated: events that earlier sessions of the run had; the cap on
-        seconds ends nothing before they are repeated.
+      earlier: the events that earlier sessions of the run had, in their
+        order: of each its kind and the sample's key. They are repeated: the
+        cap on seconds ends nothing before that, and samples of a sampler
+        without steps end in the order that they had.
       clock: the time in seconds, for the ledger and the cap on seconds.
 
     Raises:
       ValueError: as run_rounds.
     """
     run = _Run(
-        queries, sampler, method, budget, key, same, on_event, arrived,
-        repeated, clock,
-    )  # fmt: skip
+        queries, sampler, method, budget, key, same, on_event, earlier, clock
+    )
     stopped = run.spend()
     table, vote = run.table, method.vote
     answers, spent = decide(vote, queries, table, vote_sampler or sampler)
@@ -185,8 +184,7 @@ class _Run:
         key: jax.Array,
         same: Callable[[Query], Callable[[str, str], bool]],
         on_event: Callable[[Event], None] | None,
-        arrived: Iterable[SampleKey],
-        repeated: int,
+        earlier: Sequence[tuple[str, SampleKey]],
         clock: Callable[[], float],
     ):
         slots = check(queries, method, budget)
@@ -211,11 +209,12 @@ class _Run:
         self._keeps_texts = method.strategy.reads_texts or vote.weigh
         self._in_turn = method.schedule.first_round * len(queries)
         self._watch = watch_of(sampler) or _blind(sampler)
-        self._arrived, self._repeated = iter(arrived), repeated
+        self._arrived = (key for kind, key in earlier if kind == "end")
+        self._earlier = len(earlier)
         self._dearest = amounts(Ledger(samples=1)) | caps_of(sampler.max_cost)
         self._flights: list[_Flight] = []
         self._pending_Q = np.zeros(len(queries), np.int32)
-        self._read: list[set[int]] = [set() for _ in queries]  # prompts
+        self._read: list[set[int]] = [set() for _ in queries]  # with_shared
         self._waiting_Q = np.zeros(len(queries), bool)  # until one ends
         self._now = self._granted = 0
 
@@ -236,10 +235,7 @@ class _Run:
                 if not self._flights:
                     if stopped := reached(self.budget, self.ledger):
                         return stopped
-                    full = not self.table.free_Q.any()
-                    return (
-                        "every query is full" if full else "the policy stopped"
-                    )
+                    return self._why_nothing()
                 flight = self._next()
                 if flight is None:
                     seconds = self._clock() - self._begin
@@ -255,7 +251,13 @@ class _Run:
     @property
     def _repeats(self) -> bool:
         """Whether earlier sessions of the run had come further."""
-        return len(self.events) < self._repeated
+        return len(self.events) < self._earlier
+
+    def _why_nothing(self) -> str:
+        if not self.table.free_Q.any():
+            return "every query is full"
+        waits = self._waiting_Q.any()
+        return f"the {'strategy' if waits else 'policy'} stopped"
 
     def _grant(self) -> bool:
         """Grants one sample; false where policy or strategy has none.
@@ -278,11 +280,8 @@ class _Run:
             if requests := checked_requests(query, len(samples), 1, planned):
                 break
             self._waiting_Q[q] = True
-        request = requests[0]._replace(
-            round=int(self._granted >= self._in_turn),
-            shared=hash(requests[0].messages) in self._read[q],
-        )
-        self._read[q].add(hash(request.messages))
+        (request,) = with_shared(requests, self._read[q])
+        request = request._replace(round=int(self._granted >= self._in_turn))
         stream = Stream(self.sampler, [request])
         every = self.method.schedule.poll_steps
         flight = _Flight(self._granted, q, request, self._now, every, stream)

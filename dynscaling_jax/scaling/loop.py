@@ -168,6 +168,7 @@ def run_rounds(
     # of a vote that can decide nothing, before there are samples to lose
     check_decision(jax.eval_shape(vote.decide, seen), len(queries))
     pending: collections.deque[_Pending] = collections.deque()
+    read: list[set[int]] = [set() for _ in queries]  # prompts, as hashes
     stopped = ""
     while True:
         while len(pending) <= (schedule.stale if rounds else 0):
@@ -184,7 +185,9 @@ def run_rounds(
             grants_Q = checked_grants(grants_Q, table.free_Q, grant)
             ahead = [r for p in pending for r in p.requests]
             learnt = strategy.after(table.samples)
-            requests = _requests(queries, table, plan, grants_Q, number, ahead)
+            requests = _requests(
+                queries, table, plan, grants_Q, number, ahead, read
+            )
             if not requests:
                 stopped = _why_nothing(grants_Q, table.free_Q)
                 break
@@ -479,10 +482,12 @@ def _requests(
     grants_Q: np.ndarray,
     round: int,
     ahead: Sequence[Request],
+    read: Sequence[set[int]],
 ) -> list[Request]:
     """Returns what the strategy asks for, with `round` and `shared` set.
 
-    ahead are the requests that are pending already.
+    ahead are the requests that are pending already; read is that of
+    with_shared, by query.
     """
     requests: list[Request] = []
     pending: dict[str, list[Sample]] = {}
@@ -497,12 +502,25 @@ def _requests(
             continue
         planned = plan(queries[q], samples, granted)
         planned = checked_requests(queries[q], len(samples), granted, planned)
-        read = set()
-        for request in planned:
-            shared = request.messages in read
-            read.add(request.messages)
-            requests.append(request._replace(round=round, shared=shared))
+        requests += [
+            request._replace(round=round)
+            for request in with_shared(planned, read[q])
+        ]
     return requests
+
+
+def with_shared(requests: Iterable[Request], read: set[int]) -> list[Request]:
+    """Sets `shared` of the requests of a query.
+
+    read has a hash of all that the query's requests had to read so far. It is
+    added to: texts would add up.
+    """
+    marked = []
+    for request in requests:
+        prompt = hash(request.messages)
+        marked.append(request._replace(shared=prompt in read))
+        read.add(prompt)
+    return marked
 
 
 def checked_requests(

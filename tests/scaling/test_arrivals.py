@@ -17,7 +17,9 @@ from dynscaling_jax.types import (
     Budget,
     Cancel,
     Method,
+    Policy,
     Schedule,
+    Strategy,
 )
 from tests.arriving import Model, noisy, queries, reply
 
@@ -61,6 +63,11 @@ def lines(result):
         f"{e.step} {e.kind} {e.request.query.id}/{e.request.index}"
         for e in result.events
     ]
+
+
+def keyed(events):
+    """As a run that goes on is told of them."""
+    return [(e.kind, (e.request.query.id, e.request.index)) for e in events]
 
 
 def by_hand(script):
@@ -245,18 +252,33 @@ def test_without_steps_the_order_of_arrival_is_the_truth():
         )
 
     first = run(watched(2, 1), policy=ucb())
-    order = [
-        (e.request.query.id, e.request.index)
-        for e in first.events
-        if e.kind == "end"
-    ]
     other = run(watched(4, 7), policy=ucb())
     assert lines(other) != lines(first)
-    again = run(watched(4, 7), policy=ucb(), arrived=order)
+    again = run(watched(4, 7), policy=ucb(), earlier=keyed(first.events))
     assert lines(again) == lines(first)
-    part = run(watched(4, 7), policy=ucb(), arrived=order[:5])
     at = [i for i, e in enumerate(first.events) if e.kind == "end"][4]
+    some = keyed(first.events[: at + 1])
+    part = run(watched(4, 7), policy=ucb(), earlier=some)
     assert lines(part)[: at + 1] == lines(first)[: at + 1]
+
+
+@pytest.mark.parametrize("stops", ["strategy", "policy"])
+def test_a_run_says_what_stopped_it(stops):
+    """One that has a sample of each query and wants no more."""
+
+    def one_each(query, samples, n, key, reader):
+        return () if samples else parallel().plan(query, (), 1, key, reader)
+
+    def nothing(key, candidates, budget):
+        return jnp.zeros_like(candidates.count_Q)
+
+    result = run(
+        Model(4, 1).sampler,
+        strategy=Strategy(one_each) if stops == "strategy" else None,
+        policy=Policy(nothing) if stops == "policy" else None,
+    )
+    assert result.stopped == f"the {stops} stopped"
+    assert result.ledger.samples == 3
 
 
 def test_a_strategy_learns_as_often_as_there_are_queries():
@@ -361,8 +383,7 @@ def test_a_run_whose_time_was_up_repeats_what_it_had():
         for e in first.events
         if e.kind == "end"
     }
-    begun = len(first.events)
-    again = play(timed(0), log, repeated=begun)
+    again = play(timed(0), log, earlier=keyed(first.events))
     assert lines(again) == lines(first)
     assert again.answers == first.answers
     assert again.ledger.samples == first.ledger.samples == 3
