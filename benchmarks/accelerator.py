@@ -21,8 +21,6 @@ from benchmarks.common import (
 )
 from benchmarks.stubs import random_model
 from dynscaling_jax.checkpoints import Model
-from dynscaling_jax.inference.grouped import prefill
-from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.models import ModelConfig
 from dynscaling_jax.models.flops import (
     attention_flops,
@@ -111,7 +109,7 @@ def prefill_line(work: ours.Work, attention: str, peak: float) -> dict:
         work._replace(new_tokens=1), ours.Setting(count, 1), attention
     )
     ours.generate(engine, work.warm_up, 1)  # compiles
-    with timed_calls(prefill, runner) as times:
+    with timed_calls(ours.CALLS) as times:
         ours.generate(engine, work.queries, 1)
     seconds = sum(times["prefill"] or times["prefill_chunk"])
     operations = count * (

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,8 +30,12 @@ def median_seconds(once: Callable[[], Any], repeats: int) -> float:
 
 
 @contextlib.contextmanager
-def timed_calls(*modules: ModuleType) -> Iterator[dict[str, list[float]]]:
-    """Seconds of each call of the public functions of some modules, by name.
+def timed_calls(
+    functions: Mapping[ModuleType, Sequence[str]],
+) -> Iterator[dict[str, list[float]]]:
+    """Seconds of each call of some functions of modules, by name.
+
+    None of them may call another: its time would count twice.
 
     Each call then waits for its result, so that what is left of the wall
     clock is the host's own time. What a module hands out once to others that
@@ -50,13 +54,9 @@ def timed_calls(*modules: ModuleType) -> Iterator[dict[str, list[float]]]:
         return call
 
     originals = [
-        (module, name, value)
-        for module in modules
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and getattr(value, "__module__", "") == module.__name__
-        and not isinstance(value, type)
-        and callable(value)
+        (module, name, getattr(module, name))
+        for module, names in functions.items()
+        for name in names
     ]
     try:
         for module, name, value in originals:

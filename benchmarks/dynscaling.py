@@ -12,7 +12,6 @@ from benchmarks import ours, prompts
 from benchmarks.common import Config, Lines, compilations, rate, timed_calls
 from dynscaling_jax.checkpoints import Model, load_model
 from dynscaling_jax.inference import Engine
-from dynscaling_jax.inference.grouped import prefill, runner
 from dynscaling_jax.methods import METHODS, WITHOUT_ROUNDS, in_rounds
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling.arrivals import run_arrivals
@@ -33,7 +32,7 @@ def lines(config: Config) -> Lines:
     task = load_task(**config.task)
     model = load_model(config.model, config.dtype)
     run(size, model, task)  # the same run, compiling
-    with compilations() as compiled, timed_calls(prefill) as times:
+    with compilations() as compiled, timed_calls(ours.READING) as times:
         engine, result, seconds, sampling, requests = run(size, model, task)
     chains = sum(bool(s.parents) for many in result.samples for s in many)
     # on a CPU a prompt token costs as much as a completion token
@@ -151,7 +150,7 @@ def at_once_rate(
     rate has less than the plain one is what chains cost, and its tail."""
     for engine in (_engine(size, model, size.new_tokens) for _ in range(2)):
         begin = time.perf_counter()  # of the second; the first one compiles
-        with timed_calls(prefill) as times:
+        with timed_calls(ours.READING) as times:
             samples = engine.sample(requests)
             generated = sum(sample.new_tokens for sample in samples)
         seconds = time.perf_counter() - begin - sum(map(sum, times.values()))
@@ -182,10 +181,10 @@ def extension_line(size: Config, model: Model, task: Task) -> dict[str, Any]:
         chain = (*query.messages, Message("assistant", _attempt(size, model)))
         alone = Query(f"{query.id}/alone", chain)
         _sample(engine, query, query.messages)
-        with timed_calls(prefill, runner) as times:
+        with timed_calls(ours.READING) as times:
             _sample(engine, query, chain)
         extended.append(_reading(times))
-        with timed_calls(prefill, runner) as times:
+        with timed_calls(ours.READING) as times:
             _sample(engine, alone, chain)
         fresh.append(_reading(times))
     # the first ones compiled

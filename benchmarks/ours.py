@@ -15,6 +15,14 @@ from dynscaling_jax.inference.paged import runner as paged
 from dynscaling_jax.tasks import load_task
 from dynscaling_jax.types import Query, Request
 
+# what engines call on the device
+READING = {prefill: ("prefill", "extend")}
+CALLS = {
+    **READING,
+    grouped: ("start", "decode"),
+    paged: ("prefill_chunk", "start", "decode_chunk"),
+}
+
 
 class Work(NamedTuple):
     """What all sides do: `candidates` samples of each query, each of exactly
@@ -125,7 +133,7 @@ def _wave(work: Work, setting: Setting, used: Engine) -> Wave:
     each = min(setting.slots, work.candidates)
     some = work.warm_up[:count]
     before = used.slot_steps
-    with timed_calls(grouped, paged, prefill) as times:
+    with timed_calls(CALLS) as times:
         begin = time.perf_counter()
         tokens = generate(used, some, each)
         seconds = time.perf_counter() - begin

@@ -104,15 +104,9 @@ def grouped_bytes(size: Any, work: aot.Work, slots: int) -> float:
     """
     model = work.config
     part = planner.shard(model, work.model)
-    prefix = _doubled(128, size.prompt_tokens)
-    suffix = _doubled(32, size.cap + 15)
+    prefix = memory.doubled(128, size.prompt_tokens)
+    suffix = memory.doubled(32, size.cap + 15)
     groups = slots // PER_GROUP
     positions = (groups * prefix + slots * suffix) / work.data
     keys = positions * memory.token_bytes(part, planner.BFLOAT16)
     return planner.read_bytes(model, work.int8, work.model) + keys
-
-
-def _doubled(size: int, length: int) -> int:
-    while size < length:
-        size *= 2
-    return size

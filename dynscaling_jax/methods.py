@@ -138,13 +138,14 @@ def esc() -> Method:
 def in_rounds(method: Method) -> Method:
     """A method with rounds, in place of a schedule without.
 
-    The first round gives each query 4 samples, or 1 where the strategy is
-    parallel and so builds no chains of them.
+    The first round gives each query 4 samples, or 1 where the strategy is one
+    of those that build no chains of them.
     """
     schedule = method.schedule
     if not schedule.concurrent:
         return method
-    rounds = Schedule() if method.strategy.name == "parallel" else ROUNDS
+    alone = method.strategy.name.partition("(")[0] in ("parallel", "deepconf")
+    rounds = Schedule() if alone else ROUNDS
     return method._replace(
         schedule=rounds._replace(capacity=schedule.capacity), cancel=None
     )

@@ -343,7 +343,8 @@ class Schedule(NamedTuple):
     """How many samples are granted at a time.
 
     first_round and later_rounds are sizes in samples per query, on average;
-    inf is all that the budget has, in one round. stale is the number of
+    inf is all that the budget has, in one round (without a cap on samples,
+    one sample of each query). stale is the number of
     earlier rounds whose samples a grant does without, because they are still
     being generated; the first round is finished before the second begins.
     capacity is N, the most samples of one query: by default four times the

@@ -40,15 +40,21 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer("replicates", 1000, "Orders of samples.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of all randomness.", 0, 2**31 - 1)
-flags.DEFINE_float("round", 0.25, "Samples a question in a round.", 0.01, 1e6)
+flags.DEFINE_float(
+    "round", None, "Samples a question in a round; by default 0.25.", 0.01, 1e6
+)
 flags.DEFINE_float(
     "first", None, "Of the first; by default alike, or 2 if async.", 0.01, 1e6
 )
 flags.DEFINE_enum(
     "schedule", "rounds", ["rounds", "async"], "Or a grant as each sample ends."
 )
-flags.DEFINE_integer("slots", 64, "Samples under way at once, if async.", 1)
-flags.DEFINE_integer("poll_steps", 16, "Steps between two looks, if async.", 1)
+flags.DEFINE_integer(
+    "slots", None, "Samples under way at once, if async; by default 64.", 1
+)
+flags.DEFINE_integer(
+    "poll_steps", None, "Steps between two looks, if async; by default 16.", 1
+)
 flags.DEFINE_string(
     "cancel", "", "What ends samples early, if async: lead, posterior or tail."
 )

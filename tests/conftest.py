@@ -183,9 +183,12 @@ class RecordingEngine(Engine):
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
         self.recorded = {}
+        finished = self._setup.finished
+        self._setup = self._setup._replace(
+            finished=lambda slot: self._kept(slot, finished(slot))
+        )
 
-    def _finished(self, slot):
-        sample = super()._finished(slot)
+    def _kept(self, slot, sample):
         if sample:
             tokens = jax.tree.map(
                 lambda x: x[: sample.new_tokens], slot.tokens[0]

@@ -54,4 +54,4 @@ def test_a_wheel_works_outside_the_repository(tmp_path):
     assert answers == "('21', '14')"  # both are right
     for line in ("the vote", "uniform", "ucb(c=0.2)"):
         assert any(row.startswith(line) for row in table), table
-    assert (elsewhere / "runs/a/report.html").exists()
+    assert (elsewhere / "runs/python/report.html").exists()

@@ -231,11 +231,12 @@ def _bank_row(value: Any) -> _Row:
 def _logged(path: Path) -> list[_Row]:
     """The samples of a run by question, in the order of their indices.
 
-    Samples that were cancelled are left out.
+    Samples that were cancelled are left out, and so are those that read
+    others: a replay takes the samples of a question as independent.
     """
     rows: dict[str, list] = {}
     for sample in read_samples(path):
-        if sample.finish_reason == CANCELLED:
+        if sample.finish_reason == CANCELLED or sample.parents:
             continue
         rows.setdefault(sample.query_id, []).append(sample)
     gathered = []

@@ -12,6 +12,7 @@ from dynscaling_jax.experiments.configured import (
 )
 from dynscaling_jax.experiments.log import read_samples
 from dynscaling_jax.files import read_json
+from dynscaling_jax.scaling import spec
 from dynscaling_jax.scaling.chains import Chain, Reader
 from dynscaling_jax.tasks import Comparer, extract, grade, load_task
 from dynscaling_jax.tasks.choices import options
@@ -82,10 +83,17 @@ def config_of(run: Path) -> Any:
 
 
 def reading(config: Any) -> tuple[Chain, Reader]:
-    """Tells what chains a run builds or would, and who reads them."""
-    options = chain_options(config.chain)
-    options.pop("explore", None)  # of the strategy
-    chain = Chain(**options).checked()
+    """Tells what chains a run builds or would, and who reads them.
+
+    Options are those of config.strategy, and else of config.chain. A preset
+    has none of its own, but for those that repeat a wrong attempt.
+    """
+    given = {
+        **chain_options(config.chain),
+        **spec.read(config.get("strategy") or "integrated", "strategy")[1],
+    }
+    own = {name: given[name] for name in Chain._fields if name in given}
+    chain = Chain(**own).checked()
     if chain.content == "tail" and not config.model.startswith("openai://"):
         tokenizer = load_model(config.model).tokenizer
         return chain, Reader(

@@ -18,17 +18,19 @@ from dynscaling_jax.experiments.configured import (
 )
 from dynscaling_jax.files import read_json, write_json, write_text
 from dynscaling_jax.methods import METHODS
-from dynscaling_jax.sampler import tap
+from dynscaling_jax.sampler import Middleware, tap
 from dynscaling_jax.scaling import spec
 from dynscaling_jax.types import Request, Sample, SampleFn, Sampler
 
+Known = dict[Any, Sample]
+"""Samples by their requests."""
 BASELINE = "self_consistency"
 STABILITY = (
     "between seeds: standard deviation of the accuracy, each seed with "
     "samples, and where problems are generated problems, of its own; on "
     "average over the budgets. over budgets: standard deviation of the "
-    "accuracies at the budgets. worst step back: how far more samples have "
-    "led below fewer. In points."
+    "accuracies at the budgets. worst step back: the largest drop in accuracy "
+    "from a smaller to a larger budget. In points."
 )
 
 
@@ -54,15 +56,13 @@ def compare(
         raise ValueError("--budgets names none; give some, such as 4,8,16")
     runs = Runs(config, workdir, seeds)
     # the largest first: its samples are those of the smaller ones too
-    trials = [runs.trial(name, size) for name in names for size in sizes[::-1]]
+    trials = runs.trials([(n, size) for n in names for size in sizes[::-1]])
     trials.sort(key=lambda t: (t.budget, names.index(t.method)))
     baseline = [t for t in trials if t.method == BASELINE]
     known = {t.budget for t in baseline}
     wanted = {_as_dear(t, baseline) for t in trials if t.method != BASELINE}
-    extra = [
-        runs.trial(BASELINE, size)
-        for size in sorted(wanted - known, reverse=True)
-    ]
+    more = sorted(wanted - known, reverse=True)
+    extra = runs.trials([(BASELINE, size) for size in more])
     standings = comparison.standings(trials, [*baseline, *extra])
     text = _report(config, standings, seeds)
     if seeds > 1:
@@ -76,18 +76,35 @@ def compare(
 
 
 class Runs:
-    """Runs of one config; those of a seed share an engine."""
+    """Runs of one config; those of a seed share an engine, and samples.
+
+    One engine is there at a time: a device may have no room for two.
+    """
 
     def __init__(self, config: Any, workdir: Path, seeds: int):
         """Runs in WORKDIR, with so many seeds from config.seed on."""
         self._config, self._workdir = config, workdir
         self._seeds = range(seeds)
-        self._samplers: dict[int, Sampler] = {}
+        self._known: dict[int, Known] = {seed: {} for seed in self._seeds}
+        self._open: tuple[int, Sampler] | None = None  # of which seed
         self._identity: dict[str, str] = {}
 
-    def trial(self, method: str, budget: float) -> Trial:
-        """Runs a method at one budget, over all seeds."""
-        done = [self._run(method, budget, seed) for seed in self._seeds]
+    def trials(self, wanted: Sequence[tuple[str, float]]) -> list[Trial]:
+        """Runs methods at budgets, each over all seeds."""
+        done_S = [
+            [self._run(method, budget, seed) for method, budget in wanted]
+            for seed in self._seeds
+        ]
+        of_each = zip(*done_S, strict=True)
+        return [
+            self._trial(method, budget, done)
+            for (method, budget), done in zip(wanted, of_each, strict=True)
+        ]
+
+    def _trial(
+        self, method: str, budget: float, done: Sequence[tuple[dict, dict]]
+    ) -> Trial:
+        """What came of a method at one budget; done as _run, by seed."""
         # seeds of a benchmark ask the same questions, whose answers are not
         # independent: each question counts once
         by_question: dict[Any, list] = {}
@@ -123,12 +140,13 @@ class Runs:
         config = self._of_seed(seed)
         config.method = method
         config.budget.samples_per_query = budget
-        if seed not in self._samplers:
+        if self._open is None or self._open[0] != seed:
+            self._open = None  # before the next one takes its room
             fields = typed(config)
-            self._samplers[seed] = tap(open_sampler(fields), cached)
+            middleware = cached(self._known[seed])
+            self._open = seed, tap(open_sampler(fields), middleware)
             self._identity = self._identity or model_identity(fields)
-        sampler = self._samplers[seed]
-        summary = run_config(config, folder, sampler, self._identity)
+        summary = run_config(config, folder, self._open[1], self._identity)
         answers = read_json(folder / "answers.json")
         texts = read_json(folder / "questions.json")
         return summary, {(i, texts[i]): a for i, a in answers.items()}
@@ -140,18 +158,24 @@ class Runs:
         return config
 
 
-def cached(sample_fn: SampleFn) -> SampleFn:
-    """Generates each sample once: the same request gets the same sample."""
-    known: dict[Any, Sample] = {}
+def cached(known: Known) -> Middleware:
+    """Generates each sample once: the same request gets the same sample.
+
+    Args:
+        known: the samples so far; it is added to.
+    """
 
     def name(r: Request) -> Any:
         bound = r.least_confidence
         return r.query.id, r.index, r.messages, r.shared, bound
 
-    def answer(requests: Sequence[Request]) -> Iterator[Sample]:
-        missing = [r for r in requests if name(r) not in known]
-        held = [r for r in requests if name(r) in known]
-        return in_turn(held, missing, sample_fn(missing))
+    def put_on(sample_fn: SampleFn) -> SampleFn:
+        def answer(requests: Sequence[Request]) -> Iterator[Sample]:
+            missing = [r for r in requests if name(r) not in known]
+            held = [r for r in requests if name(r) in known]
+            return in_turn(held, missing, sample_fn(missing))
+
+        return answer
 
     def in_turn(
         held: Sequence[Request],
@@ -165,7 +189,7 @@ def cached(sample_fn: SampleFn) -> SampleFn:
             known[names[sample.query_id, sample.index]] = sample
             yield sample
 
-    return answer
+    return put_on
 
 
 def _budget(text: str) -> float:

@@ -147,6 +147,7 @@ def method_of(config: RunConfig, axes: Mapping[str, str]) -> Method:
         for axis, known in tables.items()
     }
     learns = (axes["strategy"], axes["policy"]) != ("parallel", "uniform")
+    preset = preset._replace(strategy=values["strategy"])
     schedule = _schedule_of(config, preset, learns)
     cancel = config.cancel or (preset.cancel.name if preset.cancel else "none")
     return Method(
@@ -160,7 +161,10 @@ def method_of(config: RunConfig, axes: Mapping[str, str]) -> Method:
 def _schedule_of(config: RunConfig, preset: Method, learns: bool) -> Schedule:
     """The schedule that a config asks for.
 
-    learns: whether anything is learnt from samples for the next ones.
+    Args:
+      config: of the run.
+      preset: with the strategy that the config asks for.
+      learns: whether anything is learnt from samples for the next ones.
     """
     caps = config.budget
     without_rounds = _is_async(config, preset)
@@ -232,7 +236,7 @@ def open_sampler(config: RunConfig, queries: Sequence[Query] = ()) -> Sampler:
         return endpoint_sampler(config)
     engine = open_engine(config, mesh.build(config.mesh))
     engine.check(queries)
-    return with_thinking(config, engine)
+    return engine
 
 
 def endpoint_sampler(config: RunConfig) -> Sampler:
@@ -264,15 +268,15 @@ def endpoint_sampler(config: RunConfig) -> Sampler:
         )
     for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p"):
         fields[name] = getattr(engine, name)
+    if config.strategy.partition("(")[0] == "deepconf":
+        raise ValueError(
+            f"config.strategy={config.strategy}: a server cannot end samples "
+            "by their confidence; choose another strategy, or a local model"
+        )
     model, url = parse_url(config.model)
     endpoint = Endpoint(model, url, stop=tuple(engine.stop), **fields)
-    return with_thinking(config, endpoint)
-
-
-def with_thinking(config: RunConfig, sampler: Sampler) -> Sampler:
-    """A sampler whose thoughts are told as a config says, if it does."""
-    how = thinking_of(config, sampler.thinking)
-    return dataclasses.replace(tap(sampler), thinking=how)
+    how = thinking_of(config, endpoint.thinking)
+    return dataclasses.replace(tap(endpoint), thinking=how)
 
 
 def thinking_of(

@@ -70,7 +70,7 @@ def run(
             summary = configured.run_config(
                 config,
                 workdir,
-                configured.with_thinking(fields, engine),
+                engine,
                 configured.model_identity(fields),
                 tensorboard=tensorboard,
             )

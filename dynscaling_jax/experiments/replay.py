@@ -57,8 +57,8 @@ FULL = 40  # samples a question of the uniform vote that sets the goal
 LEGEND = """
 @N     accuracy of the vote at N samples a question, on average
 spent  samples a question that were played of the last budget
-x 0.9  how often uniform's samples go into the policy's, where each has come
-       90% of the way from pass@1 to the uniform vote at 40
+x 0.9  samples of uniform allocation over those of the policy, each where it
+       has come 90% of the way from pass@1 to the uniform vote at 40
 t 0.9  the same of tokens, s 0.9 of decode steps until the end of the run
 -      no such number: the bank holds fewer than 40 samples a question, the
        vote gains nothing over one sample, or the policy never gets there"""
@@ -150,11 +150,11 @@ def replay(
     vote: Vote = majority(),  # noqa: B008, immutable
     replicates: int = 1000,
     seed: int = 0,
-    round_per_query: float = 0.25,
+    round_per_query: float | None = None,
     first_round_per_query: float | None = None,
     schedule: str = "rounds",
-    slots: int = 64,
-    poll_steps: int = 16,
+    slots: int | None = None,
+    poll_steps: int | None = None,
     cancel: Cancel | None = None,
     chunk: int = 25,
 ) -> Study:
@@ -171,14 +171,15 @@ def replay(
         vote: one that reads no texts.
         replicates: orders of the samples; all numbers are means over them.
         seed: of the orders and of policies that draw at random.
-        round_per_query: samples a question in a round.
+        round_per_query: samples a question in a round; by default 0.25.
         first_round_per_query: in the first one; by default as many. Without
             rounds, samples that each question has before the policy is asked;
             by default two.
         schedule: rounds; or async, where one more sample is granted whenever
             one ends, and uniform allocation has no rounds either.
-        slots: samples under way at once, without rounds.
-        poll_steps: decode steps between two looks at what has ended.
+        slots: samples under way at once, without rounds; by default 64.
+        poll_steps: decode steps between two looks at what has ended there; by
+            default 16.
         cancel: ends samples early there, but not those of uniform allocation.
         chunk: replicates in memory at once.
 
@@ -199,9 +200,11 @@ def replay(
             )
     for name, value in (
         ("round_per_query", round_per_query),
-        ("first_round_per_query", first_round_per_query or round_per_query),
+        ("first_round_per_query", first_round_per_query),
     ):
-        if not (isinstance(value, numbers.Real) and 0 < value < math.inf):
+        if value is not None and not (
+            isinstance(value, numbers.Real) and 0 < value < math.inf
+        ):
             raise ValueError(
                 f"{name}={shown(value)}: expected samples a question, above 0."
             )
@@ -224,6 +227,20 @@ def replay(
     played = {"uniform": uniform(), **policies}
     if schedule not in ("rounds", "async"):
         raise ValueError(f"schedule={schedule!r}: expected rounds or async.")
+    others = (
+        {"round_per_query": round_per_query}
+        if schedule == "async"
+        else {"slots": slots, "poll_steps": poll_steps, "cancel": cancel}
+    )
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is not of schedule={schedule}; leave it out, or set "
+                f"schedule={'rounds' if schedule == 'async' else 'async'}."
+            )
+    size = 0.25 if round_per_query is None else round_per_query
+    slots = 64 if slots is None else slots
+    poll_steps = 16 if poll_steps is None else poll_steps
     game = _Game(bank, played, vote, replicates, seed, chunk)
     if schedule == "async":
         if not all(isinstance(p, Policy) for p in played.values()):
@@ -236,13 +253,8 @@ def replay(
             game, budgets, Terms(slots, _whole(first, bank), poll_steps, cancel)
         )
     else:
-        if cancel:
-            raise ValueError(
-                f"cancel={cancel.name} ends samples in a schedule without "
-                "rounds; set schedule=async."
-            )
-        first = first_round_per_query or round_per_query
-        curves, results = _play_rounds(game, budgets, round_per_query, first)
+        first = size if first_round_per_query is None else first_round_per_query
+        curves, results = _play_rounds(game, budgets, size, first)
     results = [one for one in results if one.policy in policies]
     axes = AXES if schedule == "async" else AXES[:1]
     single = pass_at_1(bank)
@@ -282,7 +294,7 @@ def replay(
                     "cancel": cancel.name if cancel else "none",
                 }
                 if schedule == "async"
-                else {"round": round_per_query}
+                else {"round": size}
             ),
         },
     )
@@ -584,7 +596,9 @@ def overall(studies: Sequence[Study]) -> str:
                 for s in studies
                 if name in s.efficiency
             ]
-            means.append(math.exp(sum(map(math.log, ratios)) / len(studies)))
+            all_have = len(ratios) == len(studies)
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            means.append(mean if all_have else math.nan)
         lines.append(f"{name:<{width}}" + "".join(map(_ratio, means)))
     return "\n".join(lines)
 

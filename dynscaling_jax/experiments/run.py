@@ -125,6 +125,7 @@ def run(
         that came stay in the log.
     """
     _check(task, sampler, method, budget, workdir)
+    method = for_sampler(method, sampler)
     workdir, key = Path(workdir), key_of(seed)
     if origin is None:
         origin = _origin(task, sampler, method, budget, seed)
@@ -209,7 +210,6 @@ def _run(
     queries = [problem.query for problem in task.problems]
     budget = for_queries(budget, len(queries))
     first = processes.number == 0
-    method = for_sampler(method, sampler)
     rounds = not method.schedule.concurrent
     log = functools.partial(
         Log, in_rounds=rounds, about=about(), **origin._asdict()
@@ -265,7 +265,9 @@ def _run(
             metrics.with_progress,
         )
         spend = functools.partial(run_rounds, on_round=on_round)
+        in_steps = False
         if not rounds:
+            in_steps = bool(watched.watch and watched.watch.in_steps)
             watched = dataclasses.replace(
                 watched, watch=metrics.with_steps(opened.watch(watched.watch))
             )
@@ -292,7 +294,7 @@ def _run(
         voted_Q = np.array([answers[q.id]["right"] for q in questions])
         summary = {
             **names,
-            **spent(result, metrics),
+            **spent(result, metrics, bool(result.events) and in_steps),
             **accuracies(questions, voted_Q, samples),
         }
     if first:
@@ -354,8 +356,8 @@ def round_row(queries: Sequence[Query], done: Round) -> dict[str, Any]:
 def event_row(event: Event) -> dict[str, Any]:
     """Returns a line of events.jsonl.
 
-    step counts decode steps of the run; samples of an endpoint where it tells
-    none.
+    step counts decode steps; of an endpoint, which tells none, samples that
+    ended.
     """
     request, sample = event.request, event.sample
     row = {
@@ -386,8 +388,11 @@ def keyed_events(
         ) from None
 
 
-def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
-    """The ledger of a run, what a vote asked of the model included."""
+def spent(result: Result, metrics: Metrics, in_steps: bool) -> dict[str, Any]:
+    """The ledger of a run, what a vote asked of the model included.
+
+    in_steps: whether its events are told in decode steps.
+    """
     seconds = metrics.seconds()
     ledger, extra = result.ledger, result.vote_ledger
     tokens = ledger.new_tokens + extra.new_tokens
@@ -395,7 +400,7 @@ def spent(result: Result, metrics: Metrics) -> dict[str, Any]:
         "queries": len(result.answers),
         "samples": ledger.samples,
         "rounds": len(result.rounds),
-        **({"steps": result.events[-1].step} if result.events else {}),
+        **({"steps": result.events[-1].step} if in_steps else {}),
         "stopped": result.stopped,
         "prompt_tokens": ledger.prompt_tokens + extra.prompt_tokens,
         "cached_tokens": ledger.cached_tokens + extra.cached_tokens,
@@ -454,7 +459,7 @@ def table(summary: dict[str, Any]) -> str:
         f"answers: {summary['kind']}",
         "model": summary["model"] or "of no name",
         "method": "{strategy} x {policy} x {vote}".format(**summary),
-        "samples": f"{summary['samples']} in {_course(summary)} "
+        "samples": f"{summary['samples']} {_course(summary)} "
         f"({summary['stopped']}), {summary['unparsed']} without an answer",
         "tokens": f"{summary['new_tokens']} new, {uncached} read, "
         f"{summary['cached_tokens']} read from the cache",
@@ -474,5 +479,7 @@ def table(summary: dict[str, Any]) -> str:
 def _course(summary: dict[str, Any]) -> str:
     """Says in how many rounds or steps a run took its samples."""
     if "steps" in summary:
-        return f"{summary['steps']} steps"
-    return f"{summary['rounds']} rounds"
+        return f"in {summary['steps']} steps"
+    if summary["rounds"]:
+        return f"in {summary['rounds']} rounds"
+    return "as they arrived"

@@ -119,7 +119,7 @@ class Program(NamedTuple):
 
 
 def devices(name: str) -> tuple[Any, ...]:
-    """Describes the chips of one host of a device, as inference.plan names it.
+    """Describes the chips of a device, as inference.plan names it.
 
     Raises:
         ValueError: the compilers of this device are not installed, or have no

@@ -59,7 +59,7 @@ GO_ON = (
     "Your last message ends before the answer is complete. Go on from exactly "
     "where it ends, without repeating it."
 )
-LATER = "start the same command again: what was sampled before is kept"
+LATER = "start the same command again: what a run sampled before is kept"
 
 
 class Unreachable(Failure):
@@ -644,7 +644,7 @@ async def _once(
 async def _works(
     client: httpx2.AsyncClient, server: Endpoint, request: Request
 ) -> bool:
-    """Whether the endpoint answers a plain question, as a request without."""
+    """Whether it answers a plain question, without log-probabilities."""
     system = [m for m in request.messages if m.role == "system"]
     plain = request._replace(messages=(*system, Message("user", "Hello.")))
     try:

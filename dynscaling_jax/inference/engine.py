@@ -26,7 +26,6 @@ from dynscaling_jax.inference.paged import scheduler
 from dynscaling_jax.inference.slot import (
     Numbered,
     Prompt,
-    Slot,
     finished,
     paid,
 )
@@ -109,8 +108,10 @@ class Engine:
             slots_per_group: how many of them share the prefix of one prompt;
                 by default 8, or the largest power of two below that divides
                 slots. Pages need no groups.
-            prefix_bytes: memory for prefixes that groups keep for reuse. The
-                pool of pages keeps those that it has room for.
+            prefix_bytes: memory for prefixes that groups keep for reuse, and
+                for those that are read at one time: so it bounds the slots of
+                long prompts. The pool of pages keeps those that it has room
+                for.
             available: bytes of each device that decoding may take, where
                 slots is None, and for pages; by default what
                 inference.memory finds.
@@ -142,7 +143,7 @@ class Engine:
         data = mesh.data_size(self._mesh)
         from_pages = paged.is_paged(attention, self._mesh)
         if slots_per_group is None:
-            slots_per_group = math.gcd(slots or 8, 8)
+            slots_per_group = math.gcd(int(slots or 8), 8)
         if isinstance(stop, str):
             raise ValueError(f"stop must be a list of strings, got {stop!r}")
         for name, value in (
@@ -187,8 +188,9 @@ class Engine:
             )
         if not all(stop):
             raise ValueError("stop strings must not be empty")
-        self.model = model
         self._thinking = thinking or model.tokenizer.thinking
+        # the layers as they came are let go of
+        self.model = model = self._laid_out(model, from_pages)
         self.slots_per_group = slots_per_group
         self._stop = tuple(stop)
         self._available = available
@@ -204,13 +206,14 @@ class Engine:
         stops = np.array([*stops, *[-1] * (8 - len(stops))], np.int32)
         self._dtype = model.params["norm"].dtype
         self._setup = Setup(
-            self._laid_out(model, from_pages),
+            model,
             self._mesh,
             sampling.settings(temperature, top_k, top_p, min_p),
             np.uint32(seed),
             stops,
             max_new_tokens,
-            self._finished,
+            # no method, or an engine would live until garbage is collected
+            functools.partial(finished, model=model, stop=self._stop),
             thoughts.cap(
                 model, self._thinking, max_thinking_tokens, max_new_tokens
             )
@@ -239,7 +242,8 @@ class Engine:
             self._map = ThreadPoolExecutor(self._workers, "worker").map
         self._lock = threading.RLock()  # of whoever takes steps or adds
         self._busy = False
-        self._gone: set[int] = set()  # requests of calls that were left
+        # requests of calls that were left; any thread may add to it
+        self._gone: collections.deque[int] = collections.deque()
         self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
         self._encode = functools.lru_cache(4096)(
             lambda messages: tuple(model.tokenizer.encode_chat(messages))
@@ -370,7 +374,7 @@ class Engine:
         if not self._batches:
             raise RuntimeError("what was under way failed in another call")
         self._busy = True
-        names = [*self._batches][: self._workers]
+        names = [*self._batches]
         try:
             self.announce(self._changes)
             self._changes = []
@@ -463,14 +467,17 @@ class Engine:
         parts = collections.defaultdict(list)
         if self._workers == 1:
             return {0: [*work]} if work else {}
-        by_prompt = layout.grouped(work, lambda pair: pair[0], len(work))
+        by_prompt: dict[Prompt, list] = {}
+        for pair in work:
+            by_prompt.setdefault(pair[0], []).append(pair)
+        of_each = [*by_prompt.values()]
         loads = [0] * self._workers
         for worker, batch in self._batches.items():
             loads[worker] += batch.left
         for worker, number, first, end in layout.partition(
-            [*map(len, by_prompt)], loads, self.slots_per_group
+            [*map(len, of_each)], loads, self.slots_per_group
         ):
-            parts[worker] += by_prompt[number][first:end]
+            parts[worker] += of_each[number][first:end]
         return parts
 
     def _drop(self, numbers: Iterable[int]) -> None:
@@ -479,12 +486,12 @@ class Engine:
         A call can be collected at any time, and in any thread, so this waits
         for no lock.
         """
-        self._gone.update(numbers)
+        self._gone.extend(numbers)
         if self._busy or not self._lock.acquire(blocking=False):
             return
         self._busy = True
         try:
-            gone, self._gone = self._gone, set()
+            gone = {self._gone.popleft() for _ in range(len(self._gone))}
             if gone:
                 self._changes.append(Change(dropped=[*gone]))
             for name, batch in [*self._batches.items()]:
@@ -507,7 +514,11 @@ class Engine:
                 min(len(base), len(ids) - 1),
             )
         context = self.model.config.max_position_embeddings
-        if not ids or len(ids) >= context:
+        if not ids:
+            raise ValueError(
+                f"query {shown(request.query.id)}: its prompt has no tokens"
+            )
+        if len(ids) >= context:
             raise ValueError(
                 f"query {shown(request.query.id)}: its prompt has {len(ids)} "
                 f"tokens; the context of the model holds {context}, one of "
@@ -524,7 +535,7 @@ class Engine:
     def _slot_counts(self, bucket: int, per_group: int) -> tuple[int, ...]:
         """The numbers of slots that prompts of this bucket may have."""
         counts = self.slot_counts or self._held(bucket, per_group)
-        room = self._prefix_tokens // bucket * (per_group if counts[1:] else 1)
+        room = self._prefix_tokens // bucket * per_group
         fit = tuple(n for n in counts if n <= room and n % per_group == 0)
         return fit or (per_group * max(1, counts[0] // per_group),)
 
@@ -542,9 +553,6 @@ class Engine:
         available = self._available or memory.available()
         groups = memory.most_groups(per_group, available, predict)
         return layout.slot_counts(per_group * groups)
-
-    def _finished(self, slot: Slot) -> Sample | None:
-        return finished(slot, self.model, self._stop)
 
 
 class _Call(Iterator[Sample]):

@@ -86,6 +86,13 @@ def predicted(
     return Memory(weights, prefixes, state, working(config, size))
 
 
+def doubled(size: int, needed: int) -> int:
+    """Doubles a size until it is enough, for few shapes to compile."""
+    while size < needed:
+        size *= 2
+    return size
+
+
 def token_bytes(config: ModelConfig, itemsize: int) -> int:
     """Counts the bytes of the keys and values of one token."""
     heads = config.num_hidden_layers * config.num_key_value_heads
@@ -192,7 +199,8 @@ def paged(
             count, pages, PagedMemory(weights, pages * page, logits, work)
         )
 
-    most = (slots or MOST_SLOTS) * context
+    # one more: of a lone slot the last page of the prompt is copied
+    most = (slots or MOST_SLOTS) * context + 1
     pages = (
         bisect.bisect_right(
             range(most + 1), available, key=lambda n: held(n).memory.total
@@ -278,7 +286,7 @@ def most_groups(
 def available() -> float:
     """Finds the bytes of the first device that decoding may take.
 
-    On a CPU that is its part of half of the host's memory. It never changes,
+    On CPUs they share half of the host's memory alike. It never changes,
     so that a resumed run has the slots that it began with.
     """
     stats = jax.local_devices()[0].memory_stats() or {}

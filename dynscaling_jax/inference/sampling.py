@@ -186,8 +186,8 @@ def choose_each(
 
     The token's number in the sample, count, ends the chain of keys. On a mesh
     it is sampled on one device, from all of the vocabulary, and all devices
-    know it. Where the slots of a part do not come out even on its devices, they
-    are padded: 60 on eight devices are eight each, where else each device
+    know it. Where the slots of a part do not divide evenly among its devices,
+    they are padded: 60 on eight devices become 64, eight each. Else each device
     would sample for all. No logits leave their part.
     """
 

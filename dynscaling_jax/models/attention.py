@@ -167,45 +167,11 @@ def attend_causal(
     return jax.tree.map(lambda *x: jnp.concatenate(x, -2), *parts)
 
 
-def attend_blocks(
-    attend: Backend,
-    q: Float[Array, "... M D"],
-    k: Float[Array, "... B D W"],
-    v: Float[Array, "... B W D"],
-    mask: Bool[Array, "... #M S"],
-) -> SoftmaxState:
-    """Attends to keys that lie in blocks already.
-
-    Few queries take less time than XLA:CPU needs to cut the keys into blocks.
-
-    Args:
-        attend: the backend.
-        q: as reference's.
-        k: B blocks of W keys.
-        v: their values.
-        mask: as reference's, S = B * W.
-    """
-    blocks, size = v.shape[-3:-1]
-    if blocks == 1:
-        k, v = k[..., 0, :, :], v[..., 0, :, :]
-        return attend(q, k, v, mask)
-    lead, last = q.shape[:-2], q.shape[-2:]
-    q = jnp.broadcast_to(q[..., None, :, :], (*lead, blocks, *last))
-    mask = mask.reshape(*mask.shape[:-1], blocks, size).swapaxes(-3, -2)
-    parts = attend(q, k, v, mask)
-    return merge(
-        *(
-            jax.tree.map(lambda x, n=n: x[..., n, :, :], parts)
-            for n in range(blocks)
-        )
-    )
-
-
 def row_sums(x: Float[Array, "... D"]) -> Float[Array, "... 1"]:
     """Adds in float32, and rounds by the row alone.
 
     XLA:CPU adds in an order that depends on the number of rows too, so that a
-    sample would depend on how many others are drawn beside it.
+    sample would depend on how many others are generated beside it.
     """
     x = x.astype(jnp.float32)
     return jax.lax.platform_dependent(

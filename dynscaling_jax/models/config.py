@@ -285,7 +285,9 @@ def check_layers(layers: object) -> None:
 def rope_frequencies(
     config: ModelConfig, kind: Kind | None = None
 ) -> np.ndarray:
-    """Rotary angles per position, float32 [D/2] (RoFormer, eq. 15).
+    """Rotary angles per position, float32 [R/2] (RoFormer, eq. 15).
+
+    R is the number of features that are rotated, rope_dim.
 
     Llama 3.1 keeps high frequencies, divides low ones by the factor, and
     blends linearly in between; so does YaRN (arXiv 2309.00071), by feature.

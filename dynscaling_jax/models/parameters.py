@@ -99,8 +99,9 @@ def _layer(
     if sparse:
         up, down = "experts expert_mlp hidden", "experts hidden expert_mlp"
         mlp, exps = config.expert_bias, "_exps"
-    # what Llama calls the norm before the feed-forward is, where there is one
-    # behind attention, that: Gemma renames the other
+    # In Llama this is the norm before the feed-forward. In families with a
+    # norm behind attention it is that one, and the other is Gemma's
+    # pre_feedforward_layernorm.
     after, last = "post_attention_layernorm", "post_feedforward_layernorm"
     return {
         "q": (True, qkv, "q hidden", "self_attn.q_proj", "attn_q"),

@@ -155,7 +155,7 @@ class Block(Module):
             if (value := self.value(name)) is not None
         }
         if self.value("router") is None:
-            return gated(h, weights, config)
+            return gated(config, h, weights)
         return experts.spread(
             h,
             self.linear(h, "router"),
@@ -163,7 +163,7 @@ class Block(Module):
                 logits, config.num_experts_per_tok, config.norm_topk_prob
             ),
             weights,
-            functools.partial(_expert, config),
+            functools.partial(gated, config),
         )
 
 
@@ -235,7 +235,7 @@ def without_layers(params: Params) -> Params:
 def init_params(
     key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32
 ) -> Params:
-    """Random parameters: normal with DEVIATION, norms at one."""
+    """Random parameters: matrices normal with DEVIATION, vectors at one."""
     shapes = tree(config, lambda parameter: parameter.shape)
     leaves, structure = jax.tree.flatten(
         shapes, is_leaf=lambda x: isinstance(x, tuple)
@@ -250,26 +250,6 @@ def init_params(
             for k, s in zip(keys, leaves, strict=True)
         ],
     )
-
-
-def gated(
-    rows: Float[Array, "T F"],
-    weights: Params,
-    config: ModelConfig,
-    multiply: Callable[..., jax.Array] | None = None,
-) -> Float[Array, "T F"]:
-    """A gated feed-forward; multiply stands in for linear."""
-    multiply = multiply or linear
-
-    def project(x: jax.Array, name: str) -> jax.Array:
-        return multiply(x, weights[name], weights.get(f"{name}_bias"))
-
-    units = gate_units(config, project(rows, "gate"), project(rows, "up"))
-    return project(units, "down")
-
-
-def _expert(config, rows, weights, multiply=None):
-    return gated(rows, weights, config, multiply)
 
 
 def gate_units(
@@ -300,6 +280,21 @@ def linear(
         y = jax.lax.dot_general(x, whole, axes, None, jnp.float32)
         y = (y * _last(weight.scale[:, 0], y)).astype(x.dtype)
     return y if bias is None else y + _last(bias, y)
+
+
+def gated(
+    config: ModelConfig,
+    rows: Float[Array, "T F"],
+    weights: Params,
+    multiply: Callable[..., jax.Array] = linear,
+) -> Float[Array, "T F"]:
+    """A gated feed-forward; multiply may be that of experts."""
+
+    def project(x: jax.Array, name: str) -> jax.Array:
+        return multiply(x, weights[name], weights.get(f"{name}_bias"))
+
+    units = gate_units(config, project(rows, "gate"), project(rows, "up"))
+    return project(units, "down")
 
 
 def rms_norm(

@@ -15,8 +15,8 @@ queries, W = 2 and poll_steps = 16:
 The engine may have finished b/1 long before. Nobody sees it before its time.
 Of samples that end in one step the one that was granted first comes first.
 
-Polling at each step would have the device wait for the host at each: the next
-end is not known before all samples, the newest too, have gone past it.
+Polling at every step would stall the device: the next end is known only once
+every sample, the newest too, has passed it.
 """
 
 import dataclasses
@@ -143,7 +143,8 @@ def run_arrivals(
     Args:
       queries: as of run_rounds, and so are those that are not listed here.
       sampler: is asked for one sample at a time.
-      method: its schedule has no rounds.
+      method: its schedule has no rounds. One whose cancel.last is set needs
+        a cap on samples.
       budget: caps for all queries together.
       key: decides where policies break ties and what chains hold.
       same: as of run_rounds.
@@ -158,6 +159,11 @@ def run_arrivals(
     Raises:
       ValueError: as run_rounds.
     """
+    if not method.schedule.concurrent:
+        raise ValueError(
+            "run_arrivals has no rounds, and this method's schedule has some; "
+            "set schedule.concurrent, or use scaling.loop.run_rounds"
+        )
     run = _Run(
         queries, sampler, method, budget, key, same, on_event, earlier, clock
     )

@@ -1,7 +1,9 @@
 """Rules that end samples before they are finished; see types.Cancel.
 
 They serve schedules without rounds, where the answers of a query come one by
-one while others of its samples are still being generated.
+one while others of its samples are still being generated. All but deepconf
+count votes as majority does; another vote might have been changed by what they
+end.
 """
 
 import math
@@ -22,7 +24,7 @@ LOST = -1e30  # the score of a query that has no place in a comparison
 
 @named
 def lead() -> Cancel:
-    """Ends the samples of a query that can no longer change its vote.
+    """Ends the samples of a query that cannot change its majority any more.
 
     The leader is ahead of the runner-up by more votes than there are samples
     under way.

@@ -1,8 +1,8 @@
-"""DeepConf's online rule: what is not sure enough ends before it is whole.
+"""DeepConf's online rule: a sample that is not sure enough ends early.
 
 Fu et al. 2025 (arXiv 2508.15260), section 3.3. The first samples of a query,
-its warm-up, are whole. The least sure windows of their tokens tell how sure
-each window of a later sample has to be: Request.least_confidence.
+its warm-up, are generated to their ends. The least sure windows of their tokens
+tell how sure each window of a later sample has to be: Request.least_confidence.
 """
 
 from collections.abc import Sequence

@@ -66,8 +66,8 @@ class Result(NamedTuple):
     first text of their class as answer, and no text where neither strategy
     nor vote reads any. stopped names the cap that was reached, or says what
     else ended the run. vote_ledger is what the vote itself asked of the
-    model; it comes on top of the budget. events are those of a run without
-    rounds, which has no rounds.
+    model; it comes on top of the budget. events is empty for a run in rounds,
+    and rounds for one without.
     """
 
     answers: tuple[str | None, ...]
@@ -147,6 +147,11 @@ def run_rounds(
         the contract of their function.
     """
     slots = check(queries, method, budget)
+    if method.schedule.concurrent:
+        raise ValueError(
+            "run_rounds plays rounds, and this method's schedule has none; use "
+            "methods.in_rounds(method), or scaling.arrivals.run_arrivals"
+        )
     strategy, policy, vote, schedule = method[:4]
     budget = for_queries(budget, len(queries))
     first_round, later_rounds = (
@@ -258,27 +263,14 @@ def check(
     ):
         _check_type(f"method.{name}", getattr(method, name), kind, example)
     _check_type("the budget", budget, Budget, "Budget(samples_per_query=8)")
-    for name, kind, given in (
-        ("schedule", numbers.Real, method.schedule._asdict()),
-        ("schedule", numbers.Integral, {"stale": method.schedule.stale}),
-        ("schedule", numbers.Integral, {"capacity": method.schedule.capacity}),
-        (
-            "schedule",
-            numbers.Integral,
-            {"concurrent": method.schedule.concurrent},
-        ),
-        (
-            "schedule",
-            numbers.Integral,
-            {"poll_steps": method.schedule.poll_steps},
-        ),
-        ("budget", numbers.Real, budget._asdict()),
-    ):
-        for field, value in given.items():
+    whole = ("stale", "capacity", "concurrent", "poll_steps")
+    for name, given in (("schedule", method.schedule), ("budget", budget)):
+        for field, value in given._asdict().items():
+            kind = numbers.Integral if field in whole else numbers.Real
             if value is not None and not isinstance(value, kind):
-                whole = "whole " * (kind is numbers.Integral)
                 raise ValueError(
-                    f"{name}.{field}={shown(value)}: expected a {whole}number"
+                    f"{name}.{field}={shown(value)}: expected a "
+                    f"{'whole ' * (field in whole)}number"
                 )
     if not queries:
         raise ValueError("there are no queries")
@@ -286,40 +278,32 @@ def check(
         ids = [query.id for query in queries]
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"two queries have the id {twice!r}; make ids unique")
-    first_round, later_rounds, stale, capacity, *_ = method.schedule
-    concurrent, poll_steps = method.schedule[-2:]
-    for name, size in (
-        ("first_round", first_round),
-        ("later_rounds", later_rounds),
-    ):
+    schedule = method.schedule
+    for name in ("first_round", "later_rounds"):
+        size = getattr(schedule, name)
         if not size > 0 or 2**31 <= size * len(queries) < math.inf:
             raise ValueError(
                 f"schedule.{name}={size}: expected samples per query, above "
                 f"0, of which {len(queries)} queries have fewer than 2^31"
             )
-    if capacity is not None and not 1 <= capacity < 2**31:
-        raise ValueError(
-            f"capacity must be a whole number from 1 on, below 2^31, not "
-            f"{capacity}"
-        )
-    if stale < 0:
-        raise ValueError(f"stale must be at least 0, got {stale}")
-    if not 0 <= concurrent < 2**20:
-        raise ValueError(
-            f"concurrent={concurrent}: expected 0, for rounds, or the samples "
-            "that are under way at once, below 2^20"
-        )
-    if not 1 <= poll_steps < 2**20:
-        raise ValueError(
-            f"poll_steps={poll_steps}: expected decode steps, from 1 on and "
-            "below 2^20"
-        )
+    for name, least, power, what in (
+        ("stale", 0, 31, "earlier rounds that a grant does without"),
+        ("capacity", 1, 31, "samples of a query"),
+        ("concurrent", 0, 20, "samples under way at once, or 0 for rounds"),
+        ("poll_steps", 1, 20, "decode steps"),
+    ):
+        value = getattr(schedule, name)
+        if value is not None and not least <= value < 2**power:
+            raise ValueError(
+                f"schedule.{name}={value}: expected {what}, from {least} on "
+                f"and below 2^{power}"
+            )
     if method.cancel and not isinstance(method.cancel, Cancel):
         raise ValueError(
             f"method.cancel is {shown(method.cancel)}: expected a Cancel, such "
             "as cancelling.tail()"
         )
-    if method.cancel and not concurrent:
+    if method.cancel and not schedule.concurrent:
         raise ValueError(
             "method.cancel ends samples in a schedule without rounds; set "
             "schedule.concurrent, or leave cancel out"
@@ -331,6 +315,12 @@ def check(
             f"0, of which {len(queries)} queries have fewer than 2^31"
         )
     budget = for_queries(budget, len(queries))
+    if method.cancel and method.cancel.last and budget.samples is None:
+        raise ValueError(
+            f"method.cancel={method.cancel.name or 'mine'} ends samples after "
+            "the last grant that a cap on samples allows; give the budget one, "
+            "such as samples_per_query"
+        )
     caps = caps_of(budget)
     if not caps:
         raise ValueError(f"the budget has no cap; set one of {Budget._fields}")
@@ -350,12 +340,12 @@ def check(
             f"{len(queries)} queries; raise it or ask fewer queries"
         )
     share = -(-(budget.samples or 0) // len(queries))
-    slots = capacity or max(64, 4 * share)
+    slots = schedule.capacity or max(64, 4 * share)
     if slots * len(queries) > MOST_SLOTS:
         raise ValueError(
             f"{len(queries)} queries of {slots} slots each are more than the "
             f"{MOST_SLOTS} that the samples may take; lower capacity"
-            + ("" if capacity else " or budget.samples")
+            + ("" if schedule.capacity else " or budget.samples")
         )
     return slots
 

@@ -1,9 +1,10 @@
 """Strategies: a grant of n samples for a query -> n requests to a model.
 
 All are settings of, or short functions over, the chain builder of chains.py.
-A round is one batch, so a chain holds samples of earlier rounds alone. Where
-what is asked for next rests on samples of this very round, a strategy takes
-up fewer samples than it was granted; the loop grants the rest again later.
+A chain holds samples that had ended when it was asked for: those of earlier
+rounds, where there are rounds. Where what is asked for next rests on samples
+that are under way, a strategy takes up fewer samples than it was granted; the
+loop grants the rest again later.
 """
 
 from collections.abc import Callable, Iterator, Sequence

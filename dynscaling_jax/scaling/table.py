@@ -15,7 +15,10 @@ from dynscaling_jax.types import Candidates, Query, Sample
 
 
 class Table:
-    """The samples of each query, in the order of their indices.
+    """The samples of each query, in the order in which they were added.
+
+    That is the order of their indices, where there are rounds, and else of
+    their ends.
 
     same gives, for each query, the test of whether two canonical answers are
     one answer. weights names the measures of samples that readers will ask

@@ -183,6 +183,19 @@ def test_a_sample_log_is_a_bank(tmp_path):
     assert bank.logprob_QN is not None
 
 
+def test_samples_that_read_others_are_no_part_of_a_bank(tmp_path):
+    """A replay takes samples of a question as independent."""
+    chain = sample("a", 1, "3")._replace(parents=(0,))
+    path = logged(
+        tmp_path / "samples.jsonl",
+        sample("a", 0, "3"),
+        chain,
+        sample("a", 2, "4"),
+    )
+    (tmp_path / "references.json").write_text('{"a": "4"}')
+    assert load_bank(path).answer_QN.tolist() == [[0, 1]]
+
+
 def test_a_sample_log_takes_references_as_an_argument(tmp_path):
     path = logged(tmp_path / "samples.jsonl", sample("a", 0, "3", None))
     bank = load_bank(path, references={"a": "3"})

@@ -8,6 +8,7 @@ import pytest
 
 from dynscaling_jax.experiments.config import get_config, typed
 from dynscaling_jax.experiments.configured import (
+    endpoint_sampler,
     method_axes,
     method_of,
     run_config,
@@ -18,9 +19,10 @@ from dynscaling_jax.types import Schedule, Watch
 from tests.arriving import reply
 
 
-def schedule(method, **budget):
+def schedule(method, parts=(), **budget):
     config = get_config()
     config.method = method
+    config.update(dict(parts))
     for name, value in budget.items():
         config.budget[name] = value
     fields = typed(config)
@@ -45,6 +47,24 @@ def test_rounds_are_an_option_and_the_papers():
     assert found == ROUNDS._replace(later_rounds=0.25)
     with pytest.raises(ValueError, match="are of rounds"):
         schedule("dynscaling", schedule="async", stale_rounds=1)
+
+
+def test_the_first_round_is_that_of_the_strategy_that_runs():
+    """It was that of the preset: four samples for chains that nobody built."""
+    found = schedule("dynscaling", {"strategy": "parallel"}, schedule="rounds")
+    assert found == Schedule()
+    found = schedule("dynscaling", {"strategy": "deepconf"}, schedule="rounds")
+    assert found == Schedule()
+    of = {"strategy": "integrated"}
+    assert schedule("dynamic_only", of, schedule="rounds") == ROUNDS
+
+
+def test_a_server_cannot_end_samples_by_confidence():
+    config = get_config()
+    config.model = "openai://m@http://localhost:1/v1"
+    config.strategy = "deepconf(warmup=4)"
+    with pytest.raises(ValueError, match="a server cannot end samples"):
+        endpoint_sampler(typed(config))
 
 
 def test_without_rounds_a_method_keeps_what_it_learns_nothing_for():

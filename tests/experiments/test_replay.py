@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import dynscaling_jax as ds
+from dynscaling_jax.experiments.replay import overall
 from dynscaling_jax.scaling.bandits import uab, ucb, uniform
+from dynscaling_jax.scaling.cancelling import tail
 
 
 @pytest.fixture
@@ -84,6 +86,14 @@ def test_what_cannot_be_played(bank, policies, budgets, message):
         ({"round_per_query": 0}, "round_per_query=0: expected samples"),
         ({"first_round_per_query": -1}, "first_round_per_query=-1: expected"),
         ({"vote": "majority"}, "the vote is 'majority'; expected a Vote"),
+        ({"slots": 8}, "slots is not of schedule=rounds"),
+        ({"poll_steps": 1}, "poll_steps is not of schedule=rounds"),
+        ({"cancel": tail()}, "cancel is not of schedule=rounds"),
+        (
+            {"schedule": "async", "round_per_query": 1},
+            "round_per_query is not of schedule=async",
+        ),
+        ({"schedule": "async", "slots": 0}, "slots=0"),
     ],
 )
 def test_settings_that_cannot_be(bank, settings, message):
@@ -106,3 +116,23 @@ def test_grants_of_another_shape(bank, grants, message):
     policy = ds.Policy(lambda key, c, b: grants(c, b), name="mine")
     with pytest.raises(ValueError, match=message):
         ds.replay(bank, [policy], [2], replicates=3)
+
+
+def test_a_mean_over_banks_is_of_all_of_them(bank):
+    """uab plays where there are log-probabilities. Its mean over two banks was
+    the root of what it had on one."""
+    told = bank._replace(logprob_QN=np.full((10, 40), -1.0, np.float32))
+    one = ds.replay(told, [ucb(), uab()], [4], replicates=10)
+    other = ds.replay(bank, [ucb()], [4], replicates=10)
+    *_, of_ucb, of_uab = overall([one, other]).splitlines()
+    ratios = [
+        round(np.sqrt(a.ratio * b.ratio), 2)
+        for a, b in zip(
+            one.efficiency[ucb().name],
+            other.efficiency[ucb().name],
+            strict=True,
+        )
+    ]
+    shown = [float(word) for word in of_ucb.split()[1:]]
+    np.testing.assert_allclose(shown, ratios, atol=0.0051)
+    assert of_uab.split()[1:] == ["-"] * 3

@@ -1,8 +1,10 @@
 """Requests in, samples out. One tiny model and one batch shape serve nearly
 all of it, so that little is compiled."""
 
+import gc
 import itertools
 import re
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -352,6 +354,31 @@ def test_the_first_of_several_stop_strings_counts(model):
             ask(QUERIES[:1], [0])
         )
         assert sample.text == free.text[:2]
+
+
+@pytest.mark.parametrize("attention", ["reference", "xla"])
+def test_an_engine_goes_with_its_last_name(model, attention):
+    """It was held by a method of its own until garbage was collected; a card
+    has no room for the pages of two."""
+    engine = Engine(model, **SHAPE, attention=attention)
+    assert [*engine.sample(ask(QUERIES[:1], [0]))]
+    there = weakref.ref(engine)
+    gc.collect()
+    gc.disable()
+    try:
+        del engine
+        assert there() is None
+    finally:
+        gc.enable()
+
+
+def test_one_slot_holds_the_longest_prompt(model):
+    """Its last page is copied, for which the pool had no page."""
+    settings = {**SHAPE, "slots": 1, "slots_per_group": 1}
+    engine = Engine(model, **settings, attention="xla")
+    assert engine.max_prompt_tokens == (
+        Engine(model, **settings).max_prompt_tokens
+    )
 
 
 def test_a_slot_that_a_stop_string_ended_is_refilled(model):

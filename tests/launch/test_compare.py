@@ -178,7 +178,7 @@ def test_a_remembered_sample_is_not_drawn_again():
     query = Query("q", (Message("user", "?"),))
     first = Request(query, query.messages, 0)
     chain = first._replace(messages=(*query.messages, Message("assistant", "")))
-    draw = cached(model)
+    draw = cached({})(model)
     assert len(list(draw([first]))) == 1
     (again,) = draw([first._replace(round=3, parents=(1,))])
     assert (again.round, again.parents) == (3, (1,))

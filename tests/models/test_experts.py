@@ -113,7 +113,7 @@ def test_the_forms_of_accelerators_give_the_same(
     }
     x = made(tokens, 16)
     weight, chosen = experts.route(made(tokens, count), per_token, True)
-    apply = functools.partial(transformer._expert, config)
+    apply = functools.partial(transformer.gated, config)
     expected = experts._mix_blocks(1, apply, x, weight, chosen, held)
     elsewhere = experts._mix_blocks(2, apply, x, weight, chosen - 1, held)
     for form in (experts.mix_all, experts.mix_sorted):

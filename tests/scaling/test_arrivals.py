@@ -10,6 +10,7 @@ from dynscaling_jax.sampler import FunctionSampler
 from dynscaling_jax.scaling import cancelling
 from dynscaling_jax.scaling.arrivals import run_arrivals
 from dynscaling_jax.scaling.bandits import ucb, uniform
+from dynscaling_jax.scaling.loop import run_rounds
 from dynscaling_jax.scaling.opportunity import opportunity_cost
 from dynscaling_jax.scaling.strategies import integrated, parallel, rsa
 from dynscaling_jax.scaling.votes import majority
@@ -279,6 +280,28 @@ def test_a_run_says_what_stopped_it(stops):
     )
     assert result.stopped == f"the {stops} stopped"
     assert result.ledger.samples == 3
+
+
+def test_each_loop_refuses_the_schedule_of_the_other():
+    """One without rounds was played in rounds, and one with rounds granted
+    nothing and said that the policy had stopped."""
+    sampler, budget = Model(4, 1).sampler, Budget(samples=6)
+    method = Method(parallel(), uniform(), majority())
+    with pytest.raises(ValueError, match="run_arrivals has no rounds"):
+        run_arrivals(queries(3), sampler, method, budget, KEY)
+    method = method._replace(schedule=Schedule(concurrent=4))
+    with pytest.raises(ValueError, match="run_rounds plays rounds"):
+        run_rounds(queries(3), sampler, method, budget, KEY)
+
+
+def test_a_rule_for_the_end_needs_a_cap_on_samples():
+    """It was never asked, and said nothing."""
+    with pytest.raises(ValueError, match="cap on samples.*samples_per_query"):
+        run(
+            Model(4, 1).sampler,
+            cancel=cancelling.tail(),
+            budget=Budget(new_tokens=900),
+        )
 
 
 def test_a_strategy_learns_as_often_as_there_are_queries():

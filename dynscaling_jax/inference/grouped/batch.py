@@ -171,6 +171,7 @@ class Batch:
             setup.model.params,
             setup.model.config,
             state,
+            np.array(turn.active),
             setup.stops,
             setup.settings,
             turn.steps,

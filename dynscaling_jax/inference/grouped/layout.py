@@ -1,9 +1,9 @@
 """Shapes that follow the work: buckets of prompts, slots, groups, workers."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from dynscaling_jax.inference.memory import doubled
 from dynscaling_jax.models.attention import AT_ONCE
 
 CHUNK = 16  # steps between two looks of the host
@@ -87,31 +87,11 @@ def bucket(length: int) -> int:
 
     1,025 tokens take 1,536, where the next power of two is 2,048.
     """
-    most = _doubled(SHORTEST, length)
+    most = doubled(SHORTEST, length)
     step = min(most, max(AT_ONCE, most // 4))
     return -(-length // step) * step
 
 
 def suffix_bucket(count: int) -> int:
     """Pads so many completion tokens and those of the next chunk."""
-    return _doubled(SHORTEST_SUFFIX, count + CHUNK - 1)
-
-
-def _doubled(size: int, length: int) -> int:
-    while size < length:
-        size *= 2
-    return size
-
-
-def grouped(
-    items: Sequence[Any], key: Callable[[Any], Any], size: int
-) -> list[list]:
-    """Cuts items into lists of at most `size` items of one key, in order."""
-    by_key: dict = {}
-    for item in items:
-        by_key.setdefault(key(item), []).append(item)
-    return [
-        same[at : at + size]
-        for same in by_key.values()
-        for at in range(0, len(same), size)
-    ]
+    return doubled(SHORTEST_SUFFIX, count + CHUNK - 1)

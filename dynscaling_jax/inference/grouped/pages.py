@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from dynscaling_jax.inference.memory import doubled
 from dynscaling_jax.models.attention import AT_ONCE
 
 WIDE = AT_ONCE
@@ -124,8 +125,7 @@ def settle(
         source = [at[block] for page in moved if (block := wide[page])]
         done.append(Move(np.array(source, "i4"), np.array(moved, "i4")))
     width = least if alone else NARROW
-    while width < max(map(filled.__getitem__, near), default=0):
-        width *= 2
+    width = doubled(width, max(map(filled.__getitem__, near), default=0))
     if not {*near}.isdisjoint(at):
         width = max(width, min(pages.width, most))
     size = max(whole * short, rounded(len(near)))

@@ -47,6 +47,7 @@ def decode(
     params: Params,
     config: ModelConfig,
     state: State,
+    active: Bool[np.ndarray, " GR"],
     stops: Int32[ArrayLike, " stops"],
     settings: Settings,
     steps: int = CHUNK,
@@ -56,7 +57,10 @@ def decode(
     """Takes up to `steps` steps, CHUNK at most, with all slots.
 
     It stops early when no more than `enough` slots are active. The state is
-    donated. Three slots, of which slot 1 samples a stop id in step 0 and slot
+    donated. active says which slots have samples for the host, which ends some
+    that the device does not: at a stop string, or when a call is left.
+
+    Three slots, of which slot 1 samples a stop id in step 0 and slot
     2 was inactive before, with enough = 1:
 
         step     0        1        2
@@ -69,9 +73,11 @@ def decode(
     the last, so that the device always has the next one to do.
     """
     top = transformer.without_layers(params)
+    slots = _kept(state.slots, active)
     if forced is not None:
         forced = jax.device_put(forced)
-        state = state._replace(slots=_resumed(state.slots, forced))
+        slots = _resumed(slots, forced)
+    state = state._replace(slots=slots)
     chunk = []
     for _ in range(steps):
         x, suffix = _run_layers(params, config, state, state.slots.token)
@@ -151,6 +157,11 @@ def _sample(top, config, hidden, slots, stops, settings, forced=None):
 
 
 _resumed = jax.jit(resumed)
+
+
+@jax.jit
+def _kept(slots, active):
+    return slots._replace(active=slots.active & active)
 
 
 def take(

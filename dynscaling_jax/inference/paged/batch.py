@@ -228,9 +228,7 @@ class Batch:
         """
         sizes = self._sizes
         longest = max(chunk.end - chunk.start for chunk in chunks)
-        count = sizes.layout.page
-        while count < longest:
-            count *= 2
+        count = memory.doubled(sizes.layout.page, longest)
         count = min(count, sizes.limits.chunk)
         parts = sizes.layout.parts
         tokens = np.zeros((parts, count), np.int32)

@@ -3,7 +3,7 @@
 Prompts are read in the order they came, a few ahead, and start samples in
 turn. Nothing is reserved for what a sample may grow to: a request starts when
 pages are free, and where they run out later the youngest sample gives its
-pages up and is drawn again. Host data alone; the same calls give the same
+pages up and is sampled again. Host data alone; the same calls give the same
 turns.
 """
 
@@ -20,7 +20,7 @@ from dynscaling_jax.inference.slot import Numbered, Prompt
 # its part. In simulated runs (benchmarks/pages.py) 0.25 to 4 lose about as
 # many tokens; 8 leaves more rows idle.
 WATERMARK = 1.0
-# Of a pool, what prompts may hold so that their samples are drawn in turn. If
+# Of a pool, what prompts may hold so that their samples start in turn. If
 # those of a hard question run alone, all of them grow long together.
 SHARE = 1 / 16
 # Steps of a turn while slots wait for the rest of a prompt

@@ -55,7 +55,7 @@ class Turn(NamedTuple):
     chunks: tuple[Chunk, ...]  # of prefill: one a part at most
     starts: tuple[Start, ...]
     preempted: tuple[int, ...]  # slots that lost their samples, which are
-    # drawn again later; a start may be in the same slot
+    # sampled again later; a start may be in the same slot
     steps: int  # of decoding, at most; 0 where no slot goes on
     enough: int  # decoding ends early when no more slots are active
     tables: tuple[tuple[int, ...], ...]  # of each slot; () where inactive.

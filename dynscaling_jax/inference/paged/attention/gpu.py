@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from dynscaling_jax.inference.memory import doubled
 from dynscaling_jax.inference.paged.attention import Backend, Layout, xla
 from dynscaling_jax.inference.paged.attention.xla import ChunkView, Shared
 from dynscaling_jax.inference.paged.turn import Chunk
@@ -152,9 +153,8 @@ def view(
 def chunk_view(layout: Layout, chunks: Sequence[Chunk]) -> ChunkView:
     """Lays out the chunk of each part, in tables as wide as they need to be."""
     view = xla.chunk_view(layout, chunks)
-    width = FEWEST_PAGES
-    while width < max((len(chunk.pages) for chunk in chunks), default=0):
-        width *= 2
+    longest = max((len(chunk.pages) for chunk in chunks), default=0)
+    width = doubled(FEWEST_PAGES, longest)
     return view._replace(table=view.table[:, :width])
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
+from dynscaling_jax.inference.memory import doubled
 from dynscaling_jax.inference.paged.attention import Backend, Layout
 from dynscaling_jax.inference.paged.turn import Chunk
 from dynscaling_jax.models.attention import (
@@ -213,9 +214,7 @@ def owners(
 
 def listed(parts: Sequence[list[tuple[int, int, list[int]]]]) -> Shared:
     """Lays out the shared pages of all parts, with room for as many each."""
-    room = FEWEST
-    while room < max(map(len, parts)):
-        room *= 2
+    room = doubled(FEWEST, max(map(len, parts)))
     page, place = np.zeros((2, len(parts), room), np.int32)
     lanes = np.full((len(parts), room, LANES), -1, np.int32)
     for part, lists in enumerate(parts):
