@@ -81,16 +81,16 @@ def decode(
     chunk = []
     for _ in range(steps):
         x, suffix = _run_layers(params, config, state, state.slots.token)
-        active = state.slots.active
+        before = state.slots.active
         slots, sums = _sample(
             top, config, x, state.slots, stops, settings, forced
         )
         state = state._replace(suffix=suffix, slots=slots)
-        chunk.append((sums, active))
+        chunk.append((sums, before))
         if len(chunk) > 1 and np.asarray(chunk[-2][1]).sum() <= enough:
             break
-    sums, active = jax.tree.map(lambda *each: np.stack(each), *chunk)
-    return state, Chunk(sampling.score(sums, config.vocab_size), active)
+    sums, before = jax.tree.map(lambda *each: np.stack(each), *chunk)
+    return state, Chunk(sampling.score(sums, config.vocab_size), before)
 
 
 def _run_layers(
