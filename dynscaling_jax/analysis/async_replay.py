@@ -108,11 +108,15 @@ class _Game(NamedTuple):
         return (state.granted < limit) & ~over
 
     def event(self, state: _State, limit: jax.Array) -> _State:
-        """Ends the next sample where no place is left, and grants one."""
+        """Ends the next sample where no place is left, and grants one.
+
+        What ends in one step ends before anything is granted there.
+        """
         active = self.active(state, limit)
         full = jnp.all(state.query_W >= 0)
-        state = self._end(state, active & (full | state.declined))
-        return self._grant(state, active)
+        waits = full | state.declined | _due(state)
+        state = self._end(state, active & waits)
+        return self._grant(state, active & ~_due(state))
 
     def drain(self, state: _State) -> _State:
         """Ends the next sample; nothing more is granted."""
@@ -128,7 +132,8 @@ class _Game(NamedTuple):
             state.query_W,
             jnp.where(state.query_W >= 0, _took(state), 0),
         )
-        return self._without(state, cancel.last(state.candidates, flights))
+        gone_W = cancel.last(state.candidates, flights)
+        return self._without(state, gone_W & ~_due(state))
 
     def _end(self, state: _State, does: jax.Array) -> _State:
         """The sample that ends first ends, and its place is idle.
@@ -217,7 +222,7 @@ class _Game(NamedTuple):
         at = jnp.where(does, jnp.argmax(idle_W), self.terms.concurrent)
         index = candidates.count_Q[q] + under_way(candidates)[q]
         tokens = self.replicate.tokens_QN[q, index]
-        polls = -(-tokens // self.terms.poll_steps)
+        polls = jnp.maximum(1, -(-tokens // self.terms.poll_steps))
 
         def put(array_W: jax.Array, value: jax.Array) -> jax.Array:
             return array_W.at[at].set(value, mode="drop")
@@ -245,6 +250,11 @@ class _Game(NamedTuple):
         score = self.policy.score(one, under_way(one))[0]
         score_Q = state.score_Q.at[q].set(score, mode="drop")
         return state._replace(score_Q=score_Q)
+
+
+def _due(state: _State) -> jax.Array:
+    """Whether a sample under way ends in the present step."""
+    return jnp.any((state.query_W >= 0) & (state.end_W <= state.now))
 
 
 def _took(state: _State) -> jax.Array:

@@ -10,10 +10,11 @@ queries, W = 2 and poll_steps = 16:
     step   0   grants a/0 and b/0
           32   a/0 ends, of 30 tokens; grants b/1
           48   b/0 ends, of 41 tokens; grants a/1
-          64   b/1 ends, of 25 tokens ...
+          64   b/1 ends, of 25 tokens, and a/1, of 9; grants ...
 
 The engine may have finished b/1 long before. Nobody sees it before its time.
-Of samples that end in one step the one that was granted first comes first.
+All that ends in one step ends before anything is granted there; what was
+granted first comes first.
 
 Polling at every step would stall the device: the next end is known only once
 every sample, the newest too, has passed it.
@@ -106,7 +107,7 @@ class _Flight:
         One that is not finished has one token more than it has now, at least.
         """
         tokens = self.sample.new_tokens if self.sample else self.least + 1
-        polls = -(-tokens // self.poll_steps)
+        polls = max(1, -(-tokens // self.poll_steps))
         return self.start + polls * self.poll_steps, self.number
 
     def took(self, now: int) -> int:
@@ -232,6 +233,10 @@ class _Run:
                 stopped = reached(self.budget, self.ledger)
                 if stopped and not (stopped == "seconds" and self._repeats):
                     return stopped
+                if due := self._due():
+                    self._end(due)
+                    declined = False
+                    continue
                 fits = affordable(self.budget, self.ledger, self._dearest)
                 most = min(fits, self.method.schedule.concurrent)
                 if len(self._flights) < most and not declined:
@@ -308,6 +313,13 @@ class _Run:
         grants_Q = self._allocate(self.key, np.int32(self._granted), seen)
         grants_Q = checked_grants(grants_Q, free_Q, 1)
         return int(grants_Q.argmax()) if grants_Q.any() else None
+
+    def _due(self) -> _Flight | None:
+        """A sample that ends in the same step as the last one."""
+        if not self._watch.in_steps:
+            return None
+        ended = (f for f in self._flights if f.known)
+        return next((f for f in ended if f.soonest[0] <= self._now), None)
 
     def _next(self) -> _Flight | None:
         """Waits until it is known which sample ends next.
