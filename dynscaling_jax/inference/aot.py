@@ -28,7 +28,7 @@ from dynscaling_jax.inference import hlo, memory, sampling
 from dynscaling_jax.inference.paged import runner
 from dynscaling_jax.inference.paged.attention import Backend, Layout, gpu, xla
 from dynscaling_jax.inference.paged.attention.select import select
-from dynscaling_jax.inference.paged.attention.xla import pages_met
+from dynscaling_jax.inference.paged.attention.states import pages_met
 from dynscaling_jax.inference.paged.runner import State
 from dynscaling_jax.inference.paged.turn import Chunk
 from dynscaling_jax.inference.plan import (

@@ -21,8 +21,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from dynscaling_jax.inference.memory import doubled
-from dynscaling_jax.inference.paged.attention import Backend, Layout, xla
-from dynscaling_jax.inference.paged.attention.xla import ChunkView, Shared
+from dynscaling_jax.inference.paged.attention import (
+    Backend,
+    Layout,
+    states,
+    views,
+)
+from dynscaling_jax.inference.paged.attention.views import ChunkView, Shared
 from dynscaling_jax.inference.paged.turn import Chunk
 from dynscaling_jax.models.attention import (
     LOG2_E,
@@ -140,19 +145,20 @@ def view(
 ) -> View:
     """Lays out, for each part, which slots read which pages."""
     parts = [
-        xla.owners(layout, *own) for own in xla.of_parts(layout, tables, shared)
+        views.owners(layout, *own)
+        for own in views.of_parts(layout, tables, shared)
     ]
     return View(
         np.stack([part.table for part in parts]),
         np.stack([part.owner for part in parts]),
         np.stack([part.index for part in parts]),
-        xla.listed([part.shared for part in parts]),
+        views.listed([part.shared for part in parts]),
     )
 
 
 def chunk_view(layout: Layout, chunks: Sequence[Chunk]) -> ChunkView:
     """Lays out the chunk of each part, in tables as wide as they need to be."""
-    view = xla.chunk_view(layout, chunks)
+    view = views.chunk_view(layout, chunks)
     longest = max((len(chunk.pages) for chunk in chunks), default=0)
     width = doubled(FEWEST_PAGES, longest)
     return view._replace(table=view.table[:, :width])
@@ -182,17 +188,17 @@ def decode(
         keys     2  0  4
     """
     page = cache[0].shape[1]
-    place, to = xla.written_to(
+    place, to = views.written_to(
         view.table, base, position, active, page, len(cache[0])
     )
     cache = _written(cache, to, position, k, v)
     take = lambda at: [x[base + at].swapaxes(1, 2) for x in cache]
     attend = functools.partial(
-        xla.page_states, kind, config, position, q, False
+        states.page_states, kind, config, position, q, False
     )
-    met = xla.pages_met(kind.window, page)
+    met = states.pages_met(kind.window, page)
     if kind.window and met <= FEW_PAGES:
-        return xla.windowed(attend, q, take, view.table, place, met), cache
+        return states.windowed(attend, q, take, view.table, place, met), cache
     own = [jax.lax.dynamic_slice_in_dim(x, base, pages) for x in cache]
     at, begins = jnp.maximum(view.owner, 0), view.index * page
     count = jnp.clip(position[at] + 1 - begins, 0, page)
@@ -204,9 +210,9 @@ def decode(
         cut = [_cut_page(attend, take, view, low, page)]
     count = jnp.where(whole, count, 0)
     mean, log = fused(q[at][:, None], *own, count, softmax_scale(config), False)
-    states = state_of(mean, log, (count > 0)[:, None, None])
-    shared = xla.shared_states(attend, q, take, view.shared)
-    return xla.joined(q, (states, view.owner), shared, *cut), cache
+    whole_pages = state_of(mean, log, (count > 0)[:, None, None]), view.owner
+    shared = states.shared_states(attend, q, take, view.shared)
+    return states.joined(q, whole_pages, shared, *cut), cache
 
 
 def _cut_page(attend, take, view, low, page):
@@ -243,12 +249,14 @@ def prefill(
     gathered for that, as many as the table is wide.
     """
     page = cache[0].shape[1]
-    position, to = xla.chunk_written_to(view, base, len(q), page, len(cache[0]))
+    position, to = views.chunk_written_to(
+        view, base, len(q), page, len(cache[0])
+    )
     cache = _written(cache, to, position, k, v)
     if kind.window:
         sequence = lambda x: x.reshape(-1, *x.shape[2:]).swapaxes(0, 1)
         take = lambda at: [sequence(x[base + at]) for x in cache]
-        return xla.running(kind, config, False, take, page, view, q), cache
+        return states.running(kind, config, False, take, page, view, q), cache
     scale = softmax_scale(config)
     table = base + jnp.maximum(view.table, 0)
     kept = [x[table].reshape(1, -1, *x.shape[2:]) for x in cache]

@@ -21,7 +21,12 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
 )
 from jaxtyping import Array, Bool, Float, Int32
 
-from dynscaling_jax.inference.paged.attention import Backend, Layout, xla
+from dynscaling_jax.inference.paged.attention import (
+    Backend,
+    Layout,
+    states,
+    views,
+)
 from dynscaling_jax.inference.paged.attention.xla import INT8
 from dynscaling_jax.models.attention import SoftmaxState, softmax_scale
 from dynscaling_jax.models.config import Kind, ModelConfig
@@ -55,7 +60,7 @@ def backend(kernel: Callable[..., jax.Array] = ragged_paged_attention):
         refuses,
         init,
         view,
-        xla.chunk_view,
+        views.chunk_view,
         functools.partial(decode, kernel),
         functools.partial(prefill, kernel),
     )
@@ -93,7 +98,7 @@ def view(
 ) -> View:
     """Lays out the table of each part."""
     del shared
-    table = xla.padded_tables(layout, tables)
+    table = views.padded_tables(layout, tables)
     return View(table.reshape(layout.parts, -1, layout.longest))
 
 
@@ -122,13 +127,15 @@ def decode(
     del number
     (pages,) = cache
     slots, page = len(position), pages.shape[1]
-    _, to = xla.written_to(view.table, base, position, active, page, len(pages))
+    _, to = views.written_to(
+        view.table, base, position, active, page, len(pages)
+    )
     active = to < len(pages)
     pages = write(pages, to, position, k, v)
     table, length = view.table, position + 1
     if kind.window:
         first = jnp.maximum(length - kind.window, 0) // page
-        met = xla.pages_met(kind.window, page)
+        met = states.pages_met(kind.window, page)
         table = jax.vmap(jax.lax.dynamic_slice_in_dim, (0, 0, None))(
             jnp.pad(table, ((0, 0), (0, met))), first, met
         )
@@ -174,7 +181,7 @@ def prefill(
     It is a sequence of end - start queries.
     """
     (pages,) = cache
-    position, to = xla.chunk_written_to(
+    position, to = views.chunk_written_to(
         view, base, len(q), pages.shape[1], len(pages)
     )
     pages = write(pages, to, position, k, v)
