@@ -31,8 +31,10 @@ from dynscaling_jax.types import (
     Ledger,
     Message,
     Method,
+    Plan,
     Policy,
     Query,
+    Reader,
     Request,
     Sample,
     Sampler,
@@ -164,9 +166,6 @@ def run_rounds(
     allocate = jax.jit(policy.allocate)
     reader = reader_of(sampler)
 
-    def plan(query: Query, samples: Sequence[Sample], n: int):
-        return learnt(query, samples, n, key, reader)
-
     ledger, rounds = Ledger(), []
     dearest = amounts(Ledger(samples=1)) | caps_of(sampler.max_cost)
     seen = table.candidates(policy.reads)
@@ -189,9 +188,16 @@ def run_rounds(
             )
             grants_Q = checked_grants(grants_Q, table.free_Q, grant)
             ahead = [r for p in pending for r in p.requests]
-            learnt = strategy.after(table.samples)
             requests = _requests(
-                queries, table, plan, grants_Q, number, ahead, read
+                queries,
+                table,
+                strategy.after(table.samples),
+                key,
+                reader,
+                grants_Q,
+                number,
+                ahead,
+                read,
             )
             if not requests:
                 stopped = _why_nothing(grants_Q, table.free_Q)
@@ -468,7 +474,9 @@ def checked_grants(
 def _requests(
     queries: Sequence[Query],
     table: Table,
-    plan: Callable[[Query, Sequence[Sample], int], Iterable[Request]],
+    plan: Plan,
+    key: jax.Array,
+    reader: Reader,
     grants_Q: np.ndarray,
     round: int,
     ahead: Sequence[Request],
@@ -490,7 +498,7 @@ def _requests(
         granted = min(int(grants_Q[q]), int(table.free_Q[q]) - len(later))
         if granted < 1:
             continue
-        planned = plan(queries[q], samples, granted)
+        planned = plan(queries[q], samples, granted, key, reader)
         planned = checked_requests(queries[q], len(samples), granted, planned)
         requests += [
             request._replace(round=round)
