@@ -465,7 +465,7 @@ def table(summary: dict[str, Any]) -> str:
         f"{summary['cached_tokens']} read from the cache",
         "rate": f"{summary['new_tokens_per_second']} new tokens/s, "
         f"{summary['seconds']:.0f} s",
-        "one sample": f"{summary['pass_at_1']:.1%} right",
+        "all samples": f"{summary['pass_at_1']:.1%} right",
         "the vote": f"{summary['accuracy']:.1%} right "
         f"(95% interval {low:.1%} to {high:.1%})",
     }
