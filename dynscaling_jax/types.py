@@ -48,7 +48,7 @@ class Request(NamedTuple):
     messages is what the model reads; where its last turn is the assistant's,
     the model goes on with that turn. parents are the indices of the earlier
     samples of the query that the messages hold. shared says that an earlier
-    request of the run has the same messages, so that reading them was paid
+    request of the query has the same messages, so that reading them was paid
     for already; the loop sets it. least_confidence ends the sample as
     soon as its group confidence is lower: the mean confidence over its last
     2048 tokens, from the first whole window on (DeepConf online, arXiv
@@ -185,10 +185,11 @@ class Flights(NamedTuple):
 class Cancel(NamedTuple):
     """Which samples are ended before they are finished.
 
-    It is asked whenever a sample ends. decided tells of each query by itself
+    decided is asked whenever a sample ends, and tells of each query by itself
     whether its samples under way are cancelled, bool [Q]. last tells of the
-    samples under way which are, bool [W], once nothing more will be granted;
-    None where that changes nothing. Both are pure and jittable. reads names
+    samples under way which are, bool [W]: it is asked once a cap on samples
+    allows no further grant, whenever all that ended in a step is known. None
+    is a rule that has no such part. Both are pure and jittable. reads names
     the field or signal of Sample that they find in weight_QN. name is how a
     flag writes it.
     """

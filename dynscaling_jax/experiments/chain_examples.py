@@ -85,8 +85,8 @@ def config_of(run: Path) -> Any:
 def reading(config: Any) -> tuple[Chain, Reader]:
     """Tells what chains a run builds or would, and who reads them.
 
-    Options are those of config.strategy, and else of config.chain. A preset
-    has none of its own, but for those that repeat a wrong attempt.
+    Options are those of config.strategy, and else of config.chain. Presets
+    whose chains are fixed (sequential, rsa, debate) count as integrated.
     """
     given = {
         **chain_options(config.chain),

@@ -91,14 +91,16 @@ class Runs:
 
     def trials(self, wanted: Sequence[tuple[str, float]]) -> list[Trial]:
         """Runs methods at budgets, each over all seeds."""
-        done_S = [
-            [self._run(method, budget, seed) for method, budget in wanted]
-            for seed in self._seeds
-        ]
-        of_each = zip(*done_S, strict=True)
+        # first the seed whose engine is there
+        there = self._open and self._open[0]
+        done = {
+            seed: [self._run(method, budget, seed) for method, budget in wanted]
+            for seed in sorted(self._seeds, key=lambda seed: seed != there)
+        }
+        of_each = zip(*(done[seed] for seed in self._seeds), strict=True)
         return [
-            self._trial(method, budget, done)
-            for (method, budget), done in zip(wanted, of_each, strict=True)
+            self._trial(method, budget, of_seeds)
+            for (method, budget), of_seeds in zip(wanted, of_each, strict=True)
         ]
 
     def _trial(

@@ -147,7 +147,6 @@ def method_of(config: RunConfig, axes: Mapping[str, str]) -> Method:
         for axis, known in tables.items()
     }
     learns = (axes["strategy"], axes["policy"]) != ("parallel", "uniform")
-    preset = preset._replace(strategy=values["strategy"])
     schedule = _schedule_of(config, preset, learns)
     cancel = config.cancel or (preset.cancel.name if preset.cancel else "none")
     return Method(
@@ -159,12 +158,9 @@ def method_of(config: RunConfig, axes: Mapping[str, str]) -> Method:
 
 
 def _schedule_of(config: RunConfig, preset: Method, learns: bool) -> Schedule:
-    """The schedule that a config asks for.
+    """The schedule that a config asks for: else that of the preset.
 
-    Args:
-      config: of the run.
-      preset: with the strategy that the config asks for.
-      learns: whether anything is learnt from samples for the next ones.
+    learns: whether anything is learnt from samples for the next ones.
     """
     caps = config.budget
     without_rounds = _is_async(config, preset)

@@ -480,6 +480,6 @@ def _course(summary: dict[str, Any]) -> str:
     """Says in how many rounds or steps a run took its samples."""
     if "steps" in summary:
         return f"in {summary['steps']} steps"
-    if summary["rounds"]:
+    if summary["rounds"] or not summary["samples"]:
         return f"in {summary['rounds']} rounds"
     return "as they arrived"

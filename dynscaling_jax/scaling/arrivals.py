@@ -135,7 +135,7 @@ def run_arrivals(
 
     method.schedule.concurrent samples are under way while the budget lasts.
     A grant fits the caps even if all that is under way costs as much as
-    sampler.max_cost says. method.cancel is asked after each sample that ends;
+    sampler.max_cost says. method.cancel is asked as types.Cancel says;
     a cancelled one costs what it took by then, and has no answer.
 
     Of a sampler whose watch is not in steps, such as an endpoint, samples end

@@ -357,6 +357,32 @@ def test_the_first_of_several_stop_strings_counts(model):
 
 
 @pytest.mark.parametrize("attention", ["reference", "xla"])
+def test_a_slot_that_a_stop_string_ended_takes_no_more_steps(model, attention):
+    """In groups the device went on with it while another was generated."""
+    settings = {**SHAPE, "max_new_tokens": 96, "attention": attention}
+    work = ask(QUERIES, range(8))
+    plain = by_name(Engine(model, **settings).sample(work))
+    longest = max(plain.values(), key=lambda sample: sample.new_tokens)
+    early = next(
+        (name, letter)
+        for name, sample in plain.items()
+        for letter in sample.text[2:12]
+        if letter not in longest.text
+    )
+    engine = Engine(model, **settings, stop=(early[1],))
+    pair = [
+        request
+        for request in work
+        if (request.query.id, request.index)
+        in (early[0], (longest.query_id, longest.index))
+    ]
+    found = by_name(engine.sample(pair))
+    assert found[early[0]].finish_reason == "stop"
+    other = found[longest.query_id, longest.index]
+    assert engine.active_steps < other.new_tokens + 3 * 16
+
+
+@pytest.mark.parametrize("attention", ["reference", "xla"])
 def test_an_engine_goes_with_its_last_name(model, attention):
     """It was held by a method of its own until garbage was collected; a card
     has no room for the pages of two."""

@@ -1,14 +1,19 @@
 """launch.compare with a tiny model: one draw of a sample serves all runs."""
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
+from dynscaling_jax.experiments import compare as comparing
 from dynscaling_jax.experiments import report as reporting
 from dynscaling_jax.experiments.compare import cached
+from dynscaling_jax.experiments.config import get_config
+from dynscaling_jax.sampler import FunctionSampler
 from dynscaling_jax.types import Message, Query, Request, Sample
 
 ROOT = Path(__file__).parents[2]
@@ -184,3 +189,33 @@ def test_a_remembered_sample_is_not_drawn_again():
     assert (again.round, again.parents) == (3, (1,))
     list(draw([chain]))  # the same name, another prompt
     assert len(asked) == 2
+
+
+def test_one_engine_is_there_at_a_time(tmp_path, monkeypatch):
+    """A card has no room for two: each seed kept its own until the end."""
+    there, most = weakref.WeakSet(), []
+
+    def opened(fields):
+        sampler = FunctionSampler(lambda requests: iter(()))
+        gc.collect()
+        there.add(sampler)
+        most.append((fields.seed, len(there)))
+        return sampler
+
+    def run_config(config, folder, sampler, identity):
+        folder.mkdir(parents=True)
+        answer = {"right": True, "right_samples": 1.0}
+        (folder / "answers.json").write_text(json.dumps({"q": answer}))
+        (folder / "questions.json").write_text(json.dumps({"q": "?"}))
+        counts = ("samples", "prompt_tokens", "cached_tokens", "new_tokens")
+        return {"accuracy": 1.0, **dict.fromkeys(counts, 1)}
+
+    monkeypatch.setattr(comparing, "open_sampler", opened)
+    monkeypatch.setattr(comparing, "run_config", run_config)
+    monkeypatch.setattr(comparing, "model_identity", lambda fields: {})
+    runs = comparing.Runs(get_config(), tmp_path, 3)
+    trials = runs.trials([("dynscaling", 4.0), ("esc", 4.0)])
+    assert [trial.method for trial in trials] == ["dynscaling", "esc"]
+    assert most == [(0, 1), (1, 1), (2, 1)]
+    runs.trials([("esc", 8.0)])  # begins with the one that is there
+    assert most[3:] == [(0, 1), (1, 1)]

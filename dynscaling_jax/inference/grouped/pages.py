@@ -24,8 +24,9 @@ from dynscaling_jax.models.attention import AT_ONCE
 WIDE = AT_ONCE
 NARROW = WIDE // 2
 STEP = 8  # pages that a pool grows by, at least
-FEWEST_BLOCKS = 4  # of a table, but one; to merge with states of nothing is
-# cheap, and a shape less compiled is a second
+# of a table with more than one: a merge with states of nothing is cheap, and
+# each shape takes a second to compile
+FEWEST_BLOCKS = 4
 NOWHERE = 2**30  # the first position of a page that nobody owns
 
 
@@ -96,8 +97,8 @@ def settle(
     Args:
         pages: as it was; it is not changed.
         lengths: positions of each owner.
-        least: the narrowest width while no sequence has a second block; it
-            doubles as needed. Then narrow pages have NARROW.
+        least: the narrowest width of narrow pages while no sequence has a
+            second block; it doubles as needed. Once one has, it is NARROW.
         whole: pages at least while no sequence has a second block, all of one
             width: with one for each slot short samples have few shapes. 0
             keeps narrow and wide pages apart from the first block on.
@@ -242,7 +243,7 @@ def fresh(before: Pages, after: Pages) -> list[tuple[bool, int, Block]]:
 def table_size(needed: int, now: int, fewest: int = 1) -> int:
     """Rounds lanes or blocks up to a power of two, for few shapes.
 
-    It becomes less when a quarter of it is enough.
+    It becomes less when a quarter of it is enough, and not below `fewest`.
 
     Args:
         needed: so many at least.

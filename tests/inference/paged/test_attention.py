@@ -17,8 +17,10 @@ from dynscaling_jax.inference.paged.attention import (
     gpu,
     sharded,
     tpu,
+    views,
     xla,
 )
+from dynscaling_jax.inference.paged.attention import states as softmax_states
 from dynscaling_jax.inference.paged.turn import Chunk
 from dynscaling_jax.inference.slot import Prompt
 from dynscaling_jax.models import attention
@@ -37,9 +39,9 @@ def small_blocks():
     """Several blocks of each loop, the last ones not full."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(xla, "BLOCK", 5)
-        patch.setattr(xla, "SHARED_BLOCK", 2)
-        patch.setattr(xla, "PREFILL_BLOCK", 2)
-        patch.setattr(xla, "LANES", 4)
+        patch.setattr(softmax_states, "SHARED_BLOCK", 2)
+        patch.setattr(softmax_states, "PREFILL_BLOCK", 2)
+        patch.setattr(views, "LANES", 4)
         yield
 
 
