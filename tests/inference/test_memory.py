@@ -182,11 +182,12 @@ def test_the_slots_and_pages_by_hand():
 
 
 def test_a_pool_takes_what_is_there_up_to_the_context_of_its_slots():
+    """And one page, to which that of a lone slot's prompt is copied."""
     lengths = memory.Lengths(100, 156, 128)  # two pages, of a context of 8
     found = memory.paged(PAGED, 2, 0, 1e12, lengths, slots=3)
-    assert (found.slots, found.pages) == (3, 24)
+    assert (found.slots, found.pages) == (3, 24 + 1)
     found = memory.paged(PAGED, 2, 0, 1e15, lengths)
-    assert (found.slots, found.pages) == (1024, 8 * 1024)
+    assert (found.slots, found.pages) == (1024, 8 * 1024 + 1)
     nine = 9 * 128 * TOKEN * 2 + 3 * 300 * 4 + memory.paged_working(PAGED, 3, 9)
     assert memory.paged(PAGED, 2, 0, nine, lengths, slots=3).pages == 9
     assert memory.paged(PAGED, 2, 0, nine - 1, lengths, slots=3).pages == 8
@@ -195,10 +196,12 @@ def test_a_pool_takes_what_is_there_up_to_the_context_of_its_slots():
 def test_a_pool_holds_the_longest_sample():
     """However short samples are on average, one may come to 1,256 tokens."""
     lengths = memory.Lengths(256, 1000, 300)
-    ten = memory.paged(PAGED, 2, 0, 1e12, lengths, slots=1).memory
-    assert ten.pool == 10 * 128 * TOKEN * 2
+    page = 128 * TOKEN * 2
+    one = memory.paged(PAGED, 2, 0, 1e12, lengths, slots=1).memory
+    assert one.pool == (10 + 1) * page
     # ten pages have room for three such slots, and so three rows of logits
-    least = ten.total + 2 * ten.logits
+    working = memory.paged_working(PAGED, 3, 10)
+    least = 10 * page + 3 * one.logits + working
     assert memory.paged(PAGED, 2, 0, least, lengths).pages == 10
     with pytest.raises(ValueError, match="one sample of 1256 tokens takes"):
         memory.paged(PAGED, 2, 0, least - 1, lengths)
