@@ -52,6 +52,7 @@ from dynscaling_jax.scaling.loop import (
     decide,
     for_queries,
     reached,
+    why_nothing,
     with_shared,
 )
 from dynscaling_jax.scaling.strategies import UNDER_WAY, unseen
@@ -246,7 +247,7 @@ class _Run:
                 if not self._flights:
                     if stopped := reached(self.budget, self.ledger):
                         return stopped
-                    return self._why_nothing()
+                    return why_nothing(self._waiting_Q, self.table.free_Q)
                 flight = self._next()
                 if flight is None:
                     seconds = self._clock() - self._begin
@@ -263,12 +264,6 @@ class _Run:
     def _repeats(self) -> bool:
         """Whether earlier sessions of the run had come further."""
         return len(self.events) < self._earlier
-
-    def _why_nothing(self) -> str:
-        if not self.table.free_Q.any():
-            return "every query is full"
-        waits = self._waiting_Q.any()
-        return f"the {'strategy' if waits else 'policy'} stopped"
 
     def _grant(self) -> bool:
         """Grants one sample; false where policy or strategy has none.

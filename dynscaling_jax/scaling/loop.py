@@ -45,6 +45,13 @@ from dynscaling_jax.types import (
 
 ENTROPY = measure_by_name("entropy")
 LARGEST = {"samples": 2**31, "new_tokens": 2**63, "total_tokens": 2**63}
+# fields of a schedule that are whole numbers: from, below 2 to the power, what
+WHOLE = {
+    "stale": (0, 31, "earlier rounds that a grant does without"),
+    "capacity": (1, 31, "samples of a query"),
+    "concurrent": (0, 20, "samples under way at once, or 0 for rounds"),
+    "poll_steps": (1, 20, "decode steps"),
+}
 MOST_SLOTS = 2**30  # of all queries together: 12 GB of tables
 
 
@@ -200,7 +207,7 @@ def run_rounds(
                 read,
             )
             if not requests:
-                stopped = _why_nothing(grants_Q, table.free_Q)
+                stopped = why_nothing(grants_Q, table.free_Q)
                 break
             pending.append(
                 _Pending(
@@ -269,14 +276,14 @@ def check(
     ):
         _check_type(f"method.{name}", getattr(method, name), kind, example)
     _check_type("the budget", budget, Budget, "Budget(samples_per_query=8)")
-    whole = ("stale", "capacity", "concurrent", "poll_steps")
     for name, given in (("schedule", method.schedule), ("budget", budget)):
         for field, value in given._asdict().items():
-            kind = numbers.Integral if field in whole else numbers.Real
+            whole = field in WHOLE
+            kind = numbers.Integral if whole else numbers.Real
             if value is not None and not isinstance(value, kind):
                 raise ValueError(
                     f"{name}.{field}={shown(value)}: expected a "
-                    f"{'whole ' * (field in whole)}number"
+                    f"{'whole ' * whole}number"
                 )
     if not queries:
         raise ValueError("there are no queries")
@@ -292,12 +299,7 @@ def check(
                 f"schedule.{name}={size}: expected samples per query, above "
                 f"0, of which {len(queries)} queries have fewer than 2^31"
             )
-    for name, least, power, what in (
-        ("stale", 0, 31, "earlier rounds that a grant does without"),
-        ("capacity", 1, 31, "samples of a query"),
-        ("concurrent", 0, 20, "samples under way at once, or 0 for rounds"),
-        ("poll_steps", 1, 20, "decode steps"),
-    ):
+    for name, (least, power, what) in WHOLE.items():
         value = getattr(schedule, name)
         if value is not None and not least <= value < 2**power:
             raise ValueError(
@@ -567,7 +569,8 @@ def _per_query(
     return jax.vmap(measure)(seen.answer_QN, seen.count_Q)
 
 
-def _why_nothing(grants_Q: np.ndarray, free_Q: np.ndarray) -> str:
+def why_nothing(grants_Q: np.ndarray, free_Q: np.ndarray) -> str:
+    """Says why nothing is asked for, by what was granted and still fits."""
     if not free_Q.any():
         return "every query is full"
     if not grants_Q.any():

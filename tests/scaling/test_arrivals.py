@@ -224,6 +224,7 @@ def test_places_stay_taken():
         assert counts[step, "end"] >= counts[step, "grant"] >= 1, (step, n)
         if step < result.events[last].step:
             assert counts[step, "end"] == counts[step, "grant"]
+    assert kinds[last + 1 :] == ["end"] * (len(kinds) - last - 1)
     assert kinds.count("end") == 30
 
 

@@ -248,11 +248,9 @@ def table_size(needed: int, now: int, fewest: int = 1) -> int:
     Args:
         needed: so many at least.
         now: as it is.
-        fewest: the least that is not 1.
+        fewest: the least that is not 1, a power of two.
     """
-    size = 1 << (needed - 1).bit_length()
-    if size > 1:
-        size = max(size, fewest)
+    size = 1 if needed == 1 else doubled(fewest, needed)
     return size if size > now or 4 * size <= now else now
 
 

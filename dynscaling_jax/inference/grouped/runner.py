@@ -168,8 +168,7 @@ def take(
     slots: Slots, index: Int32[np.ndarray, " n"], active: Bool[np.ndarray, " n"]
 ) -> Slots:
     """Rearranges slots alone; those that are not active may repeat others."""
-    taken = _take(slots, index)
-    return taken._replace(active=taken.active & active)
+    return _kept(_take(slots, index), active)
 
 
 @jax.jit
