@@ -130,6 +130,21 @@ SIZES: dict[str, dict[str, Any]] = {
         "transformers_queries": 16,
         "goals": {"before": 1.5, "llama_cpp": 1.3, "transformers": 3.0},
     },
+    # samples of one length, in turn with a checkout to compare with
+    "short": {
+        "queries": 16,
+        "candidates": 16,
+        "prompt_tokens": 128,
+        "bank": "",
+        "mean": 64,
+        "most": 64,
+        "rows": 256,
+        "slots_per_group": 8,
+        "temperature": 0.7,
+        "turns": 8,
+        "before": "",
+        "goal": 0.97,
+    },
     # a run of launch.run's kind
     "dynscaling": {
         "method": "dynscaling",

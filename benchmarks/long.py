@@ -23,7 +23,7 @@ from dynscaling_jax.tasks import load_task
 
 def lines(config: Config) -> Lines:
     size = config.long
-    job = make_job(config)
+    job = make_job(config, size)
     yield {
         "bench": "long",
         "rows": size.rows,
@@ -88,12 +88,12 @@ def shown(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "seconds": seconds, "tokens_per_second": speed}
 
 
-def make_job(config: Config) -> dict[str, Any]:
-    size = config.long
+def make_job(config: Config, size: Config) -> dict[str, Any]:
+    """What an engine, or a peer, is to do; all lengths are `most` if that is
+    the mean."""
     model = ours.load(config)
     task = load_task(**config.task)
     queries = prompts.queries(task, model, size.queries, size.prompt_tokens)
-    each = recorded_lengths(size)
     return {
         "model": config.model,
         "dtype": config.dtype,
@@ -102,7 +102,7 @@ def make_job(config: Config) -> dict[str, Any]:
             for query in queries
         ],
         "prompts": prompts.ids(model, queries),
-        "lengths": scaled(each, size.mean, size.most),
+        "lengths": scaled(recorded_lengths(size), size.mean, size.most),
         "rows": size.rows,
         "slots_per_group": size.slots_per_group,
         "temperature": size.temperature,
@@ -143,14 +143,17 @@ def scaled(
 
 
 def ask_engine(checkout: Path, job: dict[str, Any]) -> dict[str, Any]:
+    command, env = engine_of(checkout)
+    return last_line(
+        command, f"the engine of {checkout}", input=json.dumps(job), env=env
+    )
+
+
+def engine_of(checkout: Path) -> tuple[list[str], dict[str, str]]:
+    """What serves the engine of a checkout: a command, its environment."""
     script = against.SCRIPTS / "engine_peer.py"
     path = {"PYTHONPATH": str(checkout.absolute())}
-    return last_line(
-        [sys.executable, str(script)],
-        f"the engine of {checkout}",
-        input=json.dumps(job),
-        env={**os.environ, **path},
-    )
+    return [sys.executable, str(script)], {**os.environ, **path}
 
 
 def ask_llama_cpp(config: Config, job: dict[str, Any]) -> dict[str, Any]:

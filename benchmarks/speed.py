@@ -30,6 +30,7 @@ BENCHES = (
     "decode",
     "prefix",
     "long",
+    "short",
     "dynscaling",
     "workers",
     "startup",

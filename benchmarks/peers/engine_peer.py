@@ -1,11 +1,13 @@
 """The engine of a checkout, which PYTHONPATH names, on samples of given
-lengths; see README.md.
+lengths; see README.md. It reads a job, a line of JSON, and does it once more
+for each further line.
 
 Other checkouts have the same engine before a change, so this keeps to what
 they share: limits and measurements are put around functions of inference.
 """
 
 import importlib
+import itertools
 import json
 import sys
 import time
@@ -30,7 +32,7 @@ def found(name: str) -> Any:
 
 
 def main() -> None:
-    job = json.load(sys.stdin)
+    job = json.loads(sys.stdin.readline())
     import jax
 
     from dynscaling_jax.checkpoints import Model, load_model
@@ -79,27 +81,33 @@ def main() -> None:
         slots=job["rows"],
         slots_per_group=job["slots_per_group"],
     )
+    for _ in itertools.chain([job], sys.stdin):
+        result = measured(engine, requests, job, compiled, seen)
+        print(json.dumps(result), flush=True)
+
+
+def measured(engine, requests, job, compiled, seen) -> dict[str, Any]:
+    """What one run over all requests took."""
+    compiled.clear()
+    steps = engine.active_steps, engine.slot_steps
     begin, cpu = time.perf_counter(), time.process_time()
     tokens = sum(sample.new_tokens for sample in engine.sample(requests))
     seconds = time.perf_counter() - begin
     cpu = time.process_time() - cpu
     if tokens != sum(map(sum, job["lengths"])):
         sys.exit(f"{tokens} tokens were generated")
-    print(
-        json.dumps(
-            {
-                "tokens": tokens,
-                "seconds": seconds,
-                "cpu_seconds": round(cpu, 1),
-                "idle": round(1 - engine.active_steps / engine.slot_steps, 4),
-                "compilations": len(compiled),
-                "compile_seconds": round(sum(compiled), 1),
-                "keys_held_bytes": seen.held,
-                "keys_live_bytes": seen.live,
-                "held_to_live": round(seen.held / seen.live, 3),
-            }
-        )
-    )
+    active = engine.active_steps - steps[0]
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "cpu_seconds": round(cpu, 1),
+        "idle": round(1 - active / (engine.slot_steps - steps[1]), 4),
+        "compilations": len(compiled),
+        "compile_seconds": round(sum(compiled), 1),
+        "keys_held_bytes": seen.held,
+        "keys_live_bytes": seen.live,
+        "held_to_live": round(seen.held / seen.live, 3),
+    }
 
 
 class Limits:
@@ -124,7 +132,7 @@ class Limits:
 
     def running(self, make, requests):
         def limited(number, prompt, group, limit):
-            asked = requests[number]
+            asked = requests[number % len(requests)]
             length = self.of[asked.query.id, asked.index]
             return make(number, prompt, group, min(limit, length))
 

@@ -43,6 +43,15 @@ TINY = {
     "long.mean": 8.0,
     "long.rows": 8,
     "long.slots_per_group": 4,
+    "short.queries": 2,
+    "short.candidates": 4,
+    "short.prompt_tokens": 300,
+    "short.mean": 8,
+    "short.most": 8,
+    "short.rows": 8,
+    "short.slots_per_group": 4,
+    "short.turns": 2,
+    "short.before": str(ROOT),
     "dynscaling.queries": 2,
     "dynscaling.samples_per_query": 5,
     "dynscaling.new_tokens": 8,
@@ -129,6 +138,7 @@ WANTED = {
         ("long against llama_cpp", ""),
         ("long against transformers", ""),
     ],
+    "short": [("short", "samples tokens ratio ratio_of_fastest goal")],
     "dynscaling": [
         (
             "dynscaling",
@@ -213,6 +223,13 @@ def test_says_what_is_missing_and_how_to_get_it(lines):
             assert line["missing"] and "ratio" not in line
             assert line["install"]
     assert lines["decode against transformers"]["install"] == "make peers"
+
+
+def test_an_engine_in_turn_does_the_whole_job_each_time(lines):
+    line = lines["short"]
+    assert line["samples"] == 8 and line["tokens"] == 64
+    assert len(line["tokens_per_second"]) == 2
+    assert len(line["their_tokens_per_second"]) == 2
 
 
 def test_prompts_share_their_keys(lines):
