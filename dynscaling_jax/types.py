@@ -165,8 +165,8 @@ class Policy(NamedTuple):
 
     score is set where each pull goes to the highest score, ties at random,
     and the score of a query reads nothing of the other ones: (candidates,
-    virtual pulls, int32 [Q]) -> float32 [Q]. Replay then computes that of the
-    query alone that changed.
+    virtual pulls, int32 [Q]) -> float32 [Q]. Without rounds that of the query
+    alone that changed is then computed.
     """
 
     allocate: Callable[[jax.Array, Candidates, jax.Array], jax.Array]

@@ -37,6 +37,7 @@ from dynscaling_jax.sampler import (
     reader_of,
     watch_of,
 )
+from dynscaling_jax.scaling.allocation import best
 from dynscaling_jax.scaling.loop import (
     Event,
     Result,
@@ -210,6 +211,9 @@ class _Run:
         self.samples: list[list[Sample]] = [[] for _ in queries]  # by index
         self._on_event, self._clock, self._begin = on_event, clock, clock()
         self._allocate = jax.jit(functools.partial(_one, policy))
+        self._score = jax.jit(policy.score) if policy.score else None
+        self._score_Q = np.zeros(len(queries), np.float32)
+        self._changed = {*range(len(queries))}  # since their scores
         self._decided = jax.jit(cancel.decided) if cancel else None
         self._last = jax.jit(cancel.last) if cancel and cancel.last else None
         self._reader = reader_of(sampler)
@@ -294,6 +298,7 @@ class _Run:
         self._flights.append(flight)
         samples.append(unseen(request, UNDER_WAY))
         self._pending_Q[q] += 1
+        self._changed.add(q)
         self._granted += 1
         self._note("grant", flight)
         return True
@@ -304,10 +309,28 @@ class _Run:
         q = self._granted % len(self.queries)
         if self._granted < self._in_turn and free_Q[q]:
             return q
+        if self._score:
+            q = self._best_score(free_Q)
+            return q if q >= 0 else None
         seen = self._seen(self.method.policy.reads, pending_Q)
         grants_Q = self._allocate(self.key, np.int32(self._granted), seen)
         grants_Q = checked_grants(grants_Q, free_Q, 1)
         return int(grants_Q.argmax()) if grants_Q.any() else None
+
+    def _best_score(self, free_Q: np.ndarray) -> int:
+        """What the policy chooses, which scores each query by itself.
+
+        Only queries that changed since the last grant are scored again.
+        """
+        assert self._score
+        for q in self._changed:
+            one = self.table.of(q, self.method.policy.reads)
+            pending = self._pending_Q[q : q + 1].copy()
+            one = one._replace(pending_Q=pending)
+            self._score_Q[q : q + 1] = self._score(one, pending)
+        self._changed.clear()
+        number, score_Q = np.int32(self._granted), self._score_Q.copy()
+        return int(_best(self.key, number, score_Q, free_Q))
 
     def _due(self) -> _Flight | None:
         """A sample that ends in the same step as the last one."""
@@ -392,6 +415,7 @@ class _Run:
         self._flights.remove(flight)
         self._pending_Q[flight.q] -= 1
         self._waiting_Q[flight.q] = False
+        self._changed.add(flight.q)
         cost = cost_of(sample, self.budget)
         dearest = self._dearest
         self._dearest = {axis: max(dearest[axis], cost[axis]) for axis in cost}
@@ -427,6 +451,14 @@ def _one(
     """The policy's choice for the grant of that number."""
     key = jax.random.fold_in(key, number)
     return policy.allocate(key, seen, jnp.int32(1))
+
+
+@jax.jit
+def _best(
+    key: jax.Array, number: jax.Array, score_Q: jax.Array, free_Q: jax.Array
+) -> jax.Array:
+    """What `_one` chooses, by scores that are known."""
+    return best(jax.random.fold_in(key, number), score_Q, free_Q)
 
 
 def _before(flight: _Flight, first: _Flight) -> bool:

@@ -38,6 +38,7 @@ class Table:
         self._place = {query.id: q for q, query in enumerate(queries)}
         self._answer_QN = np.full(shape, -1, np.int32)
         self._tokens_QN = np.zeros(shape, np.int32)
+        self._zeros_QN = np.zeros(shape, np.float32)
         self._weights = {name: np.zeros(shape, np.float32) for name in weights}
         self._index = [AnswerIndex(same(query)) for query in queries]
         # what readers were given since the last sample came
@@ -84,21 +85,28 @@ class Table:
         if weight is None or isinstance(weight, str):
             if weight not in self._seen:
                 self._seen[weight] = self._candidates(
-                    self._weights[weight] if weight else self._zeros()
+                    self._weights[weight] if weight else self._zeros_QN
                 )
             return self._seen[weight]
-        weight_QN = self._zeros()
+        weight_QN = self._zeros_QN.copy()
         for q, row in enumerate(weight):
             weight_QN[q, : len(row)] = row
         return self._candidates(weight_QN)
 
-    def _zeros(self) -> np.ndarray:
-        return np.zeros(self._answer_QN.shape, np.float32)
+    def of(self, q: int, weight: str | None = None) -> Candidates:
+        """Returns the packed arrays of one query, [1, N], on the host."""
+        weight_QN = self._weights[weight] if weight else self._zeros_QN
+        return Candidates(*self._copies(weight_QN, slice(q, q + 1)))
 
     def _candidates(self, weight_QN: np.ndarray) -> Candidates:
+        return Candidates(*jax.device_put(self._copies(weight_QN)))
+
+    def _copies(
+        self, weight_QN: np.ndarray, rows: slice = slice(None)
+    ) -> list[np.ndarray]:
         # copies: a device may alias what add() writes to
         parts = self._answer_QN, weight_QN, self._tokens_QN, self.count_Q
-        return Candidates(*jax.device_put([part.copy() for part in parts]))
+        return [part[rows].copy() for part in parts]
 
     def texts(self, answer_Q: jax.Array) -> tuple[str | None, ...]:
         """Answer ids, one for each query, as texts; None for -1."""

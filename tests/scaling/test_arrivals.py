@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dynscaling_jax.sampler import FunctionSampler
 from dynscaling_jax.scaling import cancelling
 from dynscaling_jax.scaling.arrivals import run_arrivals
-from dynscaling_jax.scaling.bandits import ucb, uniform
+from dynscaling_jax.scaling.bandits import pets, ucb, uniform
 from dynscaling_jax.scaling.loop import run_rounds
 from dynscaling_jax.scaling.opportunity import opportunity_cost
 from dynscaling_jax.scaling.strategies import integrated, parallel, rsa
@@ -105,6 +105,20 @@ def test_the_order_of_events_by_hand():
     ]
     assert result.stopped == "samples"
     assert result.ledger[:4] == (5, 20, 12, 117)
+
+
+@pytest.mark.parametrize("policy", [opportunity_cost(), pets(), uniform()])
+@pytest.mark.parametrize("strategy", [parallel(), integrated(explore=2)])
+def test_scores_of_what_changed_choose_as_the_whole_policy(policy, strategy):
+    """A grant once asked the policy about all queries, 5 ms for 100 of them.
+    Chains that have to wait take their query out of the choice."""
+    whole = policy._replace(score=None)
+    some, all_ = (
+        run(Model(7, 1).sampler, 5, strategy, each, concurrent=7)
+        for each in (policy, whole)
+    )
+    assert policy.score
+    assert lines(some) == lines(all_)
 
 
 def test_a_look_every_sixteen_steps_by_hand():
