@@ -89,7 +89,7 @@ def deepconf(consensus: float = 0.95, least: int = 16) -> Cancel:
 
 
 @named
-def tail(share: float = 0.6, part: float = 0.25) -> Cancel:
+def tail(share: float = 0.4, part: float = 0.1) -> Cancel:
     """Ends samples that are not worth waiting for, once all are granted.
 
     A run is over when its longest sample ends. Until then slots fall idle,

@@ -64,12 +64,11 @@ def test_tail_gives_up_stragglers():
     """Two of eight places are busy, a quarter: the split question has an
     answer, so it is not waited for; the one without is."""
     seen = candidates([[0, 1], []], [1, 1])
-    assert cancelling.tail().last(seen, flights(0, 1)).tolist()[:2] == [
-        True,
-        False,
-    ]
+    quarter = cancelling.tail(part=0.25).last
+    assert quarter(seen, flights(0, 1)).tolist()[:2] == [True, False]
+    assert not cancelling.tail(part=0.1).last(seen, flights(0, 1)).any()
     seen = candidates([[0, 1], []], [2, 1])
-    assert not cancelling.tail().last(seen, flights(0, 0, 1)).any()
+    assert not quarter(seen, flights(0, 0, 1)).any()
 
 
 def test_texts():
