@@ -82,10 +82,12 @@ def without_rounds_line(
     Idle slots are counted up to the last grant, and in the whole run.
     """
     method = METHODS[size.method]()
-    schedule = WITHOUT_ROUNDS._replace(concurrent=size.slots)
+    schedule = WITHOUT_ROUNDS._replace(
+        concurrent=size.slots, poll_steps=size.poll_steps
+    )
     counts: list[tuple[int, int]] = []
     for _ in range(2):  # the first run compiles
-        engine = _engine(size, model, size.new_tokens)
+        engine = _engine(size, model, size.new_tokens, size.poll_steps)
         reading = functools.partial(
             with_answers, kind=task.kind, thinking=engine.thinking
         )
@@ -110,6 +112,7 @@ def without_rounds_line(
     return {
         "bench": "dynscaling, without rounds",
         "concurrent": size.slots,
+        "poll_steps": size.poll_steps,
         "samples": result.ledger.samples,
         "new_tokens": result.ledger.new_tokens,
         "seconds": round(seconds, 2),
@@ -219,13 +222,16 @@ def _sample(
         pass
 
 
-def _engine(size: Config, model: Model, new_tokens: int) -> Engine:
+def _engine(
+    size: Config, model: Model, new_tokens: int, steps: int = 16
+) -> Engine:
     return Engine(
         model,
         max_new_tokens=new_tokens,
         temperature=size.temperature,
         slots=size.slots,
         slots_per_group=size.slots_per_group,
+        steps=steps,
     )
 
 

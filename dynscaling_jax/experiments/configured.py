@@ -304,6 +304,7 @@ def open_engine(
         model,
         seed=config.seed,
         available=available,
+        steps=config.budget.poll_steps,
         thinking=thinking_of(config, model.tokenizer.thinking),
         **engine_fields(config.engine),
     )

@@ -29,6 +29,7 @@ class Limits(NamedTuple):
     max_new_tokens: int  # of a sample
     # (bucket of a prompt, R) -> numbers of slots to choose from, ascending
     slot_counts: Callable[[int, int], tuple[int, ...]]
+    steps: int = layout.CHUNK  # of decoding between two looks of the host
 
 
 class Start(NamedTuple):
@@ -145,7 +146,7 @@ class Scheduler:
         lengths = {
             # the last token of a sample is never read
             slot.number: min(
-                slot.count + layout.CHUNK - 1, max(1, slot.limit - 1)
+                slot.count + self._limits.steps - 1, max(1, slot.limit - 1)
             )
             for slot in running
         }
@@ -171,7 +172,7 @@ class Scheduler:
             ),
             prefix=prefix,
             suffix=suffix,
-            steps=max(1, min(layout.CHUNK, most)),
+            steps=max(1, min(self._limits.steps, most)),
             enough=self._enough(),
         )
 

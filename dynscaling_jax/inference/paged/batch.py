@@ -49,6 +49,7 @@ class Wanted(NamedTuple):
     slots: int | None
     live: int | None
     max_new_tokens: int
+    steps: int
 
 
 def is_paged(attention: str, on: Mesh | None) -> bool:
@@ -121,7 +122,7 @@ def sizes(
         pool.pages,
         memory.PAGE,
         memory.PREFILL,
-        runner.CHUNK,
+        wanted.steps,
         each,
         context,
         new,
