@@ -158,6 +158,27 @@ def test_the_layout_of_groups_does_not_matter(model, reference, per):
     assert_same(by_name(engine.sample(work)), reference)
 
 
+@pytest.mark.parametrize("attention", ["reference", "xla"])
+def test_the_steps_between_two_looks_do_not_matter(model, attention):
+    """A run with polls of 3 steps once looked every 16 all the same: a slot
+    whose sample had ended stayed idle for 13 more."""
+    settings = {**SHAPE, "attention": attention}
+    work = ask(QUERIES, range(5))
+    plain = by_name(Engine(model, **settings).sample(work))
+    engine = Engine(model, **settings, steps=3)
+    calls = [engine.sample([request]) for request in work]
+    steps = 0
+    while before := engine.watch.under_way():
+        engine.watch.step()
+        after = engine.watch.under_way()
+        for name, tokens in after.items():
+            assert tokens - before[name] <= 3 + (before[name] == 0)
+        steps += 1
+    assert steps > SHAPE["max_new_tokens"] // 3 - 1
+    found = by_name(sample for call in calls for sample in call)
+    assert_same(found, plain)
+
+
 def test_a_cache_without_room_does_not_matter(model, reference):
     engine = Engine(model, **SHAPE, prefix_bytes=0)
     work = [*ask(QUERIES, range(3)), *[chain(q, 70) for q in QUERIES]]
@@ -576,6 +597,7 @@ def test_nothing_is_compiled_after_the_first_call(model):
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number"),
         ({"slots": 0}, "slots must be a whole number"),
+        ({"steps": 0}, "steps must be a whole number"),
         ({"slots_per_group": 0}, "slots_per_group must be a whole number"),
         ({"max_new_tokens": 7.5}, "max_new_tokens must be a whole number"),
         ({"stop": "ab"}, "stop must be a list of strings, got 'ab'"),
