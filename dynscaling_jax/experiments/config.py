@@ -50,7 +50,8 @@ class BudgetConfig(NamedTuple):
     # more is granted; by default what the method says
     schedule: str = ""
     concurrent: int = 64
-    poll_steps: int = 16  # decode steps between two looks at what has ended
+    # decode steps between two looks at what has ended, of run and engine
+    poll_steps: int = 16
 
 
 class EngineConfig(NamedTuple):
