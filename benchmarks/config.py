@@ -151,7 +151,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "queries": 64,  # two samples a slot and round
         "samples_per_query": 8,
         "stale_rounds": 0,  # as config.budget.stale_rounds
-        "poll_steps": 8,  # as config.budget.poll_steps
+        "poll_steps": 8,  # of the run without rounds
         "new_tokens": 128,
         "temperature": 0.7,
         "slots": 32,

@@ -12,6 +12,7 @@ from benchmarks import ours, prompts
 from benchmarks.common import Config, Lines, compilations, rate, timed_calls
 from dynscaling_jax.checkpoints import Model, load_model
 from dynscaling_jax.inference import Engine
+from dynscaling_jax.inference.grouped import layout
 from dynscaling_jax.methods import METHODS, WITHOUT_ROUNDS, in_rounds
 from dynscaling_jax.sampler import tap
 from dynscaling_jax.scaling.arrivals import run_arrivals
@@ -223,7 +224,7 @@ def _sample(
 
 
 def _engine(
-    size: Config, model: Model, new_tokens: int, steps: int = 16
+    size: Config, model: Model, new_tokens: int, steps: int = layout.CHUNK
 ) -> Engine:
     return Engine(
         model,

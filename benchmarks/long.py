@@ -23,6 +23,7 @@ from dynscaling_jax.tasks import load_task
 
 def lines(config: Config) -> Lines:
     size = config.long
+    older = size.before and checkout(size.before)
     job = make_job(config, size)
     yield {
         "bench": "long",
@@ -36,8 +37,8 @@ def lines(config: Config) -> Lines:
     yield {"bench": "long, this engine", **shown(first)}
     asks = {
         "before": lambda: (
-            ask_engine(Path(size.before), job)
-            if size.before
+            ask_engine(older, job)
+            if older
             else {
                 "missing": "a checkout of the project",
                 "install": "--config.long.before=CHECKOUT",
@@ -89,8 +90,8 @@ def shown(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_job(config: Config, size: Config) -> dict[str, Any]:
-    """What an engine, or a peer, is to do; all lengths are `most` if that is
-    the mean."""
+    """What an engine, or a peer, is to do. If `mean` equals `most`, every
+    sample has that length."""
     model = ours.load(config)
     task = load_task(**config.task)
     queries = prompts.queries(task, model, size.queries, size.prompt_tokens)
@@ -140,6 +141,13 @@ def scaled(
         else:
             high = scale
     return [[cut(n, high) for n in question] for question in recorded]
+
+
+def checkout(path: str) -> Path:
+    """Raises ValueError where it is none: the installed engine would answer."""
+    if not (Path(path) / "dynscaling_jax").is_dir():
+        raise ValueError(f"{path} is no checkout of the project")
+    return Path(path)
 
 
 def ask_engine(checkout: Path, job: dict[str, Any]) -> dict[str, Any]:

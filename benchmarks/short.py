@@ -1,7 +1,9 @@
 """Many short samples, beside another checkout of the project.
 
 Both engines stay in their processes and take turns, so that a machine whose
-speed moves by a third from minute to minute still tells 3% apart.
+speed moves by a third from minute to minute still tells 3% apart. Each turn has
+a new engine, which computes the prompts; all is compiled by the first, which
+does not count. For a CPU: an accelerator would not hold both.
 """
 
 import json
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import ROOT, Config, Lines, rate
-from benchmarks.long import engine_of, make_job
+from benchmarks.long import checkout, engine_of, make_job
 
 
 def lines(config: Config) -> Lines:
@@ -23,19 +25,14 @@ def lines(config: Config) -> Lines:
             "install": "--config.short.before=CHECKOUT",
         }
         return
+    before = checkout(size.before)
     job = make_job(config, size)
-    sides = {
-        "ours": Served(ROOT, job),
-        "theirs": Served(Path(size.before), job),
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
-    try:
+    speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    with Served(ROOT, job) as ours, Served(before, job) as theirs:
+        sides = {"ours": ours, "theirs": theirs}
         for turn in range(size.turns):
             for name in [*sides] if turn % 2 else [*sides][::-1]:
                 speeds[name].append(sides[name].again())
-    finally:
-        for side in sides.values():
-            side.close()
     ratios = np.divide(speeds["ours"], speeds["theirs"])
     yield {
         "bench": "short",
@@ -71,8 +68,12 @@ class Served:
         found = self._ask("")
         return rate(found["tokens"], found["seconds"])
 
-    def close(self) -> None:
-        self._process.communicate()
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
 
     def _ask(self, line: str) -> dict:
         """Raises RuntimeError where the engine failed."""
@@ -82,4 +83,7 @@ class Served:
             self._process.stdin.flush()
             return json.loads(self._process.stdout.readline())
         except (OSError, ValueError):
-            raise RuntimeError(f"{self._name} failed; see above") from None
+            code = self._process.poll()
+            raise RuntimeError(
+                f"{self._name} failed, exit status {code}; see above"
+            ) from None

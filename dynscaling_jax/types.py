@@ -165,8 +165,9 @@ class Policy(NamedTuple):
 
     score is set where each pull goes to the highest score, ties at random,
     and the score of a query reads nothing of the other ones: (candidates,
-    virtual pulls, int32 [Q]) -> float32 [Q]. Without rounds that of the query
-    alone that changed is then computed.
+    virtual pulls, int32 [Q]) -> float32 [Q]. Without rounds, live and in
+    replay, only the score of a query that changed is then computed again, and
+    allocate is not called.
     """
 
     allocate: Callable[[jax.Array, Candidates, jax.Array], jax.Array]

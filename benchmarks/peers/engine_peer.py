@@ -74,14 +74,14 @@ def main() -> None:
             else None
         )
     )
-    engine = Engine(
-        model,
-        max_new_tokens=max(map(max, job["lengths"])),
-        temperature=job["temperature"],
-        slots=job["rows"],
-        slots_per_group=job["slots_per_group"],
-    )
     for _ in itertools.chain([job], sys.stdin):
+        engine = Engine(  # a new one, which knows no prompt
+            model,
+            max_new_tokens=max(map(max, job["lengths"])),
+            temperature=job["temperature"],
+            slots=job["rows"],
+            slots_per_group=job["slots_per_group"],
+        )
         result = measured(engine, requests, job, compiled, seen)
         print(json.dumps(result), flush=True)
 
@@ -89,19 +89,18 @@ def main() -> None:
 def measured(engine, requests, job, compiled, seen) -> dict[str, Any]:
     """What one run over all requests took."""
     compiled.clear()
-    steps = engine.active_steps, engine.slot_steps
+    seen.held = seen.live = 0
     begin, cpu = time.perf_counter(), time.process_time()
     tokens = sum(sample.new_tokens for sample in engine.sample(requests))
     seconds = time.perf_counter() - begin
     cpu = time.process_time() - cpu
     if tokens != sum(map(sum, job["lengths"])):
         sys.exit(f"{tokens} tokens were generated")
-    active = engine.active_steps - steps[0]
     return {
         "tokens": tokens,
         "seconds": seconds,
         "cpu_seconds": round(cpu, 1),
-        "idle": round(1 - active / (engine.slot_steps - steps[1]), 4),
+        "idle": round(1 - engine.active_steps / engine.slot_steps, 4),
         "compilations": len(compiled),
         "compile_seconds": round(sum(compiled), 1),
         "keys_held_bytes": seen.held,
@@ -132,7 +131,7 @@ class Limits:
 
     def running(self, make, requests):
         def limited(number, prompt, group, limit):
-            asked = requests[number % len(requests)]
+            asked = requests[number]
             length = self.of[asked.query.id, asked.index]
             return make(number, prompt, group, min(limit, length))
 

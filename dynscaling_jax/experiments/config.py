@@ -50,7 +50,8 @@ class BudgetConfig(NamedTuple):
     # more is granted; by default what the method says
     schedule: str = ""
     concurrent: int = 64
-    # decode steps between two looks at what has ended, of run and engine
+    # decode steps between two polls of what has ended; an engine that polls
+    # every 16 otherwise polls as often
     poll_steps: int = 16
 
 

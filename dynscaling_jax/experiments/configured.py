@@ -22,6 +22,7 @@ from dynscaling_jax.experiments.log import begun
 from dynscaling_jax.experiments.run import Origin, run
 from dynscaling_jax.experiments.shared import ALONE, Processes, nothing
 from dynscaling_jax.inference import Engine, mesh
+from dynscaling_jax.inference.grouped.layout import CHUNK
 from dynscaling_jax.lines import dumps, loads, shown
 from dynscaling_jax.methods import METHODS, WITHOUT_ROUNDS, in_rounds
 from dynscaling_jax.sampler import tap
@@ -213,6 +214,11 @@ def _is_async(config: RunConfig, preset: Method) -> bool:
             f"config.budget.concurrent={caps.concurrent}: expected 1 or more "
             "samples under way at once"
         )
+    if found and caps.poll_steps < 1:
+        raise ValueError(
+            f"config.budget.poll_steps={caps.poll_steps}: expected decode "
+            "steps, 1 or more"
+        )
     if not found and config.cancel not in ("", "none"):
         raise ValueError(
             f"config.cancel={config.cancel!r} ends samples in a schedule "
@@ -304,10 +310,16 @@ def open_engine(
         model,
         seed=config.seed,
         available=available,
-        steps=config.budget.poll_steps,
+        steps=polls_every(config),
         thinking=thinking_of(config, model.tokenizer.thinking),
         **engine_fields(config.engine),
     )
+
+
+def polls_every(config: RunConfig) -> int:
+    """Decode steps between two polls of the engine that a run has."""
+    without_rounds = _is_async(config, METHODS[config.method]())
+    return min(CHUNK, config.budget.poll_steps) if without_rounds else CHUNK
 
 
 def model_identity(config: RunConfig) -> dict[str, str]:

@@ -123,9 +123,9 @@ class Engine:
                 dtype of the model.
             live: tokens of a slot while it samples, on average, its prompt
                 included; with slots=None, and from pages alone.
-            steps: of decoding between two looks of the host; above 16 it is
-                16. It changes no sample. Where samples are granted one by
-                one, fewer leave a slot idle for a shorter time.
+            steps: decode steps between two polls of what has ended; above 16
+                it is 16. It changes no sample. Where samples are granted one
+                by one, fewer leave a slot idle for a shorter time.
             max_thinking_tokens: of one sample: where its thought has no end
                 after so many, the mark that ends it is forced, token by
                 token, and the answer follows. Forced tokens are new tokens

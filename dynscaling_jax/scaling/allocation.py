@@ -156,7 +156,7 @@ def scored(
         pulls. Every query with a free slot may be pulled.
       reads: the field or signal of Sample that score finds in weight_QN.
       alone: whether the score of a query reads nothing of other queries, so
-        that a replay need not compute all of them when one has changed.
+        that without rounds only that of one that changed is computed.
     """
 
     def allocate(

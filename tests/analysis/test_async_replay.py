@@ -32,7 +32,7 @@ CANCELS = {
     "none": None,
     "lead": cancelling.lead(),
     "posterior": cancelling.posterior(0.9),
-    "tail": cancelling.tail(),
+    "tail": cancelling.tail(part=0.25),
 }
 
 
@@ -162,7 +162,7 @@ def test_chunks_change_nothing():
             {"u": uniform(), "oc": opportunity_cost()},
             majority(),
             [10, 30],
-            {"u": Terms(4), "oc": Terms(4, 2, 1, cancelling.tail())},
+            {"u": Terms(4), "oc": Terms(4, 2, 1, cancelling.tail(part=0.25))},
             replicates=7,
             chunk=chunk,
         )

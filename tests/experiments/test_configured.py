@@ -11,6 +11,7 @@ from dynscaling_jax.experiments.configured import (
     endpoint_sampler,
     method_axes,
     method_of,
+    polls_every,
     run_config,
 )
 from dynscaling_jax.methods import METHODS, ROUNDS, WITHOUT_ROUNDS
@@ -101,3 +102,26 @@ def test_a_run_begun_in_rounds_goes_on_in_rounds(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "rounds.jsonl").touch()  # nothing was begun
     assert run(tmp_path / "c", config)["steps"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [
+        ({"poll_steps": 3}, 3),
+        ({"poll_steps": 64}, 16),
+        ({"poll_steps": 3, "schedule": "rounds"}, 16),
+    ],
+)
+def test_an_engine_polls_as_often_as_a_run_without_rounds(fields, steps):
+    config = get_config()
+    config.method = "dynscaling"
+    config.budget.update(fields)
+    assert polls_every(typed(config)) == steps
+
+
+def test_polls_are_some_steps_apart():
+    config = get_config()
+    config.method = "dynscaling"
+    config.budget.poll_steps = 0
+    with pytest.raises(ValueError, match=r"config\.budget\.poll_steps=0"):
+        polls_every(typed(config))

@@ -21,7 +21,7 @@ METHOD = ds.Method(
     ds.votes.majority(),
     ds.Schedule(first_round=2, concurrent=5),
     "made-up",
-    ds.cancelling.tail(),
+    ds.cancelling.tail(part=0.25),
 )
 BUDGET = ds.Budget(samples=24)
 

@@ -161,7 +161,7 @@ def test_the_layout_of_groups_does_not_matter(model, reference, per):
 @pytest.mark.parametrize("attention", ["reference", "xla"])
 def test_the_steps_between_two_looks_do_not_matter(model, attention):
     """A run with polls of 3 steps once looked every 16 all the same: a slot
-    whose sample had ended stayed idle for 13 more."""
+    whose sample had ended stayed idle for up to 13 more."""
     settings = {**SHAPE, "attention": attention}
     work = ask(QUERIES, range(5))
     plain = by_name(Engine(model, **settings).sample(work))

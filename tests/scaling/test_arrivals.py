@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dynscaling_jax.sampler import FunctionSampler
 from dynscaling_jax.scaling import cancelling
 from dynscaling_jax.scaling.arrivals import run_arrivals
-from dynscaling_jax.scaling.bandits import pets, ucb, uniform
+from dynscaling_jax.scaling.bandits import uab, ucb, uniform
 from dynscaling_jax.scaling.loop import run_rounds
 from dynscaling_jax.scaling.opportunity import opportunity_cost
 from dynscaling_jax.scaling.strategies import integrated, parallel, rsa
@@ -107,15 +107,22 @@ def test_the_order_of_events_by_hand():
     assert result.ledger[:4] == (5, 20, 12, 117)
 
 
-@pytest.mark.parametrize("policy", [opportunity_cost(), pets(), uniform()])
+@pytest.mark.parametrize("policy", [opportunity_cost(), uab(), uniform()])
 @pytest.mark.parametrize("strategy", [parallel(), integrated(explore=2)])
-def test_scores_of_what_changed_choose_as_the_whole_policy(policy, strategy):
+@pytest.mark.parametrize("cancel", [None, cancelling.lead()])
+def test_scores_of_what_changed_choose_as_the_whole_policy(
+    policy, strategy, cancel
+):
     """A grant once asked the policy about all queries, 5 ms for 100 of them.
     Chains that have to wait take their query out of the choice."""
-    whole = policy._replace(score=None)
+
+    def surer(request):
+        sample = noisy(request)
+        return sample._replace(logprob=-float(sample.new_tokens))
+
     some, all_ = (
-        run(Model(7, 1).sampler, 5, strategy, each, concurrent=7)
-        for each in (policy, whole)
+        run(Model(7, 1, surer).sampler, 5, strategy, each, cancel, 7)
+        for each in (policy, policy._replace(score=None))
     )
     assert policy.score
     assert lines(some) == lines(all_)
@@ -189,7 +196,7 @@ METHODS = {
     "waits": {"strategy": rsa(population=2, k=2)},
     "lead": {"cancel": cancelling.lead(), "policy": opportunity_cost()},
     "tail": {
-        "cancel": cancelling.tail(),
+        "cancel": cancelling.tail(part=0.25),
         "policy": opportunity_cost(),
         "first": 2,
     },

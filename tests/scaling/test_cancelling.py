@@ -66,7 +66,9 @@ def test_tail_gives_up_stragglers():
     seen = candidates([[0, 1], []], [1, 1])
     quarter = cancelling.tail(part=0.25).last
     assert quarter(seen, flights(0, 1)).tolist()[:2] == [True, False]
-    assert not cancelling.tail(part=0.1).last(seen, flights(0, 1)).any()
+    few = cancelling.tail(part=0.1).last  # two of twenty, one of eight
+    assert few(seen, flights(0, 1, width=20)).tolist()[:2] == [True, False]
+    assert not few(seen, flights(0, 1)).any()
     seen = candidates([[0, 1], []], [2, 1])
     assert not quarter(seen, flights(0, 0, 1)).any()
 

@@ -122,7 +122,7 @@ def sizes(
         pool.pages,
         memory.PAGE,
         memory.PREFILL,
-        wanted.steps,
+        min(wanted.steps, runner.CHUNK),
         each,
         context,
         new,
