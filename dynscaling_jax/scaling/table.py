@@ -5,6 +5,7 @@ once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -103,7 +104,7 @@ class Table:
 
     def _copies(
         self, weight_QN: np.ndarray, rows: slice = slice(None)
-    ) -> list[np.ndarray]:
+    ) -> list[Any]:
         # copies: a device may alias what add() writes to
         parts = self._answer_QN, weight_QN, self._tokens_QN, self.count_Q
         return [part[rows].copy() for part in parts]
