@@ -23,7 +23,7 @@ from dynscaling_jax.tasks import load_task
 
 def lines(config: Config) -> Lines:
     size = config.long
-    older = size.before and checkout(size.before)
+    older = size.before and checked(size.before)
     job = make_job(config, size)
     yield {
         "bench": "long",
@@ -143,8 +143,8 @@ def scaled(
     return [[cut(n, high) for n in question] for question in recorded]
 
 
-def checkout(path: str) -> Path:
-    """Raises ValueError where it is none: the installed engine would answer."""
+def checked(path: str) -> Path:
+    """A checkout; ValueError for what is none, where another would answer."""
     if not (Path(path) / "dynscaling_jax").is_dir():
         raise ValueError(f"{path} is no checkout of the project")
     return Path(path)

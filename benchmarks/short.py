@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import ROOT, Config, Lines, rate
-from benchmarks.long import checkout, engine_of, make_job
+from benchmarks.long import checked, engine_of, make_job
 
 
 def lines(config: Config) -> Lines:
@@ -25,7 +25,7 @@ def lines(config: Config) -> Lines:
             "install": "--config.short.before=CHECKOUT",
         }
         return
-    before = checkout(size.before)
+    before = checked(size.before)
     job = make_job(config, size)
     speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
     with Served(ROOT, job) as ours, Served(before, job) as theirs:

@@ -102,7 +102,7 @@ def tail(share: float = 0.4, part: float = 0.1) -> Cancel:
       is less than `share` of the highest that any query has with them, which
       is what one more sample would be worth;
     - where no more samples run than `part` of the slots and its query has an
-      answer. Fewer than 1 / part slots have no such part.
+      answer. With fewer than 1 / part slots that ends nothing.
 
     The rule was chosen by replay; docs/lab/allocation.md has what lost.
 
