@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
 from dynscaling_jax.inference.paged.attention import (
     Layout,
     gpu,
+    pallas,
     sharded,
     tpu,
     views,
@@ -42,6 +43,7 @@ def small_blocks():
         patch.setattr(softmax_states, "SHARED_BLOCK", 2)
         patch.setattr(softmax_states, "PREFILL_BLOCK", 2)
         patch.setattr(views, "LANES", 4)
+        patch.setattr(pallas, "MOST_PAGES", 2)
         yield
 
 
@@ -312,6 +314,7 @@ BACKENDS = {
     "xla": xla.backend(),
     "gpu": gpu.backend(as_rows),
     "tpu": tpu.backend(plain),
+    "pallas": pallas.backend(interpret=True),
 }
 
 
@@ -352,7 +355,16 @@ def test_tpu_in_float32(case):
     check(BACKENDS["tpu"], config, window, layout, state, "float32", 1e-5)
 
 
-@pytest.mark.parametrize("name", ["xla", "gpu"])
+@pytest.mark.parametrize("case", CASES)
+@settings(max_examples=2, deadline=None)
+@given(state=states(LAYOUT))
+@example(state=SHARING)
+def test_pallas_in_float32(case, state):
+    config, window = config_of(case)
+    check(BACKENDS["pallas"], config, window, LAYOUT, state, "float32", 1e-5)
+
+
+@pytest.mark.parametrize("name", ["xla", "gpu", "pallas"])
 @settings(max_examples=3, deadline=None)
 @given(state=states(LAYOUT))
 def test_bfloat16(name, state):

@@ -7,6 +7,7 @@ from dynscaling_jax.inference.paged.attention import (
     Backend,
     Layout,
     gpu,
+    pallas,
     tpu,
     xla,
 )
@@ -16,17 +17,20 @@ from dynscaling_jax.models.config import ModelConfig
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "xla": functools.cache(xla.backend),
     "tpu": functools.cache(tpu.backend),
+    "pallas": functools.cache(pallas.backend),
     "gpu": functools.cache(gpu.backend),
 }
+# The first of its platform that can serve a model is auto; xla serves all.
+OF_PLATFORM = {"tpu": ("tpu", "pallas"), "gpu": ("gpu",)}
 
 
 def select(
     name: str, platform: str, config: ModelConfig, layout: Layout, model: int
 ) -> Backend:
-    """Returns the backend of a name, or of a platform where it can serve.
+    """Returns the backend of a name, or of a platform where one can serve.
 
     Args:
-        name: of BACKENDS; auto is that of the platform, or else xla.
+        name: of BACKENDS; auto is the first of the platform, or else xla.
         platform: as of jax.Device.
         config: of the model.
         layout: of the cache.
@@ -36,17 +40,18 @@ def select(
         ValueError: none has that name, it is of other devices, or it refuses
             the model.
     """
+    own = (*OF_PLATFORM.get(platform, ()), "xla")
     if name == "auto":
-        made = BACKENDS.get(platform, BACKENDS["xla"])()
-        refused = made.refuses(config, layout, model)
-        return BACKENDS["xla"]() if refused else made
+        every = (BACKENDS[each]() for each in own)
+        return next(x for x in every if not x.refuses(config, layout, model))
     if name not in BACKENDS:
         raise ValueError(
             f"attention must be auto, {', '.join(BACKENDS)}, got {name!r}"
         )
-    if name not in ("xla", platform):
+    if name not in own:
+        needs = next(x for x, names in OF_PLATFORM.items() if name in names)
         raise ValueError(
-            f"attention={name} needs a {name.upper()}, and these devices are "
+            f"attention={name} needs a {needs.upper()}, and these devices are "
             f"of platform {platform}; take auto or xla"
         )
     made = BACKENDS[name]()

@@ -1,0 +1,320 @@
+"""Decoding from pages by a Pallas kernel for TPUs, where JAX's own refuses.
+
+It takes heads of 64 and 256 features, sinks and int8 keys, which JAX's kernel
+does not. The cache is that of the XLA form, whose prefill serves here too.
+
+The kernel goes through a list of blocks, each some pages of one slot. A block
+is one step of its grid: while it is computed, the pages of the next one are
+copied to the chip. W = 4, blocks of two pages; slot 0 is at position 13 and
+slot 1 at position 5:
+
+    step          0    1    2
+    slot          0    0    1
+    pages         0 1  2 3  0 1     places in the table of the slot
+    positions     0-7  8-13 0-5
+
+Consecutive steps of one slot add to one softmax, which stays on the chip.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int32
+
+from dynscaling_jax.inference.paged.attention import Backend, Layout, xla
+from dynscaling_jax.inference.paged.attention.states import (
+    finite,
+    pages_met,
+)
+from dynscaling_jax.inference.paged.attention.tpu import TABLE, view
+from dynscaling_jax.inference.paged.attention.views import (
+    chunk_view,
+    written_to,
+)
+from dynscaling_jax.models.attention import (
+    LOG2_E,
+    MASKED,
+    SoftmaxState,
+    capped,
+    softmax_scale,
+)
+from dynscaling_jax.models.config import Kind, ModelConfig
+
+MOST_PAGES = 16  # of a block
+BLOCK_BYTES = 1 << 20  # of its keys, if that is more than a page
+ROWS = 8  # queries of a key head are padded to a multiple of these
+
+
+class Blocks(NamedTuple):
+    """What the steps of the kernel read, in the order of the slots."""
+
+    count: Int32[Array, ""]  # blocks that there are; the others mean nothing
+    slot: Int32[Array, " T"]
+    start: Int32[Array, " T"]  # position of the first key
+    page: Int32[Array, " T*B"]  # B of each block
+    length: Int32[Array, " S"]  # keys of each slot; 0 where it is inactive
+
+
+def backend(interpret: bool = False) -> Backend:
+    """The kernel as a backend; `interpret` runs it on any device, slowly."""
+    return Backend(
+        "pallas",
+        xla.HEADS_AXIS,
+        refuses,
+        xla.init,
+        view,
+        chunk_view,
+        functools.partial(decode, interpret),
+        xla.prefill,
+    )
+
+
+def refuses(config: ModelConfig, layout: Layout, model: int) -> str:
+    """Says what the kernel cannot do, of a model on a mesh."""
+    del layout
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if config.head_dim % 64:
+        return f"head_dim {config.head_dim} is no multiple of 64"
+    if kv_heads % model or heads % model:
+        return f"{kv_heads} key heads cannot be split in {model}"
+    return ""
+
+
+def decode(
+    interpret: bool,
+    kind: Kind,
+    config: ModelConfig,
+    cache: tuple[jax.Array, ...],
+    base: Int32[Array, ""],
+    number: int,
+    view: Any,  # a View of one part, traced
+    position: Int32[Array, " S"],
+    active: Bool[Array, " S"],
+    q: Float[Array, "S H D"],
+    k: Float[Array, "S K D"],
+    v: Float[Array, "S K D"],
+) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
+    """Writes one token a slot and attends up to it; see Backend.decode."""
+    del number
+    page = xla.page_size(config, cache)
+    _, to = written_to(view.table, base, position, active, page, len(cache[0]))
+    cache = xla.write(config, cache, to, position % page, k, v)
+    length = jnp.where(to < len(cache[0]), position + 1, 0)
+    rows = by_key_head(q, k.shape[1])
+
+    def attend(some: slice) -> SoftmaxState:
+        blocks = listed(
+            view.table[some],
+            base,
+            length[some],
+            kind.window,
+            page,
+            pages_at_once(cache[0]),
+        )
+        return attended(kind, config, interpret, rows[some], cache, blocks)
+
+    # slots whose pages have all room in the scalar memory
+    most = max(TABLE // view.table.shape[1], 1)
+    parts = [attend(slice(at, at + most)) for at in range(0, len(q), most)]
+    state = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    heads = q.shape[1] // k.shape[1]
+    state = jax.tree.map(
+        lambda x: x[:, :, :heads].reshape(*q.shape[:2], -1), state
+    )
+    return finite(state), cache
+
+
+def by_key_head(
+    q: Float[Array, "S H D"], kv_heads: int
+) -> Float[Array, "S K R D"]:
+    """Queries of each key head, padded to a multiple of ROWS."""
+    slots, heads, dim = q.shape
+    rows = q.reshape(slots, kv_heads, heads // kv_heads, dim)
+    padding = -rows.shape[2] % ROWS
+    return jnp.pad(rows, ((0, 0), (0, 0), (0, padding), (0, 0)))
+
+
+def pages_at_once(pages: jax.Array) -> int:
+    """Pages of a block: BLOCK_BYTES, as far as there are few enough."""
+    each = pages.dtype.itemsize * int(np.prod(pages.shape[1:]))
+    return min(max(BLOCK_BYTES // each, 1), MOST_PAGES)
+
+
+def listed(
+    table: Int32[Array, "S P"],
+    base: Int32[Array, ""],
+    length: Int32[Array, " S"],
+    window: int,
+    page: int,
+    at_once: int,
+) -> Blocks:
+    """Lists the blocks of each slot, from the first page that it sees.
+
+    A slot without keys has one block, so that what it gets is set. Behind the
+    last page of a slot a block names the page that the block before has there:
+    what is on the chip already is not copied again. Slot 0 has pages 7, 3 and
+    5, slot 1 page 2, and slot 2 pages 8 and 9; in blocks of two:
+
+        slot     0    0    1    2
+        page     7 3  5 3  2 3  8 9
+
+    Args:
+        table: pages of the slots; -1 is none.
+        base: the part's first page.
+        length: keys of each slot.
+        window: of the layer; 0 is none.
+        page: W.
+        at_once: pages of a block, if a slot can see so many.
+    """
+    slots, width = table.shape
+    last = jnp.maximum(length - 1, 0) // page
+    first = jnp.zeros_like(last)
+    if window:
+        first = jnp.maximum(length - window, 0) // page
+        width = min(pages_met(window, page), width)
+    at_once = min(at_once, width)
+    count = (last - first) // at_once + 1
+    ends = jnp.cumsum(count)
+    step = jnp.arange(slots * -(-width // at_once))
+    slot = jnp.searchsorted(ends, step, side="right", method="compare_all")
+    slot = jnp.minimum(slot, slots - 1)
+    start = first[slot] + (step - (ends - count)[slot]) * at_once
+    places = start[:, None] + jnp.arange(at_once)[None]
+    there = places <= last[slot][:, None]
+    named = jax.lax.cummax(jnp.where(there, step[:, None], 0))
+    places = jnp.clip(places, 0, table.shape[1] - 1)
+    own = jnp.maximum(table[slot[:, None], places], 0)
+    pages = base + jnp.take_along_axis(own, named, 0)
+    every = slot, start * page, pages.ravel(), length
+    return Blocks(ends[-1], *(x.astype(jnp.int32) for x in every))
+
+
+def attended(
+    kind: Kind,
+    config: ModelConfig,
+    interpret: bool,
+    q: Float[Array, "S K R D"],
+    cache: Sequence[jax.Array],
+    blocks: Blocks,
+) -> SoftmaxState:
+    """Runs the kernel: what each slot sees, [S, K, R, 1 or D]."""
+    slots, kv_heads, rows, dim = q.shape
+    at_once = len(blocks.page) // len(blocks.slot)
+
+    def of_slot(last: int) -> pl.BlockSpec:
+        return pl.BlockSpec(
+            (1, kv_heads, rows, last),
+            lambda step, slot, *_: (slot[step], 0, 0, 0),
+        )
+
+    def of_page(x: jax.Array, place: int) -> pl.BlockSpec:
+        def index(step, slot, start, page, length):
+            del slot, start, length
+            return (page[step * at_once + place], *(0,) * (x.ndim - 1))
+
+        return pl.BlockSpec((1, *x.shape[1:]), index)
+
+    like = lambda last: jax.ShapeDtypeStruct(
+        (slots, kv_heads, rows, last), jnp.float32
+    )
+    run = pl.pallas_call(
+        functools.partial(_step, kind, config, len(cache)),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(blocks.count,),
+            in_specs=[
+                of_slot(dim),
+                *(of_page(x, at) for at in range(at_once) for x in cache),
+            ],
+            out_specs=[of_slot(1), of_slot(1), of_slot(dim)],
+        ),
+        out_shape=[like(1), like(1), like(dim)],
+        interpret=interpret,
+        name="paged_decode",
+    )
+    scalars = blocks.slot, blocks.start, blocks.page, blocks.length
+    return SoftmaxState(*run(*scalars, q, *(at_once * [*cache])))
+
+
+def _step(kind, config, arrays, slot, start, page, length, q, *refs):
+    """One block: adds what a slot sees in some pages to its softmax.
+
+    Args:
+        kind: of the layer.
+        config: of the model.
+        arrays: how many a cache has.
+        slot: of each block.
+        start: position of each block's first key.
+        page: of the grid alone.
+        length: keys of each slot.
+        q: [1, K, R, D], of the slot.
+        refs: arrays of one page after another, [1, ...]; then the state.
+    """
+    del page
+    *kept, peak, total, acc = refs
+    pages = [kept[at : at + arrays] for at in range(0, len(kept), arrays)]
+    step = pl.program_id(0)
+    own = slot[step]
+
+    @pl.when((step == 0) | (slot[jnp.maximum(step - 1, 0)] != own))
+    def _():
+        peak[...] = jnp.full_like(peak, MASKED)
+        total[...] = jnp.zeros_like(total)
+        acc[...] = jnp.zeros_like(acc)
+
+    turned = xla.tokens_last(config)
+    width = pages[0][0].shape[-1 if turned else -2]
+    shape = q.shape[2], len(pages) * width
+    at = start[step] + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    seen = at < length[own]
+    if kind.window:
+        seen &= at >= length[own] - kind.window
+    scale = softmax_scale(config) * LOG2_E
+    cap = LOG2_E * config.attn_logit_softcapping
+    for head in range(q.shape[1]):
+        rows = q[0, head]
+        beside = lambda parts: jnp.concatenate(parts, -1)
+        scores = beside(
+            [product(rows, k[0, head], 0 if turned else 1) for k, *_ in pages]
+        )
+        if arrays > 2:
+            scores *= beside([each[2][0, head][None] for each in pages])
+        scores = jnp.where(seen, capped(scores * scale, cap), MASKED)
+        before = peak[0, head]
+        top = jnp.maximum(before, jnp.ceil(scores.max(-1, keepdims=True)))
+        weights = jnp.where(seen, jnp.exp2(scores - top), 0)
+        old = jnp.exp2(before - top)
+        peak[0, head] = top
+        total[0, head] = total[0, head] * old + weights.sum(-1, keepdims=True)
+        if arrays > 2:
+            weights *= beside([each[3][0, head][None] for each in pages])
+        weights = weights.astype(rows.dtype)
+        new = sum(
+            product(
+                weights[:, place * width : (place + 1) * width],
+                v[0, head],
+                1 if turned else 0,
+            )
+            for place, (_, v, *_) in enumerate(pages)
+        )
+        acc[0, head] = acc[0, head] * old + new
+
+
+def product(
+    a: Float[Array, "R n"], b: jax.Array, axis: int
+) -> Float[Array, "R m"]:
+    """Of a with b along its axis, in the dtype of a; sums are float32."""
+    if b.dtype == jnp.int8:
+        b = b.astype(jnp.float32)  # the chips convert it to no other
+    return jax.lax.dot_general(
+        a,
+        b.astype(a.dtype),
+        (((1,), (axis,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
