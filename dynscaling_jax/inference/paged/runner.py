@@ -309,6 +309,9 @@ def decode_chunk(
     def step(carry):
         number, cache, slots, sums, ran = carry
         position = length + slots.count - 1  # of the token that is read
+        seen = sharded.step(
+            backend, config, cache[0], view, position, slots.active
+        )
         x, cache = _run_layers(
             params,
             config,
@@ -321,7 +324,7 @@ def decode_chunk(
                 config,
                 cache,
                 layer,
-                view,
+                seen,
                 position,
                 slots.active,
                 *qkv,

@@ -16,6 +16,7 @@ from dynscaling_jax.inference.paged.attention import (
     Layout,
     gpu,
     pallas,
+    select,
     sharded,
     tpu,
     views,
@@ -151,8 +152,15 @@ def jitted(backend, config, kind):
     jit = functools.partial(jax.jit, donate_argnums=0)
     if backend.name == "tpu":
         jit = lambda f: f
-    each = sharded.prefill, sharded.decode
-    return [jit(functools.partial(f, backend, kind, config)) for f in each]
+
+    def decode(cache, number, view, position, active, *qkv):
+        seen = sharded.step(backend, config, cache, view, position, active)
+        return sharded.decode(
+            backend, kind, config, cache, number, seen, position, active, *qkv
+        )
+
+    prefill = functools.partial(sharded.prefill, backend, kind, config)
+    return jit(prefill), jit(decode)
 
 
 def rounded(x):
@@ -284,6 +292,7 @@ def close(seen, expected, bound):
 
 def config_of(case):
     heads, kv_heads, dim, window, fields = CASES[case]
+    fields = {**fields, "sliding_window": window}
     return model(heads, kv_heads, dim, **fields), window
 
 
@@ -364,6 +373,74 @@ def test_pallas_in_float32(case, state):
     check(BACKENDS["pallas"], config, window, LAYOUT, state, "float32", 1e-5)
 
 
+@pytest.mark.parametrize("case", ["grouped", "window"])
+def test_pallas_takes_slots_in_turn(case, monkeypatch):
+    """Where the pages of all have no room in the scalar memory."""
+    monkeypatch.setattr(pallas, "TABLE", 3 * LAYOUT.longest)
+    fresh = pallas.backend(interpret=True)  # not what was compiled before
+    config, window = config_of(case)
+    check(fresh, config, window, LAYOUT, SHARING, "float32", 1e-5)
+
+
+def test_blocks_of_the_kernel():
+    """Slots with three, one, no and two pages, in blocks of two."""
+    table = jnp.array([[7, 3, 5, 0], [2, 0, 0, 0], [1, 4, 6, 0], [8, 9, 0, 0]])
+    length = jnp.array([2 * W + 1, W, 0, W + 1])
+    found = pallas.listed(table, length, 0, W, 2)
+    assert found.count == 5
+    assert found.slot[:5].tolist() == [0, 0, 1, 2, 3]
+    assert found.start[:5].tolist() == [0, 2 * W, 0, 0, 0]
+    pages = found.page.reshape(-1, 2)[:5]
+    # behind a last page stands what the block before has there
+    assert pages.tolist() == [[7, 3], [5, 3], [2, 3], [1, 3], [8, 9]]
+    # a window of W + 2 meets the last two pages, or three
+    found = pallas.listed(table, length, W + 2, W, 2)
+    assert found.count == 5
+    assert found.start[:5].tolist() == [0, 2 * W, 0, 0, 0]
+    length = jnp.array([3 * W, W, 0, W + 1])
+    found = pallas.listed(table, length, W + 2, W, 2)
+    assert found.count == 4
+    assert found.start[:4].tolist() == [W, 0, 0, 0]
+    assert found.page.reshape(-1, 2)[:4].tolist() == [
+        [3, 5],
+        [2, 5],
+        [1, 5],
+        [8, 9],
+    ]
+
+
+def test_which_backend_serves_a_model():
+    every = ("tpu", "pallas", "xla")
+    serves = lambda config, keys="bfloat16", parts=1: [
+        name
+        for name in every
+        if not select.BACKENDS[name]().refuses(
+            config, LAYOUT._replace(keys=keys), parts
+        )
+    ]
+    chosen = lambda config, **more: select.select(
+        "auto",
+        "tpu",
+        config,
+        LAYOUT._replace(keys=more.get("keys", "bfloat16")),
+        more.get("parts", 1),
+    ).name
+    qwen, gpt_oss = model(32, 8, 128), model(64, 8, 64, sinks=True)
+    odd = model(4, 2, 80)
+    assert serves(qwen) == ["tpu", "pallas", "xla"]
+    assert chosen(qwen) == "tpu"
+    assert serves(gpt_oss) == ["pallas", "xla"]
+    assert chosen(gpt_oss) == "pallas"
+    assert chosen(qwen, keys="int8") == "pallas"
+    assert chosen(model(8, 4, 256)) == "pallas"
+    assert chosen(odd) == "xla"
+    assert chosen(gpt_oss, parts=16) == "xla"
+    with pytest.raises(ValueError, match="pallas needs a TPU, and these"):
+        select.select("pallas", "cpu", gpt_oss, LAYOUT, 1)
+    with pytest.raises(ValueError, match="pallas cannot serve this .* of 64"):
+        select.select("pallas", "tpu", odd, LAYOUT, 1)
+
+
 @pytest.mark.parametrize("name", ["xla", "gpu", "pallas"])
 @settings(max_examples=3, deadline=None)
 @given(state=states(LAYOUT))
@@ -372,14 +449,15 @@ def test_bfloat16(name, state):
     check(BACKENDS[name], config, window, LAYOUT, state, "bfloat16", 2e-2)
 
 
+@pytest.mark.parametrize("name", ["xla", "pallas"])
 @pytest.mark.parametrize("case", ["grouped", "scalar_and_window"])
 @settings(max_examples=3, deadline=None)
 @given(state=states(LAYOUT))
-def test_int8_attends_to_what_it_keeps(case, state):
+def test_int8_attends_to_what_it_keeps(name, case, state):
     """Where XLA divides otherwise than NumPy, an entry is a unit off."""
     config, window = config_of(case)
     layout = LAYOUT._replace(keys="int8")
-    check(BACKENDS["xla"], config, window, layout, state, "float32", 1e-2)
+    check(BACKENDS[name], config, window, layout, state, "float32", 1e-2)
 
 
 @settings(max_examples=3, deadline=None)

@@ -9,6 +9,7 @@ import pytest
 
 from dynscaling_jax.inference import Engine, memory, mesh
 from dynscaling_jax.inference.paged import runner
+from dynscaling_jax.inference.paged.attention import pallas
 from dynscaling_jax.models import stacked
 from dynscaling_jax.models.config import FULL, SLIDING, RopeScaling
 from dynscaling_jax.types import Message, Query, Request
@@ -121,6 +122,23 @@ def test_samples_are_those_of_groups(tiny, recording_engine, family):
         held = engine._batch._state.cache
         layers = model.config.num_hidden_layers
         assert len(held) == (layers if one is model else 1)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "gemma2"])
+def test_samples_of_the_kernel_are_those_of_groups(
+    tiny, recording_engine, family
+):
+    """The Pallas kernel, interpreted, in the step that an engine compiles."""
+    model = tiny(eos_token_id=STOPS, **FAMILIES[family])
+    settings = {**SETTINGS, "temperature": 0}
+    work = ask(lengths=(3, 40), samples=5)
+    expected = sampled(recording_engine(model, **settings), work)
+    engine = decoded_from_pages(
+        recording_engine, stacked_model(model), temperature=0
+    )
+    kernel = pallas.backend(interpret=True)
+    engine._sizes = engine._sizes._replace(backend=kernel)
+    assert_equal(sampled(engine, work), expected)
 
 
 def test_preemption_changes_no_sample(tiny, recording_engine, monkeypatch):

@@ -1,4 +1,4 @@
-"""How queries meet keys that lie in pages: one interface, three backends."""
+"""How queries meet keys that lie in pages: one interface, four backends."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +16,12 @@ class Layout(NamedTuple):
     page: int  # W, positions of a page
     keys: str  # dtype of the cache: that of the model, or int8
     longest: int  # pages of a sequence at most; the width of its table
+
+
+def unchanged(config: Any, cache: Any, view: Any, *slots: Any) -> Any:
+    """What a backend has for `step` where its view needs no more."""
+    del config, cache, slots
+    return view
 
 
 class Backend(NamedTuple):
@@ -54,3 +60,7 @@ class Backend(NamedTuple):
     prefill: Callable[..., tuple[SoftmaxState, Any]]
     """(kind, config, cache [pages, ...], first page, view, q, k, v) of a part
     -> (state, cache); with a running softmax, as sharded.prefill."""
+    step: Callable[..., Any] = unchanged
+    """(config, cache [L, pages, ...], view, position, active) of a part ->
+    what decode gets as its view: made once in a step, for all layers. It has
+    the `table` of the view."""

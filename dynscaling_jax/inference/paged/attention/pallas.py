@@ -52,13 +52,22 @@ ROWS = 8  # queries of a key head are padded to a multiple of these
 
 
 class Blocks(NamedTuple):
-    """What the steps of the kernel read, in the order of the slots."""
+    """What the kernel reads step by step, slot after slot."""
 
     count: Int32[Array, ""]  # blocks that there are; the others mean nothing
     slot: Int32[Array, " T"]
     start: Int32[Array, " T"]  # position of the first key
-    page: Int32[Array, " T*B"]  # B of each block
+    page: Int32[Array, " T*B"]  # B of each block, numbered within the part
     length: Int32[Array, " S"]  # keys of each slot; 0 where it is inactive
+
+
+class Seen(NamedTuple):
+    """What all layers share in a step. Traced; of one part, or [D, ...]."""
+
+    table: Int32[Array, "S P"]  # pages of each slot; -1 is none
+    blocks: dict[int, tuple[Blocks, ...]]
+    """By window of a layer: of some slots after others, as many as have room
+    for their pages in the scalar memory."""
 
 
 def backend(interpret: bool = False) -> Backend:
@@ -72,6 +81,7 @@ def backend(interpret: bool = False) -> Backend:
         chunk_view,
         functools.partial(decode, interpret),
         xla.prefill,
+        step,
     )
 
 
@@ -86,6 +96,35 @@ def refuses(config: ModelConfig, layout: Layout, model: int) -> str:
     return ""
 
 
+def step(
+    config: ModelConfig,
+    cache: tuple[jax.Array, ...],
+    view: Any,  # a View of one part, traced
+    position: Int32[Array, " S"],
+    active: Bool[Array, " S"],
+) -> Seen:
+    """Lists the blocks of a step, which layers of a kind share."""
+    page, table = xla.page_size(config, cache), view.table
+    _, to = written_to(table, jnp.int32(0), position, active, page, -1)
+    length = jnp.where(to >= 0, position + 1, 0)
+    at_once = pages_at_once(cache[0])
+    most = max(TABLE // table.shape[1], 1)
+    parts = [slice(at, at + most) for at in range(0, len(table), most)]
+    windows = {
+        config.kind(layer).window for layer in range(config.num_hidden_layers)
+    }
+    return Seen(
+        table,
+        {
+            window: tuple(
+                listed(table[some], length[some], window, page, at_once)
+                for some in parts
+            )
+            for window in windows
+        },
+    )
+
+
 def decode(
     interpret: bool,
     kind: Kind,
@@ -93,7 +132,7 @@ def decode(
     cache: tuple[jax.Array, ...],
     base: Int32[Array, ""],
     number: int,
-    view: Any,  # a View of one part, traced
+    view: Seen,
     position: Int32[Array, " S"],
     active: Bool[Array, " S"],
     q: Float[Array, "S H D"],
@@ -105,24 +144,13 @@ def decode(
     page = xla.page_size(config, cache)
     _, to = written_to(view.table, base, position, active, page, len(cache[0]))
     cache = xla.write(config, cache, to, position % page, k, v)
-    length = jnp.where(to < len(cache[0]), position + 1, 0)
-    rows = by_key_head(q, k.shape[1])
-
-    def attend(some: slice) -> SoftmaxState:
-        blocks = listed(
-            view.table[some],
-            base,
-            length[some],
-            kind.window,
-            page,
-            pages_at_once(cache[0]),
-        )
-        return attended(kind, config, interpret, rows[some], cache, blocks)
-
-    # slots whose pages have all room in the scalar memory
-    most = max(TABLE // view.table.shape[1], 1)
-    parts = [attend(slice(at, at + most)) for at in range(0, len(q), most)]
-    state = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    rows, states, first = by_key_head(q, k.shape[1]), [], 0
+    for blocks in view.blocks[kind.window]:
+        some = rows[first : first + len(blocks.length)]
+        blocks = blocks._replace(page=base + blocks.page)
+        states.append(attended(kind, config, interpret, some, cache, blocks))
+        first += len(some)
+    state = jax.tree.map(lambda *x: jnp.concatenate(x), *states)
     heads = q.shape[1] // k.shape[1]
     state = jax.tree.map(
         lambda x: x[:, :, :heads].reshape(*q.shape[:2], -1), state
@@ -141,14 +169,17 @@ def by_key_head(
 
 
 def pages_at_once(pages: jax.Array) -> int:
-    """Pages of a block: BLOCK_BYTES, as far as there are few enough."""
-    each = pages.dtype.itemsize * int(np.prod(pages.shape[1:]))
+    """Pages of a block: BLOCK_BYTES, as far as there are few enough.
+
+    Args:
+        pages: of all layers, [L, N, ...].
+    """
+    each = pages.dtype.itemsize * int(np.prod(pages.shape[2:]))
     return min(max(BLOCK_BYTES // each, 1), MOST_PAGES)
 
 
 def listed(
     table: Int32[Array, "S P"],
-    base: Int32[Array, ""],
     length: Int32[Array, " S"],
     window: int,
     page: int,
@@ -166,7 +197,6 @@ def listed(
 
     Args:
         table: pages of the slots; -1 is none.
-        base: the part's first page.
         length: keys of each slot.
         window: of the layer; 0 is none.
         page: W.
@@ -190,7 +220,7 @@ def listed(
     named = jax.lax.cummax(jnp.where(there, step[:, None], 0))
     places = jnp.clip(places, 0, table.shape[1] - 1)
     own = jnp.maximum(table[slot[:, None], places], 0)
-    pages = base + jnp.take_along_axis(own, named, 0)
+    pages = jnp.take_along_axis(own, named, 0)
     every = slot, start * page, pages.ravel(), length
     return Blocks(ends[-1], *(x.astype(jnp.int32) for x in every))
 

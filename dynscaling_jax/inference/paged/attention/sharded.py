@@ -28,6 +28,50 @@ Cache = tuple[jax.Array, ...]
 """Arrays [L, D * N, ...]: all layers, or one, and the pages of all parts."""
 
 
+def step(
+    backend: Backend,
+    config: ModelConfig,
+    cache: Cache,
+    view: Any,
+    position: Int32[Array, " S"],
+    active: Bool[Array, " S"],
+) -> Any:
+    """Makes what the layers of one step share of a view; see Backend.step.
+
+    Args:
+        backend: owns the layout of the cache.
+        config: of the model.
+        cache: only its shapes count.
+        view: backend.view of the turn.
+        position: of each slot's token.
+        active: slots.
+
+    Returns:
+        What decode takes as its view, arrays [D, ...].
+    """
+    parts = len(view.table)
+    whole = fitting(ambient(), (parts,), (DATA,))
+
+    def local(cache, view, position, active):
+        parts = len(view.table)
+        own = lambda x: x.reshape(parts, -1, *x.shape[1:])
+        made = [
+            backend.step(config, cache, *each)
+            for each in zip(
+                [jax.tree.map(lambda x, n=n: x[n], view) for n in range(parts)],
+                own(position),
+                own(active),
+                strict=True,
+            )
+        ]
+        return jax.tree.map(lambda *x: jnp.stack(x), *made)
+
+    kept = _cache_spec(backend, cache, parts)
+    return on_shards(local, (kept, whole, whole, whole), whole)(
+        cache, view, position, active
+    )
+
+
 def decode(
     backend: Backend,
     kind: Kind,
@@ -49,7 +93,7 @@ def decode(
         config: of the model.
         cache: is written in place where it is donated.
         layer: its number in the cache; it may be traced.
-        view: backend.view of the turn.
+        view: step of the turn's.
         position: of each slot's token.
         active: slots; what the others write goes nowhere.
         q: rotated, not scaled.
