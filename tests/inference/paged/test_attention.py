@@ -418,13 +418,15 @@ def test_which_backend_serves_a_model():
             config, LAYOUT._replace(keys=keys), parts
         )
     ]
-    chosen = lambda config, **more: select.select(
-        "auto",
-        "tpu",
-        config,
-        LAYOUT._replace(keys=more.get("keys", "bfloat16")),
-        more.get("parts", 1),
-    ).name
+    chosen = lambda config, **more: (
+        select.select(
+            "auto",
+            "tpu",
+            config,
+            LAYOUT._replace(keys=more.get("keys", "bfloat16")),
+            more.get("parts", 1),
+        ).name
+    )
     qwen, gpt_oss = model(32, 8, 128), model(64, 8, 64, sinks=True)
     odd = model(4, 2, 80)
     assert serves(qwen) == ["tpu", "pallas", "xla"]
@@ -460,14 +462,21 @@ def test_int8_attends_to_what_it_keeps(name, case, state):
     check(BACKENDS[name], config, window, layout, state, "float32", 1e-2)
 
 
+NEAR = (210, [(0, set())] * 2, [(n, False) for n in (0, 0, 2, 38, 25, 0, 0, 0)])
+
+
 @settings(max_examples=3, deadline=None)
 @given(state=states(LAYOUT))
+@example(state=NEAR)
 def test_int8_is_near_the_whole(state):
-    """An entry is off by a 254th of the largest of its vector at most."""
+    """An entry is off by a 254th of the largest of its vector at most.
+
+    Scores add up 16 of them: an output of NEAR is off by 3% of the largest.
+    """
     config, window = config_of("grouped")
     layout = LAYOUT._replace(keys="int8")
     check(
-        BACKENDS["xla"], config, window, layout, state, "float32", 2e-2, False
+        BACKENDS["xla"], config, window, layout, state, "float32", 6e-2, False
     )
 
 

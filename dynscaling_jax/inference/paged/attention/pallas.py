@@ -298,7 +298,7 @@ def _step(kind, config, arrays, slot, start, page, length, q, *refs):
         total[...] = jnp.zeros_like(total)
         acc[...] = jnp.zeros_like(acc)
 
-    turned = xla.tokens_last(config)
+    turned = xla.tokens_last(config, pages[0][0].dtype)
     width = pages[0][0].shape[-1 if turned else -2]
     shape = q.shape[2], len(pages) * width
     at = start[step] + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
@@ -314,7 +314,7 @@ def _step(kind, config, arrays, slot, start, page, length, q, *refs):
             [product(rows, k[0, head], 0 if turned else 1) for k, *_ in pages]
         )
         if arrays > 2:
-            scores *= beside([each[2][0, head][None] for each in pages])
+            scores *= beside([each[2][0, head, :1] for each in pages])
         scores = jnp.where(seen, capped(scores * scale, cap), MASKED)
         before = peak[0, head]
         top = jnp.maximum(before, jnp.ceil(scores.max(-1, keepdims=True)))
@@ -323,7 +323,7 @@ def _step(kind, config, arrays, slot, start, page, length, q, *refs):
         peak[0, head] = top
         total[0, head] = total[0, head] * old + weights.sum(-1, keepdims=True)
         if arrays > 2:
-            weights *= beside([each[3][0, head][None] for each in pages])
+            weights *= beside([each[2][0, head, 1:] for each in pages])
         weights = weights.astype(rows.dtype)
         new = sum(
             product(

@@ -90,7 +90,8 @@ def attend(
         config: of the model; its scale and cap apply.
         q: rotated, not scaled.
         turned: whether keys and values are [..., D, W], not [..., W, D].
-        kept: keys and values, and their scales [..., W] where they are int8.
+        kept: keys and values, and their scales [..., 2, W] where they are
+            int8.
         mask: True where a key is visible; rows that see none have sum 0.
     """
     k, v, *scales = kept
@@ -102,7 +103,7 @@ def attend(
         preferred_element_type=jnp.float32,
     )
     if scales:
-        scores *= scales[0][..., None, :]
+        scores *= scales[0][..., :1, :]
     scale = softmax_scale(config)
     cap = LOG2_E * config.attn_logit_softcapping
     scores = jnp.where(mask, capped(scores * (scale * LOG2_E), cap), MASKED)
@@ -117,7 +118,7 @@ def attend(
     )
     total = row_sums(weights)
     if scales:
-        weights *= scales[1][..., None, :]
+        weights *= scales[0][..., 1:, :]
     acc = jnp.einsum(
         f"...mw,...{axes}->...md",
         weights.astype(q.dtype),

@@ -85,34 +85,42 @@ def refuses(config: ModelConfig, layout: Layout, model: int) -> str:
 def init(config: ModelConfig, layout: Layout, dtype: Any) -> tuple:
     """Returns (shape, dtype, axes of the mesh) of keys and of values.
 
-    int8 ones have a scale for each token and head, float32.
+    int8 ones have scales of each token and head, float32, [pages, K, 2, W]:
+    of its key and of its value. Two arrays [pages, 1, W] would be copied for a
+    kernel, since XLA:TPU lays them out as if they were [pages, W].
     """
     pages, dim = layout.parts * layout.pages, config.head_dim
     heads, page = config.num_key_value_heads, layout.page
-    last = (dim, page) if tokens_last(config) else (page, dim)
     int8 = layout.keys == INT8
-    kept = (pages, heads, *last), INT8 if int8 else dtype, AXES
-    scale = (pages, heads, page), "float32", AXES
-    return (kept, kept, scale, scale) if int8 else (kept, kept)
+    dtype = jnp.dtype(INT8 if int8 else dtype)
+    last = (dim, page) if tokens_last(config, dtype) else (page, dim)
+    kept = (pages, heads, *last), dtype, AXES
+    scales = (pages, heads, 2, page), "float32", AXES
+    return (kept, kept, scales) if int8 else (kept, kept)
 
 
-def tokens_last(config: ModelConfig) -> bool:
-    """Whether a page is [K, D, W] and not [K, W, D].
+def tokens_last(config: ModelConfig, dtype: Any) -> bool:
+    """Whether a page of keys is [K, D, W] and not [K, W, D].
 
     TPUs pad the last dimension to a multiple of 128: heads of 64 features
-    would take twice their memory, and XLA copies the cache to do without.
+    would take twice their memory, and XLA copies the cache to do without. They
+    tile int8 in one way for writes and in another for kernels, which are the
+    same bytes where the last dimension is 128.
     """
-    return config.head_dim % 128 > 0
+    dim = config.head_dim
+    return dim % 128 > 0 or (dtype == jnp.int8 and dim > 128)
 
 
-def _token_axis(config: ModelConfig, x: jax.Array) -> int:
-    """Of positions in keys or values [N, K, W, D], or scales [N, K, W]."""
-    return 3 if x.ndim == 4 and tokens_last(config) else 2
+def _token_axes(config: ModelConfig, dtype: Any) -> tuple[int, int, int]:
+    """Of positions in keys, values, and their scales."""
+    axis = 3 if tokens_last(config, dtype) else 2
+    return axis, axis, 3
 
 
 def page_size(config: ModelConfig, cache: tuple[jax.Array, ...]) -> int:
     """W of a cache."""
-    return cache[0].shape[-1 if tokens_last(config) else -2]
+    keys = cache[0]
+    return keys.shape[-1 if tokens_last(config, keys.dtype) else -2]
 
 
 def view(
@@ -179,7 +187,7 @@ def decode(
         view.table, base, position, active, page, len(cache[0])
     )
     cache = write(config, cache, to, position % page, k, v)
-    turned = tokens_last(config)
+    turned = tokens_last(config, cache[0].dtype)
     attend = functools.partial(page_states, kind, config, position, q, turned)
     take = lambda at: [x[base + at] for x in cache]
     met = pages_met(kind.window, page)
@@ -211,25 +219,26 @@ def write(
     """Puts a key and a value of each slot into its place of a page.
 
     Those past the last page go nowhere; no two slots write into one page.
-    XLA:TPU writes rows of features in place if there is one index for each
-    head. Where positions are the last dimension, and of whole tokens, it would
-    lay out the cache anew, in a copy; there pages are replaced.
+    XLA:TPU writes in place if there is one index for each head. Where positions
+    are the last dimension, it would still lay out the cache anew for columns,
+    in a copy; there pages are replaced.
     """
     head = jnp.arange(k.shape[1])[None]
 
-    def put(x, new):
+    def put(x, new, axis):
         new = new.astype(x.dtype)
-        axis = _token_axis(config, x)
         if axis < x.ndim - 1:
             at = page[:, None], head, place[:, None]
             return x.at[at].set(new, mode="drop")
-        old = x.at[page].get(mode="clip")
+        at = page[:, None], head
+        old = x.at[at].get(mode="clip")
         old, x = jax.lax.optimization_barrier((old, x))  # as in put_chunk
         here = jnp.arange(x.shape[-1])[None] == place[:, None]
         here = here.reshape(len(page), *(1,) * (x.ndim - 2), -1)
-        return x.at[page].set(jnp.where(here, new[..., None], old), mode="drop")
+        return x.at[at].set(jnp.where(here, new[..., None], old), mode="drop")
 
-    return tuple(map(put, cache, stored(cache, k, v)))
+    axes = _token_axes(config, cache[0].dtype)
+    return tuple(map(put, cache, stored(cache, k, v), axes))
 
 
 def stored(
@@ -237,7 +246,7 @@ def stored(
     k: Float[Array, "... D"],
     v: Float[Array, "... D"],
 ) -> tuple[jax.Array, ...]:
-    """What the cache keeps of keys and values: themselves, or int8 and scales.
+    """What a cache keeps of keys and values: themselves, or int8 and scales.
 
     A vector is divided by a 127th of its greatest entry and rounded.
     """
@@ -250,7 +259,7 @@ def stored(
         units = jnp.round(x / jnp.maximum(scale, 1e-30)[..., None])
         kept.append((units.astype(jnp.int8), scale))
     (k, k_scale), (v, v_scale) = kept
-    return k, v, k_scale, v_scale
+    return k, v, jnp.stack([k_scale, v_scale], -1)
 
 
 def prefill(
@@ -264,22 +273,25 @@ def prefill(
     v: Float[Array, "T K D"],
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
     """Writes a chunk and attends with a running softmax; see Backend."""
+    axes = _token_axes(config, cache[0].dtype)[: len(cache)]
     cache = tuple(
-        put_chunk(x, base, view, new, _token_axis(config, x))
-        for x, new in zip(cache, stored(cache, k, v), strict=True)
+        put_chunk(x, base, view, new, axis)
+        for x, new, axis in zip(cache, stored(cache, k, v), axes, strict=True)
     )
-    take = lambda at: [_sequence(config, x[base + at]) for x in cache]
-    turned, page = tokens_last(config), page_size(config, cache)
+    take = lambda at: [
+        _sequence(x[base + at], axis)
+        for x, axis in zip(cache, axes, strict=True)
+    ]
+    turned, page = axes[0] == 3, page_size(config, cache)
     return running(kind, config, turned, take, page, view, q), cache
 
 
-def _sequence(config: ModelConfig, pages: jax.Array) -> Float[Array, "K ..."]:
+def _sequence(pages: jax.Array, axis: int) -> Float[Array, "K ..."]:
     """Pages [n, K, ...] as one, whose positions go on from page to page."""
-    count, heads = pages.shape[:2]
-    if pages.ndim == 4 and tokens_last(config):
-        return pages.transpose(1, 2, 0, 3).reshape(heads, pages.shape[2], -1)
-    rest = pages.shape[3:]
-    return pages.swapaxes(0, 1).reshape(heads, count * pages.shape[2], *rest)
+    together = jnp.moveaxis(pages, 0, axis - 1)
+    shape = [*pages.shape[1:]]
+    shape[axis - 1] *= len(pages)
+    return together.reshape(shape)
 
 
 def put_chunk(
@@ -324,4 +336,7 @@ def put_chunk(
     joined = joined.reshape(touched, page, *new.shape[1:])
     # a fusion that read a page of x too would not write x in place
     joined = jax.lax.optimization_barrier(joined)
-    return x.at[to].set(jnp.moveaxis(joined, 1, axis), mode="drop")
+    every = (to,)
+    if axis == 3:  # an index for each head, as in write
+        every = to[:, None], jnp.arange(x.shape[1])[None]
+    return x.at[every].set(jnp.moveaxis(joined, 1, axis), mode="drop")
