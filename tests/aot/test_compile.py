@@ -183,7 +183,7 @@ def test_decode(shape, device):
 
 
 # Of gpt-oss 867 slots fit on a v5p, and what the sampler moves of their logits
-# counts too. XLA:GPU writes int8 keys out in bfloat16 before it multiplies them.
+# counts too. XLA:GPU writes int8 keys out in bfloat16 before it multiplies.
 MOST_WITH_INT8 = {
     ("gpt-oss-20b", "v5p-8"): 1.45,
     ("gpt-oss-20b", "H100"): 2.5,

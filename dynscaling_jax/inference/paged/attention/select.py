@@ -56,5 +56,8 @@ def select(
         )
     made = BACKENDS[name]()
     if why := made.refuses(config, layout, model):
-        raise ValueError(f"attention {name} cannot serve this model: {why}")
+        raise ValueError(
+            f"attention {name} cannot serve this model: {why}; auto finds one "
+            "that can"
+        )
     return made
