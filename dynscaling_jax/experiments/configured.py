@@ -22,7 +22,7 @@ from dynscaling_jax.experiments.log import begun
 from dynscaling_jax.experiments.run import Origin, run
 from dynscaling_jax.experiments.shared import ALONE, Processes, nothing
 from dynscaling_jax.inference import Engine, mesh
-from dynscaling_jax.inference.grouped.layout import CHUNK
+from dynscaling_jax.inference.batch import CHUNK
 from dynscaling_jax.lines import dumps, loads, shown
 from dynscaling_jax.methods import METHODS, WITHOUT_ROUNDS, in_rounds
 from dynscaling_jax.sampler import tap
@@ -317,9 +317,9 @@ def open_engine(
 
 
 def polls_every(config: RunConfig) -> int:
-    """Decode steps between two polls of the engine that a run has."""
+    """Decode steps between two polls, as Engine's steps takes them."""
     without_rounds = _is_async(config, METHODS[config.method]())
-    return min(CHUNK, config.budget.poll_steps) if without_rounds else CHUNK
+    return config.budget.poll_steps if without_rounds else CHUNK
 
 
 def model_identity(config: RunConfig) -> dict[str, str]:

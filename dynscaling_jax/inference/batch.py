@@ -17,6 +17,8 @@ from dynscaling_jax.inference.slot import Numbered, Prompt, Slot
 from dynscaling_jax.inference.thoughts import Cap
 from dynscaling_jax.types import Sample
 
+CHUNK = 16  # steps of decoding between two polls of the host, at most
+
 
 class Setup(NamedTuple):
     """What all batches of an engine share."""

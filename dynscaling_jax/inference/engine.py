@@ -116,9 +116,9 @@ class Engine:
             available: bytes of each device that decoding may take, where
                 slots is None, and for pages; by default what
                 inference.memory finds.
-            attention: reference decodes in groups; xla, tpu and gpu from
-                pages, by inference.paged.attention; auto takes what suits the
-                devices and the model.
+            attention: reference decodes in groups; xla, tpu, pallas and gpu
+                from pages, by inference.paged.attention; auto takes what
+                suits the devices and the model.
             keys: int8 keeps keys and values in pages as int8; empty in the
                 dtype of the model.
             live: tokens of a slot while it samples, on average, its prompt

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterable, Sequence
 
+from dynscaling_jax.inference.batch import CHUNK
 from dynscaling_jax.inference.memory import doubled
 from dynscaling_jax.models.attention import AT_ONCE
 
-CHUNK = 16  # steps between two looks of the host, at most
 SHORTEST = 128  # the least bucket; what extends a prefix has multiples of it
 SHORTEST_SUFFIX = 2 * CHUNK  # doubled as needed
 FEWEST_SLOTS = 8  # fewer may round otherwise

@@ -29,7 +29,7 @@ class Limits(NamedTuple):
     max_new_tokens: int  # of a sample
     # (bucket of a prompt, R) -> numbers of slots to choose from, ascending
     slot_counts: Callable[[int, int], tuple[int, ...]]
-    steps: int = layout.CHUNK  # of decoding between two looks of the host
+    steps: int = layout.CHUNK  # of decoding between two polls of the host
 
 
 class Start(NamedTuple):

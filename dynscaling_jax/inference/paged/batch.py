@@ -122,7 +122,7 @@ def sizes(
         pool.pages,
         memory.PAGE,
         memory.PREFILL,
-        min(wanted.steps, runner.CHUNK),
+        wanted.steps,
         each,
         context,
         new,

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from dynscaling_jax.inference import sampling
+from dynscaling_jax.inference.batch import CHUNK
 from dynscaling_jax.inference.paged.attention import Backend, Layout, sharded
 from dynscaling_jax.inference.sampling import LogitSums, Settings
 from dynscaling_jax.inference.slots import (
@@ -36,8 +37,6 @@ from dynscaling_jax.models.parameters import Params
 from dynscaling_jax.models.sharding import DATA, ambient, fitting, on_shards
 from dynscaling_jax.models.stacked import Stacked
 from dynscaling_jax.models.transformer import Block, Vocabulary
-
-CHUNK = 16  # steps of a call, at most
 
 
 class State(NamedTuple):
