@@ -69,8 +69,8 @@ class EngineConfig(NamedTuple):
     slots: int = 64  # samples at a time
     groups: str = ""  # auto: not so many, but all that memory holds
     slots_per_group: int | None = None  # up to 8
-    # reference, in groups of a prompt, on one CPU device; xla, tpu or gpu,
-    # from pages; auto takes what suits the devices and the model
+    # reference, in groups of a prompt, on one CPU device; xla, tpu, pallas or
+    # gpu, from pages; auto takes what suits the devices and the model
     attention: str = "auto"
     keys: str = ""  # int8: of the keys and values in pages
     # tokens of a slot while it samples, on average, its prompt included:

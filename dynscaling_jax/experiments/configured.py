@@ -317,7 +317,7 @@ def open_engine(
 
 
 def polls_every(config: RunConfig) -> int:
-    """Decode steps between two polls, as Engine's steps takes them."""
+    """What an Engine gets as its steps; it takes 16 at most."""
     without_rounds = _is_async(config, METHODS[config.method]())
     return config.budget.poll_steps if without_rounds else CHUNK
 

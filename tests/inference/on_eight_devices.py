@@ -11,11 +11,11 @@ import pytest
 from dynscaling_jax.checkpoints import Model, export, load_model
 from dynscaling_jax.inference import Engine, memory, mesh, sampling
 from dynscaling_jax.inference.paged import runner
-from dynscaling_jax.inference.paged.attention import Layout, xla
+from dynscaling_jax.inference.paged.attention import Layout, pallas, xla
 from dynscaling_jax.inference.paged.turn import Chunk
 from dynscaling_jax.inference.slot import Prompt
 from dynscaling_jax.models import stacked, transformer
-from dynscaling_jax.models.config import ModelConfig
+from dynscaling_jax.models.config import FULL, SLIDING, ModelConfig
 from dynscaling_jax.models.parameters import parameters, tree
 from dynscaling_jax.models.sharding import param_sharding, put
 from dynscaling_jax.types import Message, Query, Request
@@ -121,6 +121,24 @@ def test_chains_extend_prompts(tiny, recording_engine):
         for text in ("1x1", "2x4")
     )
     assert_equal(one, other)
+
+
+def test_the_kernel_on_a_mesh(tiny, recording_engine):
+    """Interpreted: two parts, and two key heads a device."""
+    model = tiny(
+        num_hidden_layers=2,
+        vocab_size=264,
+        sliding_window=24,
+        layer_types=(SLIDING, FULL),
+        **SHAPES["llama"],
+    )
+    work = [Request(q, q.messages, i) for q in queries()[:2] for i in range(4)]
+    settings = {**SETTINGS, "slots": 8, "temperature": 0}
+    expected = sampled(recording_engine(model, **settings), work)
+    engine = recording_engine(placed(model, "2x4"), **settings)
+    kernel = pallas.backend(interpret=True)
+    engine._sizes = engine._sizes._replace(backend=kernel)
+    assert_equal(sampled(engine, work), expected)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ CASES = {
     "cap": (4, 2, 16, 0, {"attn_logit_softcapping": 2.0}),
     "scalar_and_window": (2, 1, 256, 9, {"query_pre_attn_scalar": 30.0}),
     "sinks": (8, 1, 64, 10, {"sinks": True}),
+    # features behind positions, also in int8; queries that a kernel pads
+    "of_128": (20, 2, 128, 0, {}),
 }
 
 
@@ -376,7 +378,7 @@ def test_pallas_in_float32(case, state):
 @pytest.mark.parametrize("case", ["grouped", "window"])
 def test_pallas_takes_slots_in_turn(case, monkeypatch):
     """Where the pages of all have no room in the scalar memory."""
-    monkeypatch.setattr(pallas, "TABLE", 3 * LAYOUT.longest)
+    monkeypatch.setattr(pallas, "SCALARS", 40)  # of three slots, or of fewer
     fresh = pallas.backend(interpret=True)  # not what was compiled before
     config, window = config_of(case)
     check(fresh, config, window, LAYOUT, SHARING, "float32", 1e-5)
@@ -409,34 +411,50 @@ def test_blocks_of_the_kernel():
     ]
 
 
-def test_which_backend_serves_a_model():
-    every = ("tpu", "pallas", "xla")
-    serves = lambda config, keys="bfloat16", parts=1: [
-        name
-        for name in every
-        if not select.BACKENDS[name]().refuses(
-            config, LAYOUT._replace(keys=keys), parts
-        )
-    ]
-    chosen = lambda config, **more: (
-        select.select(
-            "auto",
-            "tpu",
-            config,
-            LAYOUT._replace(keys=more.get("keys", "bfloat16")),
-            more.get("parts", 1),
-        ).name
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(0, 9 * W), min_size=1, max_size=6),
+    st.integers(1, 5),
+    st.integers(0, 3 * W),
+)
+def test_the_kernel_copies_each_page_once(lengths, at_once, window):
+    """A page is copied where a place of a block names another than before."""
+    table = np.arange(len(lengths) * 9).reshape(-1, 9)
+    at_once = min(at_once, pallas.most_seen(window, W, 9))
+    found = pallas.listed(
+        jnp.asarray(table), jnp.asarray(lengths), window, W, at_once
     )
+    pages = np.asarray(found.page).reshape(-1, at_once)[: int(found.count)]
+    changes = pages[1:] != pages[:-1]
+    copied = [*pages[0], *pages[1:][changes]]
+    first = [max(n - window, 0) // W if window else 0 for n in lengths]
+    seen = [
+        page
+        for own, n, begin in zip(table, lengths, first, strict=True)
+        for page in own[begin : max(-(-n // W), 1)]
+    ]
+    # what the first block has no page for is the first page, a place each
+    assert len(copied) <= len(seen) + at_once - 1
+    assert {*seen} <= {*copied}
+
+
+def test_which_backend_serves_a_model():
+    def serve(config, keys="bfloat16", split=1):
+        layout = LAYOUT._replace(keys=keys)
+        return select.select("auto", "tpu", config, layout, split).name
+
     qwen, gpt_oss = model(32, 8, 128), model(64, 8, 64, sinks=True)
     odd = model(4, 2, 80)
-    assert serves(qwen) == ["tpu", "pallas", "xla"]
-    assert chosen(qwen) == "tpu"
-    assert serves(gpt_oss) == ["pallas", "xla"]
-    assert chosen(gpt_oss) == "pallas"
-    assert chosen(qwen, keys="int8") == "pallas"
-    assert chosen(model(8, 4, 256)) == "pallas"
-    assert chosen(odd) == "xla"
-    assert chosen(gpt_oss, parts=16) == "xla"
+    assert serve(qwen) == "tpu"
+    assert serve(gpt_oss) == "pallas"
+    assert serve(qwen, keys="int8") == "pallas"
+    assert serve(model(8, 4, 256)) == "pallas"
+    assert serve(model(6, 3, 128)) == "pallas"
+    assert serve(odd) == "xla"
+    assert serve(gpt_oss, split=16) == "xla"
+    huge = LAYOUT._replace(page=128, keys="bfloat16")
+    why = select.BACKENDS["pallas"]().refuses(model(64, 64, 256), huge, 1)
+    assert why == "a page of keys takes 4194304 bytes, over 2097152"
     with pytest.raises(ValueError, match="pallas needs a TPU, and these"):
         select.select("pallas", "cpu", gpt_oss, LAYOUT, 1)
     with pytest.raises(ValueError, match="pallas cannot serve this .* of 64"):
@@ -452,7 +470,7 @@ def test_bfloat16(name, state):
 
 
 @pytest.mark.parametrize("name", ["xla", "pallas"])
-@pytest.mark.parametrize("case", ["grouped", "scalar_and_window"])
+@pytest.mark.parametrize("case", ["grouped", "scalar_and_window", "of_128"])
 @settings(max_examples=3, deadline=None)
 @given(state=states(LAYOUT))
 def test_int8_attends_to_what_it_keeps(name, case, state):

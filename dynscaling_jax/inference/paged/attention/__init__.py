@@ -49,7 +49,7 @@ class Backend(NamedTuple):
     DATA; key heads along MODEL. The caller puts L in front, and zeros in."""
     view: Callable[[Layout, Sequence[Sequence[int]], Sequence[int]], Any]
     """(layout, tables, shared) of a Turn -> NumPy arrays [D, ...] of few
-    shapes, which decode gets. On a mesh they lie along DATA."""
+    shapes, which step gets. On a mesh they lie along DATA."""
     chunk_view: Callable[[Layout, Sequence[Any]], Any]
     """(layout, chunks of a Turn) -> NumPy arrays [D, ...], which prefill
     gets."""
@@ -61,6 +61,6 @@ class Backend(NamedTuple):
     """(kind, config, cache [pages, ...], first page, view, q, k, v) of a part
     -> (state, cache); with a running softmax, as sharded.prefill."""
     step: Callable[..., Any] = unchanged
-    """(config, cache [L, pages, ...], view, position, active) of a part ->
-    what decode gets as its view: made once in a step, for all layers. It has
-    the `table` of the view."""
+    """(config, cache [L, pages of all parts, ...], view, position, active) of
+    a part -> what decode gets as its view: made once in a step, for all
+    layers. It has the `table` of the view."""

@@ -1,6 +1,6 @@
 """Decoding from pages by a Pallas kernel for TPUs, where JAX's own refuses.
 
-It takes heads of 64 and 256 features, sinks and int8 keys, which JAX's kernel
+It takes heads of 64 and 256 features, sinks, and int8 keys, which JAX's kernel
 does not. The cache is that of the XLA form, whose prefill serves here too.
 
 The kernel goes through a list of blocks, each some pages of one slot. A block
@@ -32,7 +32,7 @@ from dynscaling_jax.inference.paged.attention.states import (
     finite,
     pages_met,
 )
-from dynscaling_jax.inference.paged.attention.tpu import TABLE, view
+from dynscaling_jax.inference.paged.attention.tpu import view
 from dynscaling_jax.inference.paged.attention.views import (
     chunk_view,
     written_to,
@@ -47,7 +47,10 @@ from dynscaling_jax.models.attention import (
 from dynscaling_jax.models.config import Kind, ModelConfig
 
 MOST_PAGES = 16  # of a block
-BLOCK_BYTES = 1 << 20  # of its keys, if that is more than a page
+# Of a block's keys, unless one page has more. Values take as much, and the chip
+# holds both twice; so a page may have double, and no more.
+BLOCK_BYTES = 1 << 20
+SCALARS = 3 << 16  # of a call, int32: 768 KB of the 1 MB of scalar memory
 ROWS = 8  # queries of a key head are padded to a multiple of these
 
 
@@ -62,12 +65,12 @@ class Blocks(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What all layers share in a step. Traced; of one part, or [D, ...]."""
+    """What all layers share in a step; of one part, as sharded.step runs it."""
 
     table: Int32[Array, "S P"]  # pages of each slot; -1 is none
     blocks: dict[int, tuple[Blocks, ...]]
-    """By window of a layer: of some slots after others, as many as have room
-    for their pages in the scalar memory."""
+    """Of each window that layers have, a list for each call of the kernel. A
+    call has as many slots as its scalars have room for."""
 
 
 def backend(interpret: bool = False) -> Backend:
@@ -87,12 +90,15 @@ def backend(interpret: bool = False) -> Backend:
 
 def refuses(config: ModelConfig, layout: Layout, model: int) -> str:
     """Says what the kernel cannot do, of a model on a mesh."""
-    del layout
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if config.head_dim % 64:
         return f"head_dim {config.head_dim} is no multiple of 64"
     if kv_heads % model or heads % model:
         return f"{kv_heads} key heads cannot be split in {model}"
+    features = kv_heads // model * config.head_dim
+    page = features * layout.page * jnp.dtype(layout.keys).itemsize
+    if page > 2 * BLOCK_BYTES:
+        return f"a page of keys takes {page} bytes, over {2 * BLOCK_BYTES}"
     return ""
 
 
@@ -107,22 +113,24 @@ def step(
     page, table = xla.page_size(config, cache), view.table
     _, to = written_to(table, jnp.int32(0), position, active, page, -1)
     length = jnp.where(to >= 0, position + 1, 0)
-    at_once = pages_at_once(cache[0])
-    most = max(TABLE // table.shape[1], 1)
-    parts = [slice(at, at + most) for at in range(0, len(table), most)]
-    windows = {
-        config.kind(layer).window for layer in range(config.num_hidden_layers)
-    }
-    return Seen(
-        table,
-        {
-            window: tuple(
-                listed(table[some], length[some], window, page, at_once)
-                for some in parts
+    most, blocks = pages_at_once(cache[0]), {}
+    for layer in range(config.num_hidden_layers):
+        window = config.kind(layer).window
+        seen = most_seen(window, page, table.shape[1])
+        at_once = min(most, seen)
+        scalars = -(-seen // at_once) * (at_once + 2) + 1  # of a slot's Blocks
+        slots = max(SCALARS // scalars, 1)
+        blocks[window] = tuple(
+            listed(
+                table[at : at + slots],
+                length[at : at + slots],
+                window,
+                page,
+                at_once,
             )
-            for window in windows
-        },
-    )
+            for at in range(0, len(table), slots)
+        )
+    return Seen(table, blocks)
 
 
 def decode(
@@ -158,6 +166,11 @@ def decode(
     return finite(state), cache
 
 
+def most_seen(window: int, page: int, width: int) -> int:
+    """The most pages of a table of so many that a query sees."""
+    return min(pages_met(window, page), width) if window else width
+
+
 def by_key_head(
     q: Float[Array, "S H D"], kv_heads: int
 ) -> Float[Array, "S K R D"]:
@@ -169,7 +182,7 @@ def by_key_head(
 
 
 def pages_at_once(pages: jax.Array) -> int:
-    """Pages of a block: BLOCK_BYTES, as far as there are few enough.
+    """Pages of a block: as BLOCK_BYTES has room for, from 1 to MOST_PAGES.
 
     Args:
         pages: of all layers, [L, N, ...].
@@ -200,15 +213,14 @@ def listed(
         length: keys of each slot.
         window: of the layer; 0 is none.
         page: W.
-        at_once: pages of a block, if a slot can see so many.
+        at_once: pages of a block, B.
     """
-    slots, width = table.shape
+    slots = len(table)
     last = jnp.maximum(length - 1, 0) // page
     first = jnp.zeros_like(last)
     if window:
         first = jnp.maximum(length - window, 0) // page
-        width = min(pages_met(window, page), width)
-    at_once = min(at_once, width)
+    width = most_seen(window, page, table.shape[1])
     count = (last - first) // at_once + 1
     ends = jnp.cumsum(count)
     step = jnp.arange(slots * -(-width // at_once))
@@ -237,9 +249,9 @@ def attended(
     slots, kv_heads, rows, dim = q.shape
     at_once = len(blocks.page) // len(blocks.slot)
 
-    def of_slot(last: int) -> pl.BlockSpec:
+    def of_slot(width: int) -> pl.BlockSpec:
         return pl.BlockSpec(
-            (1, kv_heads, rows, last),
+            (1, kv_heads, rows, width),
             lambda step, slot, *_: (slot[step], 0, 0, 0),
         )
 
@@ -250,8 +262,8 @@ def attended(
 
         return pl.BlockSpec((1, *x.shape[1:]), index)
 
-    like = lambda last: jax.ShapeDtypeStruct(
-        (slots, kv_heads, rows, last), jnp.float32
+    like = lambda width: jax.ShapeDtypeStruct(
+        (slots, kv_heads, rows, width), jnp.float32
     )
     run = pl.pallas_call(
         functools.partial(_step, kind, config, len(cache)),

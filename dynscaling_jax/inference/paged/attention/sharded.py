@@ -41,7 +41,7 @@ def step(
     Args:
         backend: owns the layout of the cache.
         config: of the model.
-        cache: only its shapes count.
+        cache: its shapes on each device count, and nothing else.
         view: backend.view of the turn.
         position: of each slot's token.
         active: slots.
@@ -93,7 +93,7 @@ def decode(
         config: of the model.
         cache: is written in place where it is donated.
         layer: its number in the cache; it may be traced.
-        view: step of the turn's.
+        view: what step made of the turn's.
         position: of each slot's token.
         active: slots; what the others write goes nowhere.
         q: rotated, not scaled.

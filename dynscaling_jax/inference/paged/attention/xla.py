@@ -111,10 +111,12 @@ def tokens_last(config: ModelConfig, dtype: Any) -> bool:
     return dim % 128 > 0 or (dtype == jnp.int8 and dim > 128)
 
 
-def _token_axes(config: ModelConfig, dtype: Any) -> tuple[int, int, int]:
-    """Of positions in keys, values, and their scales."""
-    axis = 3 if tokens_last(config, dtype) else 2
-    return axis, axis, 3
+def _token_axes(
+    config: ModelConfig, cache: tuple[jax.Array, ...]
+) -> tuple[int, ...]:
+    """Of positions in each array: keys, values, and the scales of int8 ones."""
+    axis = 3 if tokens_last(config, cache[0].dtype) else 2
+    return (axis, axis, 3)[: len(cache)]
 
 
 def page_size(config: ModelConfig, cache: tuple[jax.Array, ...]) -> int:
@@ -237,8 +239,8 @@ def write(
         here = here.reshape(len(page), *(1,) * (x.ndim - 2), -1)
         return x.at[at].set(jnp.where(here, new[..., None], old), mode="drop")
 
-    axes = _token_axes(config, cache[0].dtype)
-    return tuple(map(put, cache, stored(cache, k, v), axes))
+    new, axes = stored(cache, k, v), _token_axes(config, cache)
+    return tuple(put(*each) for each in zip(cache, new, axes, strict=True))
 
 
 def stored(
@@ -273,7 +275,7 @@ def prefill(
     v: Float[Array, "T K D"],
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
     """Writes a chunk and attends with a running softmax; see Backend."""
-    axes = _token_axes(config, cache[0].dtype)[: len(cache)]
+    axes = _token_axes(config, cache)
     cache = tuple(
         put_chunk(x, base, view, new, axis)
         for x, new, axis in zip(cache, stored(cache, k, v), axes, strict=True)
