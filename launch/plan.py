@@ -16,6 +16,7 @@ installs them, beside the project's own environment). Real rates are
 lower: no chip reaches its peaks, and what chips tell one another is left out.
 """
 
+import os
 import sys
 
 from absl import flags
@@ -61,6 +62,8 @@ COMPILE = flags.DEFINE_bool(
 
 def main(_) -> None:
     quiet("jax")
+    # none is asked for, and JAX's plugin for CUDA refuses to load without one
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
         from dynscaling_jax.experiments import plan
         from dynscaling_jax.inference.memory import Lengths

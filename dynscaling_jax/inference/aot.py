@@ -122,8 +122,8 @@ def devices(name: str) -> tuple[Any, ...]:
     """Describes the chips of a device, as inference.plan names it.
 
     Raises:
-        ValueError: the compilers of this device are not installed, or have no
-            description of it.
+        ValueError: the compilers of this device are not installed, were not
+            loaded, or have no description of it.
     """
     kind, _, count = name.replace("x", "-").partition("-")
     if kind in HOPPER:
@@ -160,9 +160,15 @@ def _topology(platform: str, name: str, **more: str) -> tuple[Any, ...]:
     # it is imported where it is needed: an experimental module may go
     from jax.experimental import topologies
 
-    found = topologies.get_topology_desc(
-        platform=platform, topology_name=name, **more
-    )
+    try:
+        found = topologies.get_topology_desc(
+            platform=platform, topology_name=name, **more
+        )
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the compiler for {name} did not load: JAX asked it for a device "
+            "first; set JAX_PLATFORMS=cpu"
+        ) from error
     return tuple(found.devices)
 
 

@@ -8,6 +8,8 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dynscaling_jax.checkpoints.model import resolve
 from dynscaling_jax.inference import aot, memory, plan
 from dynscaling_jax.inference.paged.attention import Layout, pallas, sharded
 from dynscaling_jax.inference.paged.attention.tpu import View
@@ -301,6 +304,22 @@ def test_a_loop_is_counted_as_often_as_it_runs():
     assert found.counted < 0.5 * weights
     once = aot.hlo.traffic(found.text, everywhere=True, once=True)
     assert once.bytes == pytest.approx(found.counted, rel=0.1)
+
+
+@pytest.mark.parametrize("device", ["v5e-8", "H100"])
+def test_the_command(device):
+    """Without JAX_PLATFORMS, as a person has it: JAX's plugin for CUDA looks
+    for a device, and the command ended in a traceback for want of one."""
+    command = [sys.executable, "-m", "launch.plan", "--compile"]
+    command += [f"--shape={resolve('reasoner')}", f"--device={device}"]
+    command += ["--prompt=100", "--new=200"]
+    env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("decode") >= 2
 
 
 def test_an_unknown_device():
