@@ -26,7 +26,13 @@ from jax.sharding import (
 
 from dynscaling_jax.inference import hlo, memory, sampling
 from dynscaling_jax.inference.paged import runner
-from dynscaling_jax.inference.paged.attention import Backend, Layout, gpu, xla
+from dynscaling_jax.inference.paged.attention import (
+    Backend,
+    Layout,
+    gpu,
+    layout_of,
+    xla,
+)
 from dynscaling_jax.inference.paged.attention.select import select
 from dynscaling_jax.inference.paged.attention.states import pages_met
 from dynscaling_jax.inference.paged.runner import State
@@ -232,15 +238,8 @@ def _as_hopper() -> Iterator[None]:
 
 def sizes(work: Work) -> Layout:
     """The layout of the cache."""
-    context = work.config.max_position_embeddings
-    return Layout(
-        work.data,
-        work.data * work.slots,
-        work.pages,
-        memory.PAGE,
-        work.keys or "bfloat16",
-        min(-(-context // memory.PAGE), work.pages),
-    )
+    keys = work.keys or "bfloat16"
+    return layout_of(work.config, work.data, work.slots, work.pages, keys)
 
 
 def programs(

@@ -45,6 +45,11 @@ from dynscaling_jax.types import (
 )
 
 REUSE = 16  # a common beginning shorter than this is computed anew
+LIVE = (  # behind `live=10000`, where it is refused
+    "says how many slots of pages there are: take slots=None "
+    "(config.engine.groups=auto) on an accelerator or a mesh, or leave live "
+    "out"
+)
 TURN = 0.2  # seconds that a worker decodes before it waits for the others
 
 
@@ -150,49 +155,28 @@ class Engine:
             slots_per_group = math.gcd(int(slots or 8), 8)
         if isinstance(stop, str):
             raise ValueError(f"stop must be a list of strings, got {stop!r}")
-        for name, value in (
-            ("max_new_tokens", max_new_tokens),
-            ("slots", 1 if slots is None else slots),
-            ("slots_per_group", slots_per_group),
-            ("live", 1 if live is None else live),
-            ("steps", steps),
-            ("max_thinking_tokens", max_thinking_tokens or 1),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{name} must be a whole number from 1 on, got {value}"
-                )
+        if not all(stop):
+            raise ValueError("stop strings must not be empty")
+        _check_whole(
+            max_new_tokens=max_new_tokens,
+            slots=1 if slots is None else slots,
+            slots_per_group=slots_per_group,
+            live=1 if live is None else live,
+            steps=steps,
+            max_thinking_tokens=max_thinking_tokens or 1,
+        )
         if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2**32), got {seed!r}")
-        if slots and from_pages and slots % data:
-            raise ValueError(
-                f"slots ({slots}) must be a multiple of data ({data}) of the "
-                "mesh"
-            )
-        if slots and not from_pages and slots % slots_per_group:
-            raise ValueError(
-                f"slots ({slots}) must be a multiple of slots_per_group "
-                f"({slots_per_group})"
-            )
-        if keys and not from_pages:
-            raise ValueError(
-                f"keys={keys!r} is of pages, and this engine decodes in "
-                "groups; take attention=xla, or leave keys empty"
-            )
-        if live and (slots or not from_pages):
-            raise ValueError(
-                f"live={live} says how many slots of pages there are: take "
-                "slots=None (config.engine.groups=auto) on an accelerator or "
-                "a mesh, or leave live out"
-            )
+        if from_pages:
+            _check_pages(slots, live, data)
+        else:
+            _check_groups(slots, slots_per_group, live, keys)
         if max_new_tokens >= model.config.max_position_embeddings:
             raise ValueError(
                 f"max_new_tokens ({max_new_tokens}) leaves no room for a "
                 "prompt in a context of "
                 f"{model.config.max_position_embeddings} tokens"
             )
-        if not all(stop):
-            raise ValueError("stop strings must not be empty")
         self._thinking = thinking or model.tokenizer.thinking
         # the layers as they came are let go of
         self.model = model = self._laid_out(model, from_pages)
@@ -594,3 +578,40 @@ class _Call(Iterator[Sample]):
             self.left.clear()
 
     __del__ = close
+
+
+def _check_whole(**settings: int) -> None:
+    """Raises ValueError unless all are whole numbers from 1 on."""
+    for name, value in settings.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"{name} must be a whole number from 1 on, got {value}"
+            )
+
+
+def _check_pages(slots: int | None, live: int | None, data: int) -> None:
+    """Raises ValueError for what no engine that decodes from pages does."""
+    if slots and slots % data:
+        raise ValueError(
+            f"slots ({slots}) must be a multiple of data ({data}) of the mesh"
+        )
+    if live and slots:
+        raise ValueError(f"live={live} {LIVE}")
+
+
+def _check_groups(
+    slots: int | None, slots_per_group: int, live: int | None, keys: str
+) -> None:
+    """Raises ValueError for what no engine that decodes in groups does."""
+    if slots and slots % slots_per_group:
+        raise ValueError(
+            f"slots ({slots}) must be a multiple of slots_per_group "
+            f"({slots_per_group})"
+        )
+    if keys:
+        raise ValueError(
+            f"keys={keys!r} is of pages, and this engine decodes in groups; "
+            "take attention=xla, or leave keys empty"
+        )
+    if live:
+        raise ValueError(f"live={live} {LIVE}")

@@ -18,7 +18,7 @@ from dynscaling_jax.inference.batch import (
     lengths,
 )
 from dynscaling_jax.inference.paged import runner
-from dynscaling_jax.inference.paged.attention import Backend, Layout
+from dynscaling_jax.inference.paged.attention import Backend, Layout, layout_of
 from dynscaling_jax.inference.paged.attention.select import BACKENDS, select
 from dynscaling_jax.inference.paged.runner import State
 from dynscaling_jax.inference.paged.scheduler import Limits, Scheduler
@@ -107,23 +107,17 @@ def sizes(
         keys,
         (wanted.slots or 0) // parts,
     )
-    each = pool.slots
-    layout = Layout(
-        parts,
-        each * parts,
-        pool.pages,
-        memory.PAGE,
-        keys or dtype.name,
-        min(-(-context // memory.PAGE), pool.pages),
+    layout = layout_of(
+        config, parts, pool.slots, pool.pages, keys or dtype.name
     )
     limits = Limits(
         parts,
-        each * parts,
-        pool.pages,
-        memory.PAGE,
+        layout.slots,
+        layout.pages,
+        layout.page,
         memory.PREFILL,
         wanted.steps,
-        each,
+        pool.slots,
         context,
         new,
     )

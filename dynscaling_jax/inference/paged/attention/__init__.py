@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from dynscaling_jax.inference.memory import PAGE
 from dynscaling_jax.models.attention import SoftmaxState
 from dynscaling_jax.models.config import ModelConfig
 
@@ -16,6 +17,22 @@ class Layout(NamedTuple):
     page: int  # W, positions of a page
     keys: str  # dtype of the cache: that of the model, or int8
     longest: int  # pages of a sequence at most; the width of its table
+
+
+def layout_of(
+    config: ModelConfig, parts: int, slots: int, pages: int, keys: str
+) -> Layout:
+    """Lays out a cache for sequences of any length up to the context.
+
+    Args:
+        config: of the model.
+        parts: of the mesh.
+        slots: of one part.
+        pages: of one part.
+        keys: dtype of the cache.
+    """
+    context = -(-config.max_position_embeddings // PAGE)
+    return Layout(parts, parts * slots, pages, PAGE, keys, min(context, pages))
 
 
 def unchanged(config: Any, cache: Any, view: Any, *slots: Any) -> Any:
