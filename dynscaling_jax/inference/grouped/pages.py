@@ -101,7 +101,10 @@ def settle(
             second block; it doubles as needed. Once one has, it is NARROW.
         whole: pages at least while no sequence has a second block, all of one
             width: with one for each slot short samples have few shapes. 0
-            keeps narrow and wide pages apart from the first block on.
+            keeps narrow and wide pages apart from the first block on. With
+            more than one there are STEP narrow pages beside wide ones, also
+            if no block needs them: they come and go with every sample, and
+            each number of them compiles anew.
 
     Returns:
         Pages, and what is to be done in this order.
@@ -130,6 +133,8 @@ def settle(
     if not {*near}.isdisjoint(at):
         width = max(width, min(pages.width, most))
     size = max(whole * short, rounded(len(near)))
+    if whole > 1 and wide:
+        size = max(size, STEP)
     narrow, index = _fit(pages.narrow, near, size, width != pages.width)
     if index is not None:
         done.append(Resize(False, index, width))
@@ -152,11 +157,11 @@ def _fit(
 ) -> tuple[tuple[Block | None, ...], np.ndarray | None]:
     """Places blocks in a pool; with the old page of each where it is copied.
 
-    It becomes longer as it must, and shorter when a quarter is too much.
+    It becomes longer as it must, and shorter when an eighth is too much.
     """
     wanted = {*blocks}
     fresh = [block for block in blocks if block not in {*held}]
-    if not other and 4 * size > 3 * len(held) and size <= len(held):
+    if not other and 8 * size > 7 * len(held) and size <= len(held):
         new = iter(fresh)
         return tuple(
             block if block in wanted else next(new, None) for block in held
