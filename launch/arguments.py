@@ -30,6 +30,8 @@ class Command(NamedTuple):
 RENAMED = {
     "--config.engine.rows": "--config.engine.slots",
     "--config.engine.rows_per_group": "--config.engine.slots_per_group",
+    "--config.engine.keys": "--config.engine.kv_dtype",
+    "--keys": "--kv_dtype",
     "--config.lessons": "--config.examples",
     "--config.shape.width": "--config.shape.hidden_size",
     "--config.shape.layers": "--config.shape.num_hidden_layers",

@@ -2,7 +2,7 @@ r"""What a device would hold and how fast it would decode, as predicted.
 
     python -m launch.plan --shape=qwen3-8b --device=v5e-8
     python -m launch.plan --shape=DIR,gpt-oss-20b --device=v5e-8,H100 \
-        --prompt=300 --new=32768 --live=10000 --keys=int8
+        --prompt=300 --new=32768 --live=10000 --kv_dtype=int8
 
 --live is what decides how many samples fit: the mean number of tokens of a
 slot while it samples, prompt included, which is E[L^2] / 2 E[L] of samples of
@@ -51,7 +51,9 @@ LIVE = flags.DEFINE_integer(
     "samples as half done.",
 )
 QUANTIZE = flags.DEFINE_enum("quantize", "", ["", "int8"], "Of the weights.")
-KEYS = flags.DEFINE_enum("keys", "", ["", "int8"], "Of keys and values.")
+KV_DTYPE = flags.DEFINE_enum(
+    "kv_dtype", "", ["", "int8"], "Of keys and values; empty is bfloat16."
+)
 COMPILE = flags.DEFINE_bool(
     "compile",
     False,
@@ -69,7 +71,7 @@ def main(_) -> None:
         from dynscaling_jax.inference.memory import Lengths
 
         lengths = Lengths(PROMPT.value or 0, NEW.value or 0, LIVE.value or 0)
-        int8, keys = QUANTIZE.value == "int8", KEYS.value or ""
+        int8, keys = QUANTIZE.value == "int8", KV_DTYPE.value or ""
         shapes, devices = SHAPE.value or (), DEVICE.value or ()
         print(plan.table(shapes, devices, lengths, int8, keys), flush=True)
         if COMPILE.value:

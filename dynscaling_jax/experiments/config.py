@@ -72,7 +72,7 @@ class EngineConfig(NamedTuple):
     # reference, in groups of a prompt, on one CPU device; xla, tpu, pallas or
     # gpu, from pages; auto takes what suits the devices and the model
     attention: str = "auto"
-    keys: str = ""  # int8: of the keys and values in pages
+    kv_dtype: str = ""  # int8: of the keys and values in pages
     # tokens of a slot while it samples, on average, its prompt included:
     # with groups=auto, how many slots the pages are for
     live: int | None = None
@@ -171,7 +171,11 @@ class TrainingConfig(NamedTuple):
 
 
 # fields of config.engine in version 0.1
-RENAMED = {"rows": "slots", "rows_per_group": "slots_per_group"}
+RENAMED = {
+    "rows": "slots",
+    "rows_per_group": "slots_per_group",
+    "keys": "kv_dtype",
+}
 COLUMNS = ("question", "answer", "id", "choices")  # of a jsonl task
 
 

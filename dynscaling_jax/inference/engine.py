@@ -89,7 +89,7 @@ class Engine:
         prefix_bytes: float = 2e9,
         available: float | None = None,
         attention: str = "auto",
-        keys: str = "",
+        kv_dtype: str = "",
         live: int | None = None,
         steps: int = layout.CHUNK,
         max_thinking_tokens: int | None = None,
@@ -124,7 +124,7 @@ class Engine:
             attention: reference decodes in groups; xla, tpu, pallas and gpu
                 from pages, by inference.paged.attention; auto takes what
                 suits the devices and the model.
-            keys: int8 keeps keys and values in pages as int8; empty in the
+            kv_dtype: int8 keeps keys and values in pages as int8; empty in the
                 dtype of the model.
             live: tokens of a slot while it samples, on average, its prompt
                 included; with slots=None, and from pages alone.
@@ -170,7 +170,7 @@ class Engine:
         if from_pages:
             _check_pages(slots, live, data)
         else:
-            _check_groups(slots, slots_per_group, live, keys)
+            _check_groups(slots, slots_per_group, live, kv_dtype)
         if max_new_tokens >= model.config.max_position_embeddings:
             raise ValueError(
                 f"max_new_tokens ({max_new_tokens}) leaves no room for a "
@@ -222,7 +222,12 @@ class Engine:
                 model.config,
                 self._mesh,
                 paged.Wanted(
-                    attention, keys, slots, live, max_new_tokens, self._steps
+                    attention,
+                    kv_dtype,
+                    slots,
+                    live,
+                    max_new_tokens,
+                    self._steps,
                 ),
                 weights,
                 self._dtype,
@@ -600,7 +605,7 @@ def _check_pages(slots: int | None, live: int | None, data: int) -> None:
 
 
 def _check_groups(
-    slots: int | None, slots_per_group: int, live: int | None, keys: str
+    slots: int | None, slots_per_group: int, live: int | None, kv_dtype: str
 ) -> None:
     """Raises ValueError for what no engine that decodes in groups does."""
     if slots and slots % slots_per_group:
@@ -608,10 +613,10 @@ def _check_groups(
             f"slots ({slots}) must be a multiple of slots_per_group "
             f"({slots_per_group})"
         )
-    if keys:
+    if kv_dtype:
         raise ValueError(
-            f"keys={keys!r} is of pages, and this engine decodes in groups; "
-            "take attention=xla, or leave keys empty"
+            f"kv_dtype={kv_dtype!r} is of pages, and this engine decodes in "
+            "groups; take attention=xla, or leave kv_dtype empty"
         )
     if live:
         raise ValueError(f"live={live} {LIVE}")

@@ -1,12 +1,19 @@
-"""What a config makes of the schedule of its method."""
+"""What a config makes of a run: its schedule, its engine."""
 
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import pytest
+from ml_collections import ConfigDict
 
-from dynscaling_jax.experiments.config import get_config, typed
+from dynscaling_jax.experiments.config import (
+    get_config,
+    get_training_config,
+    typed,
+)
 from dynscaling_jax.experiments.configured import (
     endpoint_sampler,
     method_axes,
@@ -117,6 +124,32 @@ def test_an_engine_polls_as_often_as_a_run_without_rounds(fields, steps):
     config.method = "dynscaling"
     config.budget.update(fields)
     assert polls_every(typed(config)) == steps
+
+
+@pytest.mark.parametrize("config", [get_config(), get_training_config()])
+def test_every_field_can_be_a_flag(config):
+    """config.engine.keys=int8 was refused: keys is a method of ConfigDict."""
+    for name, value in config.items():
+        assert not hasattr(ConfigDict, name), name
+        if isinstance(value, ConfigDict):
+            test_every_field_can_be_a_flag(value)
+
+
+def test_keys_in_int8_by_a_flag(tmp_path):
+    command = [sys.executable, "-m", "launch.run"]
+    command += ["--config=configs/reasoner.py", "--config.engine.keys=int8"]
+    command += [
+        "--config.engine.attention=xla",
+        "--config.task.limit=1",
+        f"--workdir={tmp_path / 'a'}",
+    ]
+    command += ["--config.engine.max_new_tokens=2"]
+    command += ["--config.method=self_consistency"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--config.engine.keys is now --config.engine.kv_dtype" in done.stderr
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["config"]["engine"]["kv_dtype"] == "int8"
 
 
 def test_polls_are_some_steps_apart():

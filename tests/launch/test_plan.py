@@ -84,7 +84,7 @@ def test_live_tokens_and_keys_in_int8():
     long = ["--shape=qwen3-8b", "--device=H100", "--prompt=300"]
     long += ["--new=32768", "--live=10000"]
     slots = []
-    for keys in ([], ["--keys=int8"]):
+    for keys in ([], ["--kv_dtype=int8"]):
         done = launch(*long, *keys)
         slots.append(int(table(done.stdout)[1][7]))
         assert "10000 live tokens a slot\n(--live)" in done.stdout

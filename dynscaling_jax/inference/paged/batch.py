@@ -45,7 +45,7 @@ class Wanted(NamedTuple):
     """What an engine is asked for; as of Engine."""
 
     attention: str
-    keys: str
+    kv_dtype: str
     slots: int | None
     live: int | None
     max_new_tokens: int
@@ -94,9 +94,9 @@ def sizes(
         ValueError: the backend cannot serve the model, or not one sample
             fits into the memory.
     """
-    keys, new = wanted.keys, wanted.max_new_tokens
+    keys, new = wanted.kv_dtype, wanted.max_new_tokens
     if keys not in KEYS:
-        raise ValueError(f"keys={keys!r}: expected int8, or nothing")
+        raise ValueError(f"kv_dtype={keys!r}: expected int8, or nothing")
     context, parts = config.max_position_embeddings, mesh.data_size(on)
     pool = memory.paged(
         mesh.share(config, on),

@@ -355,7 +355,7 @@ def test_int8_keys_are_near(tiny, recording_engine):
         recording_engine(model, temperature=0, **SETTINGS), ask()
     )
     engine = decoded_from_pages(
-        recording_engine, model, temperature=0, keys="int8"
+        recording_engine, model, temperature=0, kv_dtype="int8"
     )
     found = sampled(engine, ask())
     first = lambda of: np.array([t.logprob[0] for _, t in of.values()])
@@ -370,8 +370,8 @@ def test_int8_keys_are_near(tiny, recording_engine):
     ("settings", "message"),
     [
         ({"attention": "flash"}, "attention='flash': expected one of auto"),
-        ({"keys": "int8"}, "keys='int8' is of pages"),
-        ({"attention": "xla", "keys": "int4"}, "keys='int4': expected int8"),
+        ({"kv_dtype": "int8"}, "kv_dtype='int8' is of pages"),
+        ({"attention": "xla", "kv_dtype": "int4"}, "kv_dtype='int4': expected"),
         ({"attention": "tpu"}, "attention=tpu needs a TPU, and these devices"),
         ({"attention": "gpu"}, "attention=gpu needs a GPU, and these devices"),
         ({"attention": "xla", "available": 1e5}, "one sample of .* tokens"),

@@ -152,7 +152,10 @@ def collected(
         return jax.tree.map(at, every, some(number))
 
     none = jnp.zeros((room * rows, *q.shape[1:]), q.dtype)
-    return jax.lax.fori_loop(0, blocks, put, empty(none))
+    # What is empty hangs on q: else XLA:GPU makes it before all steps, once for
+    # each of the layers, which it unrolls.
+    begin, _ = jax.lax.optimization_barrier((empty(none), q))
+    return jax.lax.fori_loop(0, blocks, put, begin)
 
 
 def shared_states(
