@@ -19,8 +19,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.done
 # what is named with its sum, and nothing else
 PINNED := install --quiet --require-hashes --no-deps --requirement third_party
-# by its path: a script beside a clone of this name would import the folder
-OWN := install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+OWN := install --quiet --no-deps --no-build-isolation --editable .
 
 .PHONY: setup demo demo-all gains smollm2 reasoner test test-all check parity aot docs peers pins clean
 

@@ -26,7 +26,7 @@ class Command(NamedTuple):
     fields: str = ""  # the file that lists what its config may hold
 
 
-# Names of version 0.1 that are still read, for one release.
+# Old names that are still read, for one release: of version 0.1, and keys.
 RENAMED = {
     "--config.engine.rows": "--config.engine.slots",
     "--config.engine.rows_per_group": "--config.engine.slots_per_group",

@@ -11,9 +11,10 @@ L tokens. Without it samples are taken as half done.
 A shape is a name or a directory with a config.json, which need hold no
 weights. The figures come from what makers publish of their chips, by the
 formulas of dynscaling_jax/inference/plan.py; nothing is run. --compile adds
-what the compilers of the devices say of the real functions (`make aot`
-installs them, beside the project's own environment). Real rates are
-lower: no chip reaches its peaks, and what chips tell one another is left out.
+what the compilers of the devices say of the real functions (`make
+.venv-aot/.done` installs them, beside the project's own environment). Real
+rates are lower: no chip reaches its peaks, and what chips tell one another is
+left out.
 """
 
 import os
@@ -58,13 +59,14 @@ COMPILE = flags.DEFINE_bool(
     "compile",
     False,
     "Compiles the engine's functions for each device, and prints what its "
-    "compiler says beside the formulas. `make aot` installs the compilers.",
+    "compiler says beside the formulas. `make .venv-aot/.done` installs the "
+    "compilers.",
 )
 
 
 def main(_) -> None:
     quiet("jax")
-    # none is asked for, and JAX's plugin for CUDA refuses to load without one
+    # No device is needed, and without one JAX's plugin for CUDA does not load.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
         from dynscaling_jax.experiments import plan

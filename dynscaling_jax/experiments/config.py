@@ -170,7 +170,7 @@ class TrainingConfig(NamedTuple):
     shape: ShapeConfig = ShapeConfig()
 
 
-# fields of config.engine in version 0.1
+# fields of config.engine that had other names: in version 0.1, and keys after
 RENAMED = {
     "rows": "slots",
     "rows_per_group": "slots_per_group",
@@ -236,7 +236,7 @@ def _of_dict(kind: Any, values: dict[str, Any], path: str) -> Any:
 
 
 def renamed(config: Any) -> Any:
-    """Returns the config of a run of version 0.1 with the names of today."""
+    """Returns the config of an older run with the names of today."""
     if not isinstance(config.get("engine"), dict):
         return config
     engine = {RENAMED.get(k, k): v for k, v in config["engine"].items()}

@@ -317,7 +317,7 @@ def open_engine(
 
 
 def polls_every(config: RunConfig) -> int:
-    """What an Engine gets as its steps; it takes 16 at most."""
+    """Decode steps between two polls; an Engine cuts them at 16."""
     without_rounds = _is_async(config, METHODS[config.method]())
     return config.budget.poll_steps if without_rounds else CHUNK
 

@@ -1,10 +1,10 @@
 """The real functions, compiled for devices that are not here.
 
 The compilers of accelerators are programs of their own, and need no device:
-libtpu for TPUs, jax's CUDA plugin for GPUs (`make aot` installs both). What
-they compile is what an engine would run: prefill_chunk, start and decode_chunk
-of inference.paged.runner, with the shapes and shardings of a plan, and no
-array. None of this says how long anything takes.
+libtpu for TPUs, jax's CUDA plugin for GPUs (`make .venv-aot/.done` installs
+both). What they compile is what an engine would run: prefill_chunk, start and
+decode_chunk of inference.paged.runner, with the shapes and shardings of a plan,
+and no array. None of this says how long anything takes.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ from dynscaling_jax.models.parameters import Params
 from dynscaling_jax.models.sharding import AXES, param_sharding
 from dynscaling_jax.models.stacked import Stacked, period
 
-INSTALL = "make aot installs them; then run .venv-aot/bin/python"
+INSTALL = "make .venv-aot/.done installs it; then run .venv-aot/bin/python"
 STEPS = runner.CHUNK
 STOPS = 8  # ids that end a sample, as an engine pads them
 TPU_ENVIRONMENT = {  # libtpu is not to look for its machine, or to lock it
@@ -172,8 +172,8 @@ def _topology(platform: str, name: str, **more: str) -> tuple[Any, ...]:
         )
     except NotImplementedError as error:
         raise ValueError(
-            f"the compiler for {name} did not load: JAX asked it for a device "
-            "first; set JAX_PLATFORMS=cpu"
+            f"the compiler for {name} was not loaded: JAX looked for a device "
+            "and found none; set JAX_PLATFORMS=cpu"
         ) from error
     return tuple(found.devices)
 

@@ -45,7 +45,7 @@ from dynscaling_jax.types import (
 )
 
 REUSE = 16  # a common beginning shorter than this is computed anew
-LIVE = (  # behind `live=10000`, where it is refused
+LIVE = (  # ends the message that begins with "live=10000"
     "says how many slots of pages there are: take slots=None "
     "(config.engine.groups=auto) on an accelerator or a mesh, or leave live "
     "out"
@@ -595,7 +595,7 @@ def _check_whole(**settings: int) -> None:
 
 
 def _check_pages(slots: int | None, live: int | None, data: int) -> None:
-    """Raises ValueError for what no engine that decodes from pages does."""
+    """Raises ValueError for settings that decoding from pages cannot have."""
     if slots and slots % data:
         raise ValueError(
             f"slots ({slots}) must be a multiple of data ({data}) of the mesh"
@@ -607,7 +607,7 @@ def _check_pages(slots: int | None, live: int | None, data: int) -> None:
 def _check_groups(
     slots: int | None, slots_per_group: int, live: int | None, kv_dtype: str
 ) -> None:
-    """Raises ValueError for what no engine that decodes in groups does."""
+    """Raises ValueError for settings that decoding in groups cannot have."""
     if slots and slots % slots_per_group:
         raise ValueError(
             f"slots ({slots}) must be a multiple of slots_per_group "

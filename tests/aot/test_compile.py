@@ -60,13 +60,14 @@ def planned(shape, device, keys=""):
 
 
 def repeated(config, device):
-    """A model whose layers are one of each kind, in turn.
+    """A model whose layers are one of each kind, in turn; on GPUs its own.
 
     A layer is its kind and its arrays, so a further one of a kind is the same
     code again. On TPUs a loop runs them, as often as makes the model's own
     depth: that of Gemma, of which six in a row and four behind compile as ten,
     has 17 sliding layers and 17 full ones here. On GPUs layers are a list, and
-    all are there: once what each began with was held for all of them.
+    all are compiled: with one of each kind it went unseen that the empty states
+    of all layers were held at once.
     """
     if not device.startswith("v"):
         return config
@@ -212,14 +213,15 @@ def test_int8_keys(shape, device):
 
 
 @pytest.mark.parametrize(
-    ("slots", "pages", "kv_heads", "dim"), [(540, 256, 8, 256), (8, 2, 16, 256)]
+    ("slots", "pages", "kv_heads", "dim"), [(540, 256, 8, 256), (8, 2, 32, 256)]
 )
 def test_the_scalars_and_blocks_of_the_kernel_fit_on_the_chip(
     slots, pages, kv_heads, dim
 ):
     """Blocks of two pages have more scalars for each page than larger ones:
     those of 540 slots of 256 pages were more than the chip has room for. A
-    page of 16 heads has the most bytes that a block may have, and is alone."""
+    page of 32 heads has the most bytes that `refuses` allows, and is a block
+    alone."""
     config = dataclasses.replace(
         plan.SHAPES["gemma-3-4b"],
         num_hidden_layers=1,
@@ -327,7 +329,7 @@ def test_the_command(device):
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stdout.count("decode") >= 2
+    assert "What the device's compiler says" in done.stdout
 
 
 def test_an_unknown_device():

@@ -102,9 +102,10 @@ def settle(
         whole: pages at least while no sequence has a second block, all of one
             width: with one for each slot short samples have few shapes. 0
             keeps narrow and wide pages apart from the first block on. With
-            more than one there are STEP narrow pages beside wide ones, also
-            if no block needs them: they come and go with every sample, and
-            each number of them compiles anew.
+            more than one, narrow pages beside wide ones are never fewer than
+            STEP (half as many for up to four), even if no block needs them:
+            the last ones come and go with every sample, and each number of
+            pages compiles anew.
 
     Returns:
         Pages, and what is to be done in this order.
@@ -134,7 +135,7 @@ def settle(
         width = max(width, min(pages.width, most))
     size = max(whole * short, rounded(len(near)))
     if whole > 1 and wide:
-        size = max(size, STEP)
+        size = max(size, min(STEP, rounded(whole)))
     narrow, index = _fit(pages.narrow, near, size, width != pages.width)
     if index is not None:
         done.append(Resize(False, index, width))

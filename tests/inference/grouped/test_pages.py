@@ -36,7 +36,7 @@ def test_short_samples_lie_in_one_pool_of_a_page_a_slot():
     assert isinstance(narrow, Resize) and not narrow.wide
     pages, _ = placement.settle(pages, {7: 512, 9: 20}, 32, 8)
     assert pages.width == placement.NARROW  # no shape for 20 positions
-    for lengths in ({7: 512, 9: 256}, {7: 512}):  # nor for no short block
+    for lengths in ({7: 512, 9: 256}, {7: 512}):  # as many without a short one
         pages, _ = placement.settle(pages, lengths, 32, 8)
         assert pages.narrow == (None,) * placement.STEP
 

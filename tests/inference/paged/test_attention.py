@@ -378,7 +378,8 @@ def test_pallas_in_float32(case, state):
 @pytest.mark.parametrize("case", ["grouped", "window"])
 def test_pallas_takes_slots_in_turn(case, monkeypatch):
     """Where the pages of all have no room in the scalar memory."""
-    monkeypatch.setattr(pallas, "SCALARS", 40)  # of three slots, or of fewer
+    # of two slots, or of three; a part has four
+    monkeypatch.setattr(pallas, "SCALARS", 30)
     fresh = pallas.backend(interpret=True)  # not what was compiled before
     config, window = config_of(case)
     check(fresh, config, window, LAYOUT, SHARING, "float32", 1e-5)
@@ -433,7 +434,8 @@ def test_the_kernel_copies_each_page_once(lengths, at_once, window):
         for own, n, begin in zip(table, lengths, first, strict=True)
         for page in own[begin : max(-(-n // W), 1)]
     ]
-    # what the first block has no page for is the first page, a place each
+    # the first block has none before it: places that it has no page for hold
+    # whatever the table has there, one page each
     assert len(copied) <= len(seen) + at_once - 1
     assert {*seen} <= {*copied}
 

@@ -71,9 +71,9 @@ class Backend(NamedTuple):
     """(layout, chunks of a Turn) -> NumPy arrays [D, ...], which prefill
     gets."""
     decode: Callable[..., tuple[SoftmaxState, Any]]
-    """(kind, config, cache [pages, ...], first page, number of pages, view,
-    position, active, q, k, v) of a part -> (state, cache); as
-    sharded.decode."""
+    """(kind, config, cache [pages, ...], first page, number of pages, what step
+    made of the view, position, active, q, k, v) of a part -> (state, cache);
+    as sharded.decode."""
     prefill: Callable[..., tuple[SoftmaxState, Any]]
     """(kind, config, cache [pages, ...], first page, view, q, k, v) of a part
     -> (state, cache); with a running softmax, as sharded.prefill."""

@@ -1,7 +1,8 @@
 """Decoding from pages by a Pallas kernel for TPUs, where JAX's own refuses.
 
-It takes heads of 64 and 256 features, sinks, and int8 keys, which JAX's kernel
-does not. The cache is that of the XLA form, whose prefill serves here too.
+It takes heads of any multiple of 64 features, sinks, and int8 keys, where JAX's
+kernel takes 128 features alone. The cache is that of the XLA form, whose
+prefill serves here too.
 
 The kernel goes through a list of blocks, each some pages of one slot. A block
 is one step of its grid: while it is computed, the pages of the next one are
@@ -47,8 +48,9 @@ from dynscaling_jax.models.attention import (
 from dynscaling_jax.models.config import Kind, ModelConfig
 
 MOST_PAGES = 16  # of a block
-# Of a block's keys, unless one page has more. Values take as much, and the chip
-# holds both twice; so a page may have double, and no more.
+# Bytes of a block's keys. Values take as much, and the chip holds two blocks at
+# a time: 4 MB. A page that has more is a block alone, up to twice as much;
+# `refuses` names what is larger.
 BLOCK_BYTES = 1 << 20
 SCALARS = 3 << 16  # of a call, int32: 768 KB of the 1 MB of scalar memory
 ROWS = 8  # queries of a key head are padded to a multiple of these
@@ -69,8 +71,8 @@ class Seen(NamedTuple):
 
     table: Int32[Array, "S P"]  # pages of each slot; -1 is none
     blocks: dict[int, tuple[Blocks, ...]]
-    """Of each window that layers have, a list for each call of the kernel. A
-    call has as many slots as its scalars have room for."""
+    """By window of a layer: the Blocks of each call of the kernel, in the order
+    of the slots. A call takes as many slots as scalar memory has room for."""
 
 
 def backend(interpret: bool = False) -> Backend:
@@ -114,8 +116,8 @@ def step(
     _, to = written_to(table, jnp.int32(0), position, active, page, -1)
     length = jnp.where(to >= 0, position + 1, 0)
     most, blocks = pages_at_once(cache[0]), {}
-    for layer in range(config.num_hidden_layers):
-        window = config.kind(layer).window
+    layers = range(config.num_hidden_layers)
+    for window in sorted({config.kind(layer).window for layer in layers}):
         seen = most_seen(window, page, table.shape[1])
         at_once = min(most, seen)
         scalars = -(-seen // at_once) * (at_once + 2) + 1  # of a slot's Blocks
@@ -167,7 +169,7 @@ def decode(
 
 
 def most_seen(window: int, page: int, width: int) -> int:
-    """The most pages of a table of so many that a query sees."""
+    """The most pages that a query sees, of a table that is `width` wide."""
     return min(pages_met(window, page), width) if window else width
 
 
@@ -182,7 +184,7 @@ def by_key_head(
 
 
 def pages_at_once(pages: jax.Array) -> int:
-    """Pages of a block: as BLOCK_BYTES has room for, from 1 to MOST_PAGES.
+    """Pages of a block: as BLOCK_BYTES has room for, 1 to MOST_PAGES.
 
     Args:
         pages: of all layers, [L, N, ...].
@@ -202,7 +204,8 @@ def listed(
 
     A slot without keys has one block, so that what it gets is set. Behind the
     last page of a slot a block names the page that the block before has there:
-    what is on the chip already is not copied again. Slot 0 has pages 7, 3 and
+    what is on the chip already is not copied again. (In the first block it is
+    what the table has there, or page 0.) Slot 0 has pages 7, 3 and
     5, slot 1 page 2, and slot 2 pages 8 and 9; in blocks of two:
 
         slot     0    0    1    2

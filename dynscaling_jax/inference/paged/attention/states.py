@@ -152,8 +152,9 @@ def collected(
         return jax.tree.map(at, every, some(number))
 
     none = jnp.zeros((room * rows, *q.shape[1:]), q.dtype)
-    # What is empty hangs on q: else XLA:GPU makes it before all steps, once for
-    # each of the layers, which it unrolls.
+    # The empty states are tied to q. They are the same in every step, so
+    # XLA:GPU would make them before the loop over steps and hold them all,
+    # those of each layer: layers are a list there, not a loop.
     begin, _ = jax.lax.optimization_barrier((empty(none), q))
     return jax.lax.fori_loop(0, blocks, put, begin)
 
