@@ -208,7 +208,8 @@ def test_int8_keys(shape, device):
     if (shape, device) == ("gpt-oss-20b", "v5p-8"):
         most = 1.45  # of 867 slots, whose logits count too
     if not device.startswith("v"):
-        most = 5  # XLA:GPU copies some pages at a time: docs/single_gpu.md
+        # XLA:GPU copies some pages at a time: docs/single_gpu.md
+        most = 10 if device == "H200" else 5
     assert 0.95 < moved / least <= most
 
 
