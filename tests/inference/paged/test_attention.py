@@ -336,13 +336,14 @@ SHARING = (
 )
 
 
+@pytest.mark.parametrize("name", ["xla", "pallas"])
 @pytest.mark.parametrize("case", CASES)
 @settings(max_examples=3, deadline=None)
 @given(state=states(LAYOUT))
 @example(state=SHARING)
-def test_xla_in_float32(case, state):
+def test_in_float32(name, case, state):
     config, window = config_of(case)
-    check(BACKENDS["xla"], config, window, LAYOUT, state, "float32", 1e-5)
+    check(BACKENDS[name], config, window, LAYOUT, state, "float32", 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -364,15 +365,6 @@ def test_tpu_in_float32(case):
     state = 0, [(1, {0, 1}), (0, set())], slots
     layout = LAYOUT._replace(slots=4)
     check(BACKENDS["tpu"], config, window, layout, state, "float32", 1e-5)
-
-
-@pytest.mark.parametrize("case", CASES)
-@settings(max_examples=2, deadline=None)
-@given(state=states(LAYOUT))
-@example(state=SHARING)
-def test_pallas_in_float32(case, state):
-    config, window = config_of(case)
-    check(BACKENDS["pallas"], config, window, LAYOUT, state, "float32", 1e-5)
 
 
 @pytest.mark.parametrize("case", ["grouped", "window"])

@@ -371,7 +371,10 @@ def test_int8_keys_are_near(tiny, recording_engine):
     [
         ({"attention": "flash"}, "attention='flash': expected one of auto"),
         ({"kv_dtype": "int8"}, "kv_dtype='int8' is of pages"),
-        ({"attention": "xla", "kv_dtype": "int4"}, "kv_dtype='int4': expected"),
+        (
+            {"attention": "xla", "kv_dtype": "int4"},
+            "kv_dtype='int4': expected int8",
+        ),
         ({"attention": "tpu"}, "attention=tpu needs a TPU, and these devices"),
         ({"attention": "gpu"}, "attention=gpu needs a GPU, and these devices"),
         ({"attention": "xla", "available": 1e5}, "one sample of .* tokens"),

@@ -4,17 +4,17 @@ It takes heads of any multiple of 64 features, sinks, and int8 keys, where JAX's
 kernel takes 128 features alone. The cache is that of the XLA form, whose
 prefill serves here too.
 
-The kernel goes through a list of blocks, each some pages of one slot. A block
-is one step of its grid: while it is computed, the pages of the next one are
+The kernel goes through a list of blocks, each some pages of one slot. Its grid
+is that list: while it is computed, the pages of the next one are
 copied to the chip. W = 4, blocks of two pages; slot 0 is at position 13 and
 slot 1 at position 5:
 
-    step          0    1    2
+    block         0    1    2
     slot          0    0    1
     pages         0 1  2 3  0 1     places in the table of the slot
     positions     0-7  8-13 0-5
 
-Consecutive steps of one slot add to one softmax, which stays on the chip.
+Consecutive blocks of one slot add to one softmax, which stays on the chip.
 """
 
 import functools
@@ -57,7 +57,7 @@ ROWS = 8  # queries of a key head are padded to a multiple of these
 
 
 class Blocks(NamedTuple):
-    """What the kernel reads step by step, slot after slot."""
+    """What the kernel reads block by block, slot after slot."""
 
     count: Int32[Array, ""]  # blocks that there are; the others mean nothing
     slot: Int32[Array, " T"]
@@ -151,9 +151,9 @@ def decode(
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
     """Writes one token a slot and attends up to it; see Backend.decode."""
     del number
-    page = xla.page_size(config, cache)
-    _, to = written_to(view.table, base, position, active, page, len(cache[0]))
-    cache = xla.write(config, cache, to, position % page, k, v)
+    _, cache = xla.write(
+        config, cache, view.table, base, position, active, k, v
+    )
     rows, states, first = by_key_head(q, k.shape[1]), [], 0
     for blocks in view.blocks[kind.window]:
         some = rows[first : first + len(blocks.length)]
@@ -205,8 +205,8 @@ def listed(
     A slot without keys has one block, so that what it gets is set. Behind the
     last page of a slot a block names the page that the block before has there:
     what is on the chip already is not copied again. (In the first block it is
-    what the table has there, or page 0.) Slot 0 has pages 7, 3 and
-    5, slot 1 page 2, and slot 2 pages 8 and 9; in blocks of two:
+    what the table has there, or page 0.) Slot 0 has pages 7, 3 and 5, slot 1
+    page 2, and slot 2 pages 8 and 9; in blocks of two:
 
         slot     0    0    1    2
         page     7 3  5 3  2 3  8 9
@@ -226,13 +226,13 @@ def listed(
     width = most_seen(window, page, table.shape[1])
     count = (last - first) // at_once + 1
     ends = jnp.cumsum(count)
-    step = jnp.arange(slots * -(-width // at_once))
-    slot = jnp.searchsorted(ends, step, side="right", method="compare_all")
+    block = jnp.arange(slots * -(-width // at_once))
+    slot = jnp.searchsorted(ends, block, side="right", method="compare_all")
     slot = jnp.minimum(slot, slots - 1)
-    start = first[slot] + (step - (ends - count)[slot]) * at_once
+    start = first[slot] + (block - (ends - count)[slot]) * at_once
     places = start[:, None] + jnp.arange(at_once)[None]
     there = places <= last[slot][:, None]
-    named = jax.lax.cummax(jnp.where(there, step[:, None], 0))
+    named = jax.lax.cummax(jnp.where(there, block[:, None], 0))
     places = jnp.clip(places, 0, table.shape[1] - 1)
     own = jnp.maximum(table[slot[:, None], places], 0)
     pages = jnp.take_along_axis(own, named, 0)
@@ -255,13 +255,13 @@ def attended(
     def of_slot(width: int) -> pl.BlockSpec:
         return pl.BlockSpec(
             (1, kv_heads, rows, width),
-            lambda step, slot, *_: (slot[step], 0, 0, 0),
+            lambda block, slot, *_: (slot[block], 0, 0, 0),
         )
 
     def of_page(x: jax.Array, place: int) -> pl.BlockSpec:
-        def index(step, slot, start, page, length):
+        def index(block, slot, start, page, length):
             del slot, start, length
-            return (page[step * at_once + place], *(0,) * (x.ndim - 1))
+            return (page[block * at_once + place], *(0,) * (x.ndim - 1))
 
         return pl.BlockSpec((1, *x.shape[1:]), index)
 
@@ -269,7 +269,7 @@ def attended(
         (slots, kv_heads, rows, width), jnp.float32
     )
     run = pl.pallas_call(
-        functools.partial(_step, kind, config, len(cache)),
+        functools.partial(_block, kind, config, len(cache)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
             grid=(blocks.count,),
@@ -287,7 +287,7 @@ def attended(
     return SoftmaxState(*run(*scalars, q, *(at_once * [*cache])))
 
 
-def _step(kind, config, arrays, slot, start, page, length, q, *refs):
+def _block(kind, config, arrays, slot, start, page, length, q, *refs):
     """One block: adds what a slot sees in some pages to its softmax.
 
     Args:
@@ -304,10 +304,10 @@ def _step(kind, config, arrays, slot, start, page, length, q, *refs):
     del page
     *kept, peak, total, acc = refs
     pages = [kept[at : at + arrays] for at in range(0, len(kept), arrays)]
-    step = pl.program_id(0)
-    own = slot[step]
+    number = pl.program_id(0)
+    own = slot[number]
 
-    @pl.when((step == 0) | (slot[jnp.maximum(step - 1, 0)] != own))
+    @pl.when((number == 0) | (slot[jnp.maximum(number - 1, 0)] != own))
     def _():
         peak[...] = jnp.full_like(peak, MASKED)
         total[...] = jnp.zeros_like(total)
@@ -316,7 +316,7 @@ def _step(kind, config, arrays, slot, start, page, length, q, *refs):
     turned = xla.tokens_last(config, pages[0][0].dtype)
     width = pages[0][0].shape[-1 if turned else -2]
     shape = q.shape[2], len(pages) * width
-    at = start[step] + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    at = start[number] + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     seen = at < length[own]
     if kind.window:
         seen &= at >= length[own] - kind.window

@@ -185,10 +185,9 @@ def decode(
 ) -> tuple[SoftmaxState, tuple[jax.Array, ...]]:
     """Writes one token a slot and attends up to it; see Backend.decode."""
     slots, page = len(position), page_size(config, cache)
-    place, to = written_to(
-        view.table, base, position, active, page, len(cache[0])
+    place, cache = write(
+        config, cache, view.table, base, position, active, k, v
     )
-    cache = write(config, cache, to, position % page, k, v)
     turned = tokens_last(config, cache[0].dtype)
     attend = functools.partial(page_states, kind, config, position, q, turned)
     take = lambda at: [x[base + at] for x in cache]
@@ -213,18 +212,24 @@ def decode(
 def write(
     config: ModelConfig,
     cache: tuple[jax.Array, ...],
-    page: Int32[Array, " S"],
-    place: Int32[Array, " S"],
+    table: Int32[Array, "S P"],
+    base: Int32[Array, ""],
+    position: Int32[Array, " S"],
+    active: Bool[Array, " S"],
     k: Float[Array, "S K D"],
     v: Float[Array, "S K D"],
-) -> tuple[jax.Array, ...]:
-    """Puts a key and a value of each slot into its place of a page.
+) -> tuple[Int32[Array, " S"], tuple[jax.Array, ...]]:
+    """Puts a key and a value of each slot into its page.
 
-    Those past the last page go nowhere; no two slots write into one page.
+    Those of slots that do not write go nowhere; no two write into one page.
     XLA:TPU writes in place if there is one index for each head. Where positions
     are the last dimension, it would still lay out the cache anew for columns,
-    in a copy; there pages are replaced.
+    in a copy; there pages are replaced. Arguments are those of
+    views.written_to; also returns the place of each slot's page in its table.
     """
+    width = page_size(config, cache)
+    own, page = written_to(table, base, position, active, width, len(cache[0]))
+    place = position % width
     head = jnp.arange(k.shape[1])[None]
 
     def put(x, new, axis):
@@ -240,7 +245,7 @@ def write(
         return x.at[at].set(jnp.where(here, new[..., None], old), mode="drop")
 
     new, axes = stored(cache, k, v), _token_axes(config, cache)
-    return tuple(put(*each) for each in zip(cache, new, axes, strict=True))
+    return own, tuple(put(*each) for each in zip(cache, new, axes, strict=True))
 
 
 def stored(
